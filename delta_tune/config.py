@@ -47,11 +47,11 @@ class TrialConfig:
     """
 
     regularizer: Regularizer = "delta"
-    """What keeps the target near the source: weight decay, the starting point, nothing but a new head, or feature maps."""
+    """What keeps the target near the source: weight decay, the starting point, a frozen backbone, or feature maps."""
     behavior_scale: BehaviorScale = "relative"
-    """`relative` divides each layer's term by its mean square, so that alpha carries over between backbones; `raw` does not."""
+    """`relative` divides a layer's term by the map's mean square, so that alpha carries over between backbones."""
     alpha: float = 1.0
-    """Strength of the behaviour (delta, delta_uniform) or starting-point (l2_sp) regularizer on a per-image mean, ≥ 0."""
+    """Strength of the behaviour (a per-image mean; delta, delta_uniform) or starting-point (l2_sp) penalty, ≥ 0."""
     beta: float = 0.01
     """Strength of the L2 penalty on the new head, ≥ 0; every method but l2 has it."""
     layers: str | tuple[str, ...] = "all"

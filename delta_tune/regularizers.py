@@ -1,0 +1,78 @@
+"""What is added to the cross entropy: pure functions of tensors (arXiv 1901.09229, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def head_l2(head: nn.Module) -> Tensor:
+    """½(‖W‖² + ‖b‖²) of the new head, bias included; a float32 scalar."""
+    return 0.5 * _sum_of_squares(head.parameters())
+
+
+def weight_l2_sp(parameters: Iterable[Tensor], source: Iterable[Tensor]) -> Tensor:
+    """½‖w − w*‖² over pairs of backbone parameters of equal shapes (L2-SP, arXiv 1802.01483, eq. 2)."""
+    pairs = list(zip(parameters, source, strict=True))
+    return 0.5 * _sum_of_squares(ours - theirs for ours, theirs in pairs)
+
+
+def channel_factors(weights: Tensor, mean_square: float | None) -> Tensor:
+    """The factor of each channel's squared distance in one layer's behaviour term.
+
+    Args:
+        weights: attention W of the layer, (C,), sums to 1.
+        mean_square: mean of FM_s² over images, channels and positions for the `relative` scale; None for `raw`.
+
+    Returns:
+        (C,): C · W_j, divided by C · mean_square where that is given. A map that is zero throughout has factor 0:
+        a relative error has no meaning there.
+    """
+    channels = len(weights)
+    if mean_square is None:
+        return weights * channels
+    if mean_square == 0:
+        return torch.zeros_like(weights)
+    return weights / mean_square
+
+
+def behavior(
+    target_maps: Mapping[str, Tensor], source_maps: Mapping[str, Tensor], factors: Mapping[str, Tensor]
+) -> Tensor:
+    """½ · mean over images of Σ_layers Σ_channels factor_lj · ‖FM_t[j] − FM_s[j]‖² / (H·W), eq. 4 and 6.
+
+    Args:
+        target_maps: layer → (B, C, H, W), with gradient.
+        source_maps: the frozen source's, of the same shapes.
+        factors: layer → (C,), see `channel_factors`; its keys are the layers that count.
+
+    Returns:
+        A float32 scalar. A per-image mean, so that alpha means the same at every batch size (the reference sums).
+    """
+    total = torch.zeros((), device=next(iter(factors.values())).device)
+    for layer, factor in factors.items():
+        target = target_maps[layer]
+        per_image = target.shape[0] * target.shape[2] * target.shape[3]
+        total = total + _WeightedSquaredDistance.apply(target, source_maps[layer], factor) / per_image
+    return 0.5 * total
+
+
+class _WeightedSquaredDistance(torch.autograd.Function):
+    """Σ_j factor_j ‖t_j − s_j‖² in float32: the difference is the only map-sized tensor that is kept."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, target: Tensor, source: Tensor, factor: Tensor) -> Tensor:
+        difference = target.float() - source.float()
+        ctx.save_for_backward(difference, factor)
+        return difference.square().sum((0, 2, 3)) @ factor
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        difference, factor = ctx.saved_tensors  # type: ignore[attr-defined]
+        return difference * (2 * grads[0] * factor).view(1, -1, 1, 1), None, None
+
+
+def _sum_of_squares(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([t.float().square().sum() for t in tensors]).sum()
