@@ -1,0 +1,176 @@
+"""From a file to a square of pixels, and the squares of a split in memory."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from delta_tune.config import UserError
+
+Interpolation = Literal["bilinear", "bicubic"]
+Pixels = npt.NDArray[np.uint8]
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """What a backbone wants to see."""
+
+    image_size: int
+    """Side of the network's input, in pixels."""
+    stored_size: int
+    """Side of the stored square that the input is cropped from, ≥ image_size."""
+    mean: tuple[float, float, float]
+    """Of the three channels, for values in [0, 1]."""
+    std: tuple[float, float, float]
+    """Of the three channels, for values in [0, 1]."""
+    interpolation: Interpolation
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= self.stored_size:
+            raise UserError(
+                f"1 <= image_size <= stored_size must hold, but got (image_size={self.image_size}, "
+                f"stored_size={self.stored_size})."
+            )
+
+
+class DamagedImage(UserError):
+    """An image that cannot be read; `args` are its name and the reason."""
+
+    def __str__(self) -> str:
+        name, reason = self.args
+        return f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG."
+
+
+def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """An image as RGB, upright (EXIF), 16-bit grey scaled to 8 bit, transparency laid on white.
+
+    Args:
+        source: a path, the bytes of a file, or an opened image, which is left as it is.
+
+    Raises:
+        DamagedImage: missing, empty, truncated, of no known format, or too large to be meant (a decompression bomb).
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return _to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise nearly every built-in exception on a damaged file
+        name = str(source) if isinstance(source, str | Path) else "the image"
+        raise DamagedImage(name, damage(error)) from error
+
+
+def damage(error: Exception) -> str:
+    """Why an image could not be read, in words that do not change from run to run."""
+    if isinstance(error, DamagedImage):
+        return str(error.args[1])
+    if isinstance(error, UnidentifiedImageError):
+        return "empty or no image format that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+        image = Image.fromarray(
+            ((np.clip(np.asarray(image), 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        )
+    elif image.has_transparency_data:
+        # What lies under transparent pixels is arbitrary; white is the page that such pictures are drawn for.
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, size: int, interpolation: Interpolation) -> Pixels:
+    """Resize the short side to `size` (antialiased) and crop the centre, as torchvision's Resize and CenterCrop do.
+
+    Args:
+        image: RGB, any size.
+        size: side of the square, in pixels.
+        interpolation: bilinear or bicubic.
+
+    Returns:
+        uint8 (size, size, 3); an image that already is `size` × `size` comes back unchanged.
+    """
+    short = min(image.size)
+    box = []
+    for side in image.size:
+        resized = size * side // short
+        offset = round((resized - size) / 2)
+        box.append((offset * side / resized, (offset + size) * side / resized))
+    (left, right), (top, bottom) = box
+    # Only the square is computed: a strip of 1 × 10,000 pixels would otherwise be enlarged to gigabytes first.
+    square = image.resize((size, size), _RESAMPLING[interpolation], box=(left, top, right, bottom))
+    return np.array(square)  # writable
+
+
+def to_png(square: Pixels) -> bytes:
+    """The pixels as a PNG file, which is lossless."""
+    file = io.BytesIO()
+    Image.fromarray(square).save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImages:
+    """The images of a split, decoded: uint8 (N, stored, stored, 3), perhaps read-only."""
+
+    pixels: Pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
+        """The images at `indices` (B,): uint8 (B, stored, stored, 3), the caller's own."""
+        return self.pixels[np.asarray(indices, dtype=np.int64)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedImages:
+    """The images of a split as files in memory, decoded for each batch: slower, but much smaller."""
+
+    encoded: Any
+    """pyarrow.LargeBinaryArray (N,)."""
+    stored_size: int
+    interpolation: Interpolation
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
+        """The images at `indices` (B,): uint8 (B, stored, stored, 3), the caller's own; as decoded once."""
+        pixels = np.empty((len(indices), self.stored_size, self.stored_size, 3), dtype=np.uint8)
+
+        def decode(row: int) -> None:
+            image = open_image(self.encoded[int(indices[row])].as_py())
+            pixels[row] = to_square(image, self.stored_size, self.interpolation)
+
+        with ThreadPoolExecutor(num_threads()) as pool:
+            for _ in pool.map(decode, range(len(indices))):
+                pass
+        return pixels
+
+
+def pack(files: list[bytes]) -> Any:
+    """The files as one pyarrow.LargeBinaryArray, whose buffers go to other processes without a copy."""
+    return pa.array(files, type=pa.large_binary())
+
+
+def num_threads() -> int:
+    """Threads to decode with: OMP_NUM_THREADS (Ray sets it to a worker's share of the machine), else all CPUs."""
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return int(share) if share.isdigit() and int(share) > 0 else os.cpu_count() or 1

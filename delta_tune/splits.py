@@ -1,0 +1,128 @@
+"""Which examples go into which split: stratified, seeded, and by index, before any image is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from delta_tune.config import UserError
+
+Indices = npt.NDArray[np.int64]
+
+
+def natural_order(name: str) -> tuple[list[int | str], str]:
+    """Sort key by which img2 comes before img10, and -1 before 0."""
+    parts = re.split(r"(^-?\d+|\d+)", name)
+    return [int(part) if position % 2 else part.casefold() for position, part in enumerate(parts)], name
+
+
+def find_classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The classes of train in natural order.
+
+    Args:
+        labels: of each split, by name.
+
+    Raises:
+        UserError: fewer than two, or one of val or test that train does not have.
+    """
+    classes = tuple(sorted(set(labels["train"]), key=natural_order))
+    if not classes:
+        raise UserError("The data hold no images to train on; give at least one, and better ten, of each class.")
+    if len(classes) == 1:
+        raise UserError(f"The data have only the class {classes[0]!r}; give at least two classes to tell apart.")
+    for split, found in labels.items():
+        if strange := sorted(set(found) - set(classes), key=natural_order):
+            raise UserError(
+                f"{split} has the class {listed(strange, 3)}, which train does not have; add images of it to train, or "
+                f"remove it from {split}."
+            )
+    return classes
+
+
+def cut_splits(
+    labels: Mapping[str, Indices], *, val_fraction: float, test_fraction: float, seed: int
+) -> dict[str, Indices]:
+    """Take val and test out of train where the data have none.
+
+    Args:
+        labels: int64 (N,) of each split that there is.
+        val_fraction: part of train as it comes, in (0, 1).
+        test_fraction: part of train as it comes, in [0, 1).
+        seed: ≥ 0.
+
+    Returns:
+        Positions, ascending, of each split's examples: in itself where there is one, else in train.
+
+    Raises:
+        UserError: nothing is left for a split.
+    """
+    chosen = {split: np.arange(len(found), dtype=np.int64) for split, found in labels.items()}
+    for split, found in chosen.items():
+        if not len(found):
+            raise UserError(f"The split {split} holds no images; fill it, or remove it to have it cut from train.")
+    train = labels["train"]
+    test_part = 0.0 if "test" in labels else test_fraction
+    val_part = 0.0 if "val" in labels else val_fraction
+    if test_part + val_part >= 1:
+        raise UserError(
+            f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some for train."
+        )
+    place, rank = _places(train, np.random.default_rng([seed, 0]))
+    last = rank == np.bincount(train)[train] - 1  # a class keeps one training image, come what may
+    is_test = (place < test_part) & ~last
+    is_val = (place >= test_part) & (place < test_part + val_part) & ~last
+    chosen["train"] = np.flatnonzero(~is_test & ~is_val)
+    for split, part, taken in (("test", test_part, is_test), ("val", val_part, is_val)):
+        if part:
+            chosen[split] = np.flatnonzero(taken)
+            if not taken.any():
+                raise UserError(
+                    f"{split}_fraction {part!r} of {len(train)} training images leaves none for {split}; "
+                    f"raise it, or give the data a {split} split."
+                )
+    return chosen
+
+
+def training_subset(labels: Indices, *, fraction: float | None, per_class: int | None, seed: int) -> Indices:
+    """Positions, ascending, of a part of the training examples, at least one of each class.
+
+    With the same seed and examples a smaller part is a subset of a larger one.
+
+    Args:
+        labels: int64 (N,).
+        fraction: that part of each class, in (0, 1]; or
+        per_class: so many of each class, or all of a class that has fewer.
+        seed: ≥ 0.
+    """
+    place, rank = _places(labels, np.random.default_rng([seed, 1]))
+    if per_class is not None:
+        return np.flatnonzero(rank < per_class)
+    assert fraction is not None
+    return np.flatnonzero((place < fraction) | (rank == 0))
+
+
+def _places(labels: Indices, random: np.random.Generator) -> tuple[npt.NDArray[np.float64], Indices]:
+    """For each example its place in (0, 1) within its class, drawn at random, and its rank in the class from 0.
+
+    The n examples of a class stand at (rank + offset) / n, the offsets of the classes spread evenly over (0, 1). So the
+    part below a place f has floor or ceil(f·n) of each class, about f·N of all N, and only grows with f.
+    """
+    place = np.empty(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)
+    classes = np.unique(labels)
+    offsets = (random.permutation(len(classes)) + 0.5) / len(classes)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    for label, offset in zip(classes, offsets, strict=True):
+        members = by_class[label]
+        rank[members] = random.permutation(len(members))
+        place[members] = (rank[members] + offset) / len(members)
+    return place, rank
+
+
+def listed(items: Sequence[str], most: int) -> str:
+    """The first few of some items, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
