@@ -1,0 +1,139 @@
+"""Convolutions as plain data, with what follows them fused in: the arithmetic under the ablation engine.
+
+On CPU in float32 they run through oneDNN's fused kernels, the ones that `torch.compile` uses, on weights that were
+packed once; elsewhere through `torch.nn.functional`. Activations are `channels_last`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An elementwise function: as oneDNN names it, and as a function that may write to its argument."""
+
+    name: str
+    scalars: tuple[float, ...]
+    in_place: Callable[[Tensor], Tensor]
+
+
+RELU = Activation("relu", (), torch.relu_)
+
+
+def activation_of(module: nn.Module) -> Activation | None:
+    """What `module` is in oneDNN's words, None if it has none for it."""
+    match module:
+        case nn.ReLU():
+            return RELU
+        case nn.Hardtanh():  # ReLU6 is one
+            low, high = float(module.min_val), float(module.max_val)
+            return Activation("hardtanh", (low, high), lambda x: x.clamp_(low, high))
+        case nn.SiLU():
+            return Activation("swish", (), lambda x: F.silu(x, inplace=True))
+        case nn.Hardswish():
+            return Activation("hardswish", (), lambda x: F.hardswish(x, inplace=True))
+        case nn.Sigmoid():
+            return Activation("sigmoid", (), torch.sigmoid_)
+        case nn.Hardsigmoid():
+            return Activation("hardsigmoid", (), lambda x: F.hardsigmoid(x, inplace=True))
+    return None
+
+
+@dataclass(slots=True, eq=False)
+class Affine:
+    """A batch norm in eval mode: x · scale + shift, both (C,)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift[:, None, None], x, self.scale[:, None, None])
+
+    def channels(self, start: int, stop: int) -> Affine:
+        return Affine(self.scale[start:stop], self.shift[start:stop])
+
+
+@dataclass(slots=True, eq=False)
+class Conv:
+    """A convolution without a module. `padding` "same" is TensorFlow's: as little as possible, the odd pixel below."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int] | Literal["same"]
+    dilation: tuple[int, int]
+    groups: int
+    _packed: dict[torch.Size, Tensor] = field(default_factory=dict)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.weight.shape[:2] == (self.groups, 1)
+
+    @property
+    def pointwise(self) -> bool:
+        """1×1 without padding, any stride: each output position reads one input position."""
+        return self.weight.shape[2:] == (1, 1) and self.padding in ((0, 0), "same")
+
+    def channels(self, start: int, stop: int) -> Conv:
+        """The channels [start, stop) of a depthwise convolution."""
+        assert self.depthwise
+        bias = None if self.bias is None else self.bias[start:stop]
+        return Conv(self.weight[start:stop], bias, self.stride, self.padding, self.dilation, stop - start)
+
+    def folded(self, affine: Affine) -> Conv:
+        """This convolution followed by `affine`."""
+        bias = affine.shift if self.bias is None else torch.addcmul(affine.shift, self.bias, affine.scale)
+        weight = self.weight * affine.scale[:, None, None, None]
+        return Conv(weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """`x`, enlarged only where "same" is not symmetric, and the padding that is left for the convolution."""
+        if self.padding != "same":
+            return x, self.padding
+        totals = [
+            max((math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            for size, kernel, stride, dilation in zip(
+                x.shape[-2:], self.weight.shape[-2:], self.stride, self.dilation, strict=True
+            )
+        ]
+        if all(total % 2 == 0 for total in totals):
+            return x, (totals[0] // 2, totals[1] // 2)
+        (top, left), (bottom, right) = ([t // 2 for t in totals], [t - t // 2 for t in totals])
+        return F.pad(x, [left, right, top, bottom]), (0, 0)
+
+    def __call__(self, x: Tensor, activation: Activation | None = None, addend: Tensor | None = None) -> Tensor:
+        """activation(conv(x) + addend); (B, C, H, W) to (B, O, H', W')."""
+        x, padding = self.pad(x)
+        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return self._onednn(x, padding, activation, addend)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        if addend is not None:
+            y += addend
+        return y if activation is None else activation.in_place(y)
+
+    def _onednn(
+        self, x: Tensor, padding: tuple[int, int], activation: Activation | None, addend: Tensor | None
+    ) -> Tensor:
+        geometry: tuple[Any, ...] = (padding, self.stride, self.dilation, self.groups)
+        x = x.contiguous(memory_format=torch.channels_last)
+        if (weight := self._packed.get(x.shape[2:])) is None:
+            pack: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
+            weight = pack(self.weight.to_mkldnn(), *geometry, list(x.shape))
+            self._packed[x.shape[2:]] = weight
+        if addend is None:
+            name, scalars = (activation.name, activation.scalars) if activation else ("none", ())
+            fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, name, scalars, "")
+            return fused
+        then = activation if activation is RELU else None
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, addend, weight, self.bias, *geometry, "add", None, then.name if then else None, [], None
+        )
+        return y if activation is then or activation is None else activation.in_place(y)
