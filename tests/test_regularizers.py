@@ -15,7 +15,9 @@ def naive_behavior(target, source, weights, mean_square=None):
         for b in range(images):
             for j in range(channels):
                 distance = sum(
-                    float(maps[b, j, y, x] - source[layer][b, j, y, x]) ** 2 for y in range(height) for x in range(width)
+                    float(maps[b, j, y, x] - source[layer][b, j, y, x]) ** 2
+                    for y in range(height)
+                    for x in range(width)
                 )
                 factor = channels * float(weights[layer][j])
                 if mean_square is not None:
@@ -66,9 +68,7 @@ def test_behavior_gradient_equals_autograd_of_the_plain_expression(maps):
     ours = {k: v.clone().requires_grad_() for k, v in target.items()}
     plain = {k: v.clone().requires_grad_() for k, v in target.items()}
     (3 * regularizers.behavior(ours, source, factors)).backward()
-    expression = sum(
-        ((plain[k] - source[k]).square().mean((0, 2, 3)) * factors[k]).sum() * 0.5 for k in plain
-    )
+    expression = sum(((plain[k] - source[k]).square().mean((0, 2, 3)) * factors[k]).sum() * 0.5 for k in plain)
     (3 * expression).backward()
     for k in plain:
         torch.testing.assert_close(ours[k].grad, plain[k].grad)

@@ -1,0 +1,135 @@
+"""The Ray cluster that a study runs on, and what its trials share through the object store."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from delta_tune.config import UserError
+
+NAMESPACE = "delta_tune"
+CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a study may use."""
+
+    where: str
+    nodes: int
+    cpus: float
+    gpus: float
+
+    def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
+        """Trials that run at a time.
+
+        Raises:
+            UserError: not even one fits.
+        """
+        if gpus_per_trial > self.gpus:
+            raise UserError(
+                f"--gpus-per-trial {gpus_per_trial:g} asks for more GPUs than {self.where} has ({self.gpus:g}); "
+                f"{'leave it out to train on CPUs' if self.gpus == 0 else f'allowed is at most {self.gpus:g}'}."
+            )
+        if cpus_per_trial > self.cpus:
+            raise UserError(
+                f"--cpus-per-trial {cpus_per_trial:g} asks for more CPUs than {self.where} has ({self.cpus:g}); "
+                f"allowed is at most {self.cpus:g}."
+            )
+        by_cpu = self.cpus / cpus_per_trial if cpus_per_trial else float("inf")
+        by_gpu = self.gpus / gpus_per_trial if gpus_per_trial else float("inf")
+        return max(1, int(min(by_cpu, by_gpu) + 1e-9))
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None) -> Iterator[Cluster]:
+    """Join the Ray of that address, or start a local one and end it afterwards. A Ray already joined is left as it is.
+
+    Args:
+        address: `local`, `auto`, `host:port` or `ray://…`; None is RAY_ADDRESS, else `local`.
+
+    Raises:
+        UserError: nothing answers there.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about its next default
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which verbose=0 does not silence
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    joined = ray.is_initialized()
+    if not joined:
+        _probe(address)
+        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"--address {address}: Ray cannot be joined there ({error}).") from error
+    try:
+        total = ray.cluster_resources()
+        where = "this Ray" if joined else ("this machine" if address == "local" else f"the cluster at {address}")
+        yield Cluster(
+            where=where,
+            nodes=sum(node["Alive"] for node in ray.nodes()),
+            cpus=total.get("CPU", 0.0),
+            gpus=total.get("GPU", 0.0),
+        )
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Ray waits for minutes on a head that is gone, so its port is tried first."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: nothing answers there ({error}); start Ray with `ray start --head`, "
+            f"or leave --address out to use this machine."
+        ) from error
+
+
+class _Shelf:
+    """An actor that holds a reference to one object, so that trials find it by name.
+
+    A reference in the trainable's closure would be pinned in the store until the driver ends.
+    """
+
+    def __init__(self, boxed: list[Any]) -> None:
+        self._boxed = boxed
+
+    def get(self) -> list[Any]:
+        """The reference, boxed: Ray would otherwise resolve it here."""
+        return self._boxed
+
+
+@contextlib.contextmanager
+def shared(value: Any, name: str) -> Iterator[None]:
+    """Put an object into the store once, found by `fetch(name)` anywhere in the cluster; gone afterwards."""
+    import ray
+
+    reference = ray.put(value)
+    shelf = ray.remote(num_cpus=0)(_Shelf).options(name=name, namespace=NAMESPACE).remote([reference])
+    try:
+        ray.get(shelf.get.remote())  # a name that is taken, or a cluster without room, shows here
+        yield
+    finally:
+        ray.kill(shelf)
+        del reference
+
+
+def fetch(name: str) -> Any:
+    """The object of that name; its arrays are read-only views into the node's store."""
+    import ray
+
+    (reference,) = ray.get(ray.get_actor(name, namespace=NAMESPACE).get.remote())
+    return ray.get(reference)

@@ -1,0 +1,128 @@
+"""The end of a study: the winner's kept weights become the model, and the test split is scored, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from delta_tune.config import METRICS
+from delta_tune.evaluation import classification_metrics, wilson_interval
+from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE, Model, load
+from delta_tune.probe import centred_batches
+from delta_tune.progress import brief, shown
+from delta_tune.results import EPOCHS_FILE, SCORES, TRIALS_FILE, StudyTables, trial_name, write_json
+from delta_tune.task import Task
+from delta_tune.training import BEST_FILE
+
+CHECKPOINTS, BEST = "checkpoints", "best"
+
+
+def keep_model(task: Task, tables: StudyTables, winner: int, folder: Path) -> Path:
+    """Make `best/` of the winner's best epoch: weights, and all that another program needs to predict with them.
+
+    Returns:
+        The folder.
+    """
+    best = folder / BEST
+    best.mkdir(exist_ok=True)
+    weights = folder / CHECKPOINTS / trial_name(winner) / BEST_FILE
+    partial = best / f".{WEIGHTS_FILE}.partial"
+    shutil.copyfile(weights, partial)
+    partial.replace(best / WEIGHTS_FILE)
+    row = tables.best_row(winner)
+    write_json(
+        best / CONFIG_FILE,
+        {
+            "trial": trial_name(winner),
+            "epoch": row["epoch"],
+            "config": tables.config(winner).record(),
+            "backbone": {
+                "model": task.backbone.model,
+                "head": task.backbone.head,
+                "fingerprint": task.backbone.fingerprint,
+            },
+            "classes": list(task.dataset.classes),
+            "preprocessing": dataclasses.asdict(task.backbone.preprocessing),
+            "metrics": {name: row[name] for name in SCORES},
+        },
+    )
+    return best
+
+
+def score_test(task: Task, best: Path, device: torch.device | str) -> dict[str, Any] | None:
+    """Score the model on the test split, with a 95 % interval of its accuracy; None where there is no such split.
+
+    The caller writes every scoring down: a second one is no longer an honest estimate.
+    """
+    if task.dataset.test is None:
+        return None
+    model: Model = load(best, device)
+    with torch.inference_mode():
+        logits = torch.cat(
+            [
+                model.network(images).float().cpu()
+                for images in centred_batches(task.dataset.test, task.backbone.preprocessing, torch.device(device))
+            ]
+        )
+    labels = torch.from_numpy(np.array(task.dataset.test.labels))
+    scores = {f"test_{name}": value for name, value in classification_metrics(logits, labels).items()}
+    low, high = wilson_interval(scores["test_accuracy"], len(labels))
+    return {
+        "model": str(best),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images": len(labels),
+        **scores,
+        "test_accuracy_interval": [low, high],
+    }
+
+
+def summary(tables: StudyTables, folder: Path, test: dict[str, Any] | None, *, resume: bool) -> list[str]:
+    """What a study found, in sentences."""
+    metric = tables.metric
+    ranked = tables.ranked()
+    said = []
+    if not ranked:
+        states = [str(row["state"]) for row in tables.trials.values()]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+        said.append(f"No trial came to its full budget: {counts}.")
+    else:
+        winner = ranked[0]
+        method = tables.trials[winner]["config.regularizer"]
+        score = tables.best_row(winner)[metric]
+        said.append(
+            f"Best: {method} with {brief(tables, winner)}: {metric} {shown(metric, score)} "
+            f"after epoch {tables.best_row(winner)['epoch']} (trial {winner})."
+        )
+        said += _against_plain(tables, method, score)
+        if test is not None:
+            low, high = test["test_accuracy_interval"]
+            said.append(
+                f"Test: accuracy {100 * test['test_accuracy']:.1f} % on {test['images']} images, scored once "
+                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
+            )
+        said.append(f"Model: {folder / BEST}")
+    said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
+    if resume:
+        said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}")
+    return said
+
+
+def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
+    """How far the winner is from the best of plain L2."""
+    if method == "l2" or not any(row["config.regularizer"] == "l2" for row in tables.trials.values()):
+        return []
+    plain = tables.ranked("l2")
+    if not plain:
+        return ["Plain L2 fine-tuning had no trial of full budget, so there is nothing to compare with."]
+    other = tables.best_row(plain[0])[tables.metric]
+    by = f"{100 * (score - other):+.1f} points" if METRICS[tables.metric] == "max" else f"{score - other:+.4f}"
+    return [
+        f"Plain L2: {shown(tables.metric, other)} at its best (trial {plain[0]}), so {method} is {by} on the "
+        f"validation split it was chosen on."
+    ]

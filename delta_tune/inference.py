@@ -1,0 +1,93 @@
+"""The model in hand: `load(folder).predict(images)`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from delta_tune.augment import centre
+from delta_tune.config import UserError
+from delta_tune.images import Preprocessing, open_image, to_square
+from delta_tune.models import build_architecture
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable class of one image."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    """Every class, in the order of training."""
+
+
+class Model:
+    """A fine-tuned network with its classes and preprocessing, in eval mode."""
+
+    def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
+        self.network, self.config = network, config
+        self.classes: tuple[str, ...] = tuple(config["classes"])
+        self.preprocessing = Preprocessing(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
+        )
+
+    def predict(self, images: Iterable[str | Path | bytes | Image.Image]) -> list[Prediction]:
+        """Classify paths, encoded images or PIL images.
+
+        Raises:
+            UserError: an image that cannot be read.
+        """
+        if isinstance(images, str | Path | bytes | Image.Image):
+            images = [images]
+        p = self.preprocessing
+        pixels = [to_square(open_image(image), p.stored_size, p.interpolation) for image in images]
+        return [
+            Prediction(
+                self.classes[int(row.argmax())],
+                float(row.max()),
+                dict(zip(self.classes, map(float, row), strict=True)),
+            )
+            for row in self._probabilities(pixels)
+        ]
+
+    def _probabilities(self, pixels: list[np.ndarray]) -> np.ndarray:
+        device = next(self.network.parameters()).device
+        rows: list[Tensor] = []
+        with torch.inference_mode():
+            for start in range(0, len(pixels), BATCH_SIZE):
+                batch = torch.from_numpy(np.stack(pixels[start : start + BATCH_SIZE])).to(device)
+                rows.append(self.network(centre(batch, self.preprocessing)).float().softmax(1).cpu())
+        return torch.cat(rows).numpy() if rows else np.empty((0, len(self.classes)))
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+    """The model of a study's `best` folder (or of the study's own).
+
+    Raises:
+        UserError: there is no model there.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).exists() and (folder / "best" / CONFIG_FILE).exists():
+        folder = folder / "best"
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"There is no model in {folder} ({error}); give the folder `best` of a finished study."
+        ) from error
+    network = build_architecture(config["backbone"]["model"], config["backbone"]["head"], len(config["classes"]))
+    network.load_state_dict(state)
+    return Model(network.eval().to(device, memory_format=torch.channels_last), config)  # type: ignore[call-overload]

@@ -1,0 +1,92 @@
+"""What is measured on the frozen source before any trial: head inputs, the size of its maps, a probe head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delta_tune.augment import centre
+from delta_tune.data import Split
+from delta_tune.features import feature_maps, head_inputs, tail
+from delta_tune.images import Preprocessing
+from delta_tune.models import Backbone, build_source, build_target
+
+BATCH_SIZE = 64
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the probe head, chosen on held-out images
+
+
+def centred_batches(
+    split: Split, preprocessing: Preprocessing, device: torch.device, indices: np.ndarray | None = None
+) -> Iterator[Tensor]:
+    """The un-augmented images (of these indices) in order, as normalised (B, 3, S, S) float32 channels-last batches."""
+    indices = np.arange(len(split)) if indices is None else indices
+    for start in range(0, len(indices), BATCH_SIZE):
+        pixels = split.images.batch(indices[start : start + BATCH_SIZE])
+        yield centre(torch.from_numpy(pixels).to(device), preprocessing)
+
+
+def measure_features(
+    backbone: Backbone, split: Split, layers: Sequence[str], device: torch.device
+) -> tuple[np.ndarray, dict[str, float]]:
+    """One pass of the source over the un-augmented images of a split.
+
+    Returns:
+        The head's inputs, float32 (N, D) or (N, C, h, w), and for each layer the mean of FM_s² over images, channels
+        and positions (the `relative` behaviour scale, method.md).
+    """
+    source = build_source(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    features: list[np.ndarray] = []
+    sums = dict.fromkeys(layers, 0.0)
+    with torch.inference_mode(), feature_maps(source, layers) as maps:
+        for images in centred_batches(split, backbone.preprocessing, device):
+            features.append(head_inputs(source, backbone.head, images).float().cpu().numpy())
+            for layer in layers:
+                sums[layer] += maps[layer].float().square().mean().item() * len(images)
+    return np.concatenate(features), {layer: total / len(split) for layer, total in sums.items()}
+
+
+def probe_model(
+    backbone: Backbone, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, device: torch.device
+) -> nn.Module:
+    """The source with a head trained on its features by L-BFGS, in eval mode (method.md, attention step 1).
+
+    The L2 penalty of the head is chosen on a held-out fifth of the images; seeded.
+    """
+    model = build_target(backbone, num_classes, torch.Generator().manual_seed(seed)).eval().to(device)
+    model.requires_grad_(False)
+    head = model.get_submodule(backbone.head)
+    logits = tail(model, backbone.head, image_size=backbone.preprocessing.image_size)
+    x, y = torch.tensor(features, device=device), torch.tensor(labels, device=device)
+    start = {name: value.clone() for name, value in head.state_dict().items()}
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y))).to(device)
+    held_out, rest = order[: len(y) // 5], order[len(y) // 5 :]
+
+    def held_out_loss(penalty: float) -> float:
+        head.load_state_dict(start)
+        _fit(head, logits, x[rest], y[rest], penalty)
+        with torch.no_grad():
+            return F.cross_entropy(logits(x[held_out]), y[held_out]).item()
+
+    penalty = min(PENALTIES, key=held_out_loss) if len(held_out) else PENALTIES[1]
+    head.load_state_dict(start)
+    _fit(head, logits, x, y, penalty)
+    return model
+
+
+def _fit(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:
+    head.requires_grad_(True)
+    parameters = list(head.parameters())
+    optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits(x), y) + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    head.requires_grad_(False)

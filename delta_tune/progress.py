@@ -1,0 +1,103 @@
+"""What a study says while it runs: a line per trial, aligned, the same in a terminal and in a log file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from delta_tune.config import METRICS, Metric
+from delta_tune.results import StudyTables
+
+COLUMNS = (("trial", 5), ("state", 9), ("method", 13), ("lr", 8), ("alpha", 7), ("epochs", 6), ("best", 7), ("time", 7))
+
+
+class Progress:
+    """Prints to the console; `verbose` 0 says nothing, 1 a line per trial, 2 a line per epoch too."""
+
+    def __init__(self, *, verbose: int = 1, console: Console | None = None) -> None:
+        self.verbose = verbose
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._start = time.monotonic()
+        self._has_header = False
+
+    def say(self, text: str) -> None:
+        """A sentence of the study's own."""
+        if self.verbose:
+            self.console.print(text, markup=False)
+
+    def epoch(self, tables: StudyTables, number: int) -> None:
+        """An epoch of a trial, at `verbose` 2."""
+        if self.verbose >= 2:
+            row = tables.epochs[number][-1]
+            score = shown(tables.metric, row[tables.metric])
+            self.say(f"  trial {number} epoch {row['epoch']}: train loss {row['train_loss']:.4f}, {score}")
+
+    def trial(self, tables: StudyTables, number: int, total: int) -> None:
+        """A trial that ended."""
+        if not self.verbose:
+            return
+        if not self._has_header:
+            self._has_header = True
+            self.say("  ".join(name.rjust(width) for name, width in COLUMNS) + f"   so far ({tables.metric})")
+        trial = tables.trials[number]
+        best = trial.get(f"best_{tables.metric}")
+        values = (
+            str(number),
+            trial["state"],
+            trial["config.regularizer"],
+            f"{trial['config.lr']:.2g}",
+            "" if trial["config.alpha"] is None else f"{trial['config.alpha']:.2g}",
+            str(trial["epochs"]),
+            "" if best is None else shown(tables.metric, best),
+            f"{trial['train_seconds']:.0f} s",
+        )
+        ranked = tables.ranked()
+        leader = "–"
+        if ranked:
+            leader = f"{shown(tables.metric, tables.best_row(ranked[0])[tables.metric])} (trial {ranked[0]})"
+        done = sum(t["state"] not in ("waiting", "running") for t in tables.trials.values())
+        elapsed = time.monotonic() - self._start
+        line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, COLUMNS, strict=True))
+        self.say(f"{line}   best {leader}, {done}/{total} trials, {clock(elapsed)}")
+        if trial.get("error"):
+            self.say(f"         {trial['error']}")
+
+    def methods(self, tables: StudyTables) -> None:
+        """The best trial of each method, as a table."""
+        if not self.verbose:
+            return
+        table = Table("method", "trials", "full", "best", "epoch", "configuration", title=f"Best by {tables.metric}")
+        methods = list(dict.fromkeys(t["config.regularizer"] for t in tables.trials.values()))
+        leaders = {method: tables.ranked(method) for method in methods}
+        order = {number: place for place, number in enumerate(tables.ranked())}
+        for method in sorted(methods, key=lambda m: order[leaders[m][0]] if leaders[m] else len(order)):
+            tried = sum(t["config.regularizer"] == method for t in tables.trials.values())
+            if leaders[method]:
+                number = leaders[method][0]
+                row = tables.best_row(number)
+                cells = [shown(tables.metric, row[tables.metric]), str(row["epoch"]), brief(tables, number)]
+            else:
+                cells = ["–", "–", "no trial of full budget: not ranked"]
+            table.add_row(method, str(tried), str(len(leaders[method])), *cells)
+        self.console.print(table)
+
+
+def brief(tables: StudyTables, number: int) -> str:
+    """The sampled hyperparameters of a trial in one line."""
+    params = {k: v for k, v in tables.params(number).items() if k != "regularizer"}
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
+
+
+def clock(seconds: float) -> str:
+    """`75` → `1:15`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def shown(metric: Metric, value: Any) -> str:
+    """A score as people write it."""
+    return f"{100 * value:.1f} %" if METRICS[metric] == "max" else f"{value:.4f}"

@@ -1,0 +1,90 @@
+"""The hand that writes the study's tables while Tune runs, and clears away what is no longer needed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+from ray.tune import Callback
+
+from delta_tune.final import CHECKPOINTS
+from delta_tune.progress import Progress
+from delta_tune.results import State, StudyTables, trial_name
+from delta_tune.sampling import NUMBER, OUTCOME
+from delta_tune.scheduling import RungsByMethod
+from delta_tune.training import RESUME_FILE
+
+
+class Recorder(Callback):  # type: ignore[misc]
+    """Tune's events → tables, progress and disk.
+
+    Of the trials that are over only the leader's weights are kept: a study's disk use does not grow with its trials.
+    """
+
+    def __init__(self, tables: StudyTables, scheduler: RungsByMethod, progress: Progress, total: int) -> None:
+        self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
+        self._asked_at: dict[int, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; the study is resumed from its tables instead."""
+        return {}
+
+    def asked(self, number: int) -> None:
+        """A trial was asked for: its start is timed from here."""
+        self._asked_at[number] = time.time()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch, or a bad end."""
+        number = trial.config[NUMBER]
+        if self._tables.trials[number]["state"] != "running":
+            waited = result["began"] - self._asked_at.get(number, result["began"])
+            self._tables.start(number, result["node"], max(0.0, waited))
+        if OUTCOME not in result:
+            self._tables.report(number, result)
+            self._progress.epoch(self._tables, number)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that reached its end, was stopped at a rung, or reported a bad end."""
+        result, number = trial.last_result, trial.config[NUMBER]
+        state: State
+        if OUTCOME in result:
+            state = result[OUTCOME]
+        elif trial.trial_id in self._scheduler.pruned:
+            state = "pruned"
+        else:
+            state = "completed"
+        self._finish(number, state, result.get("error"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial whose worker died too often: exceptions of the trial's own come as reports."""
+        lines = str(trial.get_error() or "the worker died").strip().splitlines()
+        self._finish(trial.config[NUMBER], "failed", f"the worker died: {lines[-1]}")
+
+    def stop_the_rest(self) -> bool:
+        """Mark what the end of the run left unfinished; whether there was any."""
+        rest = [n for n, row in self._tables.trials.items() if row["state"] in ("waiting", "running")]
+        for number in rest:
+            self._tables.finish(number, "stopped")
+        return bool(rest)
+
+    def _finish(self, number: int, state: State, error: str | None) -> None:
+        self._tables.finish(number, state, error)
+        self._clear()
+        self._progress.trial(self._tables, number, self._total)
+
+    def _clear(self) -> None:
+        leader = next(iter(self._tables.ranked()), None)
+        for number, row in self._tables.trials.items():
+            folder = self._tables.folder / CHECKPOINTS / trial_name(number)
+            if row["state"] in ("waiting", "running", "stopped") or not folder.exists():
+                continue
+            if number == leader:
+                (folder / RESUME_FILE).unlink(missing_ok=True)
+            elif row["state"] == "failed":  # its traceback stays
+                for file in folder.glob("*.[ps][ta]*"):
+                    file.unlink()
+            else:
+                shutil.rmtree(folder)

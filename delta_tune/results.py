@@ -1,0 +1,201 @@
+"""What a study leaves behind: its two tables, which are the truth a resume is rebuilt from, and `study.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+
+State = Literal["waiting", "running", "completed", "pruned", "stopped", "diverged", "failed"]
+FINISHED: tuple[State, ...] = ("completed", "pruned", "diverged", "failed")
+SCORES = ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
+EPOCH_COLUMNS = (
+    ("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES, "lr", "seconds", "eval_seconds")
+)  # fmt: skip
+STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
+
+
+def trial_name(number: int) -> str:
+    """The id of a trial in tables and folders."""
+    return f"{number:05d}"
+
+
+class StudyTables:
+    """`trials.parquet` and `epochs.parquet` of a study folder, in memory and on disk.
+
+    Files appear whole or not at all and may be read while the study runs. A row says that a trial is finished, or that
+    an epoch is done, only after what a resume needs of it is on disk.
+    """
+
+    def __init__(self, folder: Path, metric: Metric) -> None:
+        self.folder, self.metric = folder, metric
+        self.trials: dict[int, dict[str, Any]] = {}
+        self.epochs: dict[int, list[dict[str, Any]]] = {}
+
+    @classmethod
+    def read(cls, folder: Path, metric: Metric) -> StudyTables:
+        """The tables that an earlier session left.
+
+        Raises:
+            UserError: a table is missing or damaged.
+        """
+        tables = cls(folder, metric)
+        try:
+            for row in pq.read_table(folder / TRIALS_FILE).to_pylist():
+                tables.trials[row["number"]] = row
+                tables.epochs[row["number"]] = []
+            numbers = {row["trial_id"]: number for number, row in tables.trials.items()}
+            for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
+                tables.epochs[numbers[row["trial_id"]]].append(row)
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise UserError(
+                f"{folder} cannot be resumed: its tables do not read ({error}); start a new study."
+            ) from error
+        return tables
+
+    def add(self, number: int, config: TrialConfig, params: Mapping[str, Any], helpers: Mapping[str, Any]) -> None:
+        """A trial that was proposed."""
+        self.trials[number] = {
+            "trial_id": trial_name(number),
+            "number": number,
+            "state": "waiting",
+            **{f"config.{name}": value for name, value in config.record().items()},
+            **{f"param.{name}": value for name, value in helpers.items()},
+            "suggested": json.dumps(dict(params)),
+            "epochs": 0,
+            "train_seconds": 0.0,
+        }
+        self.epochs[number] = []
+        self.write()
+
+    def start(self, number: int, node: str | None, start_seconds: float | None) -> None:
+        """A trial that a worker has begun: its Ray node, and the seconds from asking for it to its first batch."""
+        self.trials[number] |= {"state": "running", "node": node, "start_seconds": start_seconds}
+
+    def report(self, number: int, row: Mapping[str, Any]) -> None:
+        """An epoch of a trial. A repeated epoch (a worker died after it) replaces what was known from there on."""
+        rows = self.epochs[number]
+        del rows[row["epoch"] - 1 :]
+        rows.append({"trial_id": trial_name(number), "epoch": row["epoch"], **{k: row[k] for k in EPOCH_COLUMNS}})
+        best = self.best_row(number)
+        self.trials[number] |= {
+            "epochs": len(rows),
+            **{name: row[name] for name in SCORES},
+            **{f"best_{name}": best[name] for name in SCORES},
+            "best_epoch": best["epoch"],
+            "train_seconds": sum(r["seconds"] for r in rows),
+        }
+        self.write()
+
+    def finish(self, number: int, state: State, error: str | None = None) -> None:
+        """How a trial ended."""
+        self.trials[number] |= {"state": state, "error": error}
+        self.write()
+
+    def best_row(self, number: int) -> dict[str, Any]:
+        """The first epoch of a trial with the best metric."""
+        sign = 1 if METRICS[self.metric] == "max" else -1
+        return max(self.epochs[number], key=lambda row: sign * row[self.metric])
+
+    def ranked(self, regularizer: str | None = None) -> list[int]:
+        """Numbers of the trials of full budget (of one method), best first.
+
+        By the best epoch's metric; equal ones by its validation loss, which a small split resolves more finely.
+        """
+        sign = 1 if METRICS[self.metric] == "max" else -1
+        full = [
+            number
+            for number, trial in self.trials.items()
+            if trial["state"] == "completed" and regularizer in (None, trial["config.regularizer"])
+        ]
+        rows = {number: self.best_row(number) for number in full}
+        return sorted(full, key=lambda n: (-sign * rows[n][self.metric], rows[n]["val_loss"], n))
+
+    def config(self, number: int) -> TrialConfig:
+        """The configuration of a trial."""
+        row = self.trials[number]
+        return TrialConfig.from_record(
+            {name.removeprefix("config."): v for name, v in row.items() if name.startswith("config.")}
+        )
+
+    def params(self, number: int) -> dict[str, Any]:
+        """A trial's coordinates in the space."""
+        found: dict[str, Any] = json.loads(self.trials[number]["suggested"])
+        return found
+
+    def table(self) -> pa.Table:
+        """`trials.parquet` as a table."""
+        rows = [self.trials[number] for number in sorted(self.trials)]
+        helpers = {name for row in rows for name in row if name.startswith("param.")}
+        columns: dict[str, pa.Array] = {}
+        for name, kind in _trial_columns(sorted(helpers)):
+            columns[name] = pa.array([row.get(name) for row in rows], type=kind)
+        return pa.table(columns)
+
+    def write(self) -> None:
+        """Both tables, each whole or not at all."""
+        rows = [row for number in sorted(self.epochs) for row in self.epochs[number]]
+        kinds = {"trial_id": pa.string(), "epoch": pa.int32()} | dict.fromkeys(EPOCH_COLUMNS, pa.float64())
+        epochs = pa.table({name: pa.array([row[name] for row in rows], type=kind) for name, kind in kinds.items()})
+        # Epochs first: a trial's row never claims an epoch that the other table lacks.
+        for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
+            partial = self.folder / f".{name}.partial"
+            pq.write_table(table, partial)
+            partial.replace(self.folder / name)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """An indented JSON file, whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")
+    partial.replace(file)
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """`study.json` of a study folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / STUDY_FILE).read_text())
+    except FileNotFoundError:
+        raise UserError(f"There is no study in {folder}; --name and --out must name one that was started.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / STUDY_FILE} is damaged ({error}); start a new study.") from None
+    return content
+
+
+def _trial_columns(helpers: list[str]) -> list[tuple[str, pa.DataType | None]]:
+    columns: list[tuple[str, pa.DataType | None]] = [
+        ("trial_id", pa.string()),
+        ("number", pa.int32()),
+        ("state", pa.string()),
+        ("epochs", pa.int32()),
+        *((name, pa.float64()) for name in SCORES),
+        *((f"best_{name}", pa.float64()) for name in SCORES),
+        ("best_epoch", pa.int32()),
+    ]
+    columns += [(f"config.{name}", _arrow_type(hint)) for name, hint in get_type_hints(TrialConfig).items()]
+    columns += [(name, None) for name in helpers]
+    columns += [
+        ("suggested", pa.string()),
+        ("train_seconds", pa.float64()),
+        ("start_seconds", pa.float64()),
+        ("node", pa.string()),
+        ("error", pa.string()),
+    ]
+    return columns
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    if get_origin(hint) is Literal:
+        return pa.string()
+    kinds = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+    return next(kinds[kind] for kind in (hint, *get_args(hint)) if kind in kinds)

@@ -1,0 +1,309 @@
+"""`tune`: the study from its settings to its model. The only place for Tune's running machinery."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray import tune as ray_tune
+
+from delta_tune import plan
+from delta_tune.cluster import ray_cluster, shared
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
+from delta_tune.progress import Progress
+from delta_tune.recording import Recorder
+from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, write_json
+from delta_tune.sampling import StudySearch, Unfinished
+from delta_tune.scheduling import RungsByMethod
+from delta_tune.space_checks import CheckedSpace, check_space
+from delta_tune.spaces import Proposal, load_space
+from delta_tune.task import Task, prepare
+from delta_tune.worker import WorkerSettings, run_tune_trial
+
+MAX_WORKER_DEATHS = 3
+SHARED_CACHE = ".attention"
+DATA_OPTIONS = (
+    "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        best_config: of the winner, a trial of full budget; None where no trial came that far.
+        best_metrics: of the winner's best epoch, with `test_…` where there is a test split.
+        trials: a row per trial, as in `trials.parquet`.
+        path: the study's folder.
+        summary: what was found, in sentences.
+    """
+
+    best_config: TrialConfig | None
+    best_metrics: dict[str, Any]
+    trials: pa.Table
+    path: Path
+    summary: str
+
+
+def tune(**settings: Any) -> StudyResult:
+    """Find the best way to fine-tune.
+
+    Args:
+        **settings: the fields of `StudyConfig`, which are the flags of `launch.py` with underscores; `space` may also
+            be the function itself.
+
+    Returns:
+        The result. A Ray that was running already is left running, and nothing stays in its object store.
+
+    Raises:
+        UserError: a setting that cannot be used, before any trial starts.
+    """
+    study = Study(settings)
+    with ray_cluster(study.config.address) as cluster:
+        resources = plan.allot(study.config, cluster, study.num_trials)
+        for line in study.plan(resources):
+            study.progress.say(line)
+        study.open()
+        study.search(resources)
+    return study.finish(resources.device)
+
+
+def dry_run(**settings: Any) -> list[str]:
+    """The plan of the study that `tune` would run, in sentences; nothing is left behind.
+
+    Raises:
+        UserError: as `tune`.
+    """
+    study = Study(settings)
+    with ray_cluster(study.config.address) as cluster:
+        resources = plan.allot(study.config, cluster, study.num_trials)
+    if not any(study.folder.iterdir()):
+        study.folder.rmdir()
+    return [
+        *study.plan(resources),
+        plan.estimate(study.task, study.config, study.checked, study.num_trials, resources),
+    ]
+
+
+class Study:
+    """A study from its settings on. Made only if everything that can be refused before Ray starts is in order."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.began = time.time()
+        self.config, self.record = plan.resolve(settings)
+        config = self.config
+        self.progress = Progress(verbose=config.verbose)
+        base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
+        self.checked: CheckedSpace = check_space(load_space(config.space, base, config.set), config.seed)
+        self.num_trials, self._note = plan.num_trials(config, self.checked)
+        if config.name:
+            self.folder = plan.study_folder(config, config.name)
+        self.task: Task = prepare(
+            config.data,
+            config.model,
+            config.weights,
+            image_size=config.image_size,
+            seed=config.seed,
+            attention_cache=config.out.absolute() / SHARED_CACHE,
+            progress=config.verbose > 0,
+            **{name: getattr(config, name) for name in DATA_OPTIONS},
+        )
+        plan.check_layers(self.task, self.checked)
+        if not config.name:
+            self.folder = plan.study_folder(config, plan.new_name(self.task))
+        self.tables = StudyTables(self.folder, config.metric)
+        if config.resume:
+            self._refuse_another_study()
+            self.tables = StudyTables.read(self.folder, config.metric)
+        self.scheduler = RungsByMethod(
+            metric=config.metric,
+            max_epochs=config.max_epochs,
+            grace_period=config.grace_period,
+            reduction_factor=config.reduction_factor,
+        )
+        self.searcher = StudySearch(
+            self.checked,
+            metric=config.metric,
+            sampler=config.sampler,
+            seed=config.seed,
+            max_epochs=config.max_epochs,
+            num_trials=self.num_trials,
+            on_proposal=self._proposed,
+        )
+        self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials)
+        self._interrupted = False
+        self._restore()
+
+    def plan(self, resources: plan.Resources) -> list[str]:
+        """What is about to be done, in sentences."""
+        said = plan.lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
+        return [*said, *([f"          {self._note}"] if self._note else [])]
+
+    def open(self) -> None:
+        """Write down what the study is, before anything is computed."""
+        packages = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
+        begun = {
+            "fingerprints": self._fingerprints(),
+            "space": self.checked.space.source,
+            "versions": {name: version(name) for name in packages},
+            "git_commit": git_commit(),
+            "command": sys.argv,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "test_scorings": [],
+        }
+        self.record = begun | self.record | {"settings": plan.jsonable(self.config, self.folder)}
+        write_json(self.folder / STUDY_FILE, self.record)
+        self.tables.write()
+
+    def search(self, resources: plan.Resources) -> None:
+        """Measure what trials share, then run them."""
+        left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
+        if left <= 0:
+            return
+        self.task.measure([p.config for p in self.checked.drawn], resources.device, self.progress.say)
+        for file in self.task.attention_files:
+            (self.folder / "attention").mkdir(exist_ok=True)
+            shutil.copyfile(file, self.folder / "attention" / file.name)
+        self.progress.say(f"Ready after {time.time() - self.began:.0f} s; the first trials start.")
+        settings = WorkerSettings(
+            shelf=f"{self.folder}-{uuid.uuid4().hex}",
+            folder=self.folder / CHECKPOINTS,
+            metric=self.config.metric,
+            threads=resources.threads,
+            device=resources.device,
+        )
+
+        def trial(config: dict[str, Any]) -> None:
+            run_tune_trial(config, settings)
+
+        ray_folder = self.folder / "ray"
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(trial, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+            tune_config=ray_tune.TuneConfig(
+                search_alg=self.searcher,
+                scheduler=self.scheduler,
+                num_samples=left,
+                max_concurrent_trials=resources.slots,
+                reuse_actors=True,
+                time_budget_s=self.config.time_budget_s,
+            ),
+            run_config=ray_tune.RunConfig(
+                name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
+                storage_path=str(ray_folder),
+                callbacks=[self.recorder],
+                failure_config=ray_tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
+                verbose=0,
+            ),
+        )
+        with shared(self.task, settings.shelf), ray_log(self.folder / "study.log"):
+            tuner.fit()
+        self._interrupted = self.recorder.stop_the_rest() and self.config.time_budget_s is None
+
+    def finish(self, device: str) -> StudyResult:
+        """The winner's model, its score on the test split, and what to say of it all."""
+        tables, winner = self.tables, next(iter(self.tables.ranked()), None)
+        test = None
+        if winner is not None:
+            best = self.folder / BEST
+            if self.record.get("winner") != winner or not best.exists():
+                keep_model(self.task, tables, winner, self.folder)
+                self.record |= {"winner": winner}
+                if not self._interrupted:  # a study that goes on later must not have looked at its test split
+                    test = score_test(self.task, best, device)
+                    self.record["test_scorings"] += [test] if test else []
+            elif self.record["test_scorings"]:
+                test = self.record["test_scorings"][-1]
+        if not self._interrupted:
+            self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self.folder / STUDY_FILE, self.record)
+        self.progress.methods(tables)
+        said = summary(tables, self.folder, test, resume=self._interrupted)
+        for line in said:
+            self.progress.say(line)
+        return StudyResult(
+            best_config=None if winner is None else tables.config(winner),
+            best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | (test or {}),
+            trials=tables.table(),
+            path=self.folder,
+            summary="\n".join(said),
+        )
+
+    def _proposed(self, number: int, proposal: Proposal) -> None:
+        if number not in self.tables.trials:
+            self.tables.add(number, proposal.config, proposal.params, proposal.helpers)
+        self.recorder.asked(number)
+
+    def _restore(self) -> None:
+        """Rebuild rungs and Optuna from the tables of the earlier session."""
+        tables = self.tables
+        finished, unfinished = [], []
+        for number in sorted(tables.trials):
+            row, epochs = tables.trials[number], tables.epochs[number]
+            values = {e["epoch"]: e[self.config.metric] for e in epochs}
+            if row["state"] in FINISHED:
+                finished.append((number, tables.params(number), row["state"], values))
+            else:
+                unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
+            self.scheduler.replay(row["config.regularizer"], f"earlier-{number}", epochs)
+        self.searcher.restore_trials(finished, unfinished)
+
+    def _refuse_another_study(self) -> None:
+        """What is resumed must be what was begun.
+
+        Raises:
+            UserError: the data, the weights or the space are others.
+        """
+        ours = self._fingerprints()
+        changed = [k for k, v in self.record["fingerprints"].items() if ours[k] != v]
+        if changed:
+            raise UserError(
+                f"{self.folder} cannot be resumed: its {' and '.join(changed)} changed since; start a new study."
+            )
+        if self.record["space"] != self.checked.space.source:
+            raise UserError(
+                f"{self.folder} cannot be resumed: the search space {self.checked.space.name} changed since; "
+                f"restore it, or start a new study."
+            )
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {"data": self.task.dataset.fingerprint, "weights": self.task.backbone.fingerprint}
+
+
+@contextmanager
+def ray_log(file: Path) -> Iterator[None]:
+    """Ray's own messages into the study's log instead of the terminal."""
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune")]
+    before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+        handler.close()
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, where it is a git checkout."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git here: there is no commit to name
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,361 @@
+"""One fine-tuning run: `run_trial(task, config, report)`. Knows neither Ray nor Optuna."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delta_tune.augment import augment, centre
+from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.evaluation import classification_metrics
+from delta_tune.features import FeatureMaps, feature_maps, tail
+from delta_tune.models import build_target
+from delta_tune.regularizers import behavior, head_l2, weight_l2_sp
+from delta_tune.task import Task
+
+EVAL_BATCH_SIZE = 64
+DIVERGED_FACTOR = 10  # a mean training loss above this multiple of the first batch's is a run that exploded
+PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
+RESUME_FILE, BEST_FILE = "resume.pt", "best.safetensors"
+
+Row = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class TrialResult:
+    """How one run ended."""
+
+    state: Literal["completed", "diverged"]
+    epochs: list[Row] = field(default_factory=list)
+    """A row per epoch: epoch (from 1), train_loss and its unweighted parts, val_…, lr, seconds, eval_seconds."""
+    best_epoch: int | None = None
+    """The first epoch with the best metric."""
+    error: str | None = None
+    model_state: dict[str, Tensor] | None = None
+    """Weights after the best epoch, on the CPU; None where a checkpoint folder keeps them."""
+
+    @property
+    def best_metrics(self) -> Row:
+        """The row of the best epoch."""
+        return self.epochs[self.best_epoch - 1] if self.best_epoch else {}
+
+
+class Diverged(Exception):
+    """The loss is not finite, or far above where it began."""
+
+
+def run_trial(
+    task: Task,
+    config: TrialConfig,
+    report: Callable[[Row], None] | None = None,
+    *,
+    metric: Metric = "val_accuracy",
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+) -> TrialResult:
+    """Fine-tune one configuration and score it on the validation split after every epoch.
+
+    All randomness comes from `config.seed`: on the CPU the same seed, versions and number of threads give the same
+    numbers bit for bit, interrupted and resumed or not.
+
+    Args:
+        task: data and source; what the configuration needs beyond them is measured if it is not there yet.
+        config: the configuration.
+        report: called with each epoch's row once everything that a resume needs of that epoch is on disk; a run that
+            is continued begins with the last row it wrote.
+        metric: what the best epoch is chosen by.
+        device: where to train.
+        checkpoint: folder of this run. Where it holds the same run unfinished, that is continued.
+
+    Returns:
+        `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
+
+    Raises:
+        UserError: the folder holds a run of another configuration.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        run = _Run(task, config, metric, device, checkpoint)
+        run.restore()
+        if run.rows and report is not None:  # whoever listens may have been lost before it heard of this one
+            report(dict(run.rows[-1]))
+        try:
+            for epoch in range(len(run.rows) + 1, config.max_epochs + 1):
+                run.train_and_score(epoch)
+                if report is not None:
+                    report(dict(run.rows[-1]))
+        except Diverged as reason:
+            return run.result("diverged", str(reason))
+        return run.result("completed")
+
+
+def lr_factor(config: TrialConfig, time_in_epochs: float) -> float:
+    """Learning rate as a factor of the peak, `time_in_epochs` ∈ [0, max_epochs) into the run."""
+    factor = 1.0
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * time_in_epochs / config.max_epochs))
+    elif config.schedule == "step" and time_in_epochs >= config.max_epochs * 2 / 3:
+        factor = 0.1
+    return factor * min(1.0, time_in_epochs / config.warmup_epochs) if config.warmup_epochs else factor
+
+
+def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+    """An epoch's index batches. A single image left over joins the batch before: batch norm needs two."""
+    order = torch.randperm(num_images, generator=generator).numpy()
+    batches = [order[start : start + batch_size] for start in range(0, num_images, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+class Objective:
+    """loss = CE + alpha · (behavior or weight_l2_sp) + beta · head_l2 (method.md), with its parts by name."""
+
+    def __init__(self, task: Task, config: TrialConfig, target: nn.Module, device: torch.device) -> None:
+        self.config, self._target = config, target
+        self._head = target.get_submodule(task.backbone.head)
+        self._maps: tuple[FeatureMaps, FeatureMaps] | None = None
+        if config.uses_behavior:
+            self._factors = task.channel_factors(config, device)
+            self._source = task.source_model(device)
+        if config.regularizer == "l2_sp":
+            head = {id(p) for p in self._head.parameters()}
+            self._moving = [p for p in target.parameters() if id(p) not in head]
+            self._start = [p.detach().clone() for p in self._moving]
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Within it forward passes of the target leave their feature maps for the next call."""
+        if not self.config.uses_behavior:
+            yield
+            return
+        layers = list(self._factors)
+        with feature_maps(self._target, layers) as ours, feature_maps(self._source, layers, stop=True) as theirs:
+            self._maps = ours, theirs
+            try:
+                yield
+            finally:
+                self._maps = None
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
+        config = self.config
+        parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
+        loss = parts["cross_entropy"]
+        if self._maps is not None:
+            ours, theirs = self._maps
+            with torch.no_grad():
+                theirs.run(images)
+            parts["behavior"] = behavior(ours, theirs, self._factors)
+            loss = loss + config.alpha * parts["behavior"]
+        elif config.regularizer == "l2_sp":
+            parts["weight_l2_sp"] = weight_l2_sp(self._moving, self._start)
+            loss = loss + config.alpha * parts["weight_l2_sp"]
+        if config.regularizer != "l2":
+            parts["head_l2"] = head_l2(self._head)
+            loss = loss + config.beta * parts["head_l2"]
+        return {"train_loss": loss, **parts}
+
+
+class _Run:
+    """The state of one run between its epochs, and how it is written down."""
+
+    def __init__(
+        self, task: Task, config: TrialConfig, metric: Metric, device: torch.device, checkpoint: Path | None
+    ) -> None:
+        self.task, self.config, self.metric, self.device, self.checkpoint = task, config, metric, device, checkpoint
+        task.measure([config], device)
+        backbone = task.backbone
+        self.model = build_target(backbone, len(task.dataset.classes), torch.Generator().manual_seed(config.seed))
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        head = self.model.get_submodule(backbone.head)
+        self.frozen_features = config.regularizer == "l2_fe"
+        head_parameters = list(head.parameters())
+        groups = [{"params": head_parameters, "multiplier": config.head_lr_multiplier}]
+        if self.frozen_features:
+            self.model.requires_grad_(False)
+            head.requires_grad_(True)
+            self.logits = tail(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
+        else:
+            ids = {id(p) for p in head_parameters}
+            rest = [p for p in self.model.parameters() if id(p) not in ids]
+            groups.insert(0, {"params": rest, "multiplier": 1.0})
+            self.logits = self.model
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov and config.momentum > 0,
+            weight_decay=config.effective_weight_decay,
+        )
+        self.objective = Objective(task, config, self.model, device)
+        half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.rows: list[Row] = []
+        self.first_loss: float | None = None
+        self.best_epoch: int | None = None
+        self.best_state: dict[str, Tensor] | None = None
+
+    def train_and_score(self, epoch: int) -> None:
+        """One epoch and its row; then the checkpoint."""
+        # Order, augmentation and dropout depend on seed and epoch alone, so a resumed run needs no generator's state.
+        torch.manual_seed(self.config.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        start = time.perf_counter()
+        losses, lr = self._train(epoch, generator)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        trained = time.perf_counter()
+        scores = self._score()
+        row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
+        row |= {part: losses.get(part) for part in PARTS}
+        row |= {f"val_{name}": value for name, value in scores.items()}
+        row |= {"lr": lr, "seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
+        if not math.isfinite(scores["loss"]):
+            raise Diverged(f"the validation loss is {scores['loss']} after epoch {epoch}")
+        self.rows.append(row)
+        sign = 1 if METRICS[self.metric] == "max" else -1
+        if self.best_epoch is None or sign * row[self.metric] > sign * self.rows[self.best_epoch - 1][self.metric]:
+            self.best_epoch = epoch
+            self._keep_best()
+        self._save()
+
+    def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
+        config, train = self.config, self.task.dataset.train
+        if self.frozen_features:
+            self.model.eval()
+        else:
+            self.model.train()
+            if config.batch_norm == "frozen":
+                for module in self.model.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        totals: dict[str, Tensor] = {}
+        batches = shuffled_batches(len(train.labels), config.batch_size, generator)
+        with self.objective.hooked():
+            for step, indices in enumerate(batches):
+                lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr * group["multiplier"]
+                inputs = self._inputs("train", indices, generator)
+                labels = torch.from_numpy(train.labels[indices]).to(self.device)
+                with autocast(self.device):
+                    logits = self.logits(inputs)
+                    losses = self.objective(logits, labels, inputs)
+                self.optimizer.zero_grad(set_to_none=True)
+                self.scaler.scale(losses["train_loss"]).backward()
+                if config.max_grad_norm is not None:
+                    self.scaler.unscale_(self.optimizer)
+                    nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                for name, loss in losses.items():
+                    totals[name] = totals.get(name, 0) + loss.detach() * len(indices)
+                # On a GPU looking at every step's loss would make it wait: there the epoch's sum tells as well.
+                if self.device.type == "cpu" or self.first_loss is None or step == len(batches) - 1:
+                    self._check(losses["train_loss"].item(), epoch)
+        means = {name: total.item() / len(train.labels) for name, total in totals.items()}
+        self._check(means["train_loss"], epoch)
+        assert self.first_loss is not None
+        if means["train_loss"] > DIVERGED_FACTOR * self.first_loss:
+            raise Diverged(
+                f"the mean training loss of epoch {epoch} is {means['train_loss']:.4g}, "
+                f"over {DIVERGED_FACTOR} times the first batch's {self.first_loss:.4g}"
+            )
+        return means, lr
+
+    def _check(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(f"the training loss is {loss} in epoch {epoch}")
+        if self.first_loss is None:
+            self.first_loss = loss
+
+    def _inputs(self, split: Literal["train", "val"], indices: np.ndarray, generator: torch.Generator | None) -> Tensor:
+        """What enters `logits`: (B, 3, S, S) images, augmented where a generator is given, or the head's inputs."""
+        if self.frozen_features:
+            return torch.from_numpy(self.task.features[split][indices]).to(self.device)
+        preprocessing = self.task.backbone.preprocessing
+        pixels = torch.from_numpy(self.task.dataset.for_name(split).images.batch(indices)).to(self.device)
+        if generator is None:
+            return centre(pixels, preprocessing)
+        return augment(pixels, self.config.augmentation, preprocessing, generator)
+
+    def _score(self) -> dict[str, float]:
+        val = self.task.dataset.val
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.device):
+            logits = [
+                self.logits(self._inputs("val", np.arange(start, min(start + EVAL_BATCH_SIZE, len(val.labels))), None))
+                for start in range(0, len(val.labels), EVAL_BATCH_SIZE)
+            ]
+        return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(val.labels)))
+
+    def _keep_best(self) -> None:
+        state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        if self.checkpoint is None:
+            self.best_state = state
+        else:
+            self.checkpoint.mkdir(parents=True, exist_ok=True)
+            write_weights(self.checkpoint / BEST_FILE, state)
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        content = {
+            "config": self.config.record(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rows": self.rows,
+            "first_loss": self.first_loss,
+            "best_epoch": self.best_epoch,
+        }
+        partial = self.checkpoint / f".{RESUME_FILE}.partial"
+        torch.save(content, partial)
+        partial.replace(self.checkpoint / RESUME_FILE)
+
+    def restore(self) -> None:
+        """Continue the unfinished run in the checkpoint folder, if there is one."""
+        if self.checkpoint is None or not (self.checkpoint / RESUME_FILE).exists():
+            return
+        content = torch.load(self.checkpoint / RESUME_FILE, map_location=self.device, weights_only=True)
+        if content["config"] != self.config.record():
+            raise UserError(
+                f"{self.checkpoint} holds a run of another configuration; give this one a folder of its own."
+            )
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.rows, self.first_loss, self.best_epoch = content["rows"], content["first_loss"], content["best_epoch"]
+
+    def result(self, state: Literal["completed", "diverged"], error: str | None = None) -> TrialResult:
+        """The run as it stands."""
+        return TrialResult(
+            state=state, epochs=self.rows, best_epoch=self.best_epoch, error=error, model_state=self.best_state
+        )
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 where the GPU has it, else float16; full precision on the CPU, where runs repeat bit for bit."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.autocast("cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+def write_weights(file: Path, state: dict[str, Tensor]) -> None:
+    """A safetensors file, whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, partial)
+    partial.replace(file)

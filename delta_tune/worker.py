@@ -1,0 +1,69 @@
+"""What runs in a Ray worker: one trial of a study, from its Tune configuration to its reports."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from delta_tune.cluster import fetch
+from delta_tune.config import Metric, TrialConfig
+from delta_tune.results import trial_name
+from delta_tune.sampling import NUMBER, OUTCOME
+from delta_tune.training import Row, run_trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What all trials of a study are told."""
+
+    shelf: str
+    folder: Path
+    metric: Metric
+    threads: int
+    device: str
+
+
+_task: tuple[str, Any] | None = None
+"""The shared task of the study that this process last worked for: a process lives on from trial to trial."""
+
+
+def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> None:
+    """Run one trial and report each epoch.
+
+    An exception of the trial's own is reported as its outcome, never raised: Tune would start the trial anew, and only
+    the death of a worker or a node is worth that.
+    """
+    global _task
+    number = tune_config[NUMBER]
+    config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k != NUMBER})
+    torch.set_num_threads(settings.threads)
+    told = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
+    folder = settings.folder / trial_name(number)
+    last: Row = {"epoch": 0, settings.metric: float("nan")}
+
+    def report(row: Row) -> None:
+        last.update(row)
+        tune.report({**row, **told})
+
+    try:
+        if _task is None or _task[0] != settings.shelf:
+            _task = settings.shelf, fetch(settings.shelf)
+        result = run_trial(_task[1], config, report, metric=settings.metric, device=settings.device, checkpoint=folder)
+    except Exception as error:
+        cause = "".join(traceback.format_exception_only(error)).strip()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc())
+        tune.report(
+            {**last, **told, OUTCOME: "failed", "error": f"{cause} ({Path(where.filename).name}:{where.lineno})"}
+        )
+        return
+    if result.state == "diverged":
+        tune.report({**last, **told, OUTCOME: "diverged", "error": result.error})

@@ -1,0 +1,1 @@
+"""Search spaces, one question a file; each is a starting point for your own."""
