@@ -1,0 +1,130 @@
+"""The outputs of named layers, and a network cut at its head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, fx, nn
+
+from delta_tune.config import UserError
+
+
+class _Stop(Exception):
+    """Ends a forward pass behind the last module that is wanted."""
+
+
+class FeatureMaps(dict[str, Tensor]):
+    """Layer → its raw output (B, C, H, W) in the latest forward pass."""
+
+    def __init__(self, model: nn.Module, num_layers: int, stop: bool) -> None:
+        super().__init__()
+        self._model = model
+        self._num_layers = num_layers
+        self._stop = stop
+
+    def run(self, images: Tensor) -> FeatureMaps:
+        """One forward pass of `images` (B, 3, H, W), which ends at the last hooked layer where `stop` was asked for."""
+        with suppress(_Stop):
+            self._model(images)
+        assert len(self) == self._num_layers, "a hooked layer did not run"
+        return self
+
+    def _record(self, layer: str, output: Tensor) -> Tensor:
+        self[layer] = output
+        if self._stop and len(self) == self._num_layers:
+            raise _Stop
+        # The network goes on with a copy: `out += identity` or an in-place ReLU behind the layer would write into ours.
+        return output.clone()
+
+
+@contextmanager
+def feature_maps(model: nn.Module, layers: Sequence[str], *, stop: bool = False) -> Iterator[FeatureMaps]:
+    """Hook the modules `layers` of `model`; what is yielded is filled anew at each forward pass.
+
+    The grad mode is the caller's. The maps are the modules' raw outputs, whatever happens to them behind. With `stop`
+    call `maps.run(images)`, which computes nothing behind the last of them in execution order. The hooks are gone when
+    the context ends.
+    """
+    maps = FeatureMaps(model, len(set(layers)), stop)
+    handles = [model.register_forward_pre_hook(lambda module, args: maps.clear())]
+    try:
+        for layer in layers:
+            handles.append(
+                model.get_submodule(layer).register_forward_hook(
+                    lambda module, args, output, layer=layer: maps._record(layer, output)
+                )
+            )
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def head_inputs(model: nn.Module, head: str, images: Tensor) -> Tensor:
+    """What the module `head` is given for `images` (B, 3, H, W): (B, D), or (B, C, h, w) for a convolution.
+
+    The forward pass ends there, under the caller's grad mode.
+    """
+    found: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _Stop
+
+    handle = model.get_submodule(head).register_forward_pre_hook(catch)
+    try:
+        with suppress(_Stop):
+            model(images)
+    finally:
+        handle.remove()
+    assert len(found) == 1, f"the head {head} did not run"
+    return found[0]
+
+
+def tail(model: nn.Module, head: str, *, image_size: int = 224) -> Callable[[Tensor], Tensor]:
+    """A function from what `head_inputs` returns to the logits (B, K): the head and all behind it.
+
+    SqueezeNet, for one, pools behind its head. The head's parameters are shared with `model`. One forward pass in eval
+    mode at `image_size` finds out what follows the head.
+
+    Raises:
+        UserError: something does follow and cannot be cut out of the network.
+    """
+    module = model.get_submodule(head)
+    weight = next(module.parameters())
+    images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(images)
+            head_output: Tensor = module(head_inputs(model, head, images))
+    finally:
+        for part in training:
+            part.training = True
+    flat = head_output.flatten(1)
+    if flat.shape == logits.shape and torch.allclose(flat, logits):
+        return lambda inputs: module(inputs).flatten(1)
+    return _cut_behind(model, head)
+
+
+def _cut_behind(model: nn.Module, head: str) -> Callable[[Tensor], Tensor]:
+    """The part of the network from `head` on, as torch.fx traces it."""
+    try:
+        whole = fx.Tracer().trace(model)
+        part = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in whole.nodes:
+            if node.op == "call_module" and node.target == head:
+                inputs = part.placeholder("inputs")
+                copies[node] = part.call_module(head, (inputs,))
+            elif node.op == "get_attr" or any(argument in copies for argument in node.all_input_nodes):
+                copies[node] = part.node_copy(node, lambda argument: copies[argument])
+        return fx.GraphModule(model, part)
+    except Exception as error:  # tracing runs the network's own code with proxies: anything may come
+        raise UserError(
+            f"What follows the head {head!r} of this {type(model).__name__} cannot be cut out of it "
+            f"({type(error).__name__}: {error}); choose a model whose logits are its last layer's output."
+        ) from error

@@ -1,0 +1,248 @@
+"""Where a network's feature maps and its head are, read off one forward pass.
+
+The hooked layers are the paper's (arXiv 1901.09229) carried over to other families: the last convolution inside the
+last block whose output has stride 4, 8, 16 and 32, never one in the block that strides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delta_tune.config import UserError
+
+STANDARD_SIZE = 224  # strides are read at this input side whatever the user's, so that they never depend on it
+STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One module's last call in a forward pass on a single square image."""
+
+    module: nn.Module
+    order: int
+    """Place in the order in which modules finish: a child comes before its parent."""
+    count: int
+    """How often the module ran."""
+    input_id: int | None
+    """Identity of the first map that it was given, None where there was none."""
+    input_stride: int | None
+    output_id: tuple[int, int] | None
+    """Identity and version of the map it returned: an in-place operation afterwards makes another one."""
+    output_shape: tuple[int, ...] | None
+    output_stride: int | None
+    """None where the output is no (B, C, S, S) map."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anatomy:
+    """What `derive` finds."""
+
+    head: str
+    """Path of the Linear or 1×1 Conv2d that makes the logits."""
+    layers: tuple[str, ...]
+    """Hooked layers in execution order, at most one a stride."""
+    channels: dict[str, int]
+    """Channels of every module before the head that returns a (B, C, S, S) map and runs once, in execution order."""
+    stride: int
+    """Stride of the last hooked layer, the smallest sensible image size."""
+
+
+def derive(model: nn.Module, name: str) -> Anatomy:
+    """Head and hooked layers of a classification network in eval mode, from one forward pass at 224 pixels.
+
+    Raises:
+        UserError: the network cannot run there, has no head that can be replaced, or no convolutional stages.
+    """
+    try:
+        calls, logits = _trace(model)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"The model {name} does not run on a square RGB image of {STANDARD_SIZE} pixels ({_first_line(error)}); "
+            "name a convolutional classification network that takes any image size, such as resnet50."
+        ) from error
+    head = _find_head(calls, logits, name)
+    blocks = sorted(_blocks(model, "", calls), key=lambda block: calls[block].order)
+    layers = tuple(_hooks(calls, blocks, head))
+    if not layers:
+        raise UserError(
+            f"The model {name} has no convolutional stages of stride 4 to 32, so no feature maps to compare; "
+            "name a convolutional network such as resnet50."
+        )
+    channels = {
+        path: call.output_shape[1]
+        for path, call in calls.items()
+        if call.output_stride is not None
+        and call.output_shape is not None
+        and call.count == 1
+        and call.order < calls[head].order
+        and not isinstance(call.module, nn.Linear)
+    }
+    stride = calls[layers[-1]].output_stride
+    assert stride is not None
+    return Anatomy(head=head, layers=layers, channels=channels, stride=stride)
+
+
+def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:
+    """Every module's last call, in the order of finishing, and the network's output."""
+    calls: dict[str, Call] = {}
+    clock = itertools.count()
+    alive: list[Tensor] = []  # an identity is only one while its tensor lives
+
+    def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = next(_maps((args, kwargs)), None)
+        made = output if isinstance(output, Tensor) and output.ndim == 4 else None
+        earlier = calls.pop(path, None)
+        alive.extend(tensor for tensor in (given, made) if tensor is not None)
+        calls[path] = Call(
+            module=module,
+            order=next(clock),
+            count=1 if earlier is None else earlier.count + 1,
+            input_id=None if given is None else id(given),
+            input_stride=_stride(given),
+            output_id=None if made is None else (id(made), made._version),
+            output_shape=tuple(output.shape) if isinstance(output, Tensor) else None,
+            output_stride=_stride(made),
+        )
+
+    handles = [
+        module.register_forward_hook(
+            lambda m, args, kwargs, output, path=path: record(path, m, args, kwargs, output), with_kwargs=True
+        )
+        for path, module in model.named_modules()
+        if path
+    ]
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, 3, STANDARD_SIZE, STANDARD_SIZE))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, logits
+
+
+def _maps(value: Any) -> Iterator[Tensor]:
+    """The 4-D tensors in a module's arguments (a dense layer is given a list of them)."""
+    if isinstance(value, Tensor):
+        if value.ndim == 4:
+            yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _maps(item)
+    elif isinstance(value, dict):
+        yield from _maps(list(value.values()))
+
+
+def _stride(tensor: Tensor | None) -> int | None:
+    # Channels-last maps (B, S, S, C) inside some blocks are told by their unequal last sides.
+    if tensor is None or tensor.shape[2] != tensor.shape[3] or tensor.shape[2] == 0:
+        return None
+    return 1 << max(0, round(math.log2(STANDARD_SIZE / tensor.shape[2])))
+
+
+def _find_head(calls: dict[str, Call], logits: Any, name: str) -> str:
+    last = next((path for path in reversed(calls) if isinstance(calls[path].module, nn.Linear | nn.Conv2d)), None)
+    if last is not None and isinstance(logits, Tensor) and logits.ndim == 2:
+        module, shape = calls[last].module, calls[last].output_shape
+        pointwise = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+        if pointwise and calls[last].count == 1 and shape is not None and shape[1] == logits.shape[1]:
+            return last
+    raise UserError(
+        f"The model {name} does not end in one Linear or 1×1 Conv2d that makes its logits, so its head cannot be "
+        "replaced; name a classification network such as resnet50."
+    )
+
+
+def _blocks(module: nn.Module, path: str, calls: dict[str, Call]) -> list[str]:
+    """Paths of the units, such as residual or dense blocks, that the stages in `module` are made of."""
+    inner = [
+        block
+        for child_name, child in module.named_children()
+        for block in _blocks(child, f"{path}.{child_name}" if path else child_name, calls)
+    ]
+    call = calls.get(path)
+    if call is None or _is_chain(module) or call.output_stride is None:
+        return inner
+    if inner:
+        last = max(inner, key=lambda block: calls[block].order)
+        ends_with_it = calls[last].output_id == call.output_id
+        # Cross-stage partial networks: a stage that strides, then runs a chain of blocks, then merges.
+        holds_chain = any(_is_chain(child) and _starts(inner, p) for p, child in _descendants(module, path))
+        if ends_with_it or (call.input_stride != call.output_stride and holds_chain):
+            return inner
+        return [path]
+    return [path] if sum(_is_parametrised(c) for p, c in calls.items() if p.startswith(f"{path}.")) >= 2 else []
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Whether the module only runs its children in turn, or only holds them."""
+    return isinstance(module, nn.ModuleList) or (
+        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    )
+
+
+def _descendants(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    return ((f"{path}.{name}", child) for name, child in module.named_modules() if name)
+
+
+def _starts(paths: list[str], parent: str) -> bool:
+    return any(path.rpartition(".")[0] == parent for path in paths)
+
+
+def _is_parametrised(call: Call) -> bool:
+    """Convolutions and channels-last linear layers, over more than one pixel: not those of squeeze-and-excitation."""
+    shape = call.output_shape
+    return isinstance(call.module, nn.Conv2d | nn.Linear) and shape is not None and len(shape) == 4 and shape[2] > 1
+
+
+def _hooks(calls: dict[str, Call], blocks: list[str], head: str) -> Iterator[str]:
+    for stride in STRIDES:
+        of_stride = [block for block in blocks if calls[block].output_stride == stride]
+        keeping = [block for block in of_stride if calls[block].input_stride == stride]
+        if keeping:
+            yield _last_convolution(calls, keeping[-1])
+        elif not of_stride:  # a plain chain
+            yield from _plain_convolutions(calls, blocks, head, stride)[-1:]
+
+
+def _last_convolution(calls: dict[str, Call], block: str) -> str:
+    """The last convolution in the block with an output of the block's shape; the block itself where it concatenates."""
+    convolutions = [
+        path
+        for path, call in calls.items()
+        if path.startswith(f"{block}.")
+        and isinstance(call.module, nn.Conv2d)
+        and call.output_shape == calls[block].output_shape
+    ]
+
+    def is_projection(path: str) -> bool:
+        # A shortcut's convolution may run last; unlike the main branch's last it is fed by the block's own input.
+        child = f"{block}.{path[len(block) + 1 :].split('.')[0]}"
+        return child in calls and calls[child].input_id == calls[block].input_id
+
+    main = [path for path in convolutions if not is_projection(path)] or convolutions
+    return main[-1] if main else block
+
+
+def _plain_convolutions(calls: dict[str, Call], blocks: list[str], head: str, stride: int) -> list[str]:
+    """Convolutions outside any block that keep the stride; not the head nor a final 1×1 expansion behind the blocks."""
+    end = calls[blocks[-1]].order if blocks else math.inf
+    return [
+        path
+        for path, call in calls.items()
+        if isinstance(call.module, nn.Conv2d)
+        and call.input_stride == call.output_stride == stride
+        and path != head
+        and not (call.module.kernel_size == (1, 1) and call.order > end)
+        and not any(path.startswith(f"{block}.") for block in blocks)
+    ]
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
