@@ -242,8 +242,8 @@ def _check_image_size(module: nn.Module, model: str, head: str, image_size: int,
         ) from error
     if logits.shape != (1, 2):
         raise UserError(
-            f"The model {model} returns {tuple(logits.shape)} for one image and a head of 2 outputs, so its head cannot be "
-            "replaced; name a classification network such as resnet50."
+            f"The model {model} returns {tuple(logits.shape)} for one image and a head of 2 outputs, so its head "
+            "cannot be replaced; name a classification network such as resnet50."
         )
 
 
