@@ -39,9 +39,8 @@ class Model:
     def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
         self.network, self.config = network, config
         self.classes: tuple[str, ...] = tuple(config["classes"])
-        self.preprocessing = Preprocessing(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
-        )
+        stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
+        self.preprocessing = Preprocessing(**stored)
 
     def predict(self, images: Iterable[str | Path | bytes | Image.Image]) -> list[Prediction]:
         """Classify paths, encoded images or PIL images.

@@ -88,5 +88,5 @@ def _fit(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tens
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     head.requires_grad_(False)

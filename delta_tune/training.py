@@ -255,7 +255,7 @@ class _Run:
                     logits = self.logits(inputs)
                     losses = self.objective(logits, labels, inputs)
                 self.optimizer.zero_grad(set_to_none=True)
-                self.scaler.scale(losses["train_loss"]).backward()
+                self.scaler.scale(losses["train_loss"]).backward()  # type: ignore[no-untyped-call]
                 if config.max_grad_norm is not None:
                     self.scaler.unscale_(self.optimizer)
                     nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
