@@ -23,10 +23,11 @@ from delta_tune import plan
 from delta_tune.cluster import ray_cluster, shared
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
+from delta_tune.plan import Resources
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
-from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, write_json
-from delta_tune.sampling import StudySearch, Unfinished
+from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
+from delta_tune.sampling import NUMBER, StudySearch, Unfinished
 from delta_tune.scheduling import RungsByMethod
 from delta_tune.space_checks import CheckedSpace, check_space
 from delta_tune.spaces import Proposal, load_space
@@ -148,7 +149,7 @@ class Study:
         self._interrupted = False
         self._restore()
 
-    def plan(self, resources: plan.Resources) -> list[str]:
+    def plan(self, resources: Resources) -> list[str]:
         """What is about to be done, in sentences."""
         said = plan.lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
         return [*said, *([f"          {self._note}"] if self._note else [])]
@@ -169,7 +170,7 @@ class Study:
         write_json(self.folder / STUDY_FILE, self.record)
         self.tables.write()
 
-    def search(self, resources: plan.Resources) -> None:
+    def search(self, resources: Resources) -> None:
         """Measure what trials share, then run them."""
         left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
         if left <= 0:
@@ -200,6 +201,8 @@ class Study:
                 max_concurrent_trials=resources.slots,
                 reuse_actors=True,
                 time_budget_s=self.config.time_budget_s,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
             ),
             run_config=ray_tune.RunConfig(
                 name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
@@ -258,7 +261,7 @@ class Study:
                 finished.append((number, tables.params(number), row["state"], values))
             else:
                 unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
-            self.scheduler.replay(row["config.regularizer"], f"earlier-{number}", epochs)
+            self.scheduler.replay(row["config.regularizer"], number, epochs)
         self.searcher.restore_trials(finished, unfinished)
 
     def _refuse_another_study(self) -> None:
@@ -281,6 +284,11 @@ class Study:
 
     def _fingerprints(self) -> dict[str, str]:
         return {"data": self.task.dataset.fingerprint, "weights": self.task.backbone.fingerprint}
+
+
+def _name(trial: Any) -> str:
+    """Tune's folder of a trial; its own would list every hyperparameter."""
+    return f"trial-{trial_name(trial.config[NUMBER])}"
 
 
 @contextmanager

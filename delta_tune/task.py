@@ -33,16 +33,16 @@ class Task:
     What a configuration needs beyond them is measured at its first use, or ahead for all by `measure`.
     """
 
-    dataset: Dataset
-    backbone: Backbone
+    dataset: Dataset = field(repr=False)
+    backbone: Backbone = field(repr=False)
     seed: int = 0
     attention_cache: Path | None = None
     """Folder where attention losses are kept under the key of their content and found again by later studies."""
-    features: dict[str, np.ndarray] = field(default_factory=dict)
+    features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Split → the frozen source's head inputs of its un-augmented images, (N, D) or (N, C, h, w)."""
     mean_squares: dict[str, float] = field(default_factory=dict)
     """Layer → mean FM_s² over un-augmented training images."""
-    attention: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    attention: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
     """Estimator → layer → ablation losses d, float32 (C,)."""
     attention_files: list[Path] = field(default_factory=list)
     """Where they are kept, if there is a cache."""

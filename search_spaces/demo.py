@@ -15,12 +15,16 @@ from delta_tune.spaces import SpaceTrial
 def space(trial: SpaceTrial) -> dict[str, Any]:
     """The plain recipe against DELTA; alpha and the learning rate."""
     regularizer = trial.suggest_categorical("regularizer", ["l2", "delta"])
-    trial.suggest_float("lr", 1e-3, 3e-2, log=True)
-    config: dict[str, Any] = {"batch_norm": "frozen", "head_lr_multiplier": 10.0, "augmentation": "none"}
+    trial.suggest_float("lr", 3e-4, 1e-2, log=True)
+    config: dict[str, Any] = {"batch_norm": "frozen", "batch_size": 16, "augmentation": "none"}  # a flipped 2 is no 2
     if regularizer == "delta":
         trial.suggest_float("alpha", 1e-2, 30, log=True)
     return config
 
 
 BALANCE = "regularizer"
-START = [{"regularizer": "l2", "lr": 0.01}, {"regularizer": "delta", "lr": 0.01, "alpha": 1.0}]
+START = [
+    {"regularizer": "l2", "lr": 0.001},
+    {"regularizer": "l2", "lr": 0.003},
+    {"regularizer": "delta", "lr": 0.003, "alpha": 1.0},
+]

@@ -1,0 +1,71 @@
+"""What several test modules share: a tiny network with weights in a file, a folder of easy images, one Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from delta_tune.task import Task, prepare
+
+# Workers are started by the tests' Ray: two threads each on two cores would only slow one another down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = "test_resnet"
+IMAGE_SIZE = 64
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of timm's smallest residual network, with batch norms that are not the default."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(TINY, pretrained=False).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # timm starts residual branches at 0: ablations would be too
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.2)
+        for _ in range(3):
+            model(torch.randn(8, 3, IMAGE_SIZE, IMAGE_SIZE))
+    file = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    safetensors.torch.save_file(model.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise around a colour per class: train 3 × 12, val 3 × 6, test 3 × 5 images."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 5)):
+        for k, name in enumerate(("blue", "green", "red")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 160, (80, 80, 3))
+                pixels[..., 2 - k] += 60
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def task(image_folder: Path, tiny_weights: Path) -> Task:
+    """The task of the two; trials leave it as it is, apart from what was measured for them."""
+    return prepare(image_folder, f"timm:{TINY}", str(tiny_weights), image_size=IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray with two CPUs for the whole session; started here, so that no study ends it."""
+    import ray
+
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
