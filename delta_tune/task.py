@@ -130,8 +130,11 @@ class Task:
             file = self.attention_cache / f"{self.attention_key(estimator, layers)}.parquet"
             self.attention_files.append(file)
             if file.exists():
-                found = read_losses(file)
-                if set(found) == set(layers):
+                try:
+                    found = read_losses(file)
+                except (OSError, pa.ArrowInvalid, KeyError) as error:
+                    say(f"Attention: {file} is damaged ({error}) and computed again.")
+                else:
                     say(f"Attention: {estimator} losses of {len(layers)} layers found in {file}.")
                     return found
         train = self.dataset.train

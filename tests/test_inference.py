@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from delta_tune import final, inference
+from delta_tune.augment import centre
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.models import build_target
+from delta_tune.results import StudyTables
+from delta_tune.training import run_trial
+
+
+@pytest.fixture(scope="module")
+def best(task, tmp_path_factory):
+    """The `best` folder of a study of one trial."""
+    folder = tmp_path_factory.mktemp("study")
+    config = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
+    result = run_trial(task, config, checkpoint=folder / "checkpoints" / "00000")
+    tables = StudyTables(folder, "val_accuracy")
+    tables.add(0, config, {}, {})
+    for row in result.epochs:
+        tables.report(0, row)
+    tables.finish(0, "completed")
+    return final.keep_model(task, tables, 0, folder)
+
+
+def test_load_predicts_as_the_network_that_was_trained(best, task):
+    test = task.dataset.test
+    network = build_target(task.backbone, 3, torch.Generator()).eval()
+    network.load_state_dict(safetensors.torch.load_file(best / "model.safetensors"))
+    with torch.no_grad():
+        pixels = torch.from_numpy(test.images.batch(np.arange(len(test))))
+        expected = network(centre(pixels, task.backbone.preprocessing)).softmax(1).numpy()
+    predictions = inference.load(best).predict(test.names)
+    assert [p.label for p in predictions] == [task.dataset.classes[k] for k in expected.argmax(1)]
+    np.testing.assert_allclose([p.probability for p in predictions], expected.max(1), rtol=1e-4)
+
+
+def test_predict_takes_paths_bytes_and_pil_images_alike(best, task):
+    name = task.dataset.test.names[0]
+    model = inference.load(best)
+    ways = [name, Path(name), Path(name).read_bytes(), Image.open(name)]
+    assert len({p.probability for p in model.predict(ways)}) == 1
+    assert model.predict(name) == model.predict([name])
+
+
+def test_predict_gives_every_class_its_probability(best, task):
+    (prediction,) = inference.load(best).predict([task.dataset.test.names[0]])
+    assert tuple(prediction.probabilities) == task.dataset.classes
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_names_an_image_it_cannot_read(best, tmp_path):
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        inference.load(best).predict([tmp_path / "a.jpg"])
+
+
+def test_load_takes_the_study_folder_too(best):
+    assert inference.load(best.parent).classes == inference.load(best).classes
+
+
+def test_load_refuses_a_folder_without_a_model(tmp_path):
+    with pytest.raises(UserError, match="no model"):
+        inference.load(tmp_path)
+
+
+def test_best_config_has_all_that_another_program_needs(best, task):
+    config = json.loads((best / "config.json").read_text())
+    assert config["classes"] == list(task.dataset.classes)
+    assert config["backbone"]["model"] == task.backbone.model
+    assert config["preprocessing"]["image_size"] == 64
+    assert config["config"]["regularizer"] == "l2"
+    assert 0 <= config["metrics"]["val_accuracy"] <= 1
+
+
+def test_score_test_equals_predicting_each_image(best, task):
+    scores = final.score_test(task, best, "cpu")
+    predictions = inference.load(best).predict(task.dataset.test.names)
+    truth = [task.dataset.classes[k] for k in task.dataset.test.labels]
+    assert scores["test_accuracy"] == pytest.approx(
+        np.mean([p.label == t for p, t in zip(predictions, truth, strict=True)])
+    )
+    low, high = scores["test_accuracy_interval"]
+    assert low < scores["test_accuracy"] < high or scores["test_accuracy"] == high

@@ -1,0 +1,207 @@
+"""Studies on a real Ray with two CPUs, on the tiny network."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+import delta_tune
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.training import run_trial
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def settings(image_folder, tiny_weights, tmp_path):
+    """A study of seconds."""
+    return {
+        "data": str(image_folder),
+        "model": "timm:test_resnet",
+        "weights": str(tiny_weights),
+        "image_size": 64,
+        "out": tmp_path,
+        "name": "study",
+        "verbose": 0,
+        "max_epochs": 4,
+        "num_trials": 4,
+        "set": {"batch_size": 8},
+    }
+
+
+def objects_in_store():
+    from ray._private.internal_api import memory_summary
+
+    (line,) = (text for text in memory_summary(stats_only=True).splitlines() if "Plasma memory usage" in text)
+    return int(line.split(",")[1].split()[0])
+
+
+def plain(trial):
+    trial.suggest_float("lr", 1e-3, 1e-1, log=True)
+    return {"regularizer": "l2"}
+
+
+def test_tune_of_all_methods_leaves_tables_model_and_evidence(settings):
+    result = delta_tune.tune(**{**settings, "space": "search_spaces/methods.py", "num_trials": 10})
+    rows = result.trials.to_pylist()
+    methods = [row["config.regularizer"] for row in rows]
+    assert {m: methods.count(m) for m in methods} == dict.fromkeys(
+        ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"], 2
+    )
+    assert {row["state"] for row in rows} <= {"completed", "pruned", "diverged"}
+    assert pq.read_table(result.path / "trials.parquet").equals(result.trials)
+    epochs = pq.read_table(result.path / "epochs.parquet").to_pylist()
+    assert len(epochs) == sum(row["epochs"] for row in rows)
+    best = max((r for r in rows if r["state"] == "completed"), key=lambda r: r["best_val_accuracy"])
+    assert result.best_metrics["val_accuracy"] == best["best_val_accuracy"]
+    study = json.loads((result.path / "study.json").read_text())
+    assert len(study["test_scorings"]) == 1
+    assert list((result.path / "attention").glob("*.parquet"))
+    assert list((result.path / "ray").rglob("events.out.tfevents*"))
+    assert [f.name for f in (result.path / "checkpoints").iterdir()] == [f"{study['winner']:05d}"]
+    model = delta_tune.load(result.path / "best")
+    assert model.predict([next(Path(settings["data"]).rglob("*.png"))])[0].label in ("blue", "green", "red")
+
+
+def test_tune_trial_equals_the_same_configuration_run_alone(settings, task):
+    result = delta_tune.tune(**{**settings, "space": plain, "num_trials": 2})
+    for row in result.trials.to_pylist():
+        if row["state"] == "completed":
+            config = TrialConfig(regularizer="l2", lr=row["config.lr"], batch_size=8, max_epochs=4)
+            assert run_trial(task, config).epochs[-1]["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
+
+
+def test_tune_twice_in_one_process_gives_the_same_and_leaves_no_object(settings):
+    before = objects_in_store()
+    runs = [
+        delta_tune.tune(**{**settings, "space": plain, "name": name, "max_concurrent_trials": 1}) for name in ("a", "b")
+    ]
+    timeless = [[n for n in r.trials.column_names if "seconds" not in n and n != "node"] for r in runs]
+    assert runs[0].trials.select(timeless[0]).equals(runs[1].trials.select(timeless[1]))
+    assert ray.is_initialized()
+    assert objects_in_store() == before
+
+
+def test_tune_records_diverged_and_failed_trials_and_goes_on(settings):
+    def space(trial):
+        lr = trial.suggest_categorical("lr", [1e9, 0.01])
+        return {"regularizer": "l2", "schedule": "constant", "lr": lr, "max_grad_norm": None}
+
+    result = delta_tune.tune(**{**settings, "space": space, "sampler": "random", "num_trials": 6})
+    states = {(row["config.lr"] > 1, row["state"], bool(row["error"])) for row in result.trials.to_pylist()}
+    assert states <= {(True, "diverged", True), (False, "completed", False), (False, "pruned", False)}
+    assert (True, "diverged", True) in states
+    assert result.best_config.lr == 0.01
+
+
+def test_tune_records_an_exception_of_a_trial_with_its_cause(settings):
+    # One image a step and a last map of one pixel: batch norm in train mode refuses.
+    def space(trial):
+        return {"regularizer": "l2", "batch_norm": trial.suggest_categorical("batch_norm", ["train", "frozen"])}
+
+    result = delta_tune.tune(
+        **{**settings, "space": space, "image_size": 32, "set": {"batch_size": 1}, "sampler": "random", "num_trials": 6}
+    )
+    by_norm = {row["config.batch_norm"]: row for row in result.trials.to_pylist()}
+    assert by_norm["train"]["state"] == "failed"
+    assert "Expected more than 1 value per channel" in by_norm["train"]["error"]
+    assert by_norm["frozen"]["state"] in ("completed", "pruned")
+
+
+def test_tune_takes_a_function_as_space_and_refuses_an_unknown_setting(settings):
+    with pytest.raises(UserError, match="num_trials"):
+        delta_tune.tune(**settings, num_trails=3)
+
+
+def test_tune_refuses_gpus_that_are_not_there(settings):
+    with pytest.raises(UserError, match="gpus-per-trial"):
+        delta_tune.tune(**settings, space=plain, gpus_per_trial=1)
+
+
+def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
+    result = delta_tune.tune(**{**settings, "space": plain, "num_trials": 200, "time_budget": "8s"})
+    states = [row["state"] for row in result.trials.to_pylist()]
+    assert len(states) < 200
+    assert "completed" in states
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(settings):
+    from delta_tune.search import dry_run
+
+    said = "\n".join(dry_run(**{**settings, "space": "search_spaces/methods.py", "num_trials": 12}))
+    for part in ("train 36", "val 18", "test 15", "delta", "10 trials", "Time"):
+        assert part in said
+    assert not (settings["out"] / "study").exists()
+
+
+def test_resume_after_kill_9_keeps_finished_trials_and_continues_running_ones(settings, tmp_path):
+    space = tmp_path / "slow.py"
+    space.write_text(
+        "def space(trial):\n    trial.suggest_float('lr', 1e-3, 1e-1, log=True)\n    return {'regularizer': 'l2'}\n"
+    )
+    flags = [
+        *("--data", settings["data"], "--model", settings["model"], "--weights", settings["weights"]),
+        *("--image-size", "64", "--out", str(tmp_path), "--name", "study", "--space", str(space)),
+        *("--max-epochs", "40", "--num-trials", "4", "--set", "batch_size=4"),
+        *("--max-concurrent-trials", "1", "--reduction-factor", "2", "--grace-period", "8"),
+    ]
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "launch.py", *flags, "--address", address]
+    driver = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
+    )
+    epochs_file = tmp_path / "study" / "epochs.parquet"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if epochs_file.exists():
+            epochs = pq.read_table(epochs_file).to_pydict()
+            if epochs["trial_id"].count("00001") >= 3:
+                break
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = pq.read_table(tmp_path / "study" / "trials.parquet").to_pylist()
+    assert before[0]["state"] in ("completed", "pruned")
+    assert before[1]["state"] == "running"
+
+    resumed = subprocess.run(
+        [sys.executable, "launch.py", "--resume", "--name", "study", "--out", str(tmp_path), "--address", address],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    after = pq.read_table(tmp_path / "study" / "trials.parquet").to_pylist()
+    assert after[0] == before[0]
+    assert len(after) == 4
+    assert all(row["state"] in ("completed", "pruned") for row in after)
+    rows = [r for r in pq.read_table(epochs_file).to_pylist() if r["trial_id"] == "00001"]
+    assert [r["epoch"] for r in rows] == list(range(1, len(rows) + 1))
+    kept = [r["seconds"] for r, old in zip(rows, epochs["trial_id"], strict=False) if old]
+    assert rows[0]["seconds"] in epochs["seconds"], "the first epochs were run again"
+    assert kept
+
+
+def test_resume_refuses_other_settings(settings):
+    delta_tune.tune(**{**settings, "space": "search_spaces/demo.py", "num_trials": 2})
+    with pytest.raises(UserError, match="max_epochs"):
+        delta_tune.tune(name="study", out=settings["out"], resume=True, max_epochs=9)
+
+
+def test_resume_of_a_finished_study_only_tops_up(settings):
+    first = delta_tune.tune(**{**settings, "space": "search_spaces/demo.py", "num_trials": 2})
+    again = delta_tune.tune(name="study", out=settings["out"], resume=True, num_trials=4, verbose=0)
+    assert again.trials.num_rows == 4
+    assert again.trials.slice(0, 2).equals(first.trials)
