@@ -198,7 +198,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         if kind is float:
             return float(value)
-        if value == int(value):
+        if float(value).is_integer():
             return int(value)
     raise UserError(f"{name} must be {kind.__name__}{' or None' if optional else ''}, but got {value!r}.")
 
@@ -312,15 +312,21 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         for name, (low, high, closed) in _STUDY_RANGES.items():
-            value = getattr(self, name)
-            if value is None:
+            value, hint = getattr(self, name), _STUDY_HINTS[name]
+            if value is None and type(None) in get_args(hint):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UserError(f"{name} must be a number, but got {value!r}.")
+            if int in (hint, *get_args(hint)):
+                if not float(value).is_integer():
+                    raise UserError(f"{name} must be a whole number, but got {value!r}.")
+                object.__setattr__(self, name, int(value))
             if not ((value >= low if closed else value > low) and value <= high):
                 upper = "" if high == _INFINITY else f" and ≤ {high:g}"
                 raise UserError(f"{name} must be {'≥' if closed else '>'} {low:g}{upper}, but got {value!r}.")
         for name, hint in _STUDY_HINTS.items():
+            if hint is bool and not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} must be True or False, but got {getattr(self, name)!r}.")
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, but got {getattr(self, name)!r}.")
         if self.mode not in (None, METRICS[self.metric]):
@@ -331,9 +337,13 @@ class StudyConfig:
             )
         if self.train_fraction is not None and self.train_per_class is not None:
             raise UserError("train_fraction and train_per_class exclude each other; give one of them.")
-        if self.name is not None and Path(self.name).name != self.name:
+        if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise UserError(f"name must be a plain folder name, but got {self.name!r}; the folder above it is out.")
         check_names([name for name in self.set if not name.startswith("_")], "set")
+        for name in ("max_epochs", "seed"):
+            if name in self.set:
+                raise UserError(f"set must leave {name} to --{name.replace('_', '-')}: it is the study's own setting.")
+        _ = self.time_budget_s  # refuses what is no duration before anything is computed
         object.__setattr__(self, "out", Path(self.out))
 
     @property

@@ -49,9 +49,14 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
         self.proposal: Proposal | None = None
         self._searched, self._kind, self._seed_of_study, self._max_epochs = space, sampler, seed, max_epochs
         self._values: dict[str, dict[int, float]] = {}
-        super().__init__(
-            space=self._define, metric=metric, mode=METRICS[metric], sampler=make_sampler(sampler, seed, 0)
-        )
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # else a line that a study was created
+        try:
+            super().__init__(
+                space=self._define, metric=metric, mode=METRICS[metric], sampler=make_sampler(sampler, seed, 0)
+            )
+        finally:
+            optuna.logging.set_verbosity(verbosity)
 
     def suggest_numbered(
         self, trial_id: str, number: int, point: Mapping[str, Any] | None, values: Mapping[int, float]
@@ -84,8 +89,7 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
             trial.set_constraint(INFEASIBLE, 1.0)
             self._ot_study.tell(trial, state=TrialState.PRUNED)
         else:
-            if result["epoch"] not in values:
-                self._report(trial_id, result["epoch"], result[self.metric], trial)
+            self._report(trial_id, result["epoch"], result[self.metric], trial)
             if result["epoch"] >= self._max_epochs:
                 self._ot_study.tell(trial, self._best(values))
             else:
@@ -118,8 +122,9 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
         return self._searched.propose(lambda name, _: params[name])
 
     def _report(self, trial_id: str, epoch: int, value: float, trial: optuna.Trial | None = None) -> None:
-        (trial or self._ot_trials[trial_id]).report(value, epoch)
-        self._values[trial_id][epoch] = value
+        if epoch not in self._values[trial_id]:  # it comes again where a worker died after it
+            (trial or self._ot_trials[trial_id]).report(value, epoch)
+            self._values[trial_id][epoch] = value
 
     def _best(self, values: Mapping[int, float]) -> float:
         return max(values.values()) if self.mode == "max" else min(values.values())

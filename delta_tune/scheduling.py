@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from delta_tune.config import METRICS, Metric
-from delta_tune.sampling import OUTCOME
+from delta_tune.sampling import NUMBER, OUTCOME
 
 WITHOUT_RUNGS = "l2_fe"
 """Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: never stopped."""
@@ -45,32 +46,32 @@ class RungsByMethod(FIFOScheduler):  # type: ignore[misc]
         """Tune's question after each epoch: go on, or stop."""
         if OUTCOME in result or result["epoch"] >= self._max_epochs:
             return str(TrialScheduler.STOP)
-        decision = self._decide(trial.trial_id, trial.config["regularizer"], result)
+        decision = self._decide(trial.config[NUMBER], trial.config["regularizer"], result)
         if decision == TrialScheduler.STOP:
             self.pruned.add(trial.trial_id)
         return decision
 
-    def replay(self, regularizer: str, trial_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Enter a trial of an earlier session into its rungs, in the order in which its epochs were reported."""
+    def replay(self, regularizer: str, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Enter trial `number` of an earlier session into its rungs, in the order in which its epochs were reported."""
         for row in rows:
             if row["epoch"] < self._max_epochs:
-                self._decide(trial_id, regularizer, dict(row))
+                self._decide(number, regularizer, dict(row))
 
-    def _decide(self, trial_id: str, regularizer: str, result: dict[str, Any]) -> str:
+    def _decide(self, number: int, regularizer: str, result: dict[str, Any]) -> str:
         if regularizer == WITHOUT_RUNGS:
             return str(TrialScheduler.CONTINUE)
         if regularizer not in self._rungs:
             self._rungs[regularizer] = AsyncHyperBandScheduler(**self._settings)
         rungs = self._rungs[regularizer]
-        trial = SimpleNamespace(trial_id=trial_id)
+        trial = SimpleNamespace(trial_id=str(number))  # Tune's own id changes when a trial is resumed
         rungs.on_trial_add(None, trial)
         return str(rungs.on_trial_result(None, trial, result))
 
 
 def rung_epochs(max_epochs: int, grace_period: int, reduction_factor: float) -> list[int]:
-    """The epochs at which a trial may be stopped: grace · factor^k below `max_epochs`."""
+    """The epochs at which a trial may be stopped: the first from grace · factor^k on, below `max_epochs`."""
     rungs, epoch = [], float(grace_period)
-    while epoch < max_epochs:
-        rungs.append(int(epoch))
+    while math.ceil(epoch) < max_epochs:
+        rungs.append(math.ceil(epoch))
         epoch *= reduction_factor
-    return rungs
+    return list(dict.fromkeys(rungs))

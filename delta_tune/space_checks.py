@@ -10,7 +10,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from delta_tune.config import TRIAL_FIELDS, UserError, nearest
-from delta_tune.spaces import Answer, Proposal, Space, SpaceTrial
+from delta_tune.spaces import Answer, Proposal, Space
 
 NUM_RANDOM_DRAWS = 200
 MAX_BRANCHES = 1000
@@ -97,9 +97,9 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if isinstance(distribution, IntDistribution) and value != int(value):
-        return False
     if not distribution.low <= value <= distribution.high:
+        return False
+    if isinstance(distribution, IntDistribution) and value != int(value):
         return False
     steps = (value - distribution.low) / distribution.step if distribution.step and not distribution.log else 0
     return abs(steps - round(steps)) < 1e-8
@@ -135,7 +135,7 @@ class _Walk:
         return distribution.choices[self._taken[-1]]
 
 
-class _OutsideSpace(Exception):
+class _OutsideSpace(UserError):
     """The point has no value here that the distribution could give."""
 
 
@@ -149,12 +149,10 @@ def _default_point(space: Space) -> dict[str, Any] | str:
             raise _OutsideSpace(name if name not in default else f"{name}={value}")
         return value
 
-    trial = SpaceTrial(answer, space.fixed)
     try:
-        space.function(trial)
+        return space.propose(answer).params
     except _OutsideSpace as outside:
         return f"The library default is left out: {space.name} cannot express {outside}."
-    return {name: trial.values[name] for name in trial.distributions}
 
 
 def _check_point(space: Space, point: dict[str, Any], drawn: list[Proposal], rng: np.random.Generator) -> None:

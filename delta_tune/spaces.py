@@ -147,7 +147,7 @@ def load_space(space: str | Path | Callable[..., Any], base: TrialConfig, fixed:
     if callable(space):
         try:
             source = inspect.getsource(space)
-        except OSError:  # typed at a prompt: there is no text to compare a resumed study with
+        except (OSError, TypeError):  # typed at a prompt, or no function: no text to compare a resumed study with
             source = ""
         name = getattr(space, "__name__", repr(space))
         return Space(name=name, function=space, base=base, fixed=fixed, source=source)
@@ -178,7 +178,10 @@ def find_space(space: str | Path) -> Path:
         UserError: neither exists; names the shipped ones.
     """
     shipped = Path(__file__).resolve().parent.parent / "search_spaces"
-    for candidate in (Path(space), shipped / Path(space).name):
+    own, candidates = Path(space), [Path(space)]
+    if own.parent.name in ("", shipped.name):  # a file that is missing from another folder is none of ours
+        candidates.append(shipped / own.name)
+    for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
     names = ", ".join(f"search_spaces/{f.name}" for f in sorted(shipped.glob("[a-z]*.py")))
