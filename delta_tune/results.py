@@ -19,6 +19,10 @@ EPOCH_COLUMNS = (
     ("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES, "lr", "seconds", "eval_seconds")
 )  # fmt: skip
 STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
+OUTCOME = "outcome"
+"""Key of a trial's last report where it did not end well: `diverged` or `failed`."""
+NUMBER = "number"
+"""Key of a trial's number (from 0, in the order they were proposed) in its Tune configuration."""
 
 
 def trial_name(number: int) -> str:
@@ -135,7 +139,11 @@ class StudyTables:
         helpers = {name for row in rows for name in row if name.startswith("param.")}
         columns: dict[str, pa.Array] = {}
         for name, kind in _trial_columns(sorted(helpers)):
-            columns[name] = pa.array([row.get(name) for row in rows], type=kind)
+            values = [row.get(name) for row in rows]
+            found = {type(value) for value in values} - {type(None)}
+            if kind is None and len(found) > 1 and found != {int, float}:
+                values = [None if v is None else str(v) for v in values]  # a helper of several types
+            columns[name] = pa.array(values, type=kind)
         return pa.table(columns)
 
     def write(self) -> None:
@@ -165,9 +173,9 @@ def read_study(folder: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads((folder / STUDY_FILE).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"There is no study in {folder}; --name and --out must name one that was started.") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise UserError(f"{folder / STUDY_FILE} is damaged ({error}); start a new study.") from None
     return content
 

@@ -1,0 +1,305 @@
+"""What a study leaves behind: two tables that may be read at any time, and `study.json`."""
+
+import json
+import math
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError
+from delta_tune.results import (
+    EPOCH_COLUMNS,
+    EPOCHS_FILE,
+    STUDY_FILE,
+    TRIALS_FILE,
+    StudyTables,
+    read_study,
+    trial_name,
+    write_json,
+)
+
+
+def row(epoch, accuracy=0.5, **more):
+    values = {name: 0.125 * i for i, name in enumerate(EPOCH_COLUMNS)}
+    return values | {"epoch": epoch, "val_accuracy": accuracy, "seconds": 2.0, "val_loss": 1 - accuracy} | more
+
+
+def add(tables, number, accuracies=(), state=None, *, params=None, helpers=None, losses=None, **config):
+    tables.add(number, TrialConfig(**config), params or {"lr": 0.5}, helpers or {})
+    for epoch, accuracy in enumerate(accuracies, 1):
+        more = {} if losses is None else {"val_loss": losses[epoch - 1]}
+        tables.report(number, row(epoch, accuracy, **more))
+    if state is not None:
+        tables.finish(number, state)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    return StudyTables(tmp_path, "val_accuracy")
+
+
+@pytest.fixture
+def filled(tables):
+    add(tables, 0, [0.5, 0.75, 0.625], layers=("a", "b"), helpers={"_scale": 0.1}, params={"lr": 0.1})
+    tables.start(0, "node", 1.5)
+    tables.finish(0, "completed")
+    add(tables, 1, [0.25], "pruned", regularizer="l2", weight_decay=0.01)
+    add(tables, 2, [0.5], regularizer="l2_fe", max_grad_norm=2.0)
+    add(tables, 3)
+    return tables
+
+
+def test_tables_read_back_as_written(filled):
+    assert StudyTables.read(filled.folder, "val_accuracy").table().equals(filled.table())
+
+
+def test_tables_read_back_every_epoch(filled):
+    assert StudyTables.read(filled.folder, "val_accuracy").epochs == filled.epochs
+
+
+def test_tables_that_were_read_are_written_the_same(filled):
+    before = [pq.read_table(filled.folder / name) for name in (TRIALS_FILE, EPOCHS_FILE)]
+    StudyTables.read(filled.folder, "val_accuracy").write()
+    assert [pq.read_table(filled.folder / name) for name in (TRIALS_FILE, EPOCHS_FILE)] == before
+
+
+def test_tables_are_on_disk_after_each_event(tables):
+    add(tables, 0)
+    states = [pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist()]
+    tables.start(0, "node", 0.0)
+    tables.report(0, row(1))
+    states.append(pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist())
+    tables.finish(0, "completed")
+    states.append(pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist())
+    assert states == [["waiting"], ["running"], ["completed"]]
+
+
+def test_tables_leave_no_partial_file(filled):
+    assert sorted(file.name for file in filled.folder.iterdir()) == [EPOCHS_FILE, TRIALS_FILE]
+
+
+def test_tables_never_show_half_a_file(tables, monkeypatch):
+    add(tables, 0, [0.5])
+    before = (tables.folder / TRIALS_FILE).read_bytes(), (tables.folder / EPOCHS_FILE).read_bytes()
+
+    def dies(table, file):
+        file.write_bytes(b"PAR1 and then the power went")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pq, "write_table", dies)
+    with pytest.raises(OSError, match="no space left"):
+        tables.report(0, row(2))
+    assert ((tables.folder / TRIALS_FILE).read_bytes(), (tables.folder / EPOCHS_FILE).read_bytes()) == before
+
+
+def test_tables_claim_no_epoch_that_a_kill_between_the_two_files_would_lose(tables, monkeypatch):
+    add(tables, 0, [0.5])
+    write_table, written = pq.write_table, []
+
+    def dies_at_the_second(table, file):
+        written.append(file)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write_table(table, file)
+
+    monkeypatch.setattr(pq, "write_table", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        tables.report(0, row(2))
+    again = StudyTables.read(tables.folder, "val_accuracy")
+    assert (again.trials[0]["epochs"], len(again.epochs[0])) == (1, 2)
+
+
+def test_tables_of_no_trials_are_read(tables):
+    tables.write()
+    assert StudyTables.read(tables.folder, "val_accuracy").trials == {}
+
+
+def test_tables_have_a_row_per_trial_in_order_of_number(tables):
+    for number in (2, 0, 1):
+        add(tables, number)
+    assert tables.table()["trial_id"].to_pylist() == ["00000", "00001", "00002"]
+
+
+def test_tables_summarise_a_trial_by_its_last_and_its_best_epoch(filled):
+    (trial, *_) = filled.table().to_pylist()
+    names = ("epochs", "val_accuracy", "best_val_accuracy", "best_epoch", "best_val_loss", "train_seconds")
+    assert [trial[name] for name in names] == [3, 0.625, 0.75, 2, 0.25, 6.0]
+
+
+def test_tables_best_epoch_is_the_first_of_equal_ones(tables):
+    add(tables, 0, [0.5, 0.75, 0.75])
+    assert tables.best_row(0)["epoch"] == 2
+
+
+def test_tables_best_epoch_of_a_loss_is_its_least(tmp_path):
+    tables = StudyTables(tmp_path, "val_loss")
+    add(tables, 0, [0.5, 0.75, 0.9], losses=[3.0, 1.0, 2.0])
+    assert (tables.best_row(0)["epoch"], tables.table()["best_val_accuracy"].to_pylist()) == (2, [0.75])
+
+
+def test_tables_repeated_epoch_replaces_what_was_known_from_there_on(tables):
+    add(tables, 0, [0.5, 0.9, 0.6])
+    tables.report(0, row(2, 0.75))
+    assert [(r["epoch"], r["val_accuracy"]) for r in tables.epochs[0]] == [(1, 0.5), (2, 0.75)]
+    assert (tables.trials[0]["epochs"], tables.trials[0]["best_val_accuracy"]) == (2, 0.75)
+
+
+def test_tables_keep_a_bad_end_with_its_cause(tables):
+    add(tables, 0, [0.5])
+    tables.finish(0, "diverged", "loss is nan")
+    (trial,) = pq.read_table(tables.folder / TRIALS_FILE).to_pylist()
+    assert (trial["state"], trial["error"]) == ("diverged", "loss is nan")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_tables_give_the_configuration_back_after_reading(filled, number):
+    again = StudyTables.read(filled.folder, "val_accuracy")
+    assert again.config(number).record() == {n: filled.trials[number][f"config.{n}"] for n in TRIAL_FIELDS}
+
+
+def test_tables_give_the_coordinates_back_bit_for_bit(tables):
+    params = {"lr": 0.1 + 0.2, "_helper": None, "batch_size": 32, "nesterov": True, "layers": "all"}
+    add(tables, 0, params=params)
+    assert StudyTables.read(tables.folder, "val_accuracy").params(0) == params
+
+
+def test_tables_columns_have_the_types_of_their_fields(filled):
+    schema = pq.read_schema(filled.folder / TRIALS_FILE)
+    expected = {
+        "trial_id": pa.string(),
+        "number": pa.int32(),
+        "state": pa.string(),
+        "epochs": pa.int32(),
+        "val_accuracy": pa.float64(),
+        "best_epoch": pa.int32(),
+        "config.regularizer": pa.string(),
+        "config.layers": pa.string(),
+        "config.alpha": pa.float64(),
+        "config.nesterov": pa.bool_(),
+        "config.weight_decay": pa.float64(),
+        "config.max_grad_norm": pa.float64(),
+        "config.batch_size": pa.int64(),
+        "config.seed": pa.int64(),
+        "param._scale": pa.float64(),
+        "train_seconds": pa.float64(),
+        "start_seconds": pa.float64(),
+        "node": pa.string(),
+        "error": pa.string(),
+    }
+    assert {name: schema.field(name).type for name in expected} == expected
+    assert {n for n in schema.names if n.startswith("config.")} == {f"config.{n}" for n in TRIAL_FIELDS}
+
+
+def test_tables_column_types_do_not_depend_on_the_trials(tables):
+    tables.write()
+    before = pq.read_schema(tables.folder / TRIALS_FILE), pq.read_schema(tables.folder / EPOCHS_FILE)
+    add(tables, 0, [0.5], "completed", regularizer="l2")
+    assert (pq.read_schema(tables.folder / TRIALS_FILE), pq.read_schema(tables.folder / EPOCHS_FILE)) == before
+
+
+def test_tables_null_what_does_not_apply_to_the_method(filled):
+    assert filled.table()["config.alpha"].to_pylist() == [1.0, None, None, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [([1, 2.5], [1.0, 2.5]), ([1, "long"], ["1", "long"]), ([True, 3], ["True", "3"]), (["a", None], ["a", None])],
+)
+def test_tables_keep_helpers_of_several_types(tables, values, stored):
+    for number, value in enumerate(values):
+        add(tables, number, helpers={"_recipe": value})
+    assert pq.read_table(tables.folder / TRIALS_FILE)["param._recipe"].to_pylist() == stored
+
+
+def test_ranked_takes_only_trials_of_full_budget(tables):
+    for number, state in enumerate(["pruned", "completed", "stopped", "diverged", "failed", None]):
+        add(tables, number, [0.9], state)
+    assert tables.ranked() == [1]
+
+
+def test_ranked_goes_by_the_best_epoch_not_the_last(tables):
+    add(tables, 0, [0.5, 0.6], "completed")
+    add(tables, 1, [0.7, 0.1], "completed")
+    assert tables.ranked() == [1, 0]
+
+
+def test_ranked_breaks_ties_by_the_validation_loss_of_the_best_epoch(tables):
+    add(tables, 0, [0.75, 0.5], "completed", losses=[0.9, 0.01])
+    add(tables, 1, [0.75, 0.5], "completed", losses=[0.4, 0.5])
+    assert tables.ranked() == [1, 0]
+
+
+def test_ranked_keeps_the_earlier_of_equal_trials_first(tables):
+    for number in (1, 0):
+        add(tables, number, [0.75], "completed")
+    assert tables.ranked() == [0, 1]
+
+
+def test_ranked_of_a_loss_puts_the_least_first(tmp_path):
+    tables = StudyTables(tmp_path, "val_loss")
+    add(tables, 0, [0.9], "completed", losses=[2.0])
+    add(tables, 1, [0.1], "completed", losses=[1.0])
+    assert tables.ranked() == [1, 0]
+
+
+def test_ranked_of_one_method(tables):
+    add(tables, 0, [0.9], "completed")
+    add(tables, 1, [0.5], "completed", regularizer="l2")
+    assert tables.ranked("l2") == [1]
+
+
+@pytest.mark.parametrize("name", [TRIALS_FILE, EPOCHS_FILE])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage", "other"])
+def test_tables_refuse_what_does_not_read(filled, name, damage):
+    file = filled.folder / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "other":
+        pq.write_table(pa.table({"x": [1]}), file)
+    elif damage != "missing":
+        file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "garbage": b"x" * 999}[damage])
+    with pytest.raises(UserError, match=r"cannot be resumed: its tables do not read.*start a new study"):
+        StudyTables.read(filled.folder, "val_accuracy")
+
+
+def test_tables_refuse_epochs_of_a_trial_that_is_unknown(filled):
+    kept = pq.read_table(filled.folder / TRIALS_FILE).slice(1)
+    pq.write_table(kept, filled.folder / TRIALS_FILE)
+    with pytest.raises(UserError, match="cannot be resumed"):
+        StudyTables.read(filled.folder, "val_accuracy")
+
+
+def test_trial_name_sorts_as_its_number():
+    assert [trial_name(n) for n in (7, 12345)] == ["00007", "12345"]
+
+
+def test_write_json_is_read_back(tmp_path):
+    write_json(tmp_path / STUDY_FILE, {"a": [1, None], "path": tmp_path})
+    assert read_study(tmp_path) == {"a": [1, None], "path": str(tmp_path)}
+    assert [file.name for file in tmp_path.iterdir()] == [STUDY_FILE]
+
+
+def test_write_json_keeps_the_old_file_where_the_new_one_is_no_json(tmp_path):
+    write_json(tmp_path / STUDY_FILE, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / STUDY_FILE, {"a": math.nan})
+    assert json.loads((tmp_path / STUDY_FILE).read_text()) == {"a": 1}
+
+
+def test_read_study_refuses_a_folder_without_one(tmp_path):
+    with pytest.raises(UserError, match=r"There is no study in .*; --name and --out must name one that was started"):
+        read_study(tmp_path / "nothing")
+
+
+def test_read_study_refuses_a_path_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="There is no study in"):
+        read_study(tmp_path / "file" / "study")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe\x00"])
+def test_read_study_refuses_what_is_damaged(tmp_path, content):
+    (tmp_path / STUDY_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"study.json is damaged"):
+        read_study(tmp_path)
