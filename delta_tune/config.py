@@ -65,7 +65,7 @@ class TrialConfig:
     """`frozen` keeps the backbone's running statistics and trains the affine parameters; `train` uses each batch's."""
     lr: float = 0.001
     """Peak learning rate of the backbone, > 0."""
-    head_lr_multiplier: float = 1.0
+    head_lr_multiplier: float = 10.0
     """The head learns at this multiple of `lr`, > 0."""
     momentum: float = 0.9
     """Momentum of SGD, in [0, 1)."""

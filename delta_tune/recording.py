@@ -10,8 +10,7 @@ from ray.tune import Callback
 
 from delta_tune.final import CHECKPOINTS
 from delta_tune.progress import Progress
-from delta_tune.results import State, StudyTables, trial_name
-from delta_tune.sampling import NUMBER, OUTCOME
+from delta_tune.results import NUMBER, OUTCOME, State, StudyTables, trial_name
 from delta_tune.scheduling import RungsByMethod
 from delta_tune.training import RESUME_FILE
 

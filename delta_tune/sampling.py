@@ -15,13 +15,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from delta_tune.config import METRICS, Metric, Sampler
+from delta_tune.results import NUMBER, OUTCOME
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.spaces import Answer, Proposal, Space
 
-OUTCOME = "outcome"
-"""Key of a trial's last report where it did not end well: `diverged` or `failed`."""
-NUMBER = "number"
-"""Key of a trial's number (from 0, in the order they were proposed) in its Tune configuration."""
 INFEASIBLE = "trains"
 """Name of the constraint that diverged and failed configurations violate (Optuna ranks them last and learns)."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from delta_tune.config import METRICS, Metric
-from delta_tune.sampling import NUMBER, OUTCOME
+from delta_tune.results import NUMBER, OUTCOME
 
 WITHOUT_RUNGS = "l2_fe"
 """Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: never stopped."""

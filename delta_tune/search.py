@@ -26,8 +26,8 @@ from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
-from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
-from delta_tune.sampling import NUMBER, StudySearch, Unfinished
+from delta_tune.results import FINISHED, NUMBER, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
+from delta_tune.sampling import StudySearch, Unfinished
 from delta_tune.scheduling import RungsByMethod
 from delta_tune.space_checks import CheckedSpace, check_space
 from delta_tune.spaces import Proposal, load_space

@@ -14,8 +14,7 @@ from ray import tune
 
 from delta_tune.cluster import fetch
 from delta_tune.config import Metric, TrialConfig
-from delta_tune.results import trial_name
-from delta_tune.sampling import NUMBER, OUTCOME
+from delta_tune.results import NUMBER, OUTCOME, trial_name
 from delta_tune.training import Row, run_trial
 
 

@@ -19,10 +19,10 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
     """Every method has a learning rate; each has what else is its own."""
     regularizer = trial.suggest_categorical("regularizer", ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"])
     if regularizer == "l2_fe":
-        trial.suggest_float("lr", 1e-3, 1.0, log=True)
+        trial.suggest_float("lr", 1e-4, 1e-1, log=True)
         trial.suggest_float("beta", 1e-5, 1e-1, log=True)
         return {}
-    trial.suggest_float("lr", 1e-4, 3e-2, log=True)
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_categorical("batch_norm", ["frozen", "train"])
     trial.suggest_categorical("head_lr_multiplier", [1.0, 10.0])
     if regularizer == "l2":
@@ -40,9 +40,9 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
 
 # The literature's recipe of each method first, at a learning rate that frozen batch norm bears.
 START = [
-    {"regularizer": "l2", "lr": 0.003, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "weight_decay": 1e-4},
-    {"regularizer": "l2_sp", "lr": 0.003, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "alpha": 0.1},
-    {"regularizer": "l2_fe", "lr": 0.1, "beta": 0.001},
-    {"regularizer": "delta_uniform", "lr": 0.003, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "alpha": 1.0},
-    {"regularizer": "delta", "lr": 0.003, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "alpha": 1.0},
+    {"regularizer": "l2", "lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "weight_decay": 1e-4},
+    {"regularizer": "l2_sp", "lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "alpha": 0.1},
+    {"regularizer": "l2_fe", "lr": 0.01, "beta": 0.001},
+    {"regularizer": "delta_uniform", "lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "alpha": 1.0},
+    {"regularizer": "delta", "lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "alpha": 1.0},
 ]
