@@ -17,7 +17,9 @@ from delta_tune.tracing import Op, TraceFailed, trace
 
 IMAGES_AT_ONCE = 8
 """Images whose intact values are held together. A parameter would change the last bits of the result."""
-_CPU_STACK_BYTES = 48 * 2**20  # beyond the caches, larger stacks only cost memory
+_CPU_TENSOR_BYTES = (
+    28 * 2**20
+)  # malloc returns blocks of 32 MiB to the system, and fresh pages cost more than arithmetic
 _TOLERANCE = 1e-4  # of the largest logit, where a plan is checked against the model itself
 
 _log = logging.getLogger(__name__)
@@ -92,7 +94,8 @@ class Block:
     def _run(self, step: Step, values: dict[Op, Any], start: int, stop: int) -> Any:
         operands = [self._stacked(i, values, start, stop) for i in self.plan.operands(step)]
         if step.rank_1 is None and step.conv is not None:
-            return step.conv(operands[0], step.activation, operands[1] if step.addend else None)
+            addend = operands[1] if step.addend else None
+            return step.conv(operands[0], step.activation, addend, overwrite=step.addend in step.release)
         if step.rank_1 is not None:
             change = self.changes[step][start:stop]
             channels = slice(step.rank_1.start + start, step.rank_1.start + stop)
@@ -244,8 +247,10 @@ def _planned_losses(
     plan: Plan, intact: Mapping[Op, Any], targets: Tensor, byte_budget: int, advance: Callable[[int], None]
 ) -> Tensor:
     block = Block(plan, intact)
-    budget = byte_budget // 2 if targets.is_cuda else min(byte_budget // 2, _CPU_STACK_BYTES)
-    at_once = max(1, min(plan.channels, budget // (4 * plan.floats * len(targets))))
+    at_once = max(1, byte_budget // (2 * 4 * plan.floats * len(targets)))
+    if targets.device.type == "cpu":
+        at_once = min(at_once, max(1, _CPU_TENSOR_BYTES // (4 * plan.largest * len(targets))))
+    at_once = -(-plan.channels // -(-plan.channels // at_once))  # chunks of equal size
     reference = _cross_entropy(intact[plan.output], targets)
     losses = []
     for start in range(0, plan.channels, at_once):

@@ -69,6 +69,7 @@ class Plan:
         steps: what runs per channel, in order.
         needs: operations whose intact values are read.
         floats: numbers alive at once, per variant and image.
+        largest: numbers in the largest value of a step, per variant and image.
     """
 
     def __init__(self, program: Sequence[Op], layer: str) -> None:
@@ -97,6 +98,7 @@ class Plan:
         self.steps = self._fuse(stacked, readers)
         self.needs = self._needs(dependent)
         self.floats = self._release()
+        self.largest = max((step.result.shape.numel() for step in self.steps), default=1)
 
     def _slice_after(self, op: Op, dependent: set[Op]) -> Slice | None:
         """Where the layer's channels are after `op`, None if it does not keep them apart."""

@@ -72,6 +72,7 @@ class Conv:
     dilation: tuple[int, int]
     groups: int
     _packed: dict[torch.Size, Tensor] = field(default_factory=dict)
+    _folded: tuple[Affine, Conv] | None = None
 
     @property
     def depthwise(self) -> bool:
@@ -89,10 +90,12 @@ class Conv:
         return Conv(self.weight[start:stop], bias, self.stride, self.padding, self.dilation, stop - start)
 
     def folded(self, affine: Affine) -> Conv:
-        """This convolution followed by `affine`."""
-        bias = affine.shift if self.bias is None else torch.addcmul(affine.shift, self.bias, affine.scale)
-        weight = self.weight * affine.scale[:, None, None, None]
-        return Conv(weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        """This convolution followed by `affine`: one object however often it is asked for, for its packed weights."""
+        if self._folded is None or self._folded[0] is not affine:
+            bias = affine.shift if self.bias is None else torch.addcmul(affine.shift, self.bias, affine.scale)
+            weight = self.weight * affine.scale[:, None, None, None]
+            self._folded = affine, Conv(weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return self._folded[1]
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """`x`, enlarged only where "same" is not symmetric, and the padding that is left for the convolution."""
@@ -109,18 +112,25 @@ class Conv:
         (top, left), (bottom, right) = ([t // 2 for t in totals], [t - t // 2 for t in totals])
         return F.pad(x, [left, right, top, bottom]), (0, 0)
 
-    def __call__(self, x: Tensor, activation: Activation | None = None, addend: Tensor | None = None) -> Tensor:
-        """activation(conv(x) + addend); (B, C, H, W) to (B, O, H', W')."""
+    def __call__(
+        self, x: Tensor, activation: Activation | None = None, addend: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        """activation(conv(x) + addend), in the memory of `addend` if that may be overwritten; to (B, O, H', W')."""
         x, padding = self.pad(x)
         if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            return self._onednn(x, padding, activation, addend)
+            return self._onednn(x, padding, activation, addend, overwrite)
         y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         if addend is not None:
             y += addend
         return y if activation is None else activation.in_place(y)
 
     def _onednn(
-        self, x: Tensor, padding: tuple[int, int], activation: Activation | None, addend: Tensor | None
+        self,
+        x: Tensor,
+        padding: tuple[int, int],
+        activation: Activation | None,
+        addend: Tensor | None,
+        overwrite: bool,
     ) -> Tensor:
         geometry: tuple[Any, ...] = (padding, self.stride, self.dilation, self.groups)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -133,7 +143,10 @@ class Conv:
             fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, name, scalars, "")
             return fused
         then = activation if activation is RELU else None
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, addend, weight, self.bias, *geometry, "add", None, then.name if then else None, [], None
-        )
+        rest = (weight, self.bias, *geometry, "add", None, then.name if then else None, [], None)
+        y: Tensor
+        if overwrite and addend.is_contiguous(memory_format=torch.channels_last):
+            y = torch.ops.mkldnn._convolution_pointwise_.binary(addend, x, *rest)
+        else:
+            y = torch.ops.mkldnn._convolution_pointwise.binary(x, addend, *rest)
         return y if activation is then or activation is None else activation.in_place(y)

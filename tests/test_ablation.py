@@ -259,7 +259,7 @@ def test_channel_losses_are_exact_on_efficientnet_lite0() -> None:
     layers = ("blocks.1.1.conv_pwl", "blocks.4.2.conv_pwl", "blocks.6.0.conv_pwl")
     found = losses(model, images, labels, *layers)
     for layer in layers:
-        channels = range(0, found[layer].shape[1], 8)
+        channels = range(0, found[layer].shape[1], found[layer].shape[1] // 4)
         exact = naive(double, images.double(), labels, layer, channels)
         floor = float((naive(model, images, labels, layer, channels) - exact).abs().max())
         assert float((found[layer][:, channels] - exact).abs().max()) <= max(1e-5, 3 * floor)
