@@ -183,7 +183,7 @@ def channel_losses(
         result: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         for start in range(0, len(images), IMAGES_AT_ONCE):
             block, targets = images[start : start + IMAGES_AT_ONCE], labels[start : start + IMAGES_AT_ONCE]
-            intact = _intact_values(program, block, needs) if plans else {}
+            intact = intact_values(program, block, needs) if plans else {}
             for layer in result:
                 if layer in plans:
                     losses = _planned_losses(plans[layer], intact, targets, byte_budget, advance)
@@ -208,7 +208,7 @@ def _plans(
     failures: dict[str, str] = {}
     try:
         program = trace(model, layers, example)
-        if not agrees(_intact_values(program, example, {program[-1]})[program[-1]], logits):
+        if not agrees(intact_values(program, example, {program[-1]})[program[-1]], logits):
             raise TraceFailed("the traced graph gives other logits than the model")
     except TraceFailed as failure:
         failures = dict.fromkeys(layers, str(failure))
@@ -219,7 +219,7 @@ def _plans(
         expected = torch.stack([_masked_logits(model, example, layer, j) for j in range(pair)])
         try:
             plan = Plan(program, layer)
-            if agrees(Block(plan, _intact_values(program, example, plan.needs)).logits(0, pair), expected):
+            if agrees(Block(plan, intact_values(program, example, plan.needs)).logits(0, pair), expected):
                 plans[layer] = plan
             else:
                 failures[layer] = "its shortcuts give other logits than the model"
@@ -232,7 +232,8 @@ def _plans(
     return program, plans, channels
 
 
-def _intact_values(program: Sequence[Op], images: Tensor, needs: set[Op]) -> dict[Op, Any]:
+def intact_values(program: Sequence[Op], images: Tensor, needs: set[Op]) -> dict[Op, Any]:
+    """The values of `needs` for a block of images."""
     last = {i: op for op in program for i in op.inputs}
     values: dict[Op, Any] = {}
     for op in program:
@@ -243,14 +244,20 @@ def _intact_values(program: Sequence[Op], images: Tensor, needs: set[Op]) -> dic
     return values
 
 
+def chunk_size(plan: Plan, images: int, byte_budget: int, device: torch.device) -> int:
+    """How many channels to stack at once."""
+    size = byte_budget // (2 * 4 * plan.floats * images)  # half for what an operation needs beside its result
+    if device.type == "cpu":
+        size = min(size, max(1, _CPU_TENSOR_BYTES // (4 * plan.largest * images)))
+    chunks = -(-plan.channels // max(1, size))
+    return -(-plan.channels // chunks)
+
+
 def _planned_losses(
     plan: Plan, intact: Mapping[Op, Any], targets: Tensor, byte_budget: int, advance: Callable[[int], None]
 ) -> Tensor:
     block = Block(plan, intact)
-    at_once = max(1, byte_budget // (2 * 4 * plan.floats * len(targets)))
-    if targets.device.type == "cpu":
-        at_once = min(at_once, max(1, _CPU_TENSOR_BYTES // (4 * plan.largest * len(targets))))
-    at_once = -(-plan.channels // -(-plan.channels // at_once))  # chunks of equal size
+    at_once = chunk_size(plan, len(targets), byte_budget, targets.device)
     reference = _cross_entropy(intact[plan.output], targets)
     losses = []
     for start in range(0, plan.channels, at_once):

@@ -158,9 +158,11 @@ def _check(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[st
             raise UserError(f"the model has no layer {layer!r}{nearest(layer, modules)}: name a module of the model")
     if not layers:
         raise ValueError("at least one layer must be named")
-    training = [name or type(model).__name__ for name, module in modules.items() if module.training]
+    indifferent = (nn.Linear, nn.Conv2d)  # a head put in after eval()
+    training = [name for name, module in modules.items() if module.training and not isinstance(module, indifferent)]
     if training:
-        raise ValueError(f"the model must be in eval mode, but {training[0]} is in training mode: call model.eval()")
+        name = training[0] or type(model).__name__
+        raise ValueError(f"the model must be in eval mode, but {name} is in training mode: call model.eval()")
     if images.dim() != 4 or len(images) == 0 or not images.is_floating_point():
         raise ValueError(f"images must be float (N, 3, H, W) with N ≥ 1, but got {images.dtype} {tuple(images.shape)}")
     if labels.shape != images.shape[:1]:

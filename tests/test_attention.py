@@ -47,6 +47,12 @@ def test_ablation_losses_refuse_a_model_in_training_mode() -> None:
         ablation_losses(model, *batch(2), ["1.0"])
 
 
+def test_ablation_losses_accept_a_head_put_in_after_eval() -> None:
+    model = build(chain)
+    model[4][3] = torch.nn.Linear(6, 3)
+    assert ablation_losses(model, *batch(2), ["1.0"])["1.0"].isfinite().all()
+
+
 def test_ablation_losses_refuse_labels_of_another_length() -> None:
     images, labels = batch(3)
     with pytest.raises(ValueError, match=r"labels must be \(3,\)"):
