@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from delta_tune import attention
-    from delta_tune.config import StudyConfig, TrialConfig, UserError
+    from delta_tune.config import TrialConfig, UserError
     from delta_tune.inference import Model, Prediction, load
     from delta_tune.search import StudyResult, tune
+    from delta_tune.settings import StudyConfig
     from delta_tune.task import Task, prepare
     from delta_tune.training import TrialResult, run_trial
 
@@ -30,8 +31,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "config": ("StudyConfig", "TrialConfig", "UserError"),
+    "config": ("TrialConfig", "UserError"),
     "inference": ("Model", "Prediction", "load"),
+    "settings": ("StudyConfig",),
     "search": ("StudyResult", "tune"),
     "task": ("Task", "prepare"),
     "training": ("TrialResult", "run_trial"),

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from delta_tune.config import METRICS, StudyConfig, UserError, parse_setting
+from delta_tune.config import METRICS, UserError, parse_setting
+from delta_tune.settings import StudyConfig
 
 EXIT_MISTAKE = 2
 EPILOG = """\

@@ -1,13 +1,11 @@
-"""What one fine-tuning run and one study are asked to do. Standard library only, so `--help` answers at once."""
+"""What one fine-tuning run is asked to do. Standard library only, so `--help` answers at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Regularizer = Literal["l2", "l2_sp", "l2_fe", "delta_uniform", "delta"]
@@ -147,21 +145,21 @@ class TrialConfig:
 
 
 _TRIAL_HINTS: dict[str, Any] = get_type_hints(TrialConfig)
-_INFINITY = float("inf")
+INFINITY = float("inf")
 _RANGES: dict[str, tuple[float, float, bool]] = {  # name: (low, high (open), low is allowed)
-    "alpha": (0, _INFINITY, True),
-    "beta": (0, _INFINITY, True),
-    "attention_temperature": (0, _INFINITY, False),
-    "lr": (0, _INFINITY, False),
-    "head_lr_multiplier": (0, _INFINITY, False),
+    "alpha": (0, INFINITY, True),
+    "beta": (0, INFINITY, True),
+    "attention_temperature": (0, INFINITY, False),
+    "lr": (0, INFINITY, False),
+    "head_lr_multiplier": (0, INFINITY, False),
     "momentum": (0, 1, True),
-    "weight_decay": (0, _INFINITY, True),
-    "batch_size": (1, _INFINITY, True),
-    "warmup_epochs": (0, _INFINITY, True),
+    "weight_decay": (0, INFINITY, True),
+    "batch_size": (1, INFINITY, True),
+    "warmup_epochs": (0, INFINITY, True),
     "label_smoothing": (0, 1, True),
-    "max_grad_norm": (0, _INFINITY, False),
-    "max_epochs": (1, _INFINITY, True),
-    "seed": (0, _INFINITY, True),
+    "max_grad_norm": (0, INFINITY, False),
+    "max_epochs": (1, INFINITY, True),
+    "seed": (0, INFINITY, True),
 }
 TRIAL_FIELDS: tuple[str, ...] = tuple(_TRIAL_HINTS)
 
@@ -245,160 +243,3 @@ def _parse_scalar(raw: str) -> Any:
         except ValueError:
             continue
     return raw
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyConfig:
-    """One search: the flags of `launch.py` and the keywords of `tune`."""
-
-    data: str = "demo"
-    """Image folder, Parquet file or folder, torchvision:NAME, or demo."""
-    val_fraction: float = 0.2
-    """Validation part cut from train where the data has no such split, in (0, 1)."""
-    test_fraction: float = 0.0
-    """Test part cut from train where the data has no such split, in [0, 1)."""
-    train_fraction: float | None = None
-    """Train on this part of what is left, in (0, 1]."""
-    train_per_class: int | None = None
-    """Train on this many images of each class, ≥ 1."""
-    skip_damaged: bool = False
-    """Leave unreadable images out and count them instead of refusing."""
-    drop_duplicates: bool = False
-    """Take images that also stand in another split out of train."""
-    model: str | None = None
-    """NAME of torchvision.models or timm:NAME (the demo's EfficientNet-Lite0)."""
-    weights: str | None = None
-    """default (the library's own), a local .pth or .safetensors, or demo."""
-    image_size: int | None = None
-    """Square input in pixels (the weights' own)."""
-    space: Any = "search_spaces/delta.py"
-    """Search space: a Python file, or the function itself."""
-    set: Mapping[str, Any] = field(default_factory=dict)
-    """Hyperparameters fixed to a value, by name."""
-    num_trials: int = 16
-    """Trials of the search, ≥ 1."""
-    max_epochs: int = 12
-    """Epochs of a full trial, ≥ 1."""
-    time_budget: float | str | None = None
-    """Wall clock of the search: seconds, or text such as 45m or 2h."""
-    metric: Metric = "val_accuracy"
-    """What is optimised on the validation split."""
-    mode: Mode | None = None
-    """max or min (as the metric has it)."""
-    sampler: Sampler = "tpe"
-    """How configurations are drawn after the starting points."""
-    grace_period: int = 1
-    """First rung of ASHA in epochs, ≥ 1."""
-    reduction_factor: float = 3
-    """ASHA keeps one in this many at each rung, > 1."""
-    cpus_per_trial: float = 1
-    """CPUs of one trial."""
-    gpus_per_trial: float | None = None
-    """GPUs of one trial, a fraction shares one (0; 1 where there are GPUs)."""
-    max_concurrent_trials: int | None = None
-    """Upper bound of trials at a time (what the cluster holds)."""
-    address: str | None = None
-    """Ray: local, auto, or an address (local; RAY_ADDRESS is honoured)."""
-    out: Path = Path("results")
-    """Results folder."""
-    name: str | None = None
-    """Name of the study (data-model-date-time)."""
-    resume: bool = False
-    """Carry on the interrupted study of that name."""
-    seed: int = 0
-    """Seed of splits, trials and sampler."""
-    verbose: int = 1
-    """0 quiet, 1 trials, 2 epochs."""
-
-    def __post_init__(self) -> None:
-        for name, (low, high, closed) in _STUDY_RANGES.items():
-            value, hint = getattr(self, name), _STUDY_HINTS[name]
-            if value is None and type(None) in get_args(hint):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f"{name} must be a number, but got {value!r}.")
-            if int in (hint, *get_args(hint)):
-                if not float(value).is_integer():
-                    raise UserError(f"{name} must be a whole number, but got {value!r}.")
-                object.__setattr__(self, name, int(value))
-            if not ((value >= low if closed else value > low) and value <= high):
-                upper = "" if high == _INFINITY else f" and ≤ {high:g}"
-                raise UserError(f"{name} must be {'≥' if closed else '>'} {low:g}{upper}, but got {value!r}.")
-        for name, hint in _STUDY_HINTS.items():
-            if hint is bool and not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name} must be True or False, but got {getattr(self, name)!r}.")
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, but got {getattr(self, name)!r}.")
-        if self.mode not in (None, METRICS[self.metric]):
-            raise UserError(f"mode must be {METRICS[self.metric]} for {self.metric}, but got {self.mode!r}.")
-        if self.grace_period > self.max_epochs:
-            raise UserError(
-                f"grace_period must not exceed max_epochs, but got {self.grace_period} and {self.max_epochs}."
-            )
-        if self.train_fraction is not None and self.train_per_class is not None:
-            raise UserError("train_fraction and train_per_class exclude each other; give one of them.")
-        if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
-            raise UserError(f"name must be a plain folder name, but got {self.name!r}; the folder above it is out.")
-        check_names([name for name in self.set if not name.startswith("_")], "set")
-        for name in ("max_epochs", "seed"):
-            if name in self.set:
-                raise UserError(f"set must leave {name} to --{name.replace('_', '-')}: it is the study's own setting.")
-        _ = self.time_budget_s  # refuses what is no duration before anything is computed
-        object.__setattr__(self, "out", Path(self.out))
-
-    @property
-    def time_budget_s(self) -> float | None:
-        """`time_budget` in seconds.
-
-        Raises:
-            UserError: text that is no duration.
-        """
-        if self.time_budget is None:
-            return None
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd]?)\s*", str(self.time_budget))
-        if not match or float(match[1]) <= 0:
-            raise UserError(f"time_budget must be like 90s, 45m or 2h, but got {self.time_budget!r}.")
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-_STUDY_HINTS: dict[str, Any] = get_type_hints(StudyConfig)
-STUDY_FIELDS: tuple[str, ...] = tuple(_STUDY_HINTS)
-_STUDY_RANGES: dict[str, tuple[float, float, bool]] = {  # name: (low, high (closed), low is allowed)
-    "val_fraction": (0, 1, False),
-    "test_fraction": (0, 1, True),
-    "train_fraction": (0, 1, False),
-    "train_per_class": (1, _INFINITY, True),
-    "image_size": (1, _INFINITY, True),
-    "num_trials": (1, _INFINITY, True),
-    "max_epochs": (1, _INFINITY, True),
-    "grace_period": (1, _INFINITY, True),
-    "reduction_factor": (1, _INFINITY, False),
-    "cpus_per_trial": (0, _INFINITY, False),
-    "gpus_per_trial": (0, _INFINITY, True),
-    "max_concurrent_trials": (1, _INFINITY, True),
-    "seed": (0, 2**31, True),
-    "verbose": (0, 2, True),
-}
-DEMO: dict[str, Any] = {
-    "image_size": 64,
-    "space": "search_spaces/demo.py",
-    "num_trials": 12,
-    "max_epochs": 8,
-}
-"""What the demo uses where nothing else is asked for: minutes on two cores."""
-
-
-def study_config(given: Mapping[str, Any]) -> StudyConfig:
-    """The settings with their defaults.
-
-    Raises:
-        UserError: an unknown name, or a value that is not allowed.
-    """
-    for name in given:
-        if name not in STUDY_FIELDS:
-            raise UserError(
-                f"{name!r} is no setting of a study{nearest(name, STUDY_FIELDS)}; "
-                f"the settings are {', '.join(STUDY_FIELDS)}."
-            )
-    defaults = DEMO if given.get("data", "demo") == "demo" and given.get("model") is None else {}
-    return StudyConfig(**{**defaults, **given})

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from delta_tune.cluster import Cluster
-from delta_tune.config import StudyConfig, TrialConfig, UserError, study_config
+from delta_tune.config import TrialConfig, UserError
 from delta_tune.models import resolve_layers
 from delta_tune.progress import clock
 from delta_tune.results import STUDY_FILE, read_study
 from delta_tune.scheduling import WITHOUT_RUNGS, rung_epochs
+from delta_tune.settings import StudyConfig, study_config
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.spaces import describe, find_space
 from delta_tune.task import Task

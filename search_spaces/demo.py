@@ -16,7 +16,11 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
     """The plain recipe against DELTA; alpha and the learning rate."""
     regularizer = trial.suggest_categorical("regularizer", ["l2", "delta"])
     trial.suggest_float("lr", 3e-4, 1e-2, log=True)
-    config: dict[str, Any] = {"head_lr_multiplier": 1.0, "batch_size": 16, "augmentation": "none"}  # a flipped 2 is no 2
+    config: dict[str, Any] = {
+        "head_lr_multiplier": 1.0,
+        "batch_size": 16,
+        "augmentation": "none",
+    }  # a flipped 2 is no 2
     if regularizer == "delta":
         trial.suggest_float("alpha", 1e-2, 30, log=True)
     return config

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from delta_tune import cli
-from delta_tune.config import STUDY_FIELDS, StudyConfig, UserError
+from delta_tune.config import UserError
+from delta_tune.settings import STUDY_FIELDS, StudyConfig
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "torchvision", "timm", "ray", "optuna", "numpy", "pyarrow", "rich"}

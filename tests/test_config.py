@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 
 from delta_tune import config as config_module
-from delta_tune.config import (
-    METRICS,
-    TRIAL_FIELDS,
-    StudyConfig,
-    TrialConfig,
-    UserError,
-    nearest,
-    parse_setting,
-    study_config,
-)
+from delta_tune.config import METRICS, TRIAL_FIELDS, TrialConfig, UserError, nearest, parse_setting
+from delta_tune.settings import StudyConfig, study_config
 
 METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
 

@@ -17,10 +17,10 @@ TRAINER = [
     *("convolution", "tracing", "ablation_plan", "ablation", "attention"),
     *("sources", "splits", "images", "reading", "data", "augment"),
     *("weights", "layers", "models", "features", "regularizers"),
-    *("evaluation", "inference", "probe", "task", "training"),
+    *("evaluation", "inference", "probe", "task", "objective", "training"),
 ]
 STUDY = [
-    *("results", "progress"),
+    *("settings", "results", "progress"),
     *("spaces", "space_checks", "sampling", "scheduling"),
     *("cluster", "final", "worker", "recording", "plan"),
     *("search", "cli", "__init__"),

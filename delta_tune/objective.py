@@ -1,0 +1,66 @@
+"""What a trial minimises: the cross entropy and what keeps the target near the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delta_tune.config import TrialConfig
+from delta_tune.features import FeatureMaps, feature_maps
+from delta_tune.regularizers import behavior, head_l2, weight_l2_sp
+from delta_tune.task import Task
+
+PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
+
+
+class Objective:
+    """loss = CE + alpha · (behavior or weight_l2_sp) + beta · head_l2 (method.md), with its parts by name."""
+
+    def __init__(self, task: Task, config: TrialConfig, target: nn.Module, device: torch.device) -> None:
+        self.config, self._target = config, target
+        self._head = target.get_submodule(task.backbone.head)
+        self._maps: tuple[FeatureMaps, FeatureMaps] | None = None
+        if config.uses_behavior:
+            self._factors = task.channel_factors(config, device)
+            self._source = task.source_model(device)
+        if config.regularizer == "l2_sp":
+            head = {id(p) for p in self._head.parameters()}
+            self._moving = [p for p in target.parameters() if id(p) not in head]
+            self._start = [p.detach().clone() for p in self._moving]
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Within it forward passes of the target leave their feature maps for the next call."""
+        if not self.config.uses_behavior:
+            yield
+            return
+        layers = list(self._factors)
+        with feature_maps(self._target, layers) as ours, feature_maps(self._source, layers, stop=True) as theirs:
+            self._maps = ours, theirs
+            try:
+                yield
+            finally:
+                self._maps = None
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
+        config = self.config
+        parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
+        loss = parts["cross_entropy"]
+        if self._maps is not None:
+            ours, theirs = self._maps
+            with torch.no_grad():
+                theirs.run(images)
+            parts["behavior"] = behavior(ours, theirs, self._factors)
+            loss = loss + config.alpha * parts["behavior"]
+        elif config.regularizer == "l2_sp":
+            parts["weight_l2_sp"] = weight_l2_sp(self._moving, self._start)
+            loss = loss + config.alpha * parts["weight_l2_sp"]
+        if config.regularizer != "l2":
+            parts["head_l2"] = head_l2(self._head)
+            loss = loss + config.beta * parts["head_l2"]
+        return {"train_loss": loss, **parts}
