@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -105,15 +106,10 @@ def study_folder(config: StudyConfig, name: str) -> Path:
         raise UserError(
             f"The name {name!r} is taken: {folder} holds a study; give --resume to carry it on, or another --name."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--out {config.out} cannot be written to ({error.strerror or error}); give a folder that can."
-        ) from error
+    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "no permission to write" if above.is_dir() else "not a folder"
+        raise UserError(f"--out {config.out} cannot be written to ({above}: {reason}); give a folder that can.")
     return folder
 
 

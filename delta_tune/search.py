@@ -92,8 +92,6 @@ def dry_run(**settings: Any) -> list[str]:
     study = Study(settings)
     with ray_cluster(study.config.address) as cluster:
         resources = plan.allot(study.config, cluster, study.num_trials)
-    if not any(study.folder.iterdir()):
-        study.folder.rmdir()
     return [
         *study.plan(resources),
         plan.estimate(study.task, study.config, study.checked, study.num_trials, resources),
@@ -155,7 +153,15 @@ class Study:
         return [*said, *([f"          {self._note}"] if self._note else [])]
 
     def open(self) -> None:
-        """Write down what the study is, before anything is computed."""
+        """Write down what the study is, before anything is computed.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made ({error.strerror}); give another --out.") from error
         packages = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
         begun = {
             "fingerprints": self._fingerprints(),
@@ -219,27 +225,27 @@ class Study:
     def finish(self, device: str) -> StudyResult:
         """The winner's model, its score on the test split, and what to say of it all."""
         tables, winner = self.tables, next(iter(self.tables.ranked()), None)
-        test = None
+        scorings = self.record["test_scorings"]
         if winner is not None:
             best = self.folder / BEST
             if self.record.get("winner") != winner or not best.exists():
                 keep_model(self.task, tables, winner, self.folder)
                 self.record |= {"winner": winner}
-                if not self._interrupted:  # a study that goes on later must not have looked at its test split
-                    test = score_test(self.task, best, device)
-                    self.record["test_scorings"] += [test] if test else []
-            elif self.record["test_scorings"]:
-                test = self.record["test_scorings"][-1]
+            # A study that goes on later must not have looked at its test split.
+            if not self._interrupted and all(scoring["trial"] != winner for scoring in scorings):
+                test = score_test(self.task, best, device)
+                scorings += [{"trial": winner, **test}] if test else []
         if not self._interrupted:
             self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder / STUDY_FILE, self.record)
         self.progress.methods(tables)
-        said = summary(tables, self.folder, test, resume=self._interrupted)
+        said = summary(tables, self.folder, scorings, resume=self._interrupted)
         for line in said:
             self.progress.say(line)
+        test_scores: dict[str, Any] = next((scoring for scoring in scorings if scoring["trial"] == winner), {})
         return StudyResult(
             best_config=None if winner is None else tables.config(winner),
-            best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | (test or {}),
+            best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,
             trials=tables.table(),
             path=self.folder,
             summary="\n".join(said),
