@@ -212,7 +212,7 @@ def measure(name: str, quick: bool) -> list[Row]:
     values: dict[tuple[str, int | None], float] = {}
     peaks = dict.fromkeys(layers, 0.0)
     for layer in layers:
-        for channel in (*sampled[layer], None):
+        for channel in sampled[layer] if sampled_engine else (*sampled[layer], None):
             graph.append(seconds(lambda layer=layer, channel=channel: loop(model, images, labels, layer, channel)))
             with torch.no_grad():
                 start = time.perf_counter()
@@ -237,8 +237,9 @@ def measure(name: str, quick: bool) -> list[Row]:
     if sampled_engine:  # exactness on the images that a few seconds allow
         losses = few_losses(model, images[few], labels[few], sampled)
         with torch.no_grad():
-            for layer, channel in values:
-                values[layer, channel] = loop(model, images[few], labels[few], layer, channel)
+            for layer in layers:
+                for channel in (*sampled[layer], None):
+                    values[layer, channel] = loop(model, images[few], labels[few], layer, channel)
     double, rows = model.double(), []
     for layer in layers:
         difference = rounding = 0.0

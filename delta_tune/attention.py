@@ -165,5 +165,5 @@ def _check(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[st
         raise ValueError(f"the model must be in eval mode, but {name} is in training mode: call model.eval()")
     if images.dim() != 4 or len(images) == 0 or not images.is_floating_point():
         raise ValueError(f"images must be float (N, 3, H, W) with N ≥ 1, but got {images.dtype} {tuple(images.shape)}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be ({len(images)},), one per image, but got {tuple(labels.shape)}")
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 ({len(images)},), but got {labels.dtype} {tuple(labels.shape)}")

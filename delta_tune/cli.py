@@ -104,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return EXIT_MISTAKE
-    if flags.get("data", "demo") == "demo" and flags.get("verbose", 1) and result.best_config is not None:
+    demo = flags.get("data", "demo") == "demo" and not flags.get("resume")
+    if demo and flags.get("verbose", 1) and result.best_config is not None:
         print(
             "\nNext, your own photos (PHOTOS/<class>/*.jpg):\n"
             "  python launch.py --data PHOTOS --model timm:tf_efficientnet_lite0 --weights demo --num-trials 16"

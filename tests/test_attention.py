@@ -55,7 +55,7 @@ def test_ablation_losses_accept_a_head_put_in_after_eval() -> None:
 
 def test_ablation_losses_refuse_labels_of_another_length() -> None:
     images, labels = batch(3)
-    with pytest.raises(ValueError, match=r"labels must be \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels must be int64 \(3,\)"):
         ablation_losses(build(chain), images, labels[:2], ["1.0"])
 
 
