@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -194,9 +196,8 @@ def test_resume_after_kill_9_keeps_finished_trials_and_continues_running_ones(se
     assert all(row["state"] in ("completed", "pruned") for row in after)
     rows = [r for r in pq.read_table(epochs_file).to_pylist() if r["trial_id"] == "00001"]
     assert [r["epoch"] for r in rows] == list(range(1, len(rows) + 1))
-    kept = [r["seconds"] for r, old in zip(rows, epochs["trial_id"], strict=False) if old]
-    assert rows[0]["seconds"] in epochs["seconds"], "the first epochs were run again"
-    assert kept
+    done = [s for s, trial in zip(epochs["seconds"], epochs["trial_id"], strict=True) if trial == "00001"]
+    assert [r["seconds"] for r in rows[: len(done)]] == done, "epochs that were done were run again"
 
 
 def test_resume_refuses_other_settings(settings):
@@ -210,3 +211,27 @@ def test_resume_of_a_finished_study_only_tops_up(settings):
     again = delta_tune.tune(name="study", out=settings["out"], resume=True, num_trials=4, verbose=0)
     assert again.trials.num_rows == 4
     assert again.trials.slice(0, 2).equals(first.trials)
+
+
+def test_tune_goes_on_after_the_death_of_a_worker(settings):
+    epochs_file = settings["out"] / "study" / "epochs.parquet"
+    killed = []
+
+    def kill_a_worker():
+        assert wait_until(lambda: epochs_file.exists() and pq.read_table(epochs_file).num_rows >= 2, 120)
+        for process in psutil.process_iter(["cmdline"]):
+            if "ray::ImplicitFunc" in " ".join(process.info["cmdline"] or []):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    slow = {"batch_size": 2, "lr": 0.0001}
+    result = delta_tune.tune(**{**settings, "space": plain, "set": slow, "num_trials": 1, "max_epochs": 8})
+    killer.join()
+    assert killed
+    (row,) = result.trials.to_pylist()
+    assert (row["state"], row["epochs"]) == ("completed", 8)
+    epochs = pq.read_table(epochs_file)["epoch"].to_pylist()
+    assert epochs == list(range(1, 9))
