@@ -10,7 +10,7 @@ from typing import Any
 from delta_tune.config import METRICS, UserError, parse_setting
 from delta_tune.settings import StudyConfig
 
-EXIT_MISTAKE = 2
+EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
 EPILOG = """\
 without arguments: a demo on handwritten digits, minutes on two cores, no download.
 your own photos:   python launch.py --data PHOTOS --model timm:tf_efficientnet_lite0 --weights demo
@@ -104,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return EXIT_MISTAKE
+    except KeyboardInterrupt:  # before the trials: Tune takes it from there on
+        print("launch.py: interrupted before any trial started", file=sys.stderr)
+        return EXIT_INTERRUPTED
     demo = flags.get("data", "demo") == "demo" and not flags.get("resume")
     if demo and flags.get("verbose", 1) and result.best_config is not None:
         print(

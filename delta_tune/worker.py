@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from dataclasses import dataclass
@@ -64,5 +65,7 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
             {**last, **told, OUTCOME: "failed", "error": f"{cause} ({Path(where.filename).name}:{where.lineno})"}
         )
         return
+    finally:
+        gc.collect()  # networks, hooks and optimizers form cycles: left alone, a reused process grows by trials
     if result.state == "diverged":
         tune.report({**last, **told, OUTCOME: "diverged", "error": result.error})

@@ -21,7 +21,7 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
     if regularizer == "l2_fe":
         trial.suggest_float("lr", 1e-4, 1e-1, log=True)
         trial.suggest_float("beta", 1e-5, 1e-1, log=True)
-        return {}
+        return {"head_lr_multiplier": 1.0}
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_categorical("batch_norm", ["frozen", "train"])
     trial.suggest_categorical("head_lr_multiplier", [1.0, 10.0])
