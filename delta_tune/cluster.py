@@ -58,7 +58,6 @@ def ray_cluster(address: str | None) -> Iterator[Cluster]:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about its next default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which verbose=0 does not silence
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"

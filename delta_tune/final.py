@@ -116,8 +116,17 @@ def summary(tables: StudyTables, folder: Path, scorings: list[dict[str, Any]], *
 
 
 def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
-    """How far the winner is from the best of plain L2."""
-    if method == "l2" or not any(row["config.regularizer"] == "l2" for row in tables.trials.values()):
+    """How far the winner is from the best of plain L2, or plain L2 from the best of the rest where it won."""
+    if method == "l2":
+        rest = [n for n in tables.ranked() if tables.trials[n]["config.regularizer"] != "l2"]
+        if not rest:
+            return []
+        runner_up, other = tables.trials[rest[0]]["config.regularizer"], tables.best_row(rest[0])[tables.metric]
+        return [
+            f"That is the plain L2 recipe; the best of the other methods is {runner_up} with "
+            f"{shown(tables.metric, other)} (trial {rest[0]})."
+        ]
+    if not any(row["config.regularizer"] == "l2" for row in tables.trials.values()):
         return []
     plain = tables.ranked("l2")
     if not plain:

@@ -11,6 +11,7 @@ from rich.table import Table
 from delta_tune.config import METRICS, Metric
 from delta_tune.results import StudyTables
 
+LOG_WIDTH = 132
 COLUMNS = (("trial", 5), ("state", 9), ("method", 13), ("lr", 8), ("alpha", 7), ("epochs", 6), ("best", 7), ("time", 7))
 
 
@@ -20,6 +21,8 @@ class Progress:
     def __init__(self, *, verbose: int = 1, console: Console | None = None) -> None:
         self.verbose = verbose
         self.console = console or Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:  # a log file has no 80 columns
+            self.console.width = LOG_WIDTH
         self._start = time.monotonic()
         self._has_header = False
 

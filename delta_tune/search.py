@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 from ray import tune as ray_tune
+from ray.tune.logger import TBXLoggerCallback
 
 from delta_tune import plan
 from delta_tune.cluster import ray_cluster, shared
@@ -213,12 +215,12 @@ class Study:
             run_config=ray_tune.RunConfig(
                 name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
                 storage_path=str(ray_folder),
-                callbacks=[self.recorder],
+                callbacks=[self.recorder, TBXLoggerCallback()],
                 failure_config=ray_tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
                 verbose=0,
             ),
         )
-        with shared(self.task, settings.shelf), ray_log(self.folder / "study.log"):
+        with shared(self.task, settings.shelf), quiet_tune(self.folder / "study.log"):
             tuner.fit()
         self._interrupted = self.recorder.stop_the_rest() and self.config.time_budget_s is None
 
@@ -297,9 +299,16 @@ def _name(trial: Any) -> str:
     return f"trial-{trial_name(trial.config[NUMBER])}"
 
 
+# Tune prints tables of its own that verbose=0 does not silence, and logs to CSV and JSON files that it leaves open
+# where a time budget ends a trial; our tables hold what they would.
+TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+
+
 @contextmanager
-def ray_log(file: Path) -> Iterator[None]:
-    """Ray's own messages into the study's log instead of the terminal."""
+def quiet_tune(file: Path) -> Iterator[None]:
+    """Within it Ray's own messages go into the study's log instead of the terminal."""
+    environment = {name: os.environ.get(name) for name in TUNE_ENVIRONMENT}
+    os.environ.update(TUNE_ENVIRONMENT)
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune")]
@@ -312,6 +321,11 @@ def ray_log(file: Path) -> Iterator[None]:
         for logger, handlers, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate
         handler.close()
+        for name, value in environment.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def git_commit() -> str | None:

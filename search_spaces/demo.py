@@ -29,6 +29,6 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
 BALANCE = "regularizer"
 START = [
     {"regularizer": "l2", "lr": 0.001},
-    {"regularizer": "l2", "lr": 0.003},
-    {"regularizer": "delta", "lr": 0.003, "alpha": 1.0},
+    {"regularizer": "l2", "lr": 0.0005},
+    {"regularizer": "delta", "lr": 0.001, "alpha": 0.1},
 ]

@@ -53,8 +53,8 @@ def wait_until(condition, seconds=20.0):
 
 
 def plain(trial):
-    trial.suggest_float("lr", 1e-3, 1e-1, log=True)
-    return {"regularizer": "l2"}
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    return {"regularizer": "l2", "head_lr_multiplier": 1.0}
 
 
 def test_tune_of_all_methods_leaves_tables_model_and_evidence(settings):
@@ -83,7 +83,9 @@ def test_tune_trial_equals_the_same_configuration_run_alone(settings, task):
     result = delta_tune.tune(**{**settings, "space": plain, "num_trials": 2})
     for row in result.trials.to_pylist():
         if row["state"] == "completed":
-            config = TrialConfig(regularizer="l2", lr=row["config.lr"], batch_size=8, max_epochs=4)
+            config = TrialConfig(
+                regularizer="l2", lr=row["config.lr"], head_lr_multiplier=1.0, batch_size=8, max_epochs=4
+            )
             assert run_trial(task, config).epochs[-1]["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
 
 
