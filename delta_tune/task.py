@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from delta_tune.attention import ablation_losses, attention_weights, first_order_losses
+from delta_tune.attention import ablation_losses_per_image, attention_weights, first_order_losses_per_image
+from delta_tune.attention_store import describe_reliability, measure_attention, read_attention, write_attention
 from delta_tune.config import AttentionEstimator, TrialConfig
 from delta_tune.data import Dataset, load_dataset
 from delta_tune.models import Backbone, build_source, load_backbone, resolve_layers
 from delta_tune.probe import centred_batches, measure_features, probe_model
 from delta_tune.regularizers import channel_factors
 
-PROBE_RECIPE = "head: L-BFGS, penalty held out; images: class-balanced, seeded; 1"
+PROBE_RECIPE = "head: L-BFGS, penalty held out; images: class-balanced, seeded; 2"
 MAX_PROBE_IMAGES = 512
 
 
@@ -131,12 +131,13 @@ class Task:
             self.attention_files.append(file)
             if file.exists():
                 try:
-                    found = read_losses(file)
+                    found = read_attention(file)
                 except (OSError, pa.ArrowInvalid, KeyError) as error:
                     say(f"Attention: {file} is damaged ({error}) and computed again.")
                 else:
-                    say(f"Attention: {estimator} losses of {len(layers)} layers found in {file}.")
-                    return found
+                    say(f"Attention: {estimator} losses found in {file}.")
+                    say(describe_reliability(found))
+                    return {layer: measured.losses for layer, measured in found.items()}
         train = self.dataset.train
         chosen = balanced_subset(train.labels, MAX_PROBE_IMAGES, self.seed)
         channels = sum(self.backbone.channels[layer] for layer in layers)
@@ -147,12 +148,13 @@ class Task:
             self.backbone, self.features["train"], train.labels, len(self.dataset.classes), self.seed, device
         )
         images = torch.cat(list(centred_batches(train, self.backbone.preprocessing, device, chosen)))
-        estimate = ablation_losses if estimator == "exact" else first_order_losses
-        losses = estimate(model, images, torch.tensor(train.labels[chosen], device=device), layers)
-        result = {layer: losses[layer].cpu().numpy() for layer in layers}
+        estimate = ablation_losses_per_image if estimator == "exact" else first_order_losses_per_image
+        per_image = estimate(model, images, torch.tensor(train.labels[chosen], device=device), layers)
+        measured = {layer: measure_attention(per_image[layer], self.seed) for layer in layers}
+        say(describe_reliability(measured))
         if file is not None:
-            write_losses(file, result)
-        return result
+            write_attention(file, measured)
+        return {layer: each.losses for layer, each in measured.items()}
 
 
 def prepare(
@@ -194,31 +196,3 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
         members = order[labels[order] == k]
         turn[members] = np.arange(len(members))
     return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
-
-
-def read_losses(file: Path) -> dict[str, np.ndarray]:
-    """Layer → losses from a file of `write_losses`."""
-    table = pq.read_table(file)
-    return {
-        layer: np.array(losses, dtype=np.float32)
-        for layer, losses in zip(table["layer"].to_pylist(), table["d"].to_pylist(), strict=True)
-    }
-
-
-def write_losses(file: Path, losses: dict[str, np.ndarray]) -> None:
-    """A row per layer: `layer`, `d` (list of float32), and W at the default temperature; whole or not at all."""
-    temperature = TrialConfig().attention_temperature
-    table = pa.table(
-        {
-            "layer": list(losses),
-            "d": pa.array(list(losses.values()), type=pa.list_(pa.float32())),
-            "W": pa.array(
-                [attention_weights(torch.tensor(d), temperature).numpy() for d in losses.values()],
-                type=pa.list_(pa.float32()),
-            ),
-        }
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    pq.write_table(table, partial)
-    partial.replace(file)

@@ -14,7 +14,7 @@ PACKAGE = Path(delta_tune.__file__).parent
 # network in one process and knows neither Ray nor Optuna.
 TRAINER = [
     "config",
-    *("convolution", "tracing", "ablation_plan", "ablation", "attention"),
+    *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("sources", "splits", "images", "reading", "data", "augment"),
     *("weights", "layers", "models", "features", "regularizers"),
     *("evaluation", "inference", "probe", "task", "objective", "training"),

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from delta_tune import task as task_module
+from delta_tune.attention_store import read_attention
 from delta_tune.config import TrialConfig
-from delta_tune.task import Task, balanced_subset, prepare, read_losses, write_losses
+from delta_tune.task import Task, balanced_subset, prepare
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def fresh(task, tmp_path):
 def test_measure_attention_is_found_again_by_a_later_study(fresh, monkeypatch):
     fresh.measure([TrialConfig(regularizer="delta")])
     later = Task(dataset=fresh.dataset, backbone=fresh.backbone, attention_cache=fresh.attention_cache)
-    monkeypatch.setattr(task_module, "ablation_losses", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr(task_module, "ablation_losses_per_image", lambda *a, **k: pytest.fail("computed again"))
     later.measure([TrialConfig(regularizer="delta")])
     for layer, losses in fresh.attention["exact"].items():
         assert np.array_equal(later.attention["exact"][layer], losses)
@@ -29,13 +29,13 @@ def test_measure_attention_is_found_again_by_a_later_study(fresh, monkeypatch):
 
 def test_measure_computes_attention_once_for_all_temperatures_and_subsets(fresh, monkeypatch):
     calls = []
-    exact = task_module.ablation_losses
+    exact = task_module.ablation_losses_per_image
 
     def counted(*args, **kwargs):
         calls.append(1)
         return exact(*args, **kwargs)
 
-    monkeypatch.setattr(task_module, "ablation_losses", counted)
+    monkeypatch.setattr(task_module, "ablation_losses_per_image", counted)
     configs = [
         TrialConfig(layers=layers, attention_temperature=t)
         for layers in ("all", "last", "last_two")
@@ -55,7 +55,7 @@ def test_measure_recomputes_a_damaged_file(fresh):
     later = Task(dataset=fresh.dataset, backbone=fresh.backbone, attention_cache=fresh.attention_cache)
     later.measure([TrialConfig(regularizer="delta")])
     assert all(np.array_equal(later.attention["exact"][k], v) for k, v in good.items())
-    assert read_losses(file).keys() == good.keys()
+    assert read_attention(file).keys() == good.keys()
 
 
 def test_attention_key_depends_on_seed_layers_and_estimator(task):
@@ -127,13 +127,3 @@ def test_balanced_subset_is_nested_and_seeded():
     small, large = balanced_subset(labels, 8, seed=1), balanced_subset(labels, 20, seed=1)
     assert set(small) <= set(large)
     assert not np.array_equal(small, balanced_subset(labels, 8, seed=2))
-
-
-def test_write_losses_stores_losses_and_weights_per_layer(tmp_path):
-    d = {"a": np.array([1.0, 2.0, 3.0], dtype=np.float32), "b": np.zeros(2, dtype=np.float32)}
-    write_losses(tmp_path / "x.parquet", d)
-    table = pq.read_table(tmp_path / "x.parquet").to_pydict()
-    z = np.array([-1.0, 0.0, 1.0]) / np.sqrt(2 / 3) / 5
-    np.testing.assert_allclose(table["W"][0], np.exp(z) / np.exp(z).sum(), rtol=1e-6)
-    assert table["W"][1] == [0.5, 0.5]
-    assert all(np.array_equal(read_losses(tmp_path / "x.parquet")[k], d[k]) for k in d)
