@@ -66,7 +66,7 @@ class _WeightedSquaredDistance(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, target: Tensor, source: Tensor, factor: Tensor) -> Tensor:
         difference = target.float() - source.float()
         ctx.save_for_backward(difference, factor)
-        return difference.square().sum((0, 2, 3)) @ factor
+        return (difference.square().sum((0, 2, 3)) * factor).sum()  # no matmul: autocast would halve its precision
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:

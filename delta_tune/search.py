@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from ray import tune as ray_tune
 from ray.tune.logger import TBXLoggerCallback
 
@@ -82,7 +83,7 @@ def tune(**settings: Any) -> StudyResult:
             study.progress.say(line)
         study.open()
         study.search(resources)
-    return study.finish(resources.device)
+    return study.finish(driver_device(resources))
 
 
 def dry_run(**settings: Any) -> list[str]:
@@ -183,7 +184,7 @@ class Study:
         left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
         if left <= 0:
             return
-        self.task.measure([p.config for p in self.checked.drawn], resources.device, self.progress.say)
+        self.task.measure([p.config for p in self.checked.drawn], driver_device(resources), self.progress.say)
         for file in self.task.attention_files:
             (self.folder / "attention").mkdir(exist_ok=True)
             shutil.copyfile(file, self.folder / "attention" / file.name)
@@ -292,6 +293,11 @@ class Study:
 
     def _fingerprints(self) -> dict[str, str]:
         return {"data": self.task.dataset.fingerprint, "weights": self.task.backbone.fingerprint}
+
+
+def driver_device(resources: Resources) -> str:
+    """Where the driver computes: it may sit on a node without a GPU."""
+    return resources.device if torch.cuda.is_available() else "cpu"
 
 
 def _name(trial: Any) -> str:

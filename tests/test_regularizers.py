@@ -102,3 +102,11 @@ def test_weight_l2_sp_equals_naive_sum_and_has_no_gradient_at_the_start():
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in same)
+
+
+def test_behavior_keeps_float32_under_autocast(maps):
+    target, source, weights = maps
+    factors = {k: regularizers.channel_factors(w, None) for k, w in weights.items()}
+    expected = regularizers.behavior(target, source, factors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert regularizers.behavior(target, source, factors).item() == expected.item()
