@@ -146,8 +146,9 @@ _STUDY_RANGES: dict[str, tuple[float, float, bool]] = {  # name: (low, high (clo
 DEMO: dict[str, Any] = {
     "image_size": 64,
     "space": "search_spaces/demo.py",
-    "num_trials": 12,
-    "max_epochs": 8,
+    "num_trials": 10,
+    "max_epochs": 9,
+    "grace_period": 3,
 }
 """What the demo uses where nothing else is asked for: minutes on two cores."""
 

@@ -15,7 +15,7 @@ from delta_tune.spaces import SpaceTrial
 def space(trial: SpaceTrial) -> dict[str, Any]:
     """The plain recipe against DELTA; alpha and the learning rate."""
     regularizer = trial.suggest_categorical("regularizer", ["l2", "delta"])
-    trial.suggest_float("lr", 3e-4, 1e-2, log=True)
+    trial.suggest_float("lr", 5e-4, 5e-3, log=True)
     config: dict[str, Any] = {
         "head_lr_multiplier": 1.0,
         "batch_size": 16,
