@@ -106,7 +106,8 @@ class Space:
             if name not in TRIAL_FIELDS and not name.startswith("_"):
                 raise UserError(
                     f"The space {self.name} suggests {name!r}, which is no hyperparameter"
-                    f"{nearest(name, TRIAL_FIELDS)}; a helper's name starts with an underscore."
+                    f"{nearest(name, TRIAL_FIELDS)}; the hyperparameters are {', '.join(TRIAL_FIELDS)}, "
+                    f"and a helper's name starts with an underscore."
                 )
         check_names(returned, f"dict returned by the space {self.name}")
         own = {k: v for k, v in trial.values.items() if not k.startswith("_")} | returned

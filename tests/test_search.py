@@ -221,8 +221,8 @@ def test_tune_goes_on_after_the_death_of_a_worker(settings):
 
     def kill_a_worker():
         assert wait_until(lambda: epochs_file.exists() and pq.read_table(epochs_file).num_rows >= 2, 120)
-        for process in psutil.process_iter(["cmdline"]):
-            if "ray::ImplicitFunc" in " ".join(process.info["cmdline"] or []):
+        for process in psutil.Process().children(recursive=True):  # this session's Ray alone
+            if "ray::ImplicitFunc" in " ".join(process.cmdline()):
                 process.kill()
                 killed.append(process.pid)
                 return
