@@ -15,6 +15,7 @@ from torch import Tensor
 
 from delta_tune.attention import attention_weights, perplexity, split_half_reliability
 from delta_tune.config import TrialConfig
+from delta_tune.files import written_whole
 
 NOISE = 0.5
 """Below this reliability more of a layer's weights is noise than signal."""
@@ -71,9 +72,8 @@ def write_attention(file: Path, measured: Mapping[str, LayerAttention]) -> None:
         }
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    pq.write_table(table, partial)
-    partial.replace(file)
+    with written_whole(file) as partial:
+        pq.write_table(table, partial)
 
 
 def read_attention(file: Path) -> dict[str, LayerAttention]:

@@ -13,6 +13,7 @@ import torch
 
 from delta_tune.config import METRICS
 from delta_tune.evaluation import classification_metrics, wilson_interval
+from delta_tune.files import written_whole
 from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE, Model, load
 from delta_tune.probe import centred_batches
 from delta_tune.progress import brief, shown
@@ -32,9 +33,8 @@ def keep_model(task: Task, tables: StudyTables, winner: int, folder: Path) -> Pa
     best = folder / BEST
     best.mkdir(exist_ok=True)
     weights = folder / CHECKPOINTS / trial_name(winner) / BEST_FILE
-    partial = best / f".{WEIGHTS_FILE}.partial"
-    shutil.copyfile(weights, partial)
-    partial.replace(best / WEIGHTS_FILE)
+    with written_whole(best / WEIGHTS_FILE) as partial:
+        shutil.copyfile(weights, partial)
     row = tables.best_row(winner)
     write_json(
         best / CONFIG_FILE,

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.files import written_whole
 
 State = Literal["waiting", "running", "completed", "pruned", "stopped", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "pruned", "diverged", "failed")
@@ -153,16 +154,14 @@ class StudyTables:
         epochs = pa.table({name: pa.array([row[name] for row in rows], type=kind) for name, kind in kinds.items()})
         # Epochs first: a trial's row never claims an epoch that the other table lacks.
         for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
-            partial = self.folder / f".{name}.partial"
-            pq.write_table(table, partial)
-            partial.replace(self.folder / name)
+            with written_whole(self.folder / name) as partial:
+                pq.write_table(table, partial)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """An indented JSON file, whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")
-    partial.replace(file)
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")
 
 
 def read_study(folder: Path) -> dict[str, Any]:

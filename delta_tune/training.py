@@ -19,6 +19,7 @@ from delta_tune.augment import augment, centre
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
 from delta_tune.evaluation import classification_metrics
 from delta_tune.features import tail
+from delta_tune.files import written_whole
 from delta_tune.models import build_target
 from delta_tune.objective import PARTS, Objective
 from delta_tune.task import Task
@@ -271,9 +272,8 @@ class _Run:
             "first_loss": self.first_loss,
             "best_epoch": self.best_epoch,
         }
-        partial = self.checkpoint / f".{RESUME_FILE}.partial"
-        torch.save(content, partial)
-        partial.replace(self.checkpoint / RESUME_FILE)
+        with written_whole(self.checkpoint / RESUME_FILE) as partial:
+            torch.save(content, partial)
 
     def restore(self) -> None:
         """Continue the unfinished run in the checkpoint folder, if there is one."""
@@ -305,6 +305,5 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 def write_weights(file: Path, state: dict[str, Tensor]) -> None:
     """A safetensors file, whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, partial)
-    partial.replace(file)
+    with written_whole(file) as partial:
+        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, partial)

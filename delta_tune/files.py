@@ -1,0 +1,15 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A temporary name beside `file` to write to; it takes the file's name when the block ends without an exception."""
+    partial = file.with_name(f".{file.name}.partial")
+    yield partial
+    partial.replace(file)
