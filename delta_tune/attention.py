@@ -120,22 +120,37 @@ def attention_weights(d: Tensor, temperature: float = 5.0) -> Tensor:
 
 
 def split_half_reliability(
-    losses: Tensor, generator: torch.Generator, *, splits: int = 16, temperature: float = 5.0
+    losses: Tensor,
+    generator: torch.Generator,
+    *,
+    weights: Tensor | None = None,
+    images: int | None = None,
+    splits: int = 16,
+    temperature: float = 5.0,
 ) -> float:
-    """How well W repeats itself: the correlation of the W of two random halves of the images, in [-1, 1].
+    """How well W repeats itself: the correlation r of the W of two random halves of the images, in [-1, 1].
 
-    Spearman–Brown corrected to all images, 2r / (1 + r), r the mean over `splits` halvings; `losses`: (N, C), N ≥ 2.
-    NaN where a half's W is uniform, so that nothing can be correlated.
+    Spearman–Brown corrected from half of these images to `images` of their kind (as many as these), k times as many:
+    k·r / (1 + (k − 1)·r), r the mean over `splits` halvings. NaN where a half's W is uniform, so that nothing can be
+    correlated.
+
+    Args:
+        losses: per image, (N, C), N ≥ 2.
+        generator: draws the halves.
+        weights: what each image stands for, (N,); all the same by default.
     """
     if len(losses) < 2:
         raise ValueError(f"at least 2 images are needed to split them, but got {len(losses)}")
+    weighted = losses.double() if weights is None else losses.double() * weights[:, None]
     correlations = []
     for _ in range(splits):
         order = torch.randperm(len(losses), generator=generator)
-        halves = [losses[half].double().mean(0) for half in (order[: len(order) // 2], order[len(order) // 2 :])]
+        # W does not depend on the scale of d, so a sum serves as a mean
+        halves = [weighted[half].sum(0) for half in (order[: len(order) // 2], order[len(order) // 2 :])]
         correlations.append(correlation(*(attention_weights(half, temperature) for half in halves)))
     r = sum(correlations) / len(correlations)
-    return 2 * r / (1 + r) if r > -1 else -1.0
+    k = (images or len(losses)) / (len(losses) / 2)
+    return max(-1.0, k * r / (1 + (k - 1) * r)) if 1 + (k - 1) * r > 0 else -1.0
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -143,6 +158,11 @@ def correlation(a: Tensor, b: Tensor) -> float:
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     scale = float(a.norm() * b.norm())
     return float(a @ b) / scale if scale > 0 else float("nan")
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, of two vectors without ties; NaN where one is constant."""
+    return correlation(*(each.argsort().argsort() if each.min() < each.max() else each for each in (a, b)))
 
 
 def perplexity(weights: Tensor) -> float:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
-from delta_tune.attention import attention_weights, perplexity, split_half_reliability
-from delta_tune.config import TrialConfig
-from delta_tune.files import written_whole
+from delta_tune.attention import attention_weights, perplexity
+from delta_tune.config import AttentionEstimator, TrialConfig
 
 NOISE = 0.5
 """Below this reliability more of a layer's weights is noise than signal."""
@@ -30,60 +28,86 @@ class LayerAttention:
     reliability: float
     """Split-half reliability of W at the default temperature, Spearman–Brown corrected to all images, ≤ 1; NaN where
     there is nothing to correlate."""
+    images: int
+    """Probe images."""
+    estimator: AttentionEstimator = "exact"
+    first_order_agreement: float = math.nan
+    """Spearman's correlation of the first-order estimate with the exact losses of the same images; NaN where it was
+    not computed."""
+
+    @property
+    def perplexity(self) -> float:
+        """Of W at the default temperature, as a share of C."""
+        return perplexity(torch.from_numpy(self.weights))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """W at the default temperature, float32 (C,)."""
+        return attention_weights(torch.from_numpy(self.losses), TrialConfig().attention_temperature).numpy()
+
+    @property
+    def negative_share(self) -> float:
+        """Of channels whose absence lowers the loss."""
+        return float((self.losses < 0).mean())
 
 
-def measure_attention(per_image: Tensor, seed: int) -> LayerAttention:
-    """Losses and reliability of a layer from its losses per image, (N, C)."""
-    reliability = math.nan
-    if len(per_image) >= 4:  # each half needs two images for its weights to mean anything
-        reliability = split_half_reliability(per_image, torch.Generator().manual_seed(seed))
-    return LayerAttention(losses=per_image.double().mean(0).float().numpy(), reliability=reliability)
-
-
-def describe_reliability(measured: Mapping[str, LayerAttention]) -> str:
-    """How far the weights can be trusted, in a sentence."""
-    figures = ", ".join(f"{layer} {each.reliability:.2f}" for layer, each in measured.items())
-    noisy = [layer for layer, each in measured.items() if not each.reliability >= NOISE]
-    verdict = ""
+def noise_verdict(measured: Mapping[str, float]) -> str | None:
+    """Of layer → reliability: which layers' weights are no better than noise, in a sentence; None where all are."""
+    noisy = [layer for layer, reliability in measured.items() if not reliability >= NOISE]
+    if not noisy:
+        return None
     if len(noisy) == len(measured):
-        verdict = (
-            "; below 0.5 throughout: these weights are mostly noise, expect no more of delta than of delta_uniform"
+        return (
+            f"Attention is no better than noise (reliability below {NOISE} in every layer): "
+            f"expect no more of delta than of delta_uniform."
         )
-    elif noisy:
-        verdict = f"; mostly noise in {', '.join(noisy)}"
-    return f"          split-half reliability of W: {figures}{verdict}."
+    return f"Attention is no better than noise in {', '.join(noisy)} (reliability below {NOISE})."
 
 
-def write_attention(file: Path, measured: Mapping[str, LayerAttention]) -> None:
-    """A row per layer: `layer`, `d`, `W` at the default temperature, `reliability`, `perplexity` of W as a share of
-    C, `negative_share` of d; the file appears whole or not at all."""
-    temperature = TrialConfig().attention_temperature
-    weights = [attention_weights(torch.from_numpy(each.losses), temperature) for each in measured.values()]
-    losses = [each.losses for each in measured.values()]
+def describe(measured: Mapping[str, LayerAttention]) -> list[str]:
+    """How far the weights can be trusted, in sentences."""
+    figures = ", ".join(
+        f"{layer} {each.reliability:.2f} ({each.images} images)".replace("nan", "unknown")
+        for layer, each in measured.items()
+    )
+    verdict = noise_verdict({layer: each.reliability for layer, each in measured.items()})
+    said = [f"Split-half reliability of W: {figures}.", *([verdict] if verdict else [])]
+    return [f"          {sentence}" for sentence in said]
+
+
+def attention_table(measured: Iterable[tuple[str, LayerAttention]]) -> pa.Table:
+    """A row per layer and estimator: `d`, `W` at the default temperature, and the figures on them."""
+    rows = list(measured)
     vectors = pa.list_(pa.float32())
-    table = pa.table(
+    figures = ("reliability", "perplexity", "negative_share", "first_order_agreement")
+    return pa.table(
         {
-            "layer": list(measured),
-            "d": pa.array(losses, type=vectors),
-            "W": pa.array([w.numpy() for w in weights], type=vectors),
-            "reliability": pa.array([each.reliability for each in measured.values()], type=pa.float64()),
-            "perplexity": [perplexity(w) for w in weights],
-            "negative_share": [float((d < 0).mean()) for d in losses],
+            "layer": [layer for layer, _ in rows],
+            "estimator": [each.estimator for _, each in rows],
+            "images": pa.array([each.images for _, each in rows], type=pa.int64()),
+            "d": pa.array([each.losses for _, each in rows], type=vectors),
+            "W": pa.array([each.weights for _, each in rows], type=vectors),
+            **{name: pa.array([getattr(each, name) for _, each in rows], type=pa.float64()) for name in figures},
         }
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as partial:
-        pq.write_table(table, partial)
 
 
-def read_attention(file: Path) -> dict[str, LayerAttention]:
-    """Layer → what `write_attention` was given.
+def to_bytes(layer: str, measured: LayerAttention) -> bytes:
+    """A Parquet file of one row of `attention_table`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(attention_table([(layer, measured)]), sink)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def from_bytes(content: bytes) -> LayerAttention:
+    """What `to_bytes` was given.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid, KeyError: the file is damaged.
+        OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError: it is damaged.
     """
-    columns = pq.read_table(file, columns=["layer", "d", "reliability"]).to_pydict()
-    return {
-        layer: LayerAttention(losses=np.array(losses, dtype=np.float32), reliability=reliability)
-        for layer, losses, reliability in zip(columns["layer"], columns["d"], columns["reliability"], strict=True)
-    }
+    table = pq.read_table(pa.BufferReader(content))
+    if table.num_rows != 1:
+        raise ValueError(f"{table.num_rows} rows instead of one")
+    row = table.to_pylist()[0]
+    fields = {f.name: row["d" if f.name == "losses" else f.name] for f in dataclasses.fields(LayerAttention)}
+    return LayerAttention(**fields | {"losses": np.array(row["d"], dtype=np.float32)})

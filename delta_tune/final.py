@@ -82,8 +82,10 @@ def score_test(task: Task, best: Path, device: torch.device | str) -> dict[str, 
     }
 
 
-def summary(tables: StudyTables, folder: Path, scorings: list[dict[str, Any]], *, resume: bool) -> list[str]:
-    """What a study found, in sentences."""
+def summary(
+    tables: StudyTables, folder: Path, scorings: list[dict[str, Any]], attention: str, *, resume: bool
+) -> list[str]:
+    """What a study found, in sentences; `attention` is the verdict on its weights, if there is one."""
     metric = tables.metric
     ranked = tables.ranked()
     said = []
@@ -109,6 +111,8 @@ def summary(tables: StudyTables, folder: Path, scorings: list[dict[str, Any]], *
                     f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
                 )
         said.append(f"Model: {folder / BEST}")
+    if attention:
+        said.append(attention)
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if resume:
         said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}")

@@ -49,10 +49,10 @@ def measure_features(
     return np.concatenate(features), {layer: total / len(split) for layer, total in sums.items()}
 
 
-def probe_model(
+def trained_head(
     backbone: Backbone, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, device: torch.device
-) -> nn.Module:
-    """The source with a head trained on its features by L-BFGS, in eval mode (method.md, attention step 1).
+) -> tuple[dict[str, np.ndarray], Tensor]:
+    """A head trained on the source's features by L-BFGS (attention step 1), and its logits (N, K) for them, on CPU.
 
     The L2 penalty of the head is chosen on a held-out fifth of the images; seeded.
     """
@@ -74,7 +74,9 @@ def probe_model(
     penalty = min(PENALTIES, key=held_out_loss) if len(held_out) else PENALTIES[1]
     head.load_state_dict(start)
     _fit(head, logits, x, y, penalty)
-    return model
+    with torch.no_grad():
+        fitted = logits(x).float().cpu()
+    return {name: value.cpu().numpy() for name, value in head.state_dict().items()}, fitted
 
 
 def _fit(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import rich.progress
 from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from delta_tune.config import METRICS, Metric
 from delta_tune.results import StudyTables
 
 LOG_WIDTH = 132
+SECONDS_BETWEEN_LINES = 10.0
 COLUMNS = (("trial", 5), ("state", 9), ("method", 13), ("lr", 8), ("alpha", 7), ("epochs", 6), ("best", 7), ("time", 7))
 
 
@@ -30,6 +35,31 @@ class Progress:
         """A sentence of the study's own."""
         if self.verbose:
             self.console.print(text, markup=False)
+
+    @contextmanager
+    def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A piece of work with an estimate of what is left; what is yielded is told what was done.
+
+        A bar in a terminal; elsewhere a line now and then, none at all where the work is short.
+        """
+        if self.verbose and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            with rich.progress.Progress(*columns, console=self.console, transient=True) as bars:
+                bar = bars.add_task(text, total=total)
+                yield lambda count: bars.advance(bar, count)
+            return
+        start = said = time.monotonic()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, said
+            done += count
+            now = time.monotonic()
+            if done < total and now - said >= SECONDS_BETWEEN_LINES:
+                said = now
+                self.say(f"{text}: {100 * done // total} %, about {clock((now - start) * (total - done) / done)} left.")
+
+        yield advance
 
     def epoch(self, tables: StudyTables, number: int) -> None:
         """An epoch of a trial, at `verbose` 2."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from ray import tune as ray_tune
 from ray.tune.logger import TBXLoggerCallback
 
 from delta_tune import plan
+from delta_tune.attention_store import attention_table, noise_verdict
+from delta_tune.attention_tasks import ray_runner
 from delta_tune.cluster import ray_cluster, shared
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.files import written_whole
 from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress
@@ -38,7 +41,8 @@ from delta_tune.task import Task, prepare
 from delta_tune.worker import WorkerSettings, run_tune_trial
 
 MAX_WORKER_DEATHS = 3
-SHARED_CACHE = ".attention"
+SHARED_CACHE = ".cache"
+ATTENTION_FILE = Path("attention") / "attention.parquet"
 DATA_OPTIONS = (
     "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
 )  # fmt: skip
@@ -120,7 +124,7 @@ class Study:
             config.weights,
             image_size=config.image_size,
             seed=config.seed,
-            attention_cache=config.out.absolute() / SHARED_CACHE,
+            cache=config.cache or config.out.absolute() / SHARED_CACHE,
             progress=config.verbose > 0,
             **{name: getattr(config, name) for name in DATA_OPTIONS},
         )
@@ -184,10 +188,7 @@ class Study:
         left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
         if left <= 0:
             return
-        self.task.measure([p.config for p in self.checked.drawn], driver_device(resources), self.progress.say)
-        for file in self.task.attention_files:
-            (self.folder / "attention").mkdir(exist_ok=True)
-            shutil.copyfile(file, self.folder / "attention" / file.name)
+        self._measure(resources)
         self.progress.say(f"Ready after {time.time() - self.began:.0f} s; the first trials start.")
         settings = WorkerSettings(
             shelf=f"{self.folder}-{uuid.uuid4().hex}",
@@ -225,6 +226,25 @@ class Study:
             tuner.fit()
         self._interrupted = self.recorder.stop_the_rest() and self.config.time_budget_s is None
 
+    def _measure(self, resources: Resources) -> None:
+        runner = ray_runner(
+            cpus=resources.cpus_per_trial,
+            gpus=resources.gpus_per_trial,
+            slots=resources.slots,
+            threads=resources.threads,
+            device=resources.device,
+            bar=self.progress.bar,
+        )
+        configs = [proposal.config for proposal in self.checked.drawn]
+        self.task.measure(configs, driver_device(resources), self.progress.say, runner)
+        verdicts = [noise_verdict({k: v.reliability for k, v in m.items()}) for m in self.task.attention.values()]
+        self.record["attention_verdict"] = " ".join(verdict for verdict in verdicts if verdict)
+        if self.task.attention:
+            rows = [row for layers in self.task.attention.values() for row in layers.items()]
+            (self.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
+            with written_whole(self.folder / ATTENTION_FILE) as partial:
+                pq.write_table(attention_table(rows), partial)
+
     def finish(self, device: str) -> StudyResult:
         """The winner's model, its score on the test split, and what to say of it all."""
         tables, winner = self.tables, next(iter(self.tables.ranked()), None)
@@ -242,7 +262,8 @@ class Study:
             self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder / STUDY_FILE, self.record)
         self.progress.methods(tables)
-        said = summary(tables, self.folder, scorings, resume=self._interrupted)
+        attention = self.record.get("attention_verdict", "")
+        said = summary(tables, self.folder, scorings, attention, resume=self._interrupted)
         for line in said:
             self.progress.say(line)
         test_scores: dict[str, Any] = next((scoring for scoring in scorings if scoring["trial"] == winner), {})

@@ -67,6 +67,8 @@ class StudyConfig:
     """Results folder."""
     name: str | None = None
     """Name of the study (data-model-date-time)."""
+    cache: str | None = None
+    """Folder or s3://… address where studies share attention and features (.cache in the results folder)."""
     resume: bool = False
     """Carry on the interrupted study of that name."""
     seed: int = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +9,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import safetensors.numpy
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from delta_tune.attention import ablation_losses_per_image, attention_weights, first_order_losses_per_image
-from delta_tune.attention_store import describe_reliability, measure_attention, read_attention, write_attention
+from delta_tune.attention import attention_weights
+from delta_tune.attention_store import LayerAttention, describe, from_bytes, to_bytes
+from delta_tune.cache import Cache, content_key
 from delta_tune.config import AttentionEstimator, TrialConfig
 from delta_tune.data import Dataset, load_dataset
 from delta_tune.models import Backbone, build_source, load_backbone, resolve_layers
-from delta_tune.probe import centred_batches, measure_features, probe_model
+from delta_tune.probe import measure_features, trained_head
+from delta_tune.probe_images import ProbeImages, surprise
+from delta_tune.probing import MAX_PROBE_IMAGES, Prober, Runner, in_this_process, measure_layers, with_agreement
 from delta_tune.regularizers import channel_factors
 
-PROBE_RECIPE = "head: L-BFGS, penalty held out; images: class-balanced, seeded; 2"
-MAX_PROBE_IMAGES = 512
+SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 1"
+PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 40 and half as many again; 3"
 
 
 @dataclass(kw_only=True)
@@ -36,16 +39,14 @@ class Task:
     dataset: Dataset = field(repr=False)
     backbone: Backbone = field(repr=False)
     seed: int = 0
-    attention_cache: Path | None = None
-    """Folder where attention losses are kept under the key of their content and found again by later studies."""
+    cache: Cache | None = None
+    """Where what is measured is kept, under the key of its content, and found again by later studies."""
     features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Split → the frozen source's head inputs of its un-augmented images, (N, D) or (N, C, h, w)."""
     mean_squares: dict[str, float] = field(default_factory=dict)
     """Layer → mean FM_s² over un-augmented training images."""
-    attention: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
-    """Estimator → layer → ablation losses d, float32 (C,)."""
-    attention_files: list[Path] = field(default_factory=list)
-    """Where they are kept, if there is a cache."""
+    attention: dict[str, dict[str, LayerAttention]] = field(default_factory=dict, repr=False)
+    """Estimator → layer → what was measured."""
     _sources: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class Task:
         configs: Iterable[TrialConfig],
         device: torch.device | str = "cpu",
         say: Callable[[str], None] = lambda _: None,
+        runner: Runner = in_this_process,
     ) -> None:
         """Measure what these configurations need and what is not there yet.
 
@@ -72,6 +74,7 @@ class Task:
             configs: configurations of any methods.
             device: where to compute.
             say: told in a sentence what is about to be computed, or was found.
+            runner: computes the ablation losses.
         """
         device = torch.device(device)
         configs = list(configs)
@@ -79,11 +82,11 @@ class Task:
         relative = [c for c in delta if c.behavior_scale == "relative"]
         layers = {layer for c in relative for layer in resolve_layers(self.backbone, c.layers)}
         if layers - set(self.mean_squares):
-            self._measure_source("train", tuple(sorted(layers)), device)
+            self._measure_source("train", tuple(sorted(layers)), device, say)
         if any(c.regularizer == "l2_fe" for c in configs):
             for split in ("train", "val"):
                 if split not in self.features:
-                    self._measure_source(split, (), device)
+                    self._measure_source(split, (), device, say)
         for estimator in sorted({c.attention_estimator for c in delta if c.regularizer == "delta"}):
             wanted = {
                 layer
@@ -91,9 +94,10 @@ class Task:
                 if c.regularizer == "delta" and c.attention_estimator == estimator
                 for layer in resolve_layers(self.backbone, c.layers)
             }
-            if wanted - set(self.attention.get(estimator, {})):
-                ordered = resolve_layers(self.backbone, tuple(sorted(wanted)))
-                self.attention[estimator] = self._attention_losses(estimator, ordered, device, say)
+            known = self.attention.setdefault(estimator, {})
+            if wanted - set(known):
+                missing = resolve_layers(self.backbone, tuple(sorted(wanted - set(known))))
+                known |= self._measure_attention(estimator, missing, device, say, runner)
 
     def channel_factors(self, config: TrialConfig, device: torch.device) -> dict[str, Tensor]:
         """Layer → factor of each channel in the behaviour term of a delta configuration, float32 (C,)."""
@@ -101,7 +105,7 @@ class Task:
         factors = {}
         for layer in resolve_layers(self.backbone, config.layers):
             if config.regularizer == "delta":
-                losses = torch.tensor(self.attention[config.attention_estimator][layer])
+                losses = torch.tensor(self.attention[config.attention_estimator][layer].losses)
                 weights = attention_weights(losses, config.attention_temperature)
             else:
                 channels = self.backbone.channels[layer]
@@ -110,51 +114,101 @@ class Task:
             factors[layer] = channel_factors(weights, mean_square).to(device)
         return factors
 
-    def attention_key(self, estimator: AttentionEstimator, layers: Iterable[str]) -> str:
-        """Hex key of everything that the losses depend on: weights, data and split, layers, probe recipe, seed."""
-        content = [self.backbone.fingerprint, self.dataset.fingerprint, estimator, *layers]
+    def attention_key(self, estimator: AttentionEstimator, layer: str) -> str:
+        """Hex key of everything that a layer's losses depend on: weights, data and split, probe recipe, seed."""
+        content = [self.backbone.fingerprint, self.dataset.fingerprint, estimator, layer]
         recipe = [PROBE_RECIPE, str(MAX_PROBE_IMAGES), str(self.seed)]
-        return hashlib.sha256(json.dumps(content + recipe).encode()).hexdigest()[:32]
+        return content_key(content + recipe)
 
-    def _measure_source(self, split: str, layers: tuple[str, ...], device: torch.device) -> None:
-        self.features[split], mean_squares = measure_features(
-            self.backbone, self.dataset.for_name(split), layers, device
-        )
-        self.mean_squares.update(mean_squares)
+    def _measure_source(
+        self, split: str, layers: tuple[str, ...], device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
+        name = content_key([self.backbone.fingerprint, self.dataset.fingerprint, split, SOURCE_RECIPE]) + ".safetensors"
+        kept: dict[str, np.ndarray] = {}
+        if self.cache is not None and (content := self.cache.read(name)):
+            try:
+                kept = safetensors.numpy.load(content)
+            except SafetensorError as error:
+                say(f"Source: {self.cache.path(name)} is damaged ({error}) and measured again.")
+        wanted = {f"mean_square/{layer}" for layer in layers}
+        if not wanted | {"features"} <= set(kept):
+            say(f"Source: one pass over the {len(self.dataset.for_name(split))} un-augmented {split} images.")
+            features, mean_squares = measure_features(self.backbone, self.dataset.for_name(split), layers, device)
+            kept |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
+            kept["features"] = features
+            if self.cache is not None:
+                self.cache.write(name, safetensors.numpy.save(kept))
+        self.features[split] = kept["features"]
+        self.mean_squares |= {layer: float(kept[f"mean_square/{layer}"]) for layer in layers}
 
-    def _attention_losses(
-        self, estimator: AttentionEstimator, layers: tuple[str, ...], device: torch.device, say: Callable[[str], None]
-    ) -> dict[str, np.ndarray]:
-        file = None
-        if self.attention_cache is not None:
-            file = self.attention_cache / f"{self.attention_key(estimator, layers)}.parquet"
-            self.attention_files.append(file)
-            if file.exists():
-                try:
-                    found = read_attention(file)
-                except (OSError, pa.ArrowInvalid, KeyError) as error:
-                    say(f"Attention: {file} is damaged ({error}) and computed again.")
-                else:
-                    say(f"Attention: {estimator} losses found in {file}.")
-                    say(describe_reliability(found))
-                    return {layer: measured.losses for layer, measured in found.items()}
-        train = self.dataset.train
-        chosen = balanced_subset(train.labels, MAX_PROBE_IMAGES, self.seed)
-        channels = sum(self.backbone.channels[layer] for layer in layers)
-        say(f"Attention: {estimator} losses of {channels} channels in {len(layers)} layers on {len(chosen)} images.")
+    def _measure_attention(
+        self,
+        estimator: AttentionEstimator,
+        layers: tuple[str, ...],
+        device: torch.device,
+        say: Callable[[str], None],
+        runner: Runner,
+    ) -> dict[str, LayerAttention]:
+        found = self._kept(estimator, layers, say)
+        missing = tuple(layer for layer in layers if layer not in found)
+        if missing:
+            channels = sum(self.backbone.channels[layer] for layer in missing)
+            say(f"Attention: {estimator} losses of {channels} channels in {len(missing)} layers.")
+            measured = self._probe(estimator, missing, device, say, runner)
+            found |= measured
+            if self.cache is not None:
+                for layer, each in measured.items():
+                    self.cache.write(f"{self.attention_key(estimator, layer)}.parquet", to_bytes(layer, each))
+        for sentence in describe({layer: found[layer] for layer in layers}):
+            say(sentence)
+        return found
+
+    def _kept(
+        self, estimator: AttentionEstimator, layers: tuple[str, ...], say: Callable[[str], None]
+    ) -> dict[str, LayerAttention]:
+        found: dict[str, LayerAttention] = {}
+        if self.cache is None:
+            return found
+        for layer in layers:
+            name = f"{self.attention_key(estimator, layer)}.parquet"
+            try:
+                if content := self.cache.read(name):
+                    found[layer] = from_bytes(content)
+            except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+                say(f"Attention: {self.cache.path(name)} is damaged ({error}) and computed again.")
+        if found:
+            say(f"Attention: {estimator} losses of {len(found)} layers found in {self.cache.location}.")
+        return found
+
+    def _probe(
+        self,
+        estimator: AttentionEstimator,
+        layers: tuple[str, ...],
+        device: torch.device,
+        say: Callable[[str], None],
+        runner: Runner,
+    ) -> dict[str, LayerAttention]:
+        train, num_classes = self.dataset.train, len(self.dataset.classes)
         if "train" not in self.features:
-            self._measure_source("train", (), device)
-        model = probe_model(
-            self.backbone, self.features["train"], train.labels, len(self.dataset.classes), self.seed, device
+            self._measure_source("train", (), device, say)
+        head, logits = trained_head(self.backbone, self.features["train"], train.labels, num_classes, self.seed, device)
+        images = ProbeImages.draw(train.labels, surprise(logits, torch.tensor(train.labels)), self.seed)
+        first = images.order[:MAX_PROBE_IMAGES]
+        prober = Prober(
+            backbone=self.backbone,
+            head=head,
+            num_classes=num_classes,
+            pixels=train.images.batch(first),
+            labels=train.labels[first],
+            layers=layers,
+            estimator=estimator,
         )
-        images = torch.cat(list(centred_batches(train, self.backbone.preprocessing, device, chosen)))
-        estimate = ablation_losses_per_image if estimator == "exact" else first_order_losses_per_image
-        per_image = estimate(model, images, torch.tensor(train.labels[chosen], device=device), layers)
-        measured = {layer: measure_attention(per_image[layer], self.seed) for layer in layers}
-        say(describe_reliability(measured))
-        if file is not None:
-            write_attention(file, measured)
-        return {layer: each.losses for layer, each in measured.items()}
+        with runner(prober, device, say) as ablate:
+            measured = measure_layers(images, layers, ablate, seed=self.seed, estimator=estimator)
+        if estimator == "exact":
+            measured = with_agreement(prober.on(device), images, measured)
+        return measured
 
 
 def prepare(
@@ -164,7 +218,7 @@ def prepare(
     *,
     image_size: int | None = None,
     seed: int = 0,
-    attention_cache: Path | None = None,
+    cache: str | Path | None = None,
     **data_options: Any,
 ) -> Task:
     """Decode the data and load the source.
@@ -175,24 +229,13 @@ def prepare(
         weights: `default`, a local `.pth` or `.safetensors`, or `demo`.
         image_size: square input in pixels; None is the weights' own.
         seed: of splits, probe head and probe images.
-        attention_cache: folder for attention losses, shared by studies.
+        cache: folder, or an address such as s3://bucket/folder, where studies share what they measure.
         **data_options: see `delta_tune.data.load_dataset`.
 
     Raises:
         UserError: data, model or weights that cannot be used.
     """
+    shared = None if cache is None else Cache(cache)
     backbone = load_backbone(model, weights, image_size)
     dataset = load_dataset(data, preprocessing=backbone.preprocessing, seed=seed, **data_options)
-    return Task(dataset=dataset, backbone=backbone, seed=seed, attention_cache=attention_cache)
-
-
-def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Sorted indices of at most `limit` examples, as many of each class as there are in equal turns, seeded."""
-    if len(labels) <= limit:
-        return np.arange(len(labels))
-    order = np.random.default_rng(seed).permutation(len(labels))
-    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it
-    for k in np.unique(labels):
-        members = order[labels[order] == k]
-        turn[members] = np.arange(len(members))
-    return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
+    return Task(dataset=dataset, backbone=backbone, seed=seed, cache=shared)

@@ -1,26 +1,29 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from delta_tune.attention_store import (
     LayerAttention,
-    describe_reliability,
-    measure_attention,
-    read_attention,
-    write_attention,
+    attention_table,
+    describe,
+    from_bytes,
+    noise_verdict,
+    to_bytes,
 )
 
 
-def layer(losses, reliability=0.9):
-    return LayerAttention(losses=np.array(losses, dtype=np.float32), reliability=reliability)
+def layer(losses, reliability=0.9, **others):
+    return LayerAttention(losses=np.array(losses, dtype=np.float32), reliability=reliability, images=40, **others)
 
 
-def test_write_attention_stores_losses_weights_and_figures_per_layer(tmp_path):
-    write_attention(tmp_path / "x.parquet", {"a": layer([-1, 2, 3]), "b": layer([0, 0], float("nan"))})
-    table = pq.read_table(tmp_path / "x.parquet").to_pydict()
+def test_attention_table_has_losses_weights_and_figures_of_each_layer():
+    table = attention_table([("a", layer([-1, 2, 3])), ("b", layer([0, 0], math.nan))]).to_pydict()
     d = np.array([-1.0, 2.0, 3.0])
     z = (d - d.mean()) / d.std() / 5
     w = np.exp(z) / np.exp(z).sum()
@@ -28,34 +31,38 @@ def test_write_attention_stores_losses_weights_and_figures_per_layer(tmp_path):
     assert table["W"][1] == [0.5, 0.5]
     assert table["negative_share"] == pytest.approx([1 / 3, 0])
     assert table["perplexity"] == pytest.approx([np.exp(-(w * np.log(w)).sum()) / 3, 1])
+    assert table["estimator"] == ["exact", "exact"]
 
 
-def test_read_attention_gives_back_what_was_written(tmp_path):
-    write_attention(tmp_path / "x.parquet", {"a": layer([0.25, -1e-9], 0.5)})
-    (found,) = read_attention(tmp_path / "x.parquet").values()
+def test_from_bytes_gives_back_what_to_bytes_was_given():
+    put = layer([0.25, -1e-9], 0.5, estimator="first_order", first_order_agreement=0.1)
+    found = from_bytes(to_bytes("layer4", put))
     assert found.losses.dtype == np.float32
-    assert found.losses.tolist() == layer([0.25, -1e-9]).losses.tolist()
-    assert found.reliability == 0.5
+    assert found.losses.tolist() == put.losses.tolist()
+    assert dataclasses.replace(found, losses=put.losses) == put
 
 
-def test_measure_attention_mean_of_the_images_losses():
-    per_image = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(measure_attention(per_image, 0).losses, per_image.numpy().mean(0), rtol=1e-6)
+@pytest.mark.parametrize(
+    "table",
+    [
+        attention_table([("a", layer([1])), ("b", layer([1]))]),
+        attention_table([("a", layer([1]))]).drop_columns("d"),
+        attention_table([("a", layer([1]))]).drop_columns("d").append_column("d", pa.array(["text"])),
+    ],
+)
+def test_from_bytes_does_not_believe_a_table_of_another_shape(table):
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    with pytest.raises((KeyError, ValueError, TypeError)):
+        from_bytes(sink.getvalue().to_pybytes())
 
 
-def test_measure_attention_is_reliable_for_a_signal_and_not_for_noise():
-    generator = torch.Generator().manual_seed(0)
-    signal = torch.linspace(-1, 1, 50).expand(200, 50)
-    noise = torch.randn(200, 50, generator=generator)
-    assert measure_attention(signal + 0.1 * noise, 0).reliability > 0.95
-    assert abs(measure_attention(noise, 0).reliability) < 0.5
+def test_describe_gives_reliability_and_images_of_each_layer():
+    said = describe({"a": layer([1], 0.83), "b": layer([1], math.nan)})
+    assert said[0].strip() == "Split-half reliability of W: a 0.83 (40 images), b unknown (40 images)."
 
 
-def test_measure_attention_of_too_few_images_has_no_reliability():
-    assert np.isnan(measure_attention(torch.rand(3, 5), 0).reliability)
-
-
-def test_describe_reliability_says_when_weights_are_mostly_noise():
-    assert "mostly noise" not in describe_reliability({"a": layer([1], 0.8)})
-    assert "mostly noise in b" in describe_reliability({"a": layer([1], 0.8), "b": layer([1], 0.2)})
-    assert "no more of delta than" in describe_reliability({"a": layer([1], float("nan"))})
+def test_noise_verdict_names_the_layers_that_are_no_better():
+    assert noise_verdict({"a": 0.8, "b": 0.6}) is None
+    assert "no better than noise in b " in noise_verdict({"a": 0.8, "b": 0.2})
+    assert "expect no more of delta than of delta_uniform" in noise_verdict({"a": 0.1, "b": math.nan})

@@ -13,16 +13,16 @@ PACKAGE = Path(delta_tune.__file__).parent
 # Lowest first: a module imports only modules above it in this list. What stands down to `training` fine-tunes one
 # network in one process and knows neither Ray nor Optuna.
 TRAINER = [
-    *("config", "files"),
+    *("config", "files", "cache"),
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("sources", "splits", "images", "reading", "data", "augment"),
     *("weights", "layers", "models", "features", "regularizers"),
-    *("evaluation", "inference", "probe", "task", "objective", "training"),
+    *("evaluation", "inference", "probe", "probe_images", "probing", "task", "objective", "training"),
 ]
 STUDY = [
     *("settings", "results", "progress"),
     *("spaces", "space_checks", "sampling", "scheduling"),
-    *("cluster", "final", "worker", "recording", "plan"),
+    *("cluster", "attention_tasks", "final", "worker", "recording", "plan"),
     *("search", "cli", "__init__"),
 ]
 ORDER = [*TRAINER, *STUDY]

@@ -1,70 +1,120 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from delta_tune import task as task_module
-from delta_tune.attention_store import read_attention
+from delta_tune.cache import Cache
 from delta_tune.config import TrialConfig
-from delta_tune.task import Task, balanced_subset, prepare
+from delta_tune.task import Task, prepare
 
 
 @pytest.fixture
 def fresh(task, tmp_path):
     """The task with nothing measured, and a cache of its own."""
-    return Task(dataset=task.dataset, backbone=task.backbone, seed=0, attention_cache=tmp_path / "cache")
+    return Task(dataset=task.dataset, backbone=task.backbone, seed=0, cache=Cache(tmp_path / "cache"))
 
 
-def test_measure_attention_is_found_again_by_a_later_study(fresh, monkeypatch):
-    fresh.measure([TrialConfig(regularizer="delta")])
-    later = Task(dataset=fresh.dataset, backbone=fresh.backbone, attention_cache=fresh.attention_cache)
-    monkeypatch.setattr(task_module, "ablation_losses_per_image", lambda *a, **k: pytest.fail("computed again"))
-    later.measure([TrialConfig(regularizer="delta")])
-    for layer, losses in fresh.attention["exact"].items():
-        assert np.array_equal(later.attention["exact"][layer], losses)
+def later(task):
+    """A later study's task: it has the cache and nothing else."""
+    return Task(dataset=task.dataset, backbone=task.backbone, seed=task.seed, cache=task.cache)
 
 
-def test_measure_computes_attention_once_for_all_temperatures_and_subsets(fresh, monkeypatch):
-    calls = []
-    exact = task_module.ablation_losses_per_image
+def losses(task):
+    return {layer: each.losses.tolist() for layer, each in task.attention["exact"].items()}
 
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return exact(*args, **kwargs)
 
-    monkeypatch.setattr(task_module, "ablation_losses_per_image", counted)
-    configs = [
-        TrialConfig(layers=layers, attention_temperature=t)
-        for layers in ("all", "last", "last_two")
-        for t in (1.0, 9.0)
-    ]
+def test_measure_computes_nothing_in_a_later_study(fresh, monkeypatch):
+    configs = [TrialConfig(regularizer="delta"), TrialConfig(regularizer="l2_fe")]
     fresh.measure(configs)
-    for config in configs:
-        fresh.channel_factors(config, torch.device("cpu"))
-    assert len(calls) == 1
+    again = later(fresh)
+    for name in ("measure_features", "trained_head", "measure_layers"):
+        monkeypatch.setattr(task_module, name, lambda *a, **k: pytest.fail("computed again"))
+    said = []
+    again.measure(configs, say=said.append)
+    assert losses(again) == losses(fresh)
+    assert again.mean_squares == fresh.mean_squares
+    assert all(np.array_equal(again.features[split], fresh.features[split]) for split in ("train", "val"))
+    assert any("losses of 4 layers found in" in sentence for sentence in said)
 
 
-def test_measure_recomputes_a_damaged_file(fresh):
+def test_measure_attention_of_other_layers_uses_what_is_known(fresh, monkeypatch):
+    fresh.measure([TrialConfig(layers="last")])
+    asked = []
+    measure_layers = task_module.measure_layers
+    monkeypatch.setattr(
+        task_module,
+        "measure_layers",
+        lambda images, layers, *a, **k: asked.append(layers) or measure_layers(images, layers, *a, **k),
+    )
+    again = later(fresh)
+    again.measure([TrialConfig(layers="last_two", attention_temperature=t) for t in (1.0, 9.0)])
+    for temperature in (1.0, 9.0):
+        again.channel_factors(TrialConfig(layers="last", attention_temperature=temperature), torch.device("cpu"))
+    assert asked == [again.backbone.layers[-2:-1]]
+    alone = Task(dataset=fresh.dataset, backbone=fresh.backbone, seed=0)
+    alone.measure([TrialConfig(layers="last_two")])
+    assert losses(again) == losses(alone)
+
+
+def test_measure_recomputes_damaged_files_and_says_so(fresh):
     fresh.measure([TrialConfig(regularizer="delta")])
-    (file,) = fresh.attention_files
-    good = fresh.attention["exact"]
-    file.write_bytes(b"no parquet")
-    later = Task(dataset=fresh.dataset, backbone=fresh.backbone, attention_cache=fresh.attention_cache)
-    later.measure([TrialConfig(regularizer="delta")])
-    assert all(np.array_equal(later.attention["exact"][k], v) for k, v in good.items())
-    assert read_attention(file).keys() == good.keys()
+    files = list(Path(fresh.cache.location).iterdir())
+    assert len(files) == 5  # the source's features, and a file per layer
+    for file in files:
+        file.write_bytes(b"no such format")
+    again, said = later(fresh), []
+    again.measure([TrialConfig(regularizer="delta")], say=said.append)
+    assert losses(again) == losses(fresh)
+    assert sum("is damaged" in sentence for sentence in said) == 5
+    third, said = later(fresh), []
+    third.measure([TrialConfig(regularizer="delta")], say=said.append)
+    assert not any("damaged" in sentence for sentence in said)
 
 
-def test_attention_key_depends_on_seed_layers_and_estimator(task):
-    key = task.attention_key("exact", ["layer1", "layer2"])
-    assert key == task.attention_key("exact", ["layer1", "layer2"])
+def test_measure_says_how_far_the_weights_can_be_trusted(fresh):
+    said = []
+    fresh.measure([TrialConfig(regularizer="delta")], say=said.append)
+    assert any("Split-half reliability of W: layer1" in sentence for sentence in said)
+    for each in fresh.attention["exact"].values():
+        assert each.images == 36
+        assert -1 <= each.first_order_agreement <= 1
+        assert each.reliability <= 1
+
+
+def test_measure_exact_losses_are_those_of_a_masked_forward(fresh):
+    """All 36 images are probed, so d is the plain mean over them."""
+    from delta_tune.probe import centred_batches, trained_head
+    from delta_tune.probing import network
+
+    fresh.measure([TrialConfig(regularizer="delta")])
+    train, cpu = fresh.dataset.train, torch.device("cpu")
+    head, _ = trained_head(fresh.backbone, fresh.features["train"], train.labels, 3, 0, cpu)
+    model = network(fresh.backbone, head, 3)
+    images = torch.cat(list(centred_batches(train, fresh.backbone.preprocessing, cpu)))
+    targets, layer, channel = torch.tensor(train.labels), fresh.backbone.layers[2], 5
+    with torch.no_grad():
+        intact = torch.nn.functional.cross_entropy(model(images), targets)
+
+        def switch_off(module, inputs, output):
+            output[:, channel] = 0
+
+        model.get_submodule(layer).register_forward_hook(switch_off)
+        off = torch.nn.functional.cross_entropy(model(images), targets)
+    assert fresh.attention["exact"][layer].losses[channel] == pytest.approx((off - intact).item(), abs=1e-5)
+
+
+def test_attention_key_depends_on_seed_layer_and_estimator(task):
+    key = task.attention_key("exact", "layer1")
+    assert key == task.attention_key("exact", "layer1")
     others = {
-        task.attention_key("first_order", ["layer1", "layer2"]),
-        task.attention_key("exact", ["layer1"]),
-        Task(dataset=task.dataset, backbone=task.backbone, seed=1).attention_key("exact", ["layer1", "layer2"]),
+        task.attention_key("first_order", "layer1"),
+        task.attention_key("exact", "layer2"),
+        Task(dataset=task.dataset, backbone=task.backbone, seed=1).attention_key("exact", "layer1"),
     }
     assert key not in others
     assert len(others) == 3
@@ -72,7 +122,7 @@ def test_attention_key_depends_on_seed_layers_and_estimator(task):
 
 def test_attention_key_depends_on_the_split(image_folder, tiny_weights, task):
     part = prepare(image_folder, "timm:test_resnet", str(tiny_weights), image_size=64, train_per_class=5)
-    assert part.attention_key("exact", part.backbone.layers) != task.attention_key("exact", task.backbone.layers)
+    assert part.attention_key("exact", "layer1") != task.attention_key("exact", "layer1")
 
 
 def test_measure_only_what_the_methods_need(fresh):
@@ -114,16 +164,3 @@ def test_task_travels_without_networks(task):
     copy = pickle.loads(pickle.dumps(task))
     assert copy._sources == {}
     assert np.array_equal(copy.dataset.train.labels, task.dataset.train.labels)
-
-
-def test_balanced_subset_takes_classes_in_equal_turns():
-    labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
-    chosen = labels[balanced_subset(labels, 13, seed=0)]
-    assert [int((chosen == k).sum()) for k in range(3)] == [5, 3, 5]
-
-
-def test_balanced_subset_is_nested_and_seeded():
-    labels = np.repeat(np.arange(4), 10)
-    small, large = balanced_subset(labels, 8, seed=1), balanced_subset(labels, 20, seed=1)
-    assert set(small) <= set(large)
-    assert not np.array_equal(small, balanced_subset(labels, 8, seed=2))

@@ -1,0 +1,68 @@
+"""What one study measured and later ones find again: files under the key of everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from delta_tune.config import UserError
+
+
+def content_key(parts: Iterable[str]) -> str:
+    """Hex key of all `parts` in their order."""
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
+
+
+class Cache:
+    """A folder of files that appear whole or not at all, so that studies may share it."""
+
+    def __init__(self, location: str | Path) -> None:
+        """`location`: a local folder, or `s3://bucket/folder` and other addresses that pyarrow.fs knows.
+
+        Raises:
+            UserError: an address that nothing here can open.
+        """
+        self.location = str(location)
+        if "://" not in self.location:
+            self._filesystem, self._root = fs.LocalFileSystem(), str(Path(location).absolute())
+            return
+        try:
+            self._filesystem, self._root = fs.FileSystem.from_uri(self.location)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"cache {self.location} cannot be opened ({error}); give a folder or an address like s3://bucket/folder."
+            ) from error
+
+    def path(self, name: str) -> str:
+        """Where the file of that name is, as people read it."""
+        return f"{self._root}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """The file's content; None where there is none.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self._filesystem.get_file_info(self.path(name)).type == fs.FileType.NotFound:
+            return None
+        with self._filesystem.open_input_file(self.path(name)) as file:
+            content: bytes = file.read()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file, or replace it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._filesystem.create_dir(self._root, recursive=True)
+        partial = self.path(f"{name}.{uuid.uuid4().hex}.partial")
+        with self._filesystem.open_output_stream(partial) as file:
+            file.write(content)
+        self._filesystem.move(partial, self.path(name))
