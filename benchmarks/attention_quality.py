@@ -93,7 +93,9 @@ def measure(name: str, *, quick: bool, seeds: int = 5) -> tuple[list[QualityRow]
         ours, theirs = order[: len(order) // 2], order[len(order) // 2 :]
         for layer in layers:
             arguments = (everything.model, images[:BATCH], labels[:BATCH], layer, 0)
+            everything.model.requires_grad_(True)
             graph.append(seconds(partial(loop, *arguments)))
+            everything.model.requires_grad_(False)
             with torch.no_grad():
                 no_grad.append(seconds(partial(loop, *arguments)))
         drawn = ProbeImages.draw(train.labels[ours], scores[ours], seed)

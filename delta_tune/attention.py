@@ -7,6 +7,7 @@ z-scored d.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -150,7 +151,9 @@ def split_half_reliability(
         correlations.append(correlation(*(attention_weights(half, temperature) for half in halves)))
     r = sum(correlations) / len(correlations)
     k = (images or len(losses)) / (len(losses) / 2)
-    return max(-1.0, k * r / (1 + (k - 1) * r)) if 1 + (k - 1) * r > 0 else -1.0
+    if math.isnan(r):
+        return r
+    return -1.0 if 1 + (k - 1) * r <= 0 else max(-1.0, k * r / (1 + (k - 1) * r))
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

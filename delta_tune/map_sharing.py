@@ -100,6 +100,7 @@ class Shelf:
 
     def _forget(self, key: tuple[str, Batch]) -> None:
         entry = self._entries.pop(key, None)
+        self._claimed.discard(key)
         if entry is not None:
             self._sizes[key[0]] -= entry.size
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from delta_tune.config import TrialConfig
 from delta_tune.features import FeatureMaps, feature_maps
 from delta_tune.regularizers import behavior, head_l2, weight_l2_sp
+from delta_tune.source_maps import Batch, MapStore, SourceMaps
 from delta_tune.task import Task
 
 PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
@@ -20,13 +21,15 @@ PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
 class Objective:
     """loss = CE + alpha · (behavior or weight_l2_sp) + beta · head_l2 (method.md), with its parts by name."""
 
-    def __init__(self, task: Task, config: TrialConfig, target: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, config: TrialConfig, target: nn.Module, device: torch.device, store: MapStore | None = None
+    ) -> None:
         self.config, self._target = config, target
         self._head = target.get_submodule(task.backbone.head)
-        self._maps: tuple[FeatureMaps, FeatureMaps] | None = None
+        self._maps: FeatureMaps | None = None
         if config.uses_behavior:
             self._factors = task.channel_factors(config, device)
-            self._source = task.source_model(device)
+            self._source = SourceMaps(task.source_model(device), tuple(self._factors), store)
         if config.regularizer == "l2_sp":
             head = {id(p) for p in self._head.parameters()}
             self._moving = [p for p in target.parameters() if id(p) not in head]
@@ -38,24 +41,24 @@ class Objective:
         if not self.config.uses_behavior:
             yield
             return
-        layers = list(self._factors)
-        with feature_maps(self._target, layers) as ours, feature_maps(self._source, layers, stop=True) as theirs:
-            self._maps = ours, theirs
+        with feature_maps(self._target, list(self._factors)) as self._maps, self._source.hooked():
             try:
                 yield
             finally:
                 self._maps = None
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def before(self, images: Tensor, batch: Batch) -> None:
+        """Called before the target's forward pass of `images`, which `batch` describes."""
+        if self._maps is not None:
+            self._source.before(images, batch)
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
         config = self.config
         parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
         loss = parts["cross_entropy"]
         if self._maps is not None:
-            ours, theirs = self._maps
-            with torch.no_grad():
-                theirs.run(images)
-            parts["behavior"] = behavior(ours, theirs, self._factors)
+            parts["behavior"] = behavior(self._maps, self._source.after(images, batch), self._factors)
             loss = loss + config.alpha * parts["behavior"]
         elif config.regularizer == "l2_sp":
             parts["weight_l2_sp"] = weight_l2_sp(self._moving, self._start)

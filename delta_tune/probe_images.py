@@ -54,7 +54,7 @@ class ProbeImages:
         probability = (1 - UNIFORM_SHARE) * relative + UNIFORM_SHARE / len(scores)
         # Sequential Poisson sampling within a class (Ohlsson 1998): nested samples of any size. Classes then take turns
         # as often as their share of the probability says.
-        arrival = rng.exponential(size=len(labels)) / probability
+        arrival = rng.random(len(labels)) / probability
         turn = np.empty(len(labels))
         for k in np.unique(labels):
             members = np.flatnonzero(labels == k)

@@ -26,7 +26,7 @@ from delta_tune.probe_images import ProbeImages
 
 RELIABLE = 0.8
 """Split-half reliability at which a layer is done."""
-FIRST_ROUND = 40
+FIRST_ROUND = 56
 MAX_PROBE_IMAGES = 512
 BYTE_BUDGET = 2**30
 
@@ -149,7 +149,7 @@ def measure_layers(
         losses = torch.cat(found[layer])
         weights = torch.from_numpy(images.weights(len(losses)))
         measured[layer] = LayerAttention(
-            losses=weighted_mean(losses, weights).float().numpy(),
+            losses=population_mean(losses, weights, len(images)).float().numpy(),
             reliability=_half_reliability(losses, weights, 1, seed),
             images=len(losses),
             estimator=estimator,
@@ -168,16 +168,16 @@ def with_agreement(
         layer: replace(
             each,
             first_order_agreement=rank_correlation(
-                weighted_mean(estimates[layer], weights), torch.from_numpy(each.losses)
+                population_mean(estimates[layer], weights, len(images)), torch.from_numpy(each.losses)
             ),
         )
         for layer, each in measured.items()
     }
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Of (N, C) with weights (N,), in float64 and in the order of the images: (C,)."""
-    return (losses.double() * weights[:, None]).sum(0) / weights.sum()
+def population_mean(losses: Tensor, weights: Tensor, images: int) -> Tensor:
+    """The mean over all `images` from a sample (N, C) with weights (N,), float64 in the order of the sample: (C,)."""
+    return (losses.double() * weights[:, None]).sum(0) / images
 
 
 def _half_reliability(losses: Tensor, weights: Tensor, half: int, seed: int) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
 from ray import tune as ray_tune
 from ray.tune.logger import TBXLoggerCallback
@@ -29,6 +30,7 @@ from delta_tune.cluster import ray_cluster, shared
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
+from delta_tune.map_sharing import map_budget, map_shelf
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
@@ -190,12 +192,15 @@ class Study:
             return
         self._measure(resources)
         self.progress.say(f"Ready after {time.time() - self.began:.0f} s; the first trials start.")
+        name = f"{self.folder}-{uuid.uuid4().hex}"
+        share_maps = self._shares_maps(resources)
         settings = WorkerSettings(
-            shelf=f"{self.folder}-{uuid.uuid4().hex}",
+            shelf=name,
             folder=self.folder / CHECKPOINTS,
             metric=self.config.metric,
             threads=resources.threads,
             device=resources.device,
+            maps=f"{name}-maps" if share_maps else None,
         )
 
         def trial(config: dict[str, Any]) -> None:
@@ -222,9 +227,19 @@ class Study:
                 verbose=0,
             ),
         )
-        with shared(self.task, settings.shelf), quiet_tune(self.folder / "study.log"):
-            tuner.fit()
+        with shared(self.task, name), quiet_tune(self.folder / "study.log"):
+            if settings.maps is None:
+                tuner.fit()
+            else:
+                budget = map_budget()
+                with map_shelf(settings.maps, budget) as shelf:
+                    tuner.fit()
+                    self.progress.say(ray.get(shelf.report.remote()).sentence(budget))
         self._interrupted = self.recorder.stop_the_rest() and self.config.time_budget_s is None
+
+    def _shares_maps(self, resources: Resources) -> bool:
+        """On a GPU the source's forward pass is as fast as the way of its maps through the host's memory."""
+        return resources.device == "cpu" and any(p.config.uses_behavior for p in self.checked.drawn)
 
     def _measure(self, resources: Resources) -> None:
         runner = ray_runner(

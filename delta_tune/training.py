@@ -22,6 +22,7 @@ from delta_tune.features import tail
 from delta_tune.files import written_whole
 from delta_tune.models import build_target
 from delta_tune.objective import PARTS, Objective
+from delta_tune.source_maps import Batch, MapStore
 from delta_tune.task import Task
 
 EVAL_BATCH_SIZE = 64
@@ -62,6 +63,7 @@ def run_trial(
     metric: Metric = "val_accuracy",
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
+    maps: MapStore | None = None,
 ) -> TrialResult:
     """Fine-tune one configuration and score it on the validation split after every epoch.
 
@@ -76,6 +78,7 @@ def run_trial(
         metric: what the best epoch is chosen by.
         device: where to train.
         checkpoint: folder of this run. Where it holds the same run unfinished, that is continued.
+        maps: where trials share the source's feature maps; it changes no bit of the result.
 
     Returns:
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
@@ -85,7 +88,7 @@ def run_trial(
     """
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        run = _Run(task, config, metric, device, checkpoint)
+        run = _Run(task, config, metric, device, checkpoint, maps)
         run.restore()
         if run.rows and report is not None:  # whoever listens may have been lost before it heard of this one
             report(dict(run.rows[-1]))
@@ -122,7 +125,13 @@ class _Run:
     """The state of one run between its epochs, and how it is written down."""
 
     def __init__(
-        self, task: Task, config: TrialConfig, metric: Metric, device: torch.device, checkpoint: Path | None
+        self,
+        task: Task,
+        config: TrialConfig,
+        metric: Metric,
+        device: torch.device,
+        checkpoint: Path | None,
+        maps: MapStore | None,
     ) -> None:
         self.task, self.config, self.metric, self.device, self.checkpoint = task, config, metric, device, checkpoint
         task.measure([config], device)
@@ -149,7 +158,7 @@ class _Run:
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.effective_weight_decay,
         )
-        self.objective = Objective(task, config, self.model, device)
+        self.objective = Objective(task, config, self.model, device, maps)
         half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.rows: list[Row] = []
@@ -201,9 +210,11 @@ class _Run:
                     group["lr"] = lr * group["multiplier"]
                 inputs = self._inputs("train", indices, generator)
                 labels = torch.from_numpy(train.labels[indices]).to(self.device)
+                batch = Batch(config.seed, config.batch_size, config.augmentation, epoch, step)
                 with autocast(self.device):
+                    self.objective.before(inputs, batch)
                     logits = self.logits(inputs)
-                    losses = self.objective(logits, labels, inputs)
+                    losses = self.objective(logits, labels, inputs, batch)
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(losses["train_loss"]).backward()  # type: ignore[no-untyped-call]
                 if config.max_grad_norm is not None:

@@ -15,6 +15,7 @@ from ray import tune
 
 from delta_tune.cluster import fetch
 from delta_tune.config import Metric, TrialConfig
+from delta_tune.map_sharing import RayMaps
 from delta_tune.results import NUMBER, OUTCOME, trial_name
 from delta_tune.training import Row, run_trial
 
@@ -28,6 +29,8 @@ class WorkerSettings:
     metric: Metric
     threads: int
     device: str
+    maps: str | None
+    """Name of the shelf where trials share the source's feature maps; None where they do not."""
 
 
 _task: tuple[str, Any] | None = None
@@ -55,7 +58,10 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     try:
         if _task is None or _task[0] != settings.shelf:
             _task = settings.shelf, fetch(settings.shelf)
-        result = run_trial(_task[1], config, report, metric=settings.metric, device=settings.device, checkpoint=folder)
+        maps = None if settings.maps is None else RayMaps(settings.maps)
+        result = run_trial(
+            _task[1], config, report, metric=settings.metric, device=settings.device, checkpoint=folder, maps=maps
+        )
     except Exception as error:
         cause = "".join(traceback.format_exception_only(error)).strip()
         where = traceback.extract_tb(error.__traceback__)[-1]

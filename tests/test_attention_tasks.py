@@ -13,6 +13,8 @@ from delta_tune.config import TrialConfig
 from delta_tune.probing import in_this_process
 from delta_tune.task import Task
 
+LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
+
 
 @contextlib.contextmanager
 def no_bar(text, total):
@@ -25,7 +27,7 @@ def runner(slots, bar=no_bar):
 
 def measured(task, runner):
     fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0)
-    fresh.measure([TrialConfig(regularizer="delta")], runner=runner)
+    fresh.measure([TrialConfig(layers=LAYERS)], runner=runner)
     return {layer: each.losses.tolist() for layer, each in fresh.attention["exact"].items()}
 
 

@@ -10,7 +10,9 @@ from delta_tune.config import TrialConfig
 from delta_tune.features import feature_maps
 from delta_tune.models import build_source, build_target
 from delta_tune.objective import Objective
+from delta_tune.source_maps import Batch
 
+BATCH = Batch(seed=0, batch_size=4, augmentation="none", epoch=1, step=0)
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 
 
@@ -32,7 +34,7 @@ def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method
     labels = torch.zeros(4, dtype=torch.int64)
     objective = Objective(task, config, target, torch.device("cpu"))
     with objective.hooked():
-        behavior = objective(target(images), labels, images)["behavior"].item()
+        behavior = objective(target(images), labels, images, BATCH)["behavior"].item()
     source = build_source(task.backbone)
     layers = LAYERS
     with torch.no_grad(), feature_maps(source, layers) as theirs, feature_maps(target, layers) as ours:
@@ -43,7 +45,7 @@ def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method
             channels, height, width = theirs[layer].shape[1:]
             weights = np.full(channels, 1 / channels)
             if method == "delta":
-                d = task.attention["exact"][layer].astype(np.float64)
+                d = task.attention["exact"][layer].losses.astype(np.float64)
                 z = (d - d.mean()) / d.std() / config.attention_temperature
                 weights = np.exp(z) / np.exp(z).sum()
             distance = ((ours[layer] - theirs[layer]) ** 2).sum((2, 3)).double().numpy() / (height * width)
@@ -58,14 +60,14 @@ def test_objective_behavior_is_zero_at_the_start_with_frozen_batch_norm(task):
     images = centre(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
     objective = Objective(task, config, target, torch.device("cpu"))
     with objective.hooked():
-        parts = objective(target(images), torch.zeros(4, dtype=torch.int64), images)
+        parts = objective(target(images), torch.zeros(4, dtype=torch.int64), images, BATCH)
     assert parts["behavior"].item() == pytest.approx(0.0, abs=1e-10)
 
 
 def test_objective_weight_l2_sp_is_zero_at_the_start(task):
     target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     objective = Objective(task, quick(regularizer="l2_sp"), target, torch.device("cpu"))
-    parts = objective(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.empty(0))
+    parts = objective(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.empty(0), BATCH)
     assert parts["weight_l2_sp"].item() == 0
 
 
@@ -86,4 +88,4 @@ def test_objective_label_smoothing_reaches_the_cross_entropy(task):
     logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     log_p = nn.functional.log_softmax(logits, 1)[0]
     expected = -(0.9 + 0.1 / 3) * log_p[0] - 0.1 / 3 * (log_p[1] + log_p[2])
-    assert objective(logits, labels, torch.empty(0))["cross_entropy"].item() == pytest.approx(expected.item())
+    assert objective(logits, labels, torch.empty(0), BATCH)["cross_entropy"].item() == pytest.approx(expected.item())

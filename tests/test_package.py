@@ -17,12 +17,12 @@ TRAINER = [
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("sources", "splits", "images", "reading", "data", "augment"),
     *("weights", "layers", "models", "features", "regularizers"),
-    *("evaluation", "inference", "probe", "probe_images", "probing", "task", "objective", "training"),
+    *("evaluation", "inference", "probe", "probe_images", "probing", "task", "source_maps", "objective", "training"),
 ]
 STUDY = [
     *("settings", "results", "progress"),
     *("spaces", "space_checks", "sampling", "scheduling"),
-    *("cluster", "attention_tasks", "final", "worker", "recording", "plan"),
+    *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan"),
     *("search", "cli", "__init__"),
 ]
 ORDER = [*TRAINER, *STUDY]

@@ -12,6 +12,8 @@ from delta_tune.cache import Cache
 from delta_tune.config import TrialConfig
 from delta_tune.task import Task, prepare
 
+LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
+
 
 @pytest.fixture
 def fresh(task, tmp_path):
@@ -29,7 +31,7 @@ def losses(task):
 
 
 def test_measure_computes_nothing_in_a_later_study(fresh, monkeypatch):
-    configs = [TrialConfig(regularizer="delta"), TrialConfig(regularizer="l2_fe")]
+    configs = [TrialConfig(layers=LAYERS), TrialConfig(regularizer="l2_fe")]
     fresh.measure(configs)
     again = later(fresh)
     for name in ("measure_features", "trained_head", "measure_layers"):
@@ -39,11 +41,11 @@ def test_measure_computes_nothing_in_a_later_study(fresh, monkeypatch):
     assert losses(again) == losses(fresh)
     assert again.mean_squares == fresh.mean_squares
     assert all(np.array_equal(again.features[split], fresh.features[split]) for split in ("train", "val"))
-    assert any("losses of 4 layers found in" in sentence for sentence in said)
+    assert any("losses of 3 layers found in" in sentence for sentence in said)
 
 
 def test_measure_attention_of_other_layers_uses_what_is_known(fresh, monkeypatch):
-    fresh.measure([TrialConfig(layers="last")])
+    fresh.measure([TrialConfig(layers=LAYERS[1:])])
     asked = []
     measure_layers = task_module.measure_layers
     monkeypatch.setattr(
@@ -52,34 +54,34 @@ def test_measure_attention_of_other_layers_uses_what_is_known(fresh, monkeypatch
         lambda images, layers, *a, **k: asked.append(layers) or measure_layers(images, layers, *a, **k),
     )
     again = later(fresh)
-    again.measure([TrialConfig(layers="last_two", attention_temperature=t) for t in (1.0, 9.0)])
+    again.measure([TrialConfig(layers=LAYERS, attention_temperature=t) for t in (1.0, 9.0)])
     for temperature in (1.0, 9.0):
-        again.channel_factors(TrialConfig(layers="last", attention_temperature=temperature), torch.device("cpu"))
-    assert asked == [again.backbone.layers[-2:-1]]
+        again.channel_factors(TrialConfig(layers=LAYERS[1:], attention_temperature=temperature), torch.device("cpu"))
+    assert asked == [LAYERS[:1]]
     alone = Task(dataset=fresh.dataset, backbone=fresh.backbone, seed=0)
-    alone.measure([TrialConfig(layers="last_two")])
+    alone.measure([TrialConfig(layers=LAYERS)])
     assert losses(again) == losses(alone)
 
 
 def test_measure_recomputes_damaged_files_and_says_so(fresh):
-    fresh.measure([TrialConfig(regularizer="delta")])
+    fresh.measure([TrialConfig(layers=LAYERS)])
     files = list(Path(fresh.cache.location).iterdir())
-    assert len(files) == 5  # the source's features, and a file per layer
+    assert len(files) == 4  # the source's features, and a file per layer
     for file in files:
         file.write_bytes(b"no such format")
     again, said = later(fresh), []
-    again.measure([TrialConfig(regularizer="delta")], say=said.append)
+    again.measure([TrialConfig(layers=LAYERS)], say=said.append)
     assert losses(again) == losses(fresh)
-    assert sum("is damaged" in sentence for sentence in said) == 5
+    assert sum("is damaged" in sentence for sentence in said) == 4
     third, said = later(fresh), []
-    third.measure([TrialConfig(regularizer="delta")], say=said.append)
+    third.measure([TrialConfig(layers=LAYERS)], say=said.append)
     assert not any("damaged" in sentence for sentence in said)
 
 
 def test_measure_says_how_far_the_weights_can_be_trusted(fresh):
     said = []
-    fresh.measure([TrialConfig(regularizer="delta")], say=said.append)
-    assert any("Split-half reliability of W: layer1" in sentence for sentence in said)
+    fresh.measure([TrialConfig(layers=LAYERS)], say=said.append)
+    assert any("Split-half reliability of W: layer1.0.conv2" in sentence for sentence in said)
     for each in fresh.attention["exact"].values():
         assert each.images == 36
         assert -1 <= each.first_order_agreement <= 1
@@ -91,12 +93,12 @@ def test_measure_exact_losses_are_those_of_a_masked_forward(fresh):
     from delta_tune.probe import centred_batches, trained_head
     from delta_tune.probing import network
 
-    fresh.measure([TrialConfig(regularizer="delta")])
+    fresh.measure([TrialConfig(layers=LAYERS)])
     train, cpu = fresh.dataset.train, torch.device("cpu")
     head, _ = trained_head(fresh.backbone, fresh.features["train"], train.labels, 3, 0, cpu)
     model = network(fresh.backbone, head, 3)
     images = torch.cat(list(centred_batches(train, fresh.backbone.preprocessing, cpu)))
-    targets, layer, channel = torch.tensor(train.labels), fresh.backbone.layers[2], 5
+    targets, layer, channel = torch.tensor(train.labels), LAYERS[1], 5
     with torch.no_grad():
         intact = torch.nn.functional.cross_entropy(model(images), targets)
 
