@@ -92,7 +92,8 @@ def measure(name: str, *, quick: bool, seeds: int = 5) -> tuple[list[QualityRow]
         order = np.random.default_rng(seed).permutation(len(labels))
         ours, theirs = order[: len(order) // 2], order[len(order) // 2 :]
         for layer in layers:
-            arguments = (everything.model, images[:BATCH], labels[:BATCH], layer, 0)
+            # As people call a network: with images in torch's default memory format
+            arguments = (everything.model, images[:BATCH].contiguous(), labels[:BATCH], layer, 0)
             everything.model.requires_grad_(True)
             graph.append(seconds(partial(loop, *arguments)))
             everything.model.requires_grad_(False)

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from delta_tune.config import UserError
@@ -132,3 +133,32 @@ def fetch(name: str) -> Any:
 
     (reference,) = ray.get(ray.get_actor(name, namespace=NAMESPACE).get.remote())
     return ray.get(reference)
+
+
+# Tune prints tables of its own that verbose=0 does not silence, and logs to CSV and JSON files that it leaves open
+# where a time budget ends a trial; our tables hold what they would.
+TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+
+
+@contextlib.contextmanager
+def quiet_tune(file: Path) -> Iterator[None]:
+    """Within it Ray's own messages go into the study's log instead of the terminal."""
+    environment = {name: os.environ.get(name) for name in TUNE_ENVIRONMENT}
+    os.environ.update(TUNE_ENVIRONMENT)
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune")]
+    before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+        handler.close()
+        for name, value in environment.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

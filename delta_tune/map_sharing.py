@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,6 @@ class Shelf:
             self.counts.evicted += 1
         self._entries[key] = _Entry(frozenset(layers), boxed, size)
         self._sizes[node] = self._sizes.get(node, 0) + size
-        self.counts.size = sum(self._sizes.values())
 
     def lost(self, node: str, batch: Batch) -> None:
         """What is kept there cannot be read: whoever computed it is dead."""
@@ -96,7 +95,7 @@ class Shelf:
 
     def report(self) -> Counts:
         """What became of the maps so far."""
-        return self.counts
+        return replace(self.counts, size=sum(self._sizes.values()))
 
     def _forget(self, key: tuple[str, Batch]) -> None:
         entry = self._entries.pop(key, None)

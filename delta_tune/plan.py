@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -226,3 +227,12 @@ def jsonable(config: StudyConfig, folder: Path) -> dict[str, Any]:
         if settings[name] is not None and Path(settings[name]).exists():
             settings[name] = str(Path(settings[name]).absolute())
     return settings
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, where it is a git checkout."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git here: there is no commit to name
+        return None
+    return found.stdout.strip() or None

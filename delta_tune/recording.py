@@ -40,9 +40,9 @@ class Recorder(Callback):  # type: ignore[misc]
         number = trial.config[NUMBER]
         if self._tables.trials[number]["state"] != "running":
             waited = result["began"] - self._asked_at.get(number, result["began"])
-            self._tables.start(number, result["node"], max(0.0, waited))
+            self._tables.start(number, result["node"], result["began"], max(0.0, waited))
         if OUTCOME not in result:
-            self._tables.report(number, result)
+            self._tables.report(number, result, result["ended"])
             self._progress.epoch(self._tables, number)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

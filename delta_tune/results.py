@@ -75,16 +75,20 @@ class StudyTables:
             "suggested": json.dumps(dict(params)),
             "epochs": 0,
             "train_seconds": 0.0,
+            "eval_seconds": 0.0,
         }
         self.epochs[number] = []
         self.write()
 
-    def start(self, number: int, node: str | None, start_seconds: float | None) -> None:
-        """A trial that a worker has begun: its Ray node, and the seconds from asking for it to its first batch."""
-        self.trials[number] |= {"state": "running", "node": node, "start_seconds": start_seconds}
+    def start(self, number: int, node: str | None, began: float, start_seconds: float | None) -> None:
+        """A trial that a worker began: its Ray node, when (seconds since 1970), and the seconds since asking for it."""
+        self.trials[number] |= {"state": "running", "node": node, "began": began, "start_seconds": start_seconds}
 
-    def report(self, number: int, row: Mapping[str, Any]) -> None:
-        """An epoch of a trial. A repeated epoch (a worker died after it) replaces what was known from there on."""
+    def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> None:
+        """An epoch of a trial, which ended at that time.
+
+        A repeated epoch (a worker died after it) replaces what was known from there on.
+        """
         rows = self.epochs[number]
         del rows[row["epoch"] - 1 :]
         rows.append({"trial_id": trial_name(number), "epoch": row["epoch"], **{k: row[k] for k in EPOCH_COLUMNS}})
@@ -95,6 +99,8 @@ class StudyTables:
             **{f"best_{name}": best[name] for name in SCORES},
             "best_epoch": best["epoch"],
             "train_seconds": sum(r["seconds"] for r in rows),
+            "eval_seconds": sum(r["eval_seconds"] for r in rows),
+            "ended": ended,
         }
         self.write()
 
@@ -193,8 +199,7 @@ def _trial_columns(helpers: list[str]) -> list[tuple[str, pa.DataType | None]]:
     columns += [(name, None) for name in helpers]
     columns += [
         ("suggested", pa.string()),
-        ("train_seconds", pa.float64()),
-        ("start_seconds", pa.float64()),
+        *((name, pa.float64()) for name in ("train_seconds", "eval_seconds", "start_seconds", "began", "ended")),
         ("node", pa.string()),
         ("error", pa.string()),
     ]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
+import dataclasses
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,7 +23,7 @@ from ray.tune.logger import TBXLoggerCallback
 from delta_tune import plan
 from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.attention_tasks import ray_runner
-from delta_tune.cluster import ray_cluster, shared
+from delta_tune.cluster import quiet_tune, ray_cluster, shared
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
@@ -40,6 +37,7 @@ from delta_tune.scheduling import RungsByMethod
 from delta_tune.space_checks import CheckedSpace, check_space
 from delta_tune.spaces import Proposal, load_space
 from delta_tune.task import Task, prepare
+from delta_tune.time_use import time_use
 from delta_tune.worker import WorkerSettings, run_tune_trial
 
 MAX_WORKER_DEATHS = 3
@@ -176,7 +174,7 @@ class Study:
             "fingerprints": self._fingerprints(),
             "space": self.checked.space.source,
             "versions": {name: version(name) for name in packages},
-            "git_commit": git_commit(),
+            "git_commit": plan.git_commit(),
             "command": sys.argv,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "test_scorings": [],
@@ -235,6 +233,9 @@ class Study:
                 with map_shelf(settings.maps, budget) as shelf:
                     tuner.fit()
                     self.progress.say(ray.get(shelf.report.remote()).sentence(budget))
+        if used := time_use(self.tables.trials.values(), resources.slots, since=self.began):
+            self.record["time_use"] = dataclasses.asdict(used)
+            self.progress.say(used.sentence())
         self._interrupted = self.recorder.stop_the_rest() and self.config.time_budget_s is None
 
     def _shares_maps(self, resources: Resources) -> bool:
@@ -339,41 +340,3 @@ def driver_device(resources: Resources) -> str:
 def _name(trial: Any) -> str:
     """Tune's folder of a trial; its own would list every hyperparameter."""
     return f"trial-{trial_name(trial.config[NUMBER])}"
-
-
-# Tune prints tables of its own that verbose=0 does not silence, and logs to CSV and JSON files that it leaves open
-# where a time budget ends a trial; our tables hold what they would.
-TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-
-
-@contextmanager
-def quiet_tune(file: Path) -> Iterator[None]:
-    """Within it Ray's own messages go into the study's log instead of the terminal."""
-    environment = {name: os.environ.get(name) for name in TUNE_ENVIRONMENT}
-    os.environ.update(TUNE_ENVIRONMENT)
-    handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune")]
-    before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
-    try:
-        yield
-    finally:
-        for logger, handlers, propagate in before:
-            logger.handlers, logger.propagate = handlers, propagate
-        handler.close()
-        for name, value in environment.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def git_commit() -> str | None:
-    """The commit of the working directory, where it is a git checkout."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # no git here: there is no commit to name
-        return None
-    return found.stdout.strip() or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 import traceback
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     the death of a worker or a node is worth that.
     """
     global _task
+    # By default Tune waits 2 s for a trial's thread to end, then gives up on the actor and forgets to tell the searcher
+    # (ray/tune/execution/tune_controller.py, _on_trial_reset), so that a study on a busy machine would never end.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     number = tune_config[NUMBER]
     config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k != NUMBER})
     torch.set_num_threads(settings.threads)
@@ -53,7 +57,7 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
 
     def report(row: Row) -> None:
         last.update(row)
-        tune.report({**row, **told})
+        tune.report({**row, **told, "ended": time.time()})
 
     try:
         if _task is None or _task[0] != settings.shelf:

@@ -20,7 +20,7 @@ TRAINER = [
     *("evaluation", "inference", "probe", "probe_images", "probing", "task", "source_maps", "objective", "training"),
 ]
 STUDY = [
-    *("settings", "results", "progress"),
+    *("settings", "results", "time_use", "progress"),
     *("spaces", "space_checks", "sampling", "scheduling"),
     *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan"),
     *("search", "cli", "__init__"),

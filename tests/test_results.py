@@ -42,7 +42,7 @@ def tables(tmp_path):
 @pytest.fixture
 def filled(tables):
     add(tables, 0, [0.5, 0.75, 0.625], layers=("a", "b"), helpers={"_scale": 0.1}, params={"lr": 0.1})
-    tables.start(0, "node", 1.5)
+    tables.start(0, "node", 1000.0, 1.5)
     tables.finish(0, "completed")
     add(tables, 1, [0.25], "pruned", regularizer="l2", weight_decay=0.01)
     add(tables, 2, [0.5], regularizer="l2_fe", max_grad_norm=2.0)
@@ -67,7 +67,7 @@ def test_tables_that_were_read_are_written_the_same(filled):
 def test_tables_are_on_disk_after_each_event(tables):
     add(tables, 0)
     states = [pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist()]
-    tables.start(0, "node", 0.0)
+    tables.start(0, "node", 1000.0, 0.0)
     tables.report(0, row(1))
     states.append(pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist())
     tables.finish(0, "completed")
@@ -183,7 +183,10 @@ def test_tables_columns_have_the_types_of_their_fields(filled):
         "config.seed": pa.int64(),
         "param._scale": pa.float64(),
         "train_seconds": pa.float64(),
+        "eval_seconds": pa.float64(),
         "start_seconds": pa.float64(),
+        "began": pa.float64(),
+        "ended": pa.float64(),
         "node": pa.string(),
         "error": pa.string(),
     }
