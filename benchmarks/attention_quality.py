@@ -5,6 +5,7 @@ probe head, mean over seeds: Pearson's, and in brackets Spearman's. Schemes draw
 
     reference      128 images at random, every channel (timed with the loop that builds graphs, and without)
     all            every image of the half
+    random, drawn  a first round's number of images, at random or as studies draw them: what the drawing is worth
     adaptive       what studies do: images drawn by surprise, in rounds, each layer until it is reliable
     first_order    the gradient estimate on every image of the half
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from delta_tune.attention import attention_weights, correlation, first_order_losses_per_image, rank_correlation
 from delta_tune.probe import centred_batches, measure_features, trained_head
 from delta_tune.probe_images import ProbeImages, surprise
-from delta_tune.probing import Prober, measure_layers
+from delta_tune.probing import FIRST_ROUND, Prober, measure_layers, population_mean
 from delta_tune.task import Task, prepare
 
 REFERENCE_IMAGES = 128
@@ -85,7 +86,7 @@ def measure(name: str, *, quick: bool, seeds: int = 5) -> tuple[list[QualityRow]
     first_order = first_order_losses_per_image(everything.model, images, labels, layers)
     first_order_seconds = (time.perf_counter() - start) / 2
 
-    schemes = ("reference", "all", "adaptive", "first_order")
+    schemes = ("reference", "all", "random", "drawn", "adaptive", "first_order")
     qualities: dict[str, list[list[tuple[float, float]]]] = {scheme: [] for scheme in schemes}
     counts, times, graph, no_grad = [], [], [], []
     for seed in range(seeds):
@@ -105,7 +106,11 @@ def measure(name: str, *, quick: bool, seeds: int = 5) -> tuple[list[QualityRow]
         adaptive = measure_layers(drawn, layers, given.on(CPU).losses, seed=seed)
         times.append(time.perf_counter() - start)
         counts.append([adaptive[layer].images for layer in layers])
+        first = drawn.order[:FIRST_ROUND]
+        weights = torch.from_numpy(drawn.weights(FIRST_ROUND))
         found = {
+            "random": {layer: exact[layer][ours[:FIRST_ROUND]].double().mean(0) for layer in layers},
+            "drawn": {layer: population_mean(exact[layer][ours[first]], weights, len(ours)) for layer in layers},
             "reference": {layer: exact[layer][ours[:REFERENCE_IMAGES]].double().mean(0) for layer in layers},
             "all": {layer: exact[layer][ours].double().mean(0) for layer in layers},
             "adaptive": {layer: torch.from_numpy(adaptive[layer].losses) for layer in layers},
@@ -123,6 +128,8 @@ def measure(name: str, *, quick: bool, seeds: int = 5) -> tuple[list[QualityRow]
         row(name, "reference, graph", [REFERENCE_IMAGES] * len(layers), loops["graph"], qualities["reference"]),
         row(name, "reference, no_grad", [REFERENCE_IMAGES] * len(layers), loops["no_grad"], qualities["reference"]),
         row(name, "all", [half] * len(layers), all_seconds, qualities["all"]),
+        row(name, "random", [FIRST_ROUND] * len(layers), all_seconds * FIRST_ROUND / half, qualities["random"]),
+        row(name, "drawn", [FIRST_ROUND] * len(layers), all_seconds * FIRST_ROUND / half, qualities["drawn"]),
         row(name, "adaptive", list(np.mean(counts, 0)), statistics.mean(times), qualities["adaptive"]),
         row(name, "first_order", [half] * len(layers), first_order_seconds, qualities["first_order"]),
     ]

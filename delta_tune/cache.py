@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,18 +27,23 @@ class Cache:
         """`location`: a local folder, or `s3://bucket/folder` and other addresses that pyarrow.fs knows.
 
         Raises:
-            UserError: an address that nothing here can open.
+            UserError: an address that nothing here can open, or a folder that cannot be written to.
         """
         self.location = str(location)
-        if "://" not in self.location:
-            self._filesystem, self._root = fs.LocalFileSystem(), str(Path(location).absolute())
-            return
         try:
-            self._filesystem, self._root = fs.FileSystem.from_uri(self.location)
+            if "://" in self.location:
+                self._filesystem, self._root = fs.FileSystem.from_uri(self.location)
+            else:
+                self._filesystem, self._root = fs.LocalFileSystem(), str(Path(location).absolute())
+            self._filesystem.get_file_info(self._root)  # a server that is gone, or wrong credentials, show here
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
                 f"cache {self.location} cannot be opened ({error}); give a folder or an address like s3://bucket/folder."
             ) from error
+        if isinstance(self._filesystem, fs.LocalFileSystem):
+            above = next(parent for parent in (Path(self._root), *Path(self._root).parents) if parent.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                raise UserError(f"cache {self.location} cannot be written to ({above}); give a folder that can.")
 
     def path(self, name: str) -> str:
         """Where the file of that name is, as people read it."""

@@ -81,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
     study = p.add_argument_group("study")
     study.add_argument("--out", metavar="DIR", help=f"results folder ({defaults.out})")
     study.add_argument("--name", metavar="NAME", help="name of the study (data-model-date-time)")
+    study.add_argument(
+        "--cache",
+        metavar="DIR|s3://…",
+        help="where studies share attention (.cache in the results folder)",
+    )
     study.add_argument("--resume", action="store_true", help="carry on the interrupted study of that name")
     study.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     study.add_argument("--seed", type=int, metavar="N", help=f"({defaults.seed})")

@@ -24,3 +24,14 @@ def test_cache_refuses_an_address_that_nothing_opens():
 def test_content_key_tells_where_parts_end():
     assert content_key(["ab", "c"]) != content_key(["a", "bc"])
     assert content_key(["a"]) == content_key(["a"])
+
+
+def test_cache_refuses_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"cache .*file/cache cannot be written to.*give a folder that can"):
+        Cache(tmp_path / "file" / "cache")
+
+
+def test_making_a_cache_leaves_nothing_behind(tmp_path):
+    Cache(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

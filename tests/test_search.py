@@ -24,10 +24,17 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Attention of the tiny network is measured once for all studies here."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
-def settings(image_folder, tiny_weights, tmp_path):
+def settings(image_folder, tiny_weights, tmp_path, cache):
     """A study of seconds."""
     return {
+        "cache": cache,
         "data": str(image_folder),
         "model": "timm:test_resnet",
         "weights": str(tiny_weights),
