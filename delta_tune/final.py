@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from delta_tune.checkpoint import BEST_FILE
 from delta_tune.config import METRICS
 from delta_tune.evaluation import classification_metrics, wilson_interval
 from delta_tune.files import written_whole
@@ -19,7 +20,6 @@ from delta_tune.probe import centred_batches
 from delta_tune.progress import brief, shown
 from delta_tune.results import EPOCHS_FILE, SCORES, TRIALS_FILE, StudyTables, trial_name, write_json
 from delta_tune.task import Task
-from delta_tune.training import BEST_FILE
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 

@@ -75,7 +75,7 @@ class ReadyProber:
         images, labels = self._batch(positions)
         if self._ablation is not None:
             return self._ablation.losses(images, labels, layers, BYTE_BUDGET, advance)
-        found = first_order_losses_per_image(self.model, images, labels, layers)
+        found = first_order_losses_per_image(self.model, images, labels, layers, batch_size=IMAGES_AT_ONCE)
         advance(sum(losses.numel() for losses in found.values()))
         return found
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from ray.tune import Callback
 
+from delta_tune.checkpoint import BEST_FILE
 from delta_tune.final import CHECKPOINTS
 from delta_tune.progress import Progress
-from delta_tune.results import NUMBER, OUTCOME, State, StudyTables, trial_name
+from delta_tune.results import ERROR_FILE, NUMBER, OUTCOME, State, StudyTables, trial_name
 from delta_tune.scheduling import RungsByMethod
-from delta_tune.training import RESUME_FILE
 
 
 class Recorder(Callback):  # type: ignore[misc]
@@ -80,10 +80,10 @@ class Recorder(Callback):  # type: ignore[misc]
             folder = self._tables.folder / CHECKPOINTS / trial_name(number)
             if row["state"] in ("waiting", "running", "stopped") or not folder.exists():
                 continue
-            if number == leader:
-                (folder / RESUME_FILE).unlink(missing_ok=True)
-            elif row["state"] == "failed":  # its traceback stays
-                for file in folder.glob("*.[ps][ta]*"):
-                    file.unlink()
-            else:
+            kept = {"failed": {ERROR_FILE}}.get(row["state"], {BEST_FILE} if number == leader else set())
+            if not kept:
                 shutil.rmtree(folder)
+                continue
+            for file in folder.iterdir():
+                if file.name not in kept:
+                    file.unlink()

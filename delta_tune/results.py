@@ -20,6 +20,8 @@ EPOCH_COLUMNS = (
     ("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES, "lr", "seconds", "eval_seconds")
 )  # fmt: skip
 STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
+ERROR_FILE = "error.txt"
+"""The traceback of a trial that failed, in its checkpoint folder."""
 OUTCOME = "outcome"
 """Key of a trial's last report where it did not end well: `diverged` or `failed`."""
 NUMBER = "number"

@@ -189,7 +189,8 @@ class Study:
         if left <= 0:
             return
         self._measure(resources)
-        self.progress.say(f"Ready after {time.time() - self.began:.0f} s; the first trials start.")
+        self.record["ready_seconds"] = time.time() - self.began
+        self.progress.say(f"Ready after {self.record['ready_seconds']:.0f} s; the first trials start.")
         name = f"{self.folder}-{uuid.uuid4().hex}"
         share_maps = self._shares_maps(resources)
         settings = WorkerSettings(

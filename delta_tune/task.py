@@ -137,8 +137,7 @@ class Task:
             features, mean_squares = measure_features(self.backbone, self.dataset.for_name(split), layers, device)
             kept |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
             kept["features"] = features
-            if self.cache is not None:
-                self.cache.write(name, safetensors.numpy.save(kept))
+            self._keep(name, safetensors.numpy.save(kept), say)
         self.features[split] = kept["features"]
         self.mean_squares |= {layer: float(kept[f"mean_square/{layer}"]) for layer in layers}
 
@@ -157,9 +156,8 @@ class Task:
             say(f"Attention: {estimator} losses of {channels} channels in {len(missing)} layers.")
             measured = self._probe(estimator, missing, device, say, runner)
             found |= measured
-            if self.cache is not None:
-                for layer, each in measured.items():
-                    self.cache.write(f"{self.attention_key(estimator, layer)}.parquet", to_bytes(layer, each))
+            for layer, each in measured.items():
+                self._keep(f"{self.attention_key(estimator, layer)}.parquet", to_bytes(layer, each), say)
         for sentence in describe({layer: found[layer] for layer in layers}):
             say(sentence)
         return found
@@ -180,6 +178,14 @@ class Task:
         if found:
             say(f"Attention: {estimator} losses of {len(found)} layers found in {self.cache.location}.")
         return found
+
+    def _keep(self, name: str, content: bytes, say: Callable[[str], None]) -> None:
+        if self.cache is None:
+            return
+        try:
+            self.cache.write(name, content)
+        except OSError as error:  # the study has what it needs; only later ones will compute it again
+            say(f"Cache: {self.cache.path(name)} cannot be written ({error}); this study goes on without.")
 
     def _probe(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -11,15 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from delta_tune.augment import augment, centre
+from delta_tune.checkpoint import Checkpoint
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
 from delta_tune.evaluation import classification_metrics
 from delta_tune.features import tail
-from delta_tune.files import written_whole
 from delta_tune.models import build_target
 from delta_tune.objective import PARTS, Objective
 from delta_tune.source_maps import Batch, MapStore
@@ -27,7 +27,6 @@ from delta_tune.task import Task
 
 EVAL_BATCH_SIZE = 64
 DIVERGED_FACTOR = 10  # a mean training loss above this multiple of the first batch's is a run that exploded
-RESUME_FILE, BEST_FILE = "resume.pt", "best.safetensors"
 
 Row = dict[str, Any]
 
@@ -133,7 +132,7 @@ class _Run:
         checkpoint: Path | None,
         maps: MapStore | None,
     ) -> None:
-        self.task, self.config, self.metric, self.device, self.checkpoint = task, config, metric, device, checkpoint
+        self.task, self.config, self.metric, self.device = task, config, metric, device
         task.measure([config], device)
         backbone = task.backbone
         self.model = build_target(backbone, len(task.dataset.classes), torch.Generator().manual_seed(config.seed))
@@ -161,6 +160,7 @@ class _Run:
         self.objective = Objective(task, config, self.model, device, maps)
         half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.checkpoint = Checkpoint(checkpoint, self.model, self.optimizer, self.scaler) if checkpoint else None
         self.rows: list[Row] = []
         self.first_loss: float | None = None
         self.best_epoch: int | None = None
@@ -176,7 +176,9 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         trained = time.perf_counter()
-        scores = self._score()
+        # Scoring changes no weight: they are on their way to disk meanwhile
+        with self.checkpoint.written(epoch) if self.checkpoint else nullcontext():
+            scores = self._score()
         row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
         row |= {part: losses.get(part) for part in PARTS}
         row |= {f"val_{name}": value for name, value in scores.items()}
@@ -187,8 +189,13 @@ class _Run:
         sign = 1 if METRICS[self.metric] == "max" else -1
         if self.best_epoch is None or sign * row[self.metric] > sign * self.rows[self.best_epoch - 1][self.metric]:
             self.best_epoch = epoch
-            self._keep_best()
-        self._save()
+            if self.checkpoint is None:
+                self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            else:
+                self.checkpoint.keep_best(epoch)
+        if self.checkpoint is not None:
+            names = ("rows", "first_loss", "best_epoch")
+            self.checkpoint.save(epoch, {"config": self.config.record()} | {n: getattr(self, n) for n in names})
 
     def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
         config, train = self.config, self.task.dataset.train
@@ -263,42 +270,17 @@ class _Run:
             ]
         return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(val.labels)))
 
-    def _keep_best(self) -> None:
-        state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        if self.checkpoint is None:
-            self.best_state = state
-        else:
-            self.checkpoint.mkdir(parents=True, exist_ok=True)
-            write_weights(self.checkpoint / BEST_FILE, state)
-
-    def _save(self) -> None:
-        if self.checkpoint is None:
-            return
-        content = {
-            "config": self.config.record(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rows": self.rows,
-            "first_loss": self.first_loss,
-            "best_epoch": self.best_epoch,
-        }
-        with written_whole(self.checkpoint / RESUME_FILE) as partial:
-            torch.save(content, partial)
-
     def restore(self) -> None:
         """Continue the unfinished run in the checkpoint folder, if there is one."""
-        if self.checkpoint is None or not (self.checkpoint / RESUME_FILE).exists():
+        record = self.checkpoint.record() if self.checkpoint else None
+        if self.checkpoint is None or record is None:
             return
-        content = torch.load(self.checkpoint / RESUME_FILE, map_location=self.device, weights_only=True)
-        if content["config"] != self.config.record():
+        if record["config"] != json.loads(json.dumps(self.config.record())):
             raise UserError(
-                f"{self.checkpoint} holds a run of another configuration; give this one a folder of its own."
+                f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
             )
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.rows, self.first_loss, self.best_epoch = content["rows"], content["first_loss"], content["best_epoch"]
+        self.checkpoint.load(record["epoch"], self.device)
+        self.rows, self.first_loss, self.best_epoch = record["rows"], record["first_loss"], record["best_epoch"]
 
     def result(self, state: Literal["completed", "diverged"], error: str | None = None) -> TrialResult:
         """The run as it stands."""
@@ -312,9 +294,3 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
     if device.type != "cuda":
         return nullcontext()
     return torch.autocast("cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-
-
-def write_weights(file: Path, state: dict[str, Tensor]) -> None:
-    """A safetensors file, whole or not at all."""
-    with written_whole(file) as partial:
-        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, partial)

@@ -17,7 +17,7 @@ from ray import tune
 from delta_tune.cluster import fetch
 from delta_tune.config import Metric, TrialConfig
 from delta_tune.map_sharing import RayMaps
-from delta_tune.results import NUMBER, OUTCOME, trial_name
+from delta_tune.results import ERROR_FILE, NUMBER, OUTCOME, trial_name
 from delta_tune.training import Row, run_trial
 
 
@@ -70,7 +70,7 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         cause = "".join(traceback.format_exception_only(error)).strip()
         where = traceback.extract_tb(error.__traceback__)[-1]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc())
+        (folder / ERROR_FILE).write_text(traceback.format_exc())
         tune.report(
             {**last, **told, OUTCOME: "failed", "error": f"{cause} ({Path(where.filename).name}:{where.lineno})"}
         )

@@ -25,10 +25,10 @@ def runner(slots, bar=no_bar):
     return ray_runner(cpus=1, gpus=0, slots=slots, threads=1, device="cpu", bar=bar)
 
 
-def measured(task, runner):
+def measured(task, runner, estimator="exact"):
     fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0)
-    fresh.measure([TrialConfig(layers=LAYERS)], runner=runner)
-    return {layer: each.losses.tolist() for layer, each in fresh.attention["exact"].items()}
+    fresh.measure([TrialConfig(layers=LAYERS, attention_estimator=estimator)], runner=runner)
+    return {layer: each.losses.tolist() for layer, each in fresh.attention[estimator].items()}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,10 @@ def test_split_covers_every_image_and_layer_once_in_whole_blocks(slots):
 @pytest.mark.parametrize("slots", [1, 2])
 def test_losses_do_not_depend_on_where_they_are_computed(task, alone, ray_cluster, slots):
     assert measured(task, runner(slots)) == alone
+
+
+def test_first_order_losses_do_not_depend_on_it_either(task, alone, ray_cluster):
+    assert measured(task, runner(2), "first_order") == measured(task, in_this_process, "first_order")
 
 
 def test_progress_reaches_the_announced_total(task, ray_cluster):

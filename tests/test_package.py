@@ -17,7 +17,18 @@ TRAINER = [
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("sources", "splits", "images", "reading", "data", "augment"),
     *("weights", "layers", "models", "features", "regularizers"),
-    *("evaluation", "inference", "probe", "probe_images", "probing", "task", "source_maps", "objective", "training"),
+    *(
+        "evaluation",
+        "inference",
+        "probe",
+        "probe_images",
+        "probing",
+        "task",
+        "source_maps",
+        "objective",
+        "checkpoint",
+        "training",
+    ),
 ]
 STUDY = [
     *("settings", "results", "time_use", "progress"),

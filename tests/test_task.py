@@ -78,6 +78,17 @@ def test_measure_recomputes_damaged_files_and_says_so(fresh):
     assert not any("damaged" in sentence for sentence in said)
 
 
+def test_measure_goes_on_where_the_cache_cannot_be_written(fresh, monkeypatch):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(fresh.cache, "write", full)
+    said = []
+    fresh.measure([TrialConfig(layers=LAYERS)], say=said.append)
+    assert set(losses(fresh)) == set(LAYERS)
+    assert sum("cannot be written (no space left on device)" in sentence for sentence in said) == 4
+
+
 def test_measure_says_how_far_the_weights_can_be_trusted(fresh):
     said = []
     fresh.measure([TrialConfig(layers=LAYERS)], say=said.append)

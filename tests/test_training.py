@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from delta_tune import training
 from delta_tune.augment import augment, centre
+from delta_tune.checkpoint import BEST_FILE
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.evaluation import classification_metrics
 from delta_tune.models import build_target
@@ -181,7 +182,7 @@ def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path
     assert without_times(resumed.epochs) == without_times(whole.epochs)
     import safetensors.torch
 
-    best = safetensors.torch.load_file(tmp_path / training.BEST_FILE)
+    best = safetensors.torch.load_file(tmp_path / BEST_FILE)
     assert all(torch.equal(best[k], v) for k, v in whole.model_state.items())
 
 

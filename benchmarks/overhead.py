@@ -1,0 +1,121 @@
+"""What a search costs beside its trials, and whether its processes grow.
+
+    python benchmarks/overhead.py [--quick] [--json FILE]
+
+Studies of the demo's digits on two slots with Optuna, ASHA, tables and checkpoints: 32 trials of about ten seconds, and
+300 of about one. Overhead is (slots × (end of the last trial − start of the first) − Σ (seconds + eval_seconds)) /
+Σ (…), idle slots at the end apart; start-up is from the call to the first trial, attention from the cache. Growth is of
+the resident memory of driver and workers, the last fifth of the study against the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch
+
+import delta_tune
+from delta_tune.cluster import ray_cluster
+from delta_tune.time_use import TimeUse
+
+
+class Memory:
+    """Resident memory of this process and of the trials' processes, sampled once a second."""
+
+    def __init__(self) -> None:
+        self.driver: list[float] = []
+        self.workers: list[float] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._done.wait(1):
+            self.driver.append(me.memory_info().rss / 2**20)
+            largest = 0.0
+            for process in me.children(recursive=True):
+                try:
+                    if "ray::ImplicitFunc" in " ".join(process.cmdline()):
+                        largest = max(largest, (process.memory_info().rss - process.memory_info().shared) / 2**20)
+                except psutil.NoSuchProcess:
+                    continue
+            if largest:
+                self.workers.append(largest)
+
+
+def growth(samples: list[float]) -> tuple[float, float]:
+    """Medians of the second and of the last fifth."""
+    fifth = max(1, len(samples) // 5)
+    return statistics.median(samples[fifth : 2 * fifth] or samples), statistics.median(samples[-fifth:])
+
+
+def study(what: str, out: str, **settings: Any) -> dict[str, Any]:
+    with Memory() as memory:
+        result = delta_tune.tune(data="demo", out=out, name=what.replace(" ", "-"), verbose=0, **settings)
+    record = json.loads((result.path / "study.json").read_text())
+    use = TimeUse(**record["time_use"])
+    trials = result.trials.num_rows
+    columns = [result.trials[name].to_pylist() for name in ("train_seconds", "eval_seconds")]
+    lengths = [training + validation for training, validation in zip(*columns, strict=True)]
+    driver, worker = growth(memory.driver), growth(memory.workers)
+    shares = {name: 100 * getattr(use, name) / use.total for name in ("inside", "between", "tail")}
+    print(
+        f"{what:24s}{trials:5d} trials of {statistics.median(lengths):5.1f} s  overhead {100 * use.overhead:5.1f} %  "
+        f"(of the slots' time inside trials {shares['inside']:.1f} %, between them {shares['between']:.1f} %, "
+        f"idle at the end {shares['tail']:.1f} %)",
+        f"{'':24s}ready after {record['ready_seconds']:.1f} s, median start {statistics.median(starts(result)):.2f} s",
+        f"{'':24s}resident MiB in the second and the last fifth: driver {driver[0]:.0f}, {driver[1]:.0f}; "
+        f"largest worker {worker[0]:.0f}, {worker[1]:.0f}",
+        sep="\n",
+        flush=True,
+    )
+    return {"what": what, "trials": trials, **record["time_use"], "overhead": use.overhead} | {
+        "ready_seconds": record["ready_seconds"],
+        "start_seconds": starts(result),
+        "driver_mib": memory.driver,
+        "worker_mib": memory.workers,
+    }
+
+
+def starts(result: delta_tune.StudyResult) -> list[float]:
+    """From asking for a trial to its first batch, without the first of each slot, which starts a process."""
+    return [seconds for seconds in result.trials["start_seconds"].to_pylist() if seconds is not None][2:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="8 and 40 trials: under 5 minutes on two cores")
+    parser.add_argument("--json", type=Path, help="write the same figures here")
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, ray {ray.__version__}, load {os.getloadavg()[0]:.1f}")
+    long, short = (8, 40) if arguments.quick else (32, 300)
+    rows = []
+    with tempfile.TemporaryDirectory() as out:
+        delta_tune.tune(data="demo", out=out, name="warm", verbose=0, num_trials=1, max_epochs=1, grace_period=1)
+        rows.append(study("trials of ten seconds", out, num_trials=long))
+        with ray_cluster("local"):
+            rows.append(study("trials of a second", out, num_trials=short, max_epochs=1, grace_period=1))
+    if arguments.json:
+        figures = {"torch": torch.__version__, "ray": ray.__version__, "quick": arguments.quick}
+        arguments.json.write_text(json.dumps(figures | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

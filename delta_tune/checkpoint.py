@@ -1,0 +1,83 @@
+"""What a run leaves on disk after each epoch, so that it can be continued: never a state that is half old, half new."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from delta_tune.files import written_whole
+
+RECORD_FILE, BEST_FILE = "resume.json", "best.safetensors"
+
+
+class Checkpoint:
+    """The folder of one run: weights and optimizer after its last epoch, a record that names them, the best weights."""
+
+    def __init__(
+        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        self.folder = folder
+        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+
+    @contextmanager
+    def written(self, epoch: int) -> Iterator[None]:
+        """Within it another thread writes the state after `epoch`, which must not change; afterwards it is on disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self._write_state, epoch)
+            yield
+            writing.result()
+
+    def keep_best(self, epoch: int) -> None:
+        """The state of that epoch, which was written last, is the best so far."""
+        with written_whole(self.folder / BEST_FILE) as partial:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(self._files(epoch)[0], partial)
+            except OSError:  # a file system without links
+                shutil.copyfile(self._files(epoch)[0], partial)
+
+    def save(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """From here on the run continues after `epoch`; earlier states go."""
+        with written_whole(self.folder / RECORD_FILE) as partial:
+            partial.write_text(json.dumps({**record, "epoch": epoch}))
+        for pattern in ("weights-*", "optimizer-*"):
+            for file in self.folder.glob(pattern):
+                if file not in self._files(epoch):
+                    file.unlink()
+
+    def record(self) -> dict[str, Any] | None:
+        """What `save` was given last; None where there is nothing to continue."""
+        file = self.folder / RECORD_FILE
+        if not file.exists():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    def load(self, epoch: int, device: torch.device) -> None:
+        """Bring model, optimizer and scaler to the state after `epoch`."""
+        weights, optimizer = self._files(epoch)
+        self._model.load_state_dict(safetensors.torch.load_file(weights, device=str(device)))
+        state = torch.load(optimizer, map_location=device, weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def _files(self, epoch: int) -> tuple[Path, Path]:
+        return self.folder / f"weights-{epoch}.safetensors", self.folder / f"optimizer-{epoch}.pt"
+
+    def _write_state(self, epoch: int) -> None:
+        weights, optimizer = self._files(epoch)
+        with written_whole(weights) as partial:
+            safetensors.torch.save_file({k: v.contiguous() for k, v in self._model.state_dict().items()}, partial)
+        with written_whole(optimizer) as partial:
+            torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, partial)
