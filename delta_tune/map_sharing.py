@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,99 +13,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from torch import Tensor
 
 from delta_tune.cluster import NAMESPACE
-from delta_tune.source_maps import Batch
+from delta_tune.map_shelf import Batch, Shelf
 
 STORE_SHARE = 0.4
 """Of the object store, for maps; the rest is the data's and Ray's own."""
 TIMEOUT_S = 10.0
-
-
-@dataclass
-class _Entry:
-    layers: frozenset[str]
-    boxed: list[Any]
-    size: int
-
-
-@dataclass
-class Counts:
-    """What became of the shared maps."""
-
-    found: int = 0
-    """Steps whose maps another trial had left."""
-    left: int = 0
-    """Steps whose maps were computed and left."""
-    evicted: int = 0
-    size: int = 0
-    """Bytes held at the end."""
-
-    def sentence(self, budget: int) -> str:
-        """For the study's summary."""
-        if self.found + self.left == 0:
-            return "Source feature maps: none were needed."
-        share = self.found / (self.found + self.left)
-        how = (
-            f"all of them fitted in memory ({self.size / 2**20:.0f} MiB)"
-            if not self.evicted
-            else f"beyond the budget of {budget / 2**20:.0f} MiB trials shared while they were in step"
-        )
-        return f"Source feature maps: {100 * share:.0f} % of the steps found them computed by another trial; {how}."
-
-
-@dataclass
-class Shelf:
-    """Which maps are where, node by node. Evicts the latest epochs first: every trial needs the early ones, and where
-    pruning leaves few trials late maps are only worth something to those that are in step."""
-
-    budget: int
-    counts: Counts = field(default_factory=Counts)
-    _entries: dict[tuple[str, Batch], _Entry] = field(default_factory=dict)
-    _claimed: set[tuple[str, Batch]] = field(default_factory=set)
-    _sizes: dict[str, int] = field(default_factory=dict)
-
-    def ask(self, node: str, batch: Batch, layers: tuple[str, ...]) -> tuple[list[Any] | None, bool]:
-        """A boxed reference to maps of at least these layers; else None, and whether the asker is the first."""
-        entry = self._entries.get((node, batch))
-        if entry is not None and entry.layers >= set(layers):
-            self.counts.found += 1
-            return entry.boxed, False
-        first = (node, batch) not in self._claimed
-        self._claimed.add((node, batch))
-        return None, first
-
-    def leave(self, node: str, batch: Batch, layers: tuple[str, ...], boxed: list[Any], size: int) -> None:
-        """Keep a reference, unless as much is there already; make room for it."""
-        self.counts.left += 1
-        key = (node, batch)
-        before = self._entries.get(key)
-        if size > self.budget or (before is not None and before.layers >= set(layers)):
-            return
-        self._forget(key)
-        while self._sizes.get(node, 0) + size > self.budget:
-            latest = max((other for other in self._entries if other[0] == node), key=_latest)
-            self._forget(latest)
-            self.counts.evicted += 1
-        self._entries[key] = _Entry(frozenset(layers), boxed, size)
-        self._sizes[node] = self._sizes.get(node, 0) + size
-
-    def lost(self, node: str, batch: Batch) -> None:
-        """What is kept there cannot be read: whoever computed it is dead."""
-        self._forget((node, batch))
-
-    def report(self) -> Counts:
-        """What became of the maps so far."""
-        return replace(self.counts, size=sum(self._sizes.values()))
-
-    def _forget(self, key: tuple[str, Batch]) -> None:
-        entry = self._entries.pop(key, None)
-        self._claimed.discard(key)
-        if entry is not None:
-            self._sizes[key[0]] -= entry.size
-
-
-def _latest(key: tuple[str, Batch]) -> tuple[int, int]:
-    """Of the latest epoch the earliest step: those in step have been there."""
-    return key[1].epoch, -key[1].step
 
 
 @contextlib.contextmanager

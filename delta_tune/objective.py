@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from delta_tune.config import TrialConfig
 from delta_tune.features import FeatureMaps, feature_maps
+from delta_tune.map_shelf import Batch
 from delta_tune.regularizers import behavior, head_l2, weight_l2_sp
-from delta_tune.source_maps import Batch, MapStore, SourceMaps
+from delta_tune.source_maps import MapStore, SourceMaps
 from delta_tune.task import Task
 
 PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")

@@ -9,25 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from delta_tune.config import Augmentation
 from delta_tune.features import FeatureMaps, feature_maps
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What decides the images of a training step, within one task."""
-
-    seed: int
-    batch_size: int
-    augmentation: Augmentation
-    epoch: int
-    step: int
+from delta_tune.map_shelf import Batch
 
 
 class MapStore(Protocol):

@@ -20,9 +20,10 @@ from delta_tune.checkpoint import Checkpoint
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
 from delta_tune.evaluation import classification_metrics
 from delta_tune.features import tail
+from delta_tune.map_shelf import Batch
 from delta_tune.models import build_target
 from delta_tune.objective import PARTS, Objective
-from delta_tune.source_maps import Batch, MapStore
+from delta_tune.source_maps import MapStore
 from delta_tune.task import Task
 
 EVAL_BATCH_SIZE = 64

@@ -7,8 +7,8 @@ import pytest
 import ray
 import torch
 
-from delta_tune.map_sharing import RayMaps, Shelf, map_budget, map_shelf
-from delta_tune.source_maps import Batch
+from delta_tune.map_sharing import RayMaps, map_budget, map_shelf
+from delta_tune.map_shelf import Batch, Shelf
 
 
 def batch(epoch, step, seed=0):

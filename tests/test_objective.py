@@ -8,9 +8,9 @@ from torch import nn
 from delta_tune.augment import centre
 from delta_tune.config import TrialConfig
 from delta_tune.features import feature_maps
+from delta_tune.map_shelf import Batch
 from delta_tune.models import build_source, build_target
 from delta_tune.objective import Objective
-from delta_tune.source_maps import Batch
 
 BATCH = Batch(seed=0, batch_size=4, augmentation="none", epoch=1, step=0)
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")

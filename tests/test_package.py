@@ -17,18 +17,8 @@ TRAINER = [
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("sources", "splits", "images", "reading", "data", "augment"),
     *("weights", "layers", "models", "features", "regularizers"),
-    *(
-        "evaluation",
-        "inference",
-        "probe",
-        "probe_images",
-        "probing",
-        "task",
-        "source_maps",
-        "objective",
-        "checkpoint",
-        "training",
-    ),
+    *("evaluation", "inference", "probe", "probe_images", "probing", "task"),
+    *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
     *("settings", "results", "time_use", "progress"),
@@ -101,6 +91,11 @@ def test_modules_do_not_import_the_shipped_search_spaces():
 
 def test_configuration_needs_the_standard_library_alone():
     assert {name.partition(".")[0] for name in imported("config")} <= sys.stdlib_module_names
+
+
+def test_the_processes_of_shelves_do_not_wait_for_torch():
+    for module in ("map_shelf", "cluster"):
+        assert not {name.partition(".")[0] for name in imported(module)} & {"torch", "numpy", "timm"}
 
 
 @pytest.mark.parametrize("module", ORDER)

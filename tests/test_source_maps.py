@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from delta_tune.config import TrialConfig
-from delta_tune.source_maps import Batch
+from delta_tune.map_shelf import Batch
 from delta_tune.training import run_trial
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
