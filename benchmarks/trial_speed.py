@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 import torch
-import torchvision
 from PIL import Image
+from torchvision.transforms import v2
 
 import delta_tune
 from delta_tune.augment import augment
@@ -142,7 +142,6 @@ def data_share(net: str, task: Task, epoch_seconds: float) -> list[Row]:
 
         return run
 
-    v2 = torchvision.transforms.v2
     size = preprocessing.image_size
     crops = {
         "crop_flip": v2.RandomCrop(size),

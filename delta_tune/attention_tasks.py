@@ -6,6 +6,7 @@ by layer, and put together in the order of the images.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -15,6 +16,7 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from delta_tune.ablation import IMAGES_AT_ONCE
+from delta_tune.cluster import fetch, shared
 from delta_tune.probing import Ablate, Prober, Runner
 
 MAX_DEATHS = 3
@@ -26,8 +28,9 @@ _Work = tuple[range, tuple[str, ...]]
 class _Actor:
     """A prober in a process of its own."""
 
-    def __init__(self, prober: Prober, device: str, threads: int) -> None:
+    def __init__(self, shelf: str, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
+        prober: Prober = fetch(shelf)  # and not an argument, which Ray could not give to a restarted actor
         self._ready = prober.on(torch.device(device))
 
     def notes(self) -> list[str]:
@@ -45,32 +48,36 @@ def ray_runner(*, cpus: float, gpus: float, slots: int, threads: int, device: st
     @contextmanager
     def runner(prober: Prober, _: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Actor)
-        reference = ray.put(prober)
-        actors = [actor.remote(reference, device, threads) for _ in range(slots)]
-        try:
-            for note in ray.get(actors[0].notes.remote()):
-                say(f"          {note}.")
-            pool = ActorPool(actors)
-
-            def ablate(positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
-                pieces = split(positions, layers, slots)
-                channels = sum(prober.backbone.channels[layer] for layer in layers)
-                text = f"Attention: images {positions.start + 1} to {positions.stop}, {len(layers)} layers"
-                found: dict[int, dict[str, Tensor]] = {}
-                with bar(text, channels * len(positions)) as advance:
-                    work = pool.map_unordered(lambda each, piece: each.losses.remote(*piece), list(enumerate(pieces)))
-                    for place, losses in work:
-                        found[place] = losses
-                        advance(sum(each.numel() for each in losses.values()))
-                done = [found[place] for place in range(len(pieces))]
-                return {layer: torch.cat([each[layer] for each in done if layer in each]) for layer in layers}
-
-            yield ablate
-        finally:
-            for each in actors:
-                ray.kill(each)
+        shelf = f"prober-{uuid.uuid4().hex}"
+        actors = []
+        with shared(prober, shelf):
+            try:
+                actors = [actor.remote(shelf, device, threads) for _ in range(slots)]
+                for note in ray.get(actors[0].notes.remote()):
+                    say(f"          {note}.")
+                yield _ablate_on(ActorPool(actors), prober, slots, bar)
+            finally:
+                for each in actors:
+                    ray.kill(each)
 
     return runner
+
+
+def _ablate_on(pool: ActorPool, prober: Prober, slots: int, bar: Bar) -> Ablate:
+    def ablate(positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        pieces = split(positions, layers, slots)
+        channels = sum(prober.backbone.channels[layer] for layer in layers)
+        text = f"Attention: images {positions.start + 1} to {positions.stop}, {len(layers)} layers"
+        found: dict[int, dict[str, Tensor]] = {}
+        with bar(text, channels * len(positions)) as advance:
+            work = pool.map_unordered(lambda each, piece: each.losses.remote(*piece), list(enumerate(pieces)))
+            for place, losses in work:
+                found[place] = losses
+                advance(sum(each.numel() for each in losses.values()))
+        done = [found[place] for place in range(len(pieces))]
+        return {layer: torch.cat([each[layer] for each in done if layer in each]) for layer in layers}
+
+    return ablate
 
 
 def split(positions: range, layers: tuple[str, ...], slots: int) -> list[_Work]:

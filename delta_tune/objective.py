@@ -30,7 +30,7 @@ class Objective:
         self._maps: FeatureMaps | None = None
         if config.uses_behavior:
             self._factors = task.channel_factors(config, device)
-            self._source = SourceMaps(task.source_model(device), tuple(self._factors), store)
+            self._source = SourceMaps(task.source_model(device, tuple(self._factors)), tuple(self._factors), store)
         if config.regularizer == "l2_sp":
             head = {id(p) for p in self._head.parameters()}
             self._moving = [p for p in target.parameters() if id(p) not in head]

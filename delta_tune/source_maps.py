@@ -2,11 +2,13 @@
 
 Order, augmentation and seed are the study's, so trials with batches of one size see the same images in the same step,
 and the frozen source says the same about them. Whoever comes to a step first computes its maps before its own forward
-pass; the others look again after theirs. Nobody waits: what is not there by then is computed.
+pass; the others look again after theirs, and wait at most half as long as computing would take. What is not there by
+then is computed: a trial that died with its step costs another one at most that.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
@@ -34,6 +36,7 @@ class SourceMaps:
     def __init__(self, source: nn.Module, layers: tuple[str, ...], store: MapStore | None = None) -> None:
         self._source, self._layers, self._store = source, layers, store
         self._hooks: FeatureMaps | None = None
+        self._patience_s = 0.0
         self._found: Mapping[str, Tensor] | None = None
 
     @contextmanager
@@ -58,13 +61,24 @@ class SourceMaps:
     def after(self, images: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """{layer: (B, C, H, W)}, without gradient; called after it."""
         if self._found is None and self._store is not None:
-            self._found, _ = self._store.ask(batch, self._layers)
-            if self._found is None:  # the first is slow, or dead
+            self._found = self._wait(batch, self._store)
+            if self._found is None:
                 self._found = self._compute(images)
                 self._store.leave(batch, self._found)
         return self._compute(images) if self._found is None else self._found
 
+    def _wait(self, batch: Batch, store: MapStore) -> Mapping[str, Tensor] | None:
+        deadline = time.perf_counter() + self._patience_s
+        while True:
+            found, first = store.ask(batch, self._layers)
+            if found is not None or first or time.perf_counter() >= deadline:
+                return found
+            time.sleep(self._patience_s / 50)
+
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         assert self._hooks is not None, "maps are asked for within hooked()"
+        start = time.perf_counter()
         with torch.no_grad():
-            return dict(self._hooks.run(images))
+            maps = dict(self._hooks.run(images))
+        self._patience_s = (time.perf_counter() - start) / 2
+        return maps

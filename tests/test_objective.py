@@ -76,7 +76,7 @@ def test_objective_hooks_are_gone_after_an_exception(task):
     objective = Objective(task, quick(regularizer="delta_uniform"), target, torch.device("cpu"))
     with pytest.raises(KeyboardInterrupt), objective.hooked():
         raise KeyboardInterrupt
-    source = task.source_model(torch.device("cpu"))
+    source = task.source_model(torch.device("cpu"), LAYERS)
     for module in [*target.modules(), *source.modules()]:
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

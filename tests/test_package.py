@@ -16,7 +16,7 @@ TRAINER = [
     *("config", "files", "cache"),
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("sources", "splits", "images", "reading", "data", "augment"),
-    *("weights", "layers", "models", "features", "regularizers"),
+    *("weights", "layers", "models", "features", "folding", "regularizers"),
     *("evaluation", "inference", "probe", "probe_images", "probing", "task"),
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]

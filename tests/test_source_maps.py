@@ -89,7 +89,7 @@ def test_maps_are_those_of_the_images_in_the_batch(task):
     run_trial(task, config(max_epochs=1), maps=store)
     generator = torch.Generator().manual_seed(1)  # of seed 0, epoch 1
     batches = shuffled_batches(36, 8, generator)
-    source = task.source_model(torch.device("cpu"))
+    source = task.source_model(torch.device("cpu"), LAYERS)
     for step, indices in enumerate(batches):
         pixels = torch.from_numpy(task.dataset.train.images.batch(indices))
         images = augment(pixels, config().augmentation, task.backbone.preprocessing, generator)

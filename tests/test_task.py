@@ -165,7 +165,7 @@ def test_mean_squares_equal_a_plain_pass_over_the_training_images(task):
 
     task.measure([TrialConfig(regularizer="delta_uniform")])
     pixels = torch.from_numpy(task.dataset.train.images.batch(np.arange(len(task.dataset.train))))
-    source = task.source_model(torch.device("cpu"))
+    source = task.source_model(torch.device("cpu"), task.backbone.layers)
     with torch.no_grad(), feature_maps(source, task.backbone.layers) as maps:
         source(centre(pixels, task.backbone.preprocessing))
         for layer in task.backbone.layers:
@@ -173,7 +173,7 @@ def test_mean_squares_equal_a_plain_pass_over_the_training_images(task):
 
 
 def test_task_travels_without_networks(task):
-    task.source_model(torch.device("cpu"))
+    task.source_model(torch.device("cpu"), LAYERS)
     copy = pickle.loads(pickle.dumps(task))
     assert copy._sources == {}
     assert np.array_equal(copy.dataset.train.labels, task.dataset.train.labels)

@@ -121,7 +121,7 @@ def test_logged_parts_are_null_where_the_method_has_none(task):
 
 
 def test_run_trial_never_changes_the_source(task):
-    source = task.source_model(torch.device("cpu"))
+    source = task.source_model(torch.device("cpu"), LAYERS)
     before = {k: v.clone() for k, v in source.state_dict().items()}
     arrays = {k: v.copy() for k, v in task.backbone.state.items()}
     run_trial(task, quick(regularizer="delta", batch_norm="train", lr=0.05))
