@@ -108,7 +108,7 @@ def main() -> None:
     long, short = (8, 40) if arguments.quick else (32, 300)
     rows = []
     with tempfile.TemporaryDirectory() as out:
-        delta_tune.tune(data="demo", out=out, name="warm", verbose=0, num_trials=1, max_epochs=1, grace_period=1)
+        delta_tune.tune(data="demo", out=out, name="warm", verbose=0, num_trials=2, max_epochs=1, grace_period=1)
         rows.append(study("trials of ten seconds", out, num_trials=long))
         with ray_cluster("local"):
             rows.append(study("trials of a second", out, num_trials=short, max_epochs=1, grace_period=1))
