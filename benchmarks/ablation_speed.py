@@ -215,7 +215,7 @@ def measure(name: str, quick: bool) -> list[Row]:
                 no_graph.append(time.perf_counter() - start)
         with peak_growth() as growth:
             if sampled_engine:
-                engine[layer] = engine_seconds(model, images, layer, chunks=2)
+                engine[layer] = engine_seconds(model, images, layer, chunks=1)
             else:
                 start = time.perf_counter()
                 losses |= ablation_losses(model, images, labels, [layer])
