@@ -191,13 +191,13 @@ def main() -> None:
         task = delta_tune.prepare(**settings)
         task.measure([TrialConfig()])
         print(f"{net} at {size} px, {len(task.dataset.train.labels)} photos")
-        found = epochs_alone(net, task, 2 if arguments.quick else 5)
-        print("epochs alone, against l2", *(row.line for row in found), sep="\n", flush=True)
-        rows += found
+        alone = epochs_alone(net, task, 2 if arguments.quick else 5)
+        print("epochs alone, against l2", *(row.line for row in alone), sep="\n", flush=True)
+        rows += alone
         found = studies(net, settings, 1 if arguments.quick else 3)
         print(f"epochs in studies of {TRIALS} trials, against l2", *(row.line for row in found), sep="\n", flush=True)
         rows += found
-        found = data_share(net, task, rows[0].seconds if net == nets[0] else found[0].seconds)
+        found = data_share(net, task, alone[0].seconds)
         print("data of an epoch", *(row.line for row in found), sep="\n", flush=True)
         rows += found
     if arguments.json:

@@ -171,7 +171,12 @@ class Ablation:
             self._program, self._plans, self.channels = _plans(model, example, tuple(layers), self.notes)
 
     def losses(
-        self, images: Tensor, labels: Tensor, layers: Sequence[str], byte_budget: int, advance: Callable[[int], None]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        layers: Sequence[str],
+        byte_budget: int,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Tensor]:
         """Cross-entropy with each channel off minus intact cross-entropy, per image: {layer: float32 (N, C)}, on CPU.
 

@@ -9,10 +9,12 @@ from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from delta_tune.tracing import is_leaf
+
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear) or not any(m.children())
+        return is_leaf(m)
 
 
 def fold_batch_norms(model: nn.Module, keep: Collection[str]) -> int:

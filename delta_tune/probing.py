@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Prober:
     estimator: AttentionEstimator
 
     def on(self, device: torch.device) -> ReadyProber:
-        """With its network built and its layers planned."""
+        """With its network built."""
         return ReadyProber(self, device)
 
 
@@ -59,29 +60,25 @@ class ReadyProber:
     def __init__(self, prober: Prober, device: torch.device) -> None:
         self._prober, self._device = prober, device
         self.model = network(prober.backbone, prober.head, prober.num_classes).to(device)
-        self._ablation = None
-        if prober.estimator == "exact":
-            self._ablation = Ablation(self.model, self._batch(range(min(2, len(prober.labels))))[0], prober.layers)
+
+    @cached_property
+    def _ablation(self) -> Ablation:
+        return Ablation(self.model, self._batch(range(min(2, len(self._prober.labels))))[0], self._prober.layers)
 
     @property
     def notes(self) -> list[str]:
         """Of layers that are slow, and why."""
-        return [] if self._ablation is None else self._ablation.notes
+        return self._ablation.notes if self._prober.estimator == "exact" else []
 
-    def losses(
-        self, positions: range, layers: Sequence[str], advance: Callable[[int], None] = lambda _: None
-    ) -> dict[str, Tensor]:
-        """{layer: float32 (B, C)} of the images at these positions; `advance` is told channels × images."""
-        images, labels = self._batch(positions)
-        if self._ablation is not None:
-            return self._ablation.losses(images, labels, layers, BYTE_BUDGET, advance)
-        found = first_order_losses_per_image(self.model, images, labels, layers, batch_size=IMAGES_AT_ONCE)
-        advance(sum(losses.numel() for losses in found.values()))
-        return found
+    def losses(self, positions: range, layers: Sequence[str]) -> dict[str, Tensor]:
+        """{layer: float32 (B, C)} of the images at these positions."""
+        if self._prober.estimator == "exact":
+            return self._ablation.losses(*self._batch(positions), layers, BYTE_BUDGET)
+        return self.first_order(positions, layers)
 
     def first_order(self, positions: range, layers: Sequence[str]) -> dict[str, Tensor]:
         """The first-order estimate of the same."""
-        return first_order_losses_per_image(self.model, *self._batch(positions), layers)
+        return first_order_losses_per_image(self.model, *self._batch(positions), layers, batch_size=IMAGES_AT_ONCE)
 
     def _batch(self, positions: range) -> tuple[Tensor, Tensor]:
         where = slice(positions.start, positions.stop)

@@ -91,6 +91,11 @@ def _hook_point(x: Tensor, layer: str) -> Tensor:
     return x
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one operation: timm's norms, for one, have children of their own."""
+    return isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) or not any(module.children())
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, hooked: Mapping[nn.Module, str], opaque: set[str]) -> None:
         super().__init__()
@@ -98,8 +103,7 @@ class _Tracer(fx.Tracer):
         self.entered: list[str] = []  # an exception leaves the path to the module it came from
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
-        return known or module_qualified_name in self.opaque or not any(m.children())
+        return is_leaf(m) or module_qualified_name in self.opaque
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.entered.append(self.path_of_module(m))

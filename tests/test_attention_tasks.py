@@ -100,4 +100,9 @@ def test_actors_are_gone_afterwards(task, ray_cluster):
 
 def actors():
     """The processes of this session's actors."""
-    return [p for p in psutil.Process().children(recursive=True) if "ray::_Actor" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since they were listed
+            if "ray::_Actor" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
