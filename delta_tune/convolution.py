@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 
@@ -150,3 +151,20 @@ class Conv:
         else:
             y = torch.ops.mkldnn._convolution_pointwise.binary(x, addend, *rest)
         return y if activation is then or activation is None else activation.in_place(y)
+
+
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module convolves with its weight as it stands; timm's standardised ones do not."""
+    return type(module) in (nn.Conv2d, Conv2dSame)
+
+
+def conv_of(module: nn.Module) -> Conv | None:
+    """A module's convolution, None if it is of a kind that `Conv` is not; weights are shared with it."""
+    if not is_plain(module) or module.padding_mode != "zeros":
+        return None
+    padding: Any = "same" if isinstance(module, Conv2dSame) else module.padding
+    if type(module) is nn.Conv2d and isinstance(padding, str):
+        return None  # torch's own "same" is not TensorFlow's
+    bias = None if module.bias is None else module.bias.detach()
+    stride, dilation = cast(tuple[int, int], module.stride), cast(tuple[int, int], module.dilation)
+    return Conv(module.weight.detach(), bias, stride, padding, dilation, module.groups)

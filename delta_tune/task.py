@@ -19,7 +19,7 @@ from delta_tune.attention_store import LayerAttention, describe, from_bytes, to_
 from delta_tune.cache import Cache, content_key
 from delta_tune.config import AttentionEstimator, TrialConfig
 from delta_tune.data import Dataset, load_dataset
-from delta_tune.folding import fold_batch_norms
+from delta_tune.folding import fold_batch_norms, fuse_activations
 from delta_tune.models import Backbone, build_source, load_backbone, resolve_layers
 from delta_tune.probe import measure_features, trained_head
 from delta_tune.probe_images import ProbeImages, surprise
@@ -57,12 +57,14 @@ class Task:
     def source_model(self, device: torch.device, layers: tuple[str, ...]) -> nn.Module:
         """The frozen source in eval mode, for the outputs of `layers`, built once in this process.
 
-        Its batch norms are folded into the convolutions, those of `layers` aside.
+        Its batch norms are folded into the convolutions, those of `layers` aside, and on CPUs the activations fused.
         """
         key = f"{device} {layers}"
         if key not in self._sources:
             source = build_source(self.backbone)
             fold_batch_norms(source, layers)
+            if device.type == "cpu":
+                fuse_activations(source, layers)
             self._sources[key] = source.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._sources[key]
 

@@ -16,11 +16,11 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, Conv2dSame, DropPath  # type: ignore[attr-defined]
+from timm.layers import BatchNormAct2d, DropPath  # type: ignore[attr-defined]
 from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
-from delta_tune.convolution import RELU, Activation, Affine, Conv, activation_of
+from delta_tune.convolution import RELU, Activation, Affine, Conv, activation_of, conv_of, is_plain
 
 Kind = Literal[
     "input", "constant", "hook", "conv", "affine", "linear", "elementwise", "pool", "flatten", "binary", "cat", "opaque"
@@ -209,7 +209,7 @@ def _operation(node: fx.Node, modules: Mapping[str, nn.Module], ops: Mapping[fx.
 def _module_operation(name: str, module: nn.Module, x: Op, opaque: Op, program: list[Op]) -> Op:
     if isinstance(module, _IDENTITY_MODULES) or (type(module) is nn.Sequential and len(module) == 0):
         return x
-    if type(module) in (nn.Conv2d, Conv2dSame) and isinstance(module, nn.Conv2d):
+    if is_plain(module):
         return _convolution(name, module, x, opaque)
     if isinstance(module, nn.BatchNorm2d) and type(module) in (nn.BatchNorm2d, BatchNormAct2d):
         affine = _batch_norm(name, module, x)
@@ -231,13 +231,8 @@ def _module_operation(name: str, module: nn.Module, x: Op, opaque: Op, program: 
 
 
 def _convolution(name: str, module: nn.Conv2d, x: Op, opaque: Op) -> Op:
-    padding: Any = "same" if isinstance(module, Conv2dSame) else module.padding
-    if module.padding_mode != "zeros" or (type(module) is nn.Conv2d and isinstance(padding, str)):
-        return opaque  # torch's own "same" is not TensorFlow's
-    bias = None if module.bias is None else module.bias.detach()
-    stride, dilation = cast(tuple[int, int], module.stride), cast(tuple[int, int], module.dilation)
-    conv = Conv(module.weight.detach(), bias, stride, padding, dilation, module.groups)
-    return Op(name, "conv", (x,), run=conv, conv=conv)
+    conv = conv_of(module)
+    return opaque if conv is None else Op(name, "conv", (x,), run=conv, conv=conv)
 
 
 def _batch_norm(name: str, norm: nn.BatchNorm2d, x: Op) -> Op | None:

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from delta_tune.features import feature_maps
-from delta_tune.folding import fold_batch_norms
+from delta_tune.folding import fold_batch_norms, fuse_activations
 
 
 def with_statistics(model):
@@ -46,6 +46,62 @@ def test_folding_changes_neither_maps_nor_logits(make, layers, norms):
         torch.testing.assert_close(model(images), logits, rtol=1e-4, atol=1e-4)
         for layer in layers:
             torch.testing.assert_close(maps[layer], expected[layer], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "layers", "convolutions"),
+    [
+        (lambda: timm.create_model("test_resnet"), ("layer1.0.conv2", "layer3.0.conv1"), 15),
+        (lambda: torchvision.models.mobilenet_v2(), ("features.3.conv.2", "features.17.conv.2"), 52),
+        (lambda: timm.create_model("tf_efficientnet_lite0"), ("blocks.1.1.conv_pwl",), 49),
+        (lambda: timm.create_model("test_efficientnet"), ("blocks.0.0",), 17),
+        (lambda: torchvision.models.squeezenet1_1(), ("features.3.expand3x3", "features.12"), 26),
+    ],
+)
+def test_fusing_changes_neither_maps_nor_logits(make, layers, convolutions):
+    torch.manual_seed(0)
+    model = with_statistics(make()).to(memory_format=torch.channels_last)
+    fold_batch_norms(model, layers)
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), feature_maps(model, layers) as maps:
+        logits, expected = model(images), dict(maps)
+        expected = {layer: each.clone() for layer, each in expected.items()}
+    assert fuse_activations(model, layers) == convolutions
+    with torch.no_grad(), feature_maps(model, layers) as maps:
+        torch.testing.assert_close(model(images), logits, rtol=1e-5, atol=1e-5)
+        for layer in layers:
+            torch.testing.assert_close(maps[layer], expected[layer], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", ["first", "first.conv", "second"])
+def test_an_output_that_is_wanted_stays_what_it_is(wanted):
+    block = nn.Sequential()
+    block.conv, block.rest = nn.Conv2d(3, 4, 3), nn.Identity()
+    model = nn.Sequential()
+    model.first, model.second, model.third = block, nn.BatchNorm2d(4), nn.ReLU()
+    model = with_statistics(model)
+    images = torch.randn(2, 3, 8, 8)
+    with feature_maps(model, [wanted]) as maps:
+        model(images)
+        expected = maps[wanted].clone()
+        fold_batch_norms(model, [wanted])
+        fuse_activations(model, [wanted])
+    with feature_maps(model, [wanted]) as maps:
+        model(images)
+        torch.testing.assert_close(maps[wanted], expected)
+
+
+def test_standardised_convolutions_are_left_alone():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return nn.functional.conv2d(x, weight, self.bias)
+
+    model = with_statistics(nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    images = torch.randn(2, 3, 8, 8)
+    before = model(images)
+    assert fold_batch_norms(model, ()) == fuse_activations(model, ()) == 0
+    assert torch.equal(model(images), before)
 
 
 def test_convolutions_that_are_kept_have_their_own_output():
