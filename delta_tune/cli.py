@@ -72,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
     ray = p.add_argument_group("resources")
     ray.add_argument("--cpus-per-trial", type=float, metavar="N", help=f"({defaults.cpus_per_trial:g})")
     ray.add_argument(
-        "--gpus-per-trial", type=float, metavar="N", help="fractions share a GPU (0, or 1 where there are GPUs)"
+        "--gpus-per-trial",
+        type=lambda text: text if text == "auto" else float(text),
+        metavar="N|auto",
+        help="fractions share a GPU, auto measures how many can (0, or 1 where there are GPUs)",
     )
     ray.add_argument("--max-concurrent-trials", type=int, metavar="N", help="(what the cluster holds)")
     ray.add_argument(

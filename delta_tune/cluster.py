@@ -44,6 +44,8 @@ class Cluster:
             )
         by_cpu = self.cpus / cpus_per_trial if cpus_per_trial else float("inf")
         by_gpu = self.gpus / gpus_per_trial if gpus_per_trial else float("inf")
+        if 0 < gpus_per_trial < 1:  # a trial's part lies on one GPU
+            by_gpu = int(self.gpus) * int(1 / gpus_per_trial + 1e-9)
         return max(1, int(min(by_cpu, by_gpu) + 1e-9))
 
 

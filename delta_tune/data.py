@@ -49,6 +49,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> Split:
+        """The first images; the others stay in memory."""
+        return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dataset:

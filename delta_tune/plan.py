@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.models import resolve_layers
+from delta_tune.packing import Footprint, share_of, trials_per_gpu
 from delta_tune.progress import clock
 from delta_tune.results import STUDY_FILE, read_study
 from delta_tune.scheduling import WITHOUT_RUNGS, rung_epochs
@@ -41,6 +42,8 @@ class Resources:
     cpus_per_trial: float
     gpus_per_trial: float
     slots: int
+    why: str = ""
+    """How the GPUs were shared out, where it was measured."""
 
     @property
     def threads(self) -> int:
@@ -53,19 +56,23 @@ class Resources:
         return "cuda" if self.gpus_per_trial > 0 else "cpu"
 
 
-def allot(config: StudyConfig, cluster: Cluster, num_trials: int) -> Resources:
-    """The resources of one trial.
+def allot(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Callable[[], Footprint]) -> Resources:
+    """The resources of one trial; `measure` is asked where it is to be found out how many share a GPU.
 
     Raises:
         UserError: more than the cluster has.
     """
-    gpus = config.gpus_per_trial
-    if gpus is None:
+    gpus, why = config.gpus_per_trial, ""
+    if gpus == "auto" and cluster.gpus >= 1:
+        footprint = measure()
+        gpus = share_of(trials_per_gpu(footprint, cluster.cpus / cluster.gpus, config.cpus_per_trial))
+        why = footprint.sentence
+    elif gpus is None or gpus == "auto":
         gpus = 1.0 if cluster.gpus >= 1 else 0.0
     slots = min(cluster.slots(config.cpus_per_trial, gpus), num_trials)
     if config.max_concurrent_trials is not None:
         slots = min(slots, config.max_concurrent_trials)
-    return Resources(cpus_per_trial=config.cpus_per_trial, gpus_per_trial=gpus, slots=slots)
+    return Resources(cpus_per_trial=config.cpus_per_trial, gpus_per_trial=gpus, slots=slots, why=why)
 
 
 def resolve(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
@@ -190,6 +197,7 @@ def lines(
         f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
         f"Resources {resources.slots} trials at a time, each with {resources.cpus_per_trial:g} CPUs"
         + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else ""),
+        *([f"          {resources.why}"] if resources.why else []),
     ]
     return said
 

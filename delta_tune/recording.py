@@ -10,8 +10,9 @@ from ray.tune import Callback
 
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.final import CHECKPOINTS
+from delta_tune.packing import twice
 from delta_tune.progress import Progress
-from delta_tune.results import ERROR_FILE, NUMBER, OUTCOME, State, StudyTables, trial_name
+from delta_tune.results import ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, State, StudyTables, trial_name
 from delta_tune.scheduling import RungsByMethod
 
 
@@ -40,7 +41,7 @@ class Recorder(Callback):  # type: ignore[misc]
         number = trial.config[NUMBER]
         if self._tables.trials[number]["state"] != "running":
             waited = result["began"] - self._asked_at.get(number, result["began"])
-            self._tables.start(number, result["node"], result["began"], max(0.0, waited))
+            self._tables.start(number, result["node"], result["began"], max(0.0, waited), trial.config[GPUS])
         if OUTCOME not in result:
             self._tables.report(number, result, result["ended"])
             self._progress.epoch(self._tables, number)
@@ -48,6 +49,13 @@ class Recorder(Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that reached its end, was stopped at a rung, or reported a bad end."""
         result, number = trial.last_result, trial.config[NUMBER]
+        if result.get(OUTCOME) == OUT_OF_MEMORY:
+            self._tables.run_out_of_memory(number)
+            self._progress.say(
+                f"Trial {number} ran out of memory with {trial.config[GPUS]:g} of a GPU; it runs again with "
+                f"{twice(trial.config[GPUS]):g}."
+            )
+            return
         state: State
         if OUTCOME in result:
             state = result[OUTCOME]

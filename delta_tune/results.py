@@ -23,7 +23,11 @@ STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.p
 ERROR_FILE = "error.txt"
 """The traceback of a trial that failed, in its checkpoint folder."""
 OUTCOME = "outcome"
-"""Key of a trial's last report where it did not end well: `diverged` or `failed`."""
+"""Key of a trial's last report where it did not end well: `diverged`, `failed` or `OUT_OF_MEMORY`."""
+OUT_OF_MEMORY = "out of memory"
+"""The outcome of a trial that its part of a GPU was too small for: it runs again with twice as much."""
+GPUS = "gpus"
+"""Key of a trial's part of a GPU in its Tune configuration."""
 NUMBER = "number"
 """Key of a trial's number (from 0, in the order they were proposed) in its Tune configuration."""
 
@@ -76,15 +80,27 @@ class StudyTables:
             **{f"param.{name}": value for name, value in helpers.items()},
             "suggested": json.dumps(dict(params)),
             "epochs": 0,
+            "out_of_memory": 0,
             "train_seconds": 0.0,
             "eval_seconds": 0.0,
         }
         self.epochs[number] = []
         self.write()
 
-    def start(self, number: int, node: str | None, began: float, start_seconds: float | None) -> None:
-        """A trial that a worker began: its Ray node, when (seconds since 1970), and the seconds since asking for it."""
-        self.trials[number] |= {"state": "running", "node": node, "began": began, "start_seconds": start_seconds}
+    def start(
+        self, number: int, node: str | None, began: float, start_seconds: float | None, gpus: float = 0.0
+    ) -> None:
+        """A trial that a worker began.
+
+        Args:
+            number: of the trial.
+            node: Ray's id of the node.
+            began: seconds since 1970.
+            start_seconds: since it was asked for.
+            gpus: its part of one.
+        """
+        told = {"node": node, "began": began, "start_seconds": start_seconds, "gpus": gpus}
+        self.trials[number] |= {"state": "running", **told}
 
     def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> None:
         """An epoch of a trial, which ended at that time.
@@ -104,6 +120,11 @@ class StudyTables:
             "eval_seconds": sum(r["eval_seconds"] for r in rows),
             "ended": ended,
         }
+        self.write()
+
+    def run_out_of_memory(self, number: int) -> None:
+        """A trial that is to run again with more of a GPU."""
+        self.trials[number] |= {"state": "waiting", "out_of_memory": self.trials[number]["out_of_memory"] + 1}
         self.write()
 
     def finish(self, number: int, state: State, error: str | None = None) -> None:
@@ -202,6 +223,8 @@ def _trial_columns(helpers: list[str]) -> list[tuple[str, pa.DataType | None]]:
     columns += [
         ("suggested", pa.string()),
         *((name, pa.float64()) for name in ("train_seconds", "eval_seconds", "start_seconds", "began", "ended")),
+        ("gpus", pa.float64()),
+        ("out_of_memory", pa.int32()),
         ("node", pa.string()),
         ("error", pa.string()),
     ]

@@ -15,7 +15,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from delta_tune.config import METRICS, Metric, Sampler
-from delta_tune.results import NUMBER, OUTCOME
+from delta_tune.packing import twice
+from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.spaces import Answer, Proposal, Space
 
@@ -175,6 +176,10 @@ class StudySearch(Searcher):  # type: ignore[misc]
                 if balance is None or point.get(balance, choice) == choice
             )
         self._balance, self._num_trials, self._on_proposal = balance, num_trials, on_proposal
+        self.gpus_per_trial = 0.0
+        """Each trial's part of a GPU, the first time it runs."""
+        self._running: dict[str, tuple[Unfinished, float]] = {}
+        self._more: dict[int, float] = {}
         self._unfinished: deque[Unfinished] = deque()
         self._next = 0
         self._of_trial: dict[str, TruthfulOptunaSearch] = {}
@@ -207,7 +212,9 @@ class StudySearch(Searcher):  # type: ignore[misc]
             left = self._unfinished.popleft()
             number, point, values = left.number, left.params, left.values
         elif self._next >= self._num_trials:
-            return str(Searcher.FINISHED)
+            # A trial that shares a GPU may come back for more of it
+            shared = any(0 < gpus < 1 for _, gpus in self._running.values())
+            return None if shared else str(Searcher.FINISHED)
         else:
             number = self._next
             self._next += 1
@@ -216,15 +223,24 @@ class StudySearch(Searcher):  # type: ignore[misc]
         search = self._searches[self._choice(number)]
         proposal = search.suggest_numbered(trial_id, number, point, values)
         self._of_trial[trial_id] = search
+        gpus = self._more.get(number, self.gpus_per_trial)
+        self._running[trial_id] = Unfinished(number=number, params=proposal.params, values=dict(values)), gpus
         self._on_proposal(number, proposal)
-        return {NUMBER: number, **proposal.config.record()}
+        return {NUMBER: number, GPUS: gpus, **proposal.config.record()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Handed to the trial's own search."""
         self._of_trial[trial_id].on_trial_result(trial_id, result)
+        if OUTCOME not in result:
+            self._running[trial_id][0].values[result["epoch"]] = result[self.metric]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Handed to the trial's own search."""
+        """Handed to the trial's own search; a trial whose part of a GPU was too small is to run again with more."""
+        trial, gpus = self._running.pop(trial_id)
+        if result and result.get(OUTCOME) == OUT_OF_MEMORY:
+            self._more[trial.number] = twice(gpus)
+            self._unfinished.append(trial)
+            error = True  # to Optuna: no fault of the configuration
         self._of_trial.pop(trial_id).on_trial_complete(trial_id, result, error)
 
     def __getstate__(self) -> dict[str, Any]:

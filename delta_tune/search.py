@@ -23,15 +23,16 @@ from ray.tune.logger import TBXLoggerCallback
 from delta_tune import plan
 from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.attention_tasks import ray_runner
-from delta_tune.cluster import quiet_tune, ray_cluster, shared
+from delta_tune.cluster import Cluster, quiet_tune, ray_cluster, shared
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
 from delta_tune.map_sharing import map_budget, map_shelf
+from delta_tune.packing import measure_on_cluster
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
-from delta_tune.results import FINISHED, NUMBER, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
+from delta_tune.results import FINISHED, GPUS, NUMBER, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
 from delta_tune.sampling import StudySearch, Unfinished
 from delta_tune.scheduling import RungsByMethod
 from delta_tune.space_checks import CheckedSpace, check_space
@@ -82,7 +83,7 @@ def tune(**settings: Any) -> StudyResult:
     """
     study = Study(settings)
     with ray_cluster(study.config.address) as cluster:
-        resources = plan.allot(study.config, cluster, study.num_trials)
+        resources = study.resources(cluster)
         for line in study.plan(resources):
             study.progress.say(line)
         study.open()
@@ -98,7 +99,7 @@ def dry_run(**settings: Any) -> list[str]:
     """
     study = Study(settings)
     with ray_cluster(study.config.address) as cluster:
-        resources = plan.allot(study.config, cluster, study.num_trials)
+        resources = study.resources(cluster)
     return [
         *study.plan(resources),
         plan.estimate(study.task, study.config, study.checked, study.num_trials, resources),
@@ -154,6 +155,15 @@ class Study:
         self._interrupted = False
         self._restore()
 
+    def resources(self, cluster: Cluster) -> Resources:
+        """What one trial gets.
+
+        Raises:
+            UserError: more than the cluster has.
+        """
+        configs = [proposal.config for proposal in self.checked.drawn]
+        return plan.allot(self.config, cluster, self.num_trials, lambda: measure_on_cluster(self.task, configs))
+
     def plan(self, resources: Resources) -> list[str]:
         """What is about to be done, in sentences."""
         said = plan.lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
@@ -188,6 +198,7 @@ class Study:
         left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
         if left <= 0:
             return
+        self.searcher.gpus_per_trial = resources.gpus_per_trial
         self._measure(resources)
         self.record["ready_seconds"] = time.time() - self.began
         self.progress.say(f"Ready after {self.record['ready_seconds']:.0f} s; the first trials start.")
@@ -207,11 +218,11 @@ class Study:
 
         ray_folder = self.folder / "ray"
         tuner = ray_tune.Tuner(
-            ray_tune.with_resources(trial, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+            ray_tune.with_resources(trial, lambda config: bundle(resources.cpus_per_trial, config[GPUS])),
             tune_config=ray_tune.TuneConfig(
                 search_alg=self.searcher,
                 scheduler=self.scheduler,
-                num_samples=left,
+                num_samples=-1,  # the searcher says when it is done
                 max_concurrent_trials=resources.slots,
                 reuse_actors=True,
                 time_budget_s=self.config.time_budget_s,
@@ -336,6 +347,11 @@ class Study:
 def driver_device(resources: Resources) -> str:
     """Where the driver computes: it may sit on a node without a GPU."""
     return resources.device if torch.cuda.is_available() else "cpu"
+
+
+def bundle(cpus: float, gpus: float) -> ray_tune.PlacementGroupFactory:
+    """What Ray is asked for on behalf of one trial."""
+    return ray_tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
 
 
 def _name(trial: Any) -> str:

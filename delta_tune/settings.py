@@ -57,8 +57,8 @@ class StudyConfig:
     """ASHA keeps one in this many at each rung, > 1."""
     cpus_per_trial: float = 1
     """CPUs of one trial."""
-    gpus_per_trial: float | None = None
-    """GPUs of one trial, a fraction shares one (0; 1 where there are GPUs)."""
+    gpus_per_trial: float | Literal["auto"] | None = None
+    """GPUs of one trial, a fraction shares one, auto measures how many share one (0; 1 where there are GPUs)."""
     max_concurrent_trials: int | None = None
     """Upper bound of trials at a time (what the cluster holds)."""
     address: str | None = None
@@ -80,6 +80,8 @@ class StudyConfig:
         for name, (low, high, closed) in _STUDY_RANGES.items():
             value, hint = getattr(self, name), _STUDY_HINTS[name]
             if value is None and type(None) in get_args(hint):
+                continue
+            if value == "auto" and Literal["auto"] in get_args(hint):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UserError(f"{name} must be a number, but got {value!r}.")

@@ -18,7 +18,8 @@ from ray import tune
 from delta_tune.cluster import fetch
 from delta_tune.config import Metric, TrialConfig
 from delta_tune.map_sharing import RayMaps
-from delta_tune.results import ERROR_FILE, NUMBER, OUTCOME, trial_name
+from delta_tune.packing import memory_fraction
+from delta_tune.results import ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, trial_name
 from delta_tune.training import Row, run_trial
 
 
@@ -49,8 +50,8 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     # By default Tune waits 2 s for a trial's thread to end, then gives up on the actor and forgets to tell the searcher
     # (ray/tune/execution/tune_controller.py, _on_trial_reset), so that a study on a busy machine would never end.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
-    number = tune_config[NUMBER]
-    config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k != NUMBER})
+    number, gpus = tune_config[NUMBER], tune_config[GPUS]
+    config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k not in (NUMBER, GPUS)})
     torch.set_num_threads(settings.threads)
     told = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
     folder = settings.folder / trial_name(number)
@@ -61,12 +62,19 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         tune.report({**row, **told, "ended": time.time()})
 
     try:
+        if settings.device == "cuda" and gpus < 1:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
         if _task is None or _task[0] != settings.shelf:
             _task = settings.shelf, fetch(settings.shelf)
         maps = None if settings.maps is None else RayMaps(settings.maps)
         result = run_trial(
             _task[1], config, report, metric=settings.metric, device=settings.device, checkpoint=folder, maps=maps
         )
+    except torch.cuda.OutOfMemoryError as error:
+        outcome = OUT_OF_MEMORY if 0 < gpus < 1 else "failed"
+        tune.report({**last, **told, OUTCOME: outcome, "error": f"the GPU's memory is too small ({error})"})
+        return
     except Exception as error:
         cause = "".join(traceback.format_exception_only(error)).strip()
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -88,3 +96,5 @@ def give_memory_back() -> None:
     # Each trial runs in a thread of its own, for which glibc keeps a heap that it does not shrink by itself.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

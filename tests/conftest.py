@@ -62,10 +62,10 @@ def task(image_folder: Path, tiny_weights: Path) -> Task:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray with two CPUs for the whole session; started here, so that no study ends it."""
+    """One Ray with two CPUs and a GPU that is a name only, for the whole session; so no study starts or ends one."""
     import ray
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -21,7 +21,7 @@ TRAINER = [
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
-    *("settings", "results", "time_use", "progress"),
+    *("settings", "results", "time_use", "progress", "packing"),
     *("spaces", "space_checks", "sampling", "scheduling"),
     *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan"),
     *("search", "cli", "__init__"),

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from delta_tune.config import TrialConfig
+from delta_tune.results import GPUS, OUT_OF_MEMORY
 from delta_tune.sampling import NUMBER, OUTCOME, StudySearch, Unfinished, make_sampler
 from delta_tune.space_checks import check_space
 from delta_tune.spaces import Space
@@ -53,6 +54,7 @@ class Study:
         trial_id = next(self.ids)
         config = self.search.suggest(trial_id)
         number = config.pop(NUMBER)
+        self.gpus = config.pop(GPUS)
         self.configs[number] = config
         return trial_id, number
 
@@ -365,3 +367,34 @@ def test_search_gives_tunes_pickle_nothing():
 def test_trial_config_of_a_proposal_has_the_study_s_epochs_and_seed():
     study = Study(base=TrialConfig(max_epochs=EPOCHS, seed=5)).run(2)
     assert {(c["max_epochs"], c["seed"]) for c in study.configs.values()} == {(EPOCHS, 5)}
+
+
+def test_trial_whose_part_of_a_gpu_was_too_small_comes_again_with_twice_as_much():
+    study = Study(num_trials=2)
+    study.search.gpus_per_trial = 0.25
+    first, number = study.ask()
+    config = study.configs[number]
+    study.go(first, [0.3], then=OUT_OF_MEMORY)
+    again, same = study.ask()
+    assert (same, study.gpus, study.configs[number]) == (number, 0.5, config)
+    study.go(again, [0.3, 0.4], then=OUT_OF_MEMORY)
+    again, same = study.ask()
+    assert (same, study.gpus) == (number, 1.0)
+    other, _ = study.ask()
+    assert study.gpus == 0.25
+    assert study.search.suggest("more") is None, "the second trial may still come back"
+    study.go(other, [0.1] * EPOCHS)
+    assert study.search.suggest("more") == Searcher.FINISHED
+    study.go(again, [0.3, 0.4, 0.5, 0.6])
+
+
+def test_optuna_is_not_told_that_a_small_part_of_a_gpu_is_a_bad_configuration():
+    study = Study(num_trials=1)
+    study.search.gpus_per_trial = 0.5
+    first, _ = study.ask()
+    study.go(first, [], then=OUT_OF_MEMORY)
+    again, _ = study.ask()
+    study.go(again, [0.3, 0.4, 0.5, 0.6])
+    trials = [trial for own in study.search._searches.values() for trial in own._ot_study.trials]
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert trials[0].params == trials[1].params

@@ -15,9 +15,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 import delta_tune
+from delta_tune import plan, search
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.packing import Footprint
 from delta_tune.training import run_trial
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -45,6 +48,7 @@ def settings(image_folder, tiny_weights, tmp_path, cache):
         "max_epochs": 4,
         "num_trials": 4,
         "set": {"batch_size": 8},
+        "gpus_per_trial": 0,
     }
 
 
@@ -142,7 +146,70 @@ def test_tune_takes_a_function_as_space_and_refuses_an_unknown_setting(settings)
 
 def test_tune_refuses_gpus_that_are_not_there(settings):
     with pytest.raises(UserError, match="gpus-per-trial"):
-        delta_tune.tune(**settings, space=plain, gpus_per_trial=1)
+        delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": 2})
+
+
+TURNS = """
+def space(trial):
+    turn = trial.suggest_categorical("_turn", [0, 1, 2, 3, 4])
+    method = ["delta_uniform", "l2", "delta_uniform", "l2_sp", "delta_uniform"][turn]
+    return {"regularizer": method, "lr": 0.01, "batch_norm": "train" if turn % 2 else "frozen"}
+
+START = [{"_turn": turn} for turn in range(5)]
+"""
+
+
+def test_tune_carries_nothing_over_from_trial_to_trial(settings, tmp_path):
+    (tmp_path / "turns.py").write_text(TURNS)
+    small = {"num_trials": 5, "max_epochs": 2, "grace_period": 2, "max_concurrent_trials": 1}
+    result = delta_tune.tune(**{**settings, **small, "space": str(tmp_path / "turns.py")})
+    rows = sorted(result.trials.to_pylist(), key=lambda row: row["param._turn"])
+    losses = [row["val_loss"] for row in rows]
+    assert [row["param._turn"] for row in rows] == [0, 1, 2, 3, 4]
+    assert losses[0] == losses[2] == losses[4]
+    assert len(set(losses)) == 3
+
+
+@pytest.fixture
+def named_gpus(monkeypatch):
+    """Trials are scheduled on the GPU that is a name only, and train on the CPU."""
+    monkeypatch.setattr(plan.Resources, "device", "cpu")
+
+
+def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small(settings, named_gpus, monkeypatch):
+    def starving(config, worker_settings):
+        from ray import tune
+
+        from delta_tune.results import OUT_OF_MEMORY, OUTCOME
+        from delta_tune.worker import run_tune_trial
+
+        if config["number"] == 1 and config["gpus"] < 1:
+            bad = {"epoch": 0, "val_accuracy": float("nan"), "node": "n", "began": 0.0, "ended": 1.0}
+            tune.report({**bad, OUTCOME: OUT_OF_MEMORY, "error": "out of memory"})
+        else:
+            run_tune_trial(config, worker_settings)
+
+    monkeypatch.setattr(search, "run_tune_trial", starving)
+    small = {"num_trials": 3, "max_epochs": 1, "gpus_per_trial": 0.5}
+    result = delta_tune.tune(**{**settings, **small, "space": plain})
+    rows = result.trials.to_pylist()
+    assert [row["state"] for row in rows] == ["completed"] * 3
+    assert [row["gpus"] for row in rows] == [0.5, 1.0, 0.5]
+    assert [row["out_of_memory"] for row in rows] == [0, 1, 0]
+
+
+def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
+    measured = Footprint(peak=2**30, total=2**33, busy=0.5, images_per_second=10.0)
+    monkeypatch.setattr(search, "measure_on_cluster", lambda task, configs: measured)
+    small = {"num_trials": 2, "max_epochs": 1, "gpus_per_trial": "auto"}
+    result = delta_tune.tune(**{**settings, **small, "space": plain})
+    assert result.trials["gpus"].to_pylist() == [0.5, 0.5]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tune_says_where_torch_cannot_use_the_gpus_that_ray_counts(settings):
+    with pytest.raises(UserError, match=r"torch .* cannot use"):
+        delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": "auto"})
 
 
 def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
@@ -171,7 +238,7 @@ def test_resume_after_kill_9_keeps_finished_trials_and_continues_running_ones(se
         *("--data", settings["data"], "--model", settings["model"], "--weights", settings["weights"]),
         *("--image-size", "64", "--out", str(tmp_path), "--name", "study", "--space", str(space)),
         *("--max-epochs", "24", "--num-trials", "3", "--set", "batch_size=4"),
-        *("--max-concurrent-trials", "1", "--reduction-factor", "2", "--grace-period", "6"),
+        *("--gpus-per-trial", "0", "--max-concurrent-trials", "1", "--reduction-factor", "2", "--grace-period", "6"),
     ]
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "launch.py", *flags, "--address", address]

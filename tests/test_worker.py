@@ -1,0 +1,80 @@
+"""What a worker reports of a trial, without Ray."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from delta_tune import worker
+from delta_tune.config import TrialConfig
+from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME
+from delta_tune.training import TrialResult
+
+
+@pytest.fixture
+def reports(monkeypatch, task):
+    """What the worker told Tune."""
+    told = []
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(worker.tune, "report", told.append)
+    monkeypatch.setattr(worker, "fetch", lambda name: task)
+    monkeypatch.setattr(worker, "_task", None)
+    return told
+
+
+def run(folder, gpus=0.0):
+    settings = worker.WorkerSettings(
+        shelf="study", folder=folder, metric="val_accuracy", threads=1, device="cpu", maps=None
+    )
+    config = TrialConfig(regularizer="l2", batch_size=8, max_epochs=2)
+    worker.run_tune_trial({NUMBER: 3, GPUS: gpus, **config.record()}, settings)
+
+
+def test_each_epoch_is_reported_once_with_where_and_when(reports, tmp_path):
+    run(tmp_path)
+    assert [report["epoch"] for report in reports] == [1, 2]
+    assert {report["node"] for report in reports} == {"node"}
+    assert reports[0]["began"] <= reports[0]["ended"] <= reports[1]["ended"]
+    assert not any(OUTCOME in report for report in reports)
+
+
+@pytest.mark.parametrize(("gpus", "outcome"), [(0.25, OUT_OF_MEMORY), (1.0, "failed"), (0.0, "failed")])
+def test_only_a_part_of_a_gpu_is_worth_another_try(reports, tmp_path, monkeypatch, gpus, outcome):
+    def starve(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(worker, "run_trial", starve)
+    run(tmp_path, gpus)
+    (report,) = reports
+    assert report[OUTCOME] == outcome
+    assert "CUDA out of memory" in report["error"]
+
+
+def test_an_exception_is_reported_with_its_place_and_kept(reports, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("of a test")
+
+    monkeypatch.setattr(worker, "run_trial", fail)
+    run(tmp_path)
+    (report,) = reports
+    assert report[OUTCOME] == "failed"
+    assert "ZeroDivisionError: of a test (test_worker.py:" in report["error"]
+    assert "ZeroDivisionError" in (tmp_path / "00003" / "error.txt").read_text()
+
+
+def test_a_diverged_trial_says_why(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "run_trial", lambda *a, **k: TrialResult(state="diverged", error="the loss is nan"))
+    run(tmp_path)
+    assert (reports[-1][OUTCOME], reports[-1]["error"]) == ("diverged", "the loss is nan")
+
+
+def test_memory_is_given_back_after_any_end(reports, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(worker, "give_memory_back", lambda: given.append(True))
+    run(tmp_path)
+    monkeypatch.setattr(worker, "run_trial", lambda *a, **k: 1 / 0)
+    run(tmp_path)
+    assert len(given) == 2
