@@ -63,6 +63,12 @@ def wait_until(condition, seconds=20.0):
     return condition()
 
 
+def read_while_written(file):
+    """`pq.read_table` looks at a file's size before it opens it, and another may have taken its place by then."""
+    with pq.ParquetFile(file) as opened:
+        return opened.read()
+
+
 def plain(trial):
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     return {"regularizer": "l2", "head_lr_multiplier": 1.0}
@@ -249,7 +255,7 @@ def test_resume_after_kill_9_keeps_finished_trials_and_continues_running_ones(se
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if epochs_file.exists():
-            epochs = pq.read_table(epochs_file).to_pydict()
+            epochs = read_while_written(epochs_file).to_pydict()
             if epochs["trial_id"].count("00001") >= 3:
                 break
         time.sleep(0.1)
@@ -296,7 +302,7 @@ def test_tune_goes_on_after_the_death_of_a_worker(settings):
     killed = []
 
     def kill_a_worker():
-        assert wait_until(lambda: epochs_file.exists() and pq.read_table(epochs_file).num_rows >= 2, 120)
+        assert wait_until(lambda: epochs_file.exists() and read_while_written(epochs_file).num_rows >= 2, 120)
         for process in psutil.Process().children(recursive=True):  # this session's Ray alone
             if "ray::ImplicitFunc" in " ".join(process.cmdline()):
                 process.kill()
