@@ -38,8 +38,8 @@ class Objective:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Within it forward passes of the target leave their feature maps for the next call."""
-        if not self.config.uses_behavior:
+        """Within it forward passes of the target leave their feature maps for the next call; it may be nested."""
+        if not self.config.uses_behavior or self._maps is not None:
             yield
             return
         with feature_maps(self._target, list(self._factors)) as self._maps, self._source.hooked():

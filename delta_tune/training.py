@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from delta_tune.augment import augment, centre
 from delta_tune.checkpoint import Checkpoint
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.devices import autocast, on_device, read_ahead
 from delta_tune.evaluation import classification_metrics
 from delta_tune.features import tail
 from delta_tune.map_shelf import Batch
@@ -64,6 +65,7 @@ def run_trial(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     maps: MapStore | None = None,
+    compile_with: str | None = None,
 ) -> TrialResult:
     """Fine-tune one configuration and score it on the validation split after every epoch.
 
@@ -79,6 +81,7 @@ def run_trial(
         device: where to train.
         checkpoint: folder of this run. Where it holds the same run unfinished, that is continued.
         maps: where trials share the source's feature maps; it changes no bit of the result.
+        compile_with: backend of torch.compile for the target, such as "inductor"; minutes before the first epoch.
 
     Returns:
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
@@ -87,8 +90,14 @@ def run_trial(
         UserError: the folder holds a run of another configuration.
     """
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), ExitStack() as stack:
         run = _Run(task, config, metric, device, checkpoint, maps)
+        if compile_with:
+            # Hooks are compiled in: ones that come later would be left out, and so would those of a network whose code
+            # was compiled before, because torch does not look at hooks when it looks for code to use again.
+            stack.enter_context(run.objective.hooked())
+            torch.compiler.reset()
+            run.logits = torch.compile(run.logits, backend=compile_with)
         run.restore()
         if run.rows and report is not None:  # whoever listens may have been lost before it heard of this one
             report(dict(run.rows[-1]))
@@ -212,12 +221,12 @@ class _Run:
         totals: dict[str, Tensor] = {}
         batches = shuffled_batches(len(train.labels), config.batch_size, generator)
         with self.objective.hooked():
-            for step, indices in enumerate(batches):
+            inputs_of = self._inputs("train", batches, generator)
+            for step, (indices, inputs) in enumerate(zip(batches, inputs_of, strict=True)):
                 lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr * group["multiplier"]
-                inputs = self._inputs("train", indices, generator)
-                labels = torch.from_numpy(train.labels[indices]).to(self.device)
+                labels = on_device(train.labels[indices], self.device)
                 batch = Batch(config.seed, config.batch_size, config.augmentation, epoch, step)
                 with autocast(self.device):
                     self.objective.before(inputs, batch)
@@ -251,24 +260,30 @@ class _Run:
         if self.first_loss is None:
             self.first_loss = loss
 
-    def _inputs(self, split: Literal["train", "val"], indices: np.ndarray, generator: torch.Generator | None) -> Tensor:
+    def _inputs(
+        self, split: Literal["train", "val"], batches: Sequence[np.ndarray], generator: torch.Generator | None
+    ) -> Iterator[Tensor]:
         """What enters `logits`: (B, 3, S, S) images, augmented where a generator is given, or the head's inputs."""
-        if self.frozen_features:
-            return torch.from_numpy(self.task.features[split][indices]).to(self.device)
-        preprocessing = self.task.backbone.preprocessing
-        pixels = torch.from_numpy(self.task.dataset.for_name(split).images.batch(indices)).to(self.device)
-        if generator is None:
-            return centre(pixels, preprocessing)
-        return augment(pixels, self.config.augmentation, preprocessing, generator)
+        preprocessing, images = self.task.backbone.preprocessing, self.task.dataset.for_name(split).images
+
+        def read(indices: np.ndarray) -> np.ndarray:
+            return self.task.features[split][indices] if self.frozen_features else images.batch(indices)
+
+        for array in read_ahead(read, batches) if self.device.type == "cuda" else map(read, batches):
+            inputs = on_device(array, self.device)
+            if self.frozen_features:
+                yield inputs
+            elif generator is None:
+                yield centre(inputs, preprocessing)
+            else:
+                yield augment(inputs, self.config.augmentation, preprocessing, generator)
 
     def _score(self) -> dict[str, float]:
         val = self.task.dataset.val
+        batches = np.split(np.arange(len(val)), range(EVAL_BATCH_SIZE, len(val), EVAL_BATCH_SIZE))
         self.model.eval()
         with torch.inference_mode(), autocast(self.device):
-            logits = [
-                self.logits(self._inputs("val", np.arange(start, min(start + EVAL_BATCH_SIZE, len(val.labels))), None))
-                for start in range(0, len(val.labels), EVAL_BATCH_SIZE)
-            ]
+            logits = [self.logits(inputs) for inputs in self._inputs("val", batches, None)]
         return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(val.labels)))
 
     def restore(self) -> None:
@@ -288,10 +303,3 @@ class _Run:
         return TrialResult(
             state=state, epochs=self.rows, best_epoch=self.best_epoch, error=error, model_state=self.best_state
         )
-
-
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where the GPU has it, else float16; full precision on the CPU, where runs repeat bit for bit."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.autocast("cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)

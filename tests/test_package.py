@@ -13,7 +13,7 @@ PACKAGE = Path(delta_tune.__file__).parent
 # Lowest first: a module imports only modules above it in this list. What stands down to `training` fine-tunes one
 # network in one process and knows neither Ray nor Optuna.
 TRAINER = [
-    *("config", "files", "cache"),
+    *("config", "files", "cache", "devices"),
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("sources", "splits", "images", "reading", "data", "augment"),
     *("weights", "layers", "models", "features", "folding", "regularizers"),

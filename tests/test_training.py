@@ -225,6 +225,17 @@ def test_run_trial_best_epoch_is_the_first_with_the_best_metric(task):
     assert result.best_epoch == losses.index(min(losses)) + 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_run_trial_compiled_gives_the_same_numbers(task, method):
+    plain, compiled = (
+        run_trial(task, quick(regularizer=method)),
+        run_trial(task, quick(regularizer=method), compile_with="eager"),
+    )
+    for row, other in zip(without_times(plain.epochs), without_times(compiled.epochs), strict=True):
+        given = {name for name, value in row.items() if value is not None}
+        assert {name: row[name] for name in given} == pytest.approx({name: other[name] for name in given}, rel=1e-5)
+
+
 def test_run_trial_learns_the_easy_classes(task):
     result = run_trial(task, quick(regularizer="l2", lr=0.05, max_epochs=8, batch_norm="train"))
     assert result.best_metrics["val_accuracy"] > 0.8

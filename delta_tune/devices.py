@@ -1,0 +1,37 @@
+"""What a GPU wants done differently: copies beside its work, half precision, data read ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def read_ahead(read: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """`read` of each batch in order, by a thread that is two batches ahead of who asks: decoding hides behind a GPU."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(read, batch) for batch in batches[:2])
+        for batch in batches[2:]:
+            yield coming.popleft().result()
+            coming.append(reader.submit(read, batch))
+        while coming:
+            yield coming.popleft().result()
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor; to a GPU it goes from pinned memory, beside what is computed there."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 where the GPU has it, else float16; full precision on the CPU, where runs repeat bit for bit."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.autocast("cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
