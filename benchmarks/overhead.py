@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--quick] [--json FILE]
 
 Studies of the demo's digits on two slots with Optuna, ASHA, tables and checkpoints: 32 trials of about ten seconds, and
-300 of about one. Overhead is (slots × (end of the last trial − start of the first) − Σ (seconds + eval_seconds)) /
+300 of one to two. Overhead is (slots × (end of the last trial − start of the first) − Σ (seconds + eval_seconds)) /
 Σ (…), idle slots at the end apart; start-up is from the call to the first trial, attention from the cache. Growth is of
 the resident memory of driver and workers, the last fifth of the study against the second.
 """
@@ -109,9 +109,10 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as out:
         delta_tune.tune(data="demo", out=out, name="warm", verbose=0, num_trials=2, max_epochs=1, grace_period=1)
-        rows.append(study("trials of ten seconds", out, num_trials=long))
+        rows.append(study("trials of ten seconds", out, num_trials=long, max_epochs=4, grace_period=2))
         with ray_cluster("local"):
-            rows.append(study("trials of a second", out, num_trials=short, max_epochs=1, grace_period=1))
+                short_trials = {"num_trials": short, "max_epochs": 1, "grace_period": 1, "train_per_class": 4}
+            rows.append(study("trials of a second", out, **short_trials))
     if arguments.json:
         figures = {"torch": torch.__version__, "ray": ray.__version__, "quick": arguments.quick}
         arguments.json.write_text(json.dumps(figures | {"rows": rows}, indent=1) + "\n")

@@ -187,14 +187,14 @@ def main() -> None:
     for net in nets:
         model, weights, size = NETS[net]
         settings = {"data": str(SHARED / "data" / "flowers17"), "model": model, "weights": weights, "image_size": size}
-        settings |= {"train_per_class": 8 if arguments.quick else 20, "val_fraction": 0.05}
+        settings |= {"train_per_class": 6 if arguments.quick else 20, "val_fraction": 0.05}
         task = delta_tune.prepare(**settings)
         task.measure([TrialConfig()])
         print(f"{net} at {size} px, {len(task.dataset.train.labels)} photos")
-        alone = epochs_alone(net, task, 2 if arguments.quick else 5)
+        alone = epochs_alone(net, task, 2 if arguments.quick else 4)
         print("epochs alone, against l2", *(row.line for row in alone), sep="\n", flush=True)
         rows += alone
-        found = studies(net, settings, 1 if arguments.quick else 3)
+        found = studies(net, settings, 1 if arguments.quick else 2)
         print(f"epochs in studies of {TRIALS} trials, against l2", *(row.line for row in found), sep="\n", flush=True)
         rows += found
         found = data_share(net, task, alone[0].seconds)
