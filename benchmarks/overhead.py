@@ -111,7 +111,7 @@ def main() -> None:
         delta_tune.tune(data="demo", out=out, name="warm", verbose=0, num_trials=2, max_epochs=1, grace_period=1)
         rows.append(study("trials of ten seconds", out, num_trials=long, max_epochs=4, grace_period=2))
         with ray_cluster("local"):
-                short_trials = {"num_trials": short, "max_epochs": 1, "grace_period": 1, "train_per_class": 4}
+            short_trials = {"num_trials": short, "max_epochs": 1, "grace_period": 1, "train_per_class": 4}
             rows.append(study("trials of a second", out, **short_trials))
     if arguments.json:
         figures = {"torch": torch.__version__, "ray": ray.__version__, "quick": arguments.quick}
