@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--time-budget", metavar="TIME", help="wall clock of the search, such as 45m or 2h (none)")
     search.add_argument("--metric", choices=list(METRICS), help=f"what is optimised ({defaults.metric})")
     search.add_argument("--mode", choices=["max", "min"], help="as the metric has it")
-    search.add_argument("--sampler", choices=["tpe", "random"], help=f"({defaults.sampler})")
+    search.add_argument("--sampler", choices=["tpe", "gp", "random", "cmaes", "grid"], help=f"({defaults.sampler})")
     search.add_argument(
         "--grace-period", type=int, metavar="N", help=f"ASHA's first rung in epochs ({defaults.grace_period})"
     )
@@ -84,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
     study = p.add_argument_group("study")
     study.add_argument("--out", metavar="DIR", help=f"results folder ({defaults.out})")
     study.add_argument("--name", metavar="NAME", help="name of the study (data-model-date-time)")
+    study.add_argument(
+        "--storage",
+        metavar="URL|FILE",
+        help="Optuna storage for optuna-dashboard, such as sqlite:///s.db (none)",
+    )
     study.add_argument(
         "--cache",
         metavar="DIR|s3://…",

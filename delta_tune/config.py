@@ -16,7 +16,7 @@ Schedule = Literal["step", "cosine", "constant"]
 Augmentation = Literal["none", "flip", "crop_flip", "resized_crop_flip"]
 Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
 Mode = Literal["max", "min"]
-Sampler = Literal["tpe", "random"]
+Sampler = Literal["tpe", "gp", "random", "cmaes", "grid"]
 
 METRICS: dict[str, Mode] = {
     "val_accuracy": "max",
@@ -81,6 +81,8 @@ class TrialConfig:
     """Label smoothing of the training cross entropy, in [0, 1)."""
     max_grad_norm: float | None = None
     """Gradients are clipped to this norm, > 0; None leaves them alone."""
+    average_epochs: float = 0.0
+    """Horizon in epochs of the moving average of the weights that is scored and kept, ≥ 0; 0 takes the last weights."""
     augmentation: Augmentation = "crop_flip"
     """Random changes of the training images."""
     max_epochs: int = 12
@@ -125,7 +127,7 @@ class TrialConfig:
         if self.regularizer == "l2":
             unused.add("beta")
         if self.regularizer == "l2_fe":
-            unused |= {"batch_norm", "augmentation"}
+            unused |= {"batch_norm", "augmentation", "average_epochs"}
         values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])
@@ -157,6 +159,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {  # name: (low, high (open), lo
     "batch_size": (1, INFINITY, True),
     "warmup_epochs": (0, INFINITY, True),
     "label_smoothing": (0, 1, True),
+    "average_epochs": (0, INFINITY, True),
     "max_grad_norm": (0, INFINITY, False),
     "max_epochs": (1, INFINITY, True),
     "seed": (0, INFINITY, True),

@@ -31,7 +31,7 @@ from delta_tune.training import run_trial
 # What a resumed study may change: how much and where, not what is measured.
 CHANGEABLE = {
     *("num_trials", "time_budget", "cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
-    *("address", "out", "name", "resume", "verbose", "cache"),
+    *("address", "out", "name", "resume", "verbose", "cache", "storage"),
 }
 
 
@@ -122,11 +122,16 @@ def study_folder(config: StudyConfig, name: str) -> Path:
 
 
 def num_trials(config: StudyConfig, checked: CheckedSpace) -> tuple[int, str | None]:
-    """The trials of the study, and a sentence where it is not what was asked for: balanced methods get equal numbers.
+    """The trials of the study, and a sentence where it is not what was asked for.
+
+    Balanced methods get equal numbers; `grid` has as many as there are starting points.
 
     Raises:
         UserError: fewer trials than there are methods to balance.
     """
+    if config.sampler == "grid":
+        points = len(checked.grid)
+        return points, f"{points} trials, the points of START: what the sampler grid runs."
     if checked.space.balance is None:
         return config.num_trials, None
     choices = len(checked.choices)

@@ -12,7 +12,17 @@ from delta_tune.checkpoint import BEST_FILE
 from delta_tune.final import CHECKPOINTS
 from delta_tune.packing import twice
 from delta_tune.progress import Progress
-from delta_tune.results import ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, State, StudyTables, trial_name
+from delta_tune.results import (
+    ERROR_FILE,
+    GPUS,
+    NUMBER,
+    OUT_OF_MEMORY,
+    OUTCOME,
+    WORKER_DIED,
+    State,
+    StudyTables,
+    trial_name,
+)
 from delta_tune.scheduling import RungsByMethod
 
 
@@ -67,8 +77,8 @@ class Recorder(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial whose worker died too often: exceptions of the trial's own come as reports."""
-        lines = str(trial.get_error() or "the worker died").strip().splitlines()
-        self._finish(trial.config[NUMBER], "failed", f"the worker died: {lines[-1]}")
+        lines = str(trial.get_error() or "no cause is known").strip().splitlines()
+        self._finish(trial.config[NUMBER], "failed", f"{WORKER_DIED}: {lines[-1]}")
 
     def stop_the_rest(self) -> bool:
         """Mark what the end of the run left unfinished; whether there was any."""

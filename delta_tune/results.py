@@ -28,6 +28,8 @@ OUT_OF_MEMORY = "out of memory"
 """The outcome of a trial that its part of a GPU was too small for: it runs again with twice as much."""
 GPUS = "gpus"
 """Key of a trial's part of a GPU in its Tune configuration."""
+WORKER_DIED = "the worker died"
+"""How the error begins of a trial that failed through no fault of its configuration."""
 NUMBER = "number"
 """Key of a trial's number (from 0, in the order they were proposed) in its Tune configuration."""
 

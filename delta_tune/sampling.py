@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -17,21 +17,17 @@ from ray.tune.search.optuna import OptunaSearch
 from delta_tune.config import METRICS, Metric, Sampler
 from delta_tune.packing import twice
 from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME
+from delta_tune.samplers import make_sampler
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.spaces import Answer, Proposal, Space
+from delta_tune.storage import make_room
 
 INFEASIBLE = "trains"
 """Name of the constraint that diverged and failed configurations violate (Optuna ranks them last and learns)."""
 
 
-def make_sampler(kind: Sampler, seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one trial. Seeded per trial, so a resumed study draws what the uninterrupted one would have."""
-    seed = (seed * 1_000_003 + number) % 2**32
-    if kind == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+LOST = "lost"
+"""State of a trial that failed through no fault of its configuration."""
 
 
 class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
@@ -43,7 +39,17 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
     is the epoch and the final value the best epoch's.
     """
 
-    def __init__(self, space: Space, *, metric: Metric, sampler: Sampler, seed: int, max_epochs: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        metric: Metric,
+        sampler: Sampler,
+        seed: int,
+        max_epochs: int,
+        name: str | None = None,
+        storage: BaseStorage | None = None,
+    ) -> None:
         self.proposal: Proposal | None = None
         self._searched, self._kind, self._seed_of_study, self._max_epochs = space, sampler, seed, max_epochs
         self._values: dict[str, dict[int, float]] = {}
@@ -51,7 +57,12 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
         optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # else a line that a study was created
         try:
             super().__init__(
-                space=self._define, metric=metric, mode=METRICS[metric], sampler=make_sampler(sampler, seed, 0)
+                space=self._define,
+                metric=metric,
+                mode=METRICS[metric],
+                sampler=make_sampler(sampler, seed, 0),
+                study_name=name,
+                storage=storage,
             )
         finally:
             optuna.logging.set_verbosity(verbosity)
@@ -67,6 +78,7 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
         if point is not None:
             self._ot_study.enqueue_trial(dict(point))
         self.suggest(trial_id)
+        self._ot_trials[trial_id].set_user_attr(NUMBER, number)
         self._values[trial_id] = {}
         for epoch, value in values.items():
             self._report(trial_id, epoch, value)
@@ -94,24 +106,26 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
                 self._ot_study.tell(trial, state=TrialState.PRUNED)
         del self._values[trial_id]
 
-    def add_finished(self, proposal: Proposal, state: str, values: Mapping[int, float]) -> None:
+    def add_finished(self, number: int, proposal: Proposal, state: str, values: Mapping[int, float]) -> None:
         """Tell Optuna of a trial that ended in an earlier session.
 
         Args:
+            number: the study's own.
             proposal: the trial's configuration, replayed from the tables.
-            state: as in `trials.parquet`.
+            state: as in `trials.parquet`, or `LOST`.
             values: epoch → the metric.
         """
         bad = state in ("diverged", "failed")
         complete = state == "completed"
         self._ot_study.add_trial(
             optuna.trial.create_trial(
-                state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+                state={"completed": TrialState.COMPLETE, LOST: TrialState.FAIL}.get(state, TrialState.PRUNED),
                 value=self._best(values) if complete else None,
                 params=proposal.params,
                 distributions=proposal.distributions,
                 intermediate_values=dict(values),
                 constraints={INFEASIBLE: 1.0} if bad else None,
+                user_attrs={NUMBER: number},
             )
         )
 
@@ -159,20 +173,33 @@ class StudySearch(Searcher):  # type: ignore[misc]
         max_epochs: int,
         num_trials: int,
         on_proposal: Callable[[int, Proposal], None],
+        name: str = "study",
+        storage: BaseStorage | None = None,
+        resume: bool = False,
     ) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
-        space, balance = checked.space, checked.space.balance
+        grid = sampler == "grid"
+        space, balance = checked.space, None if grid else checked.space.balance
         self._choices: tuple[Any, ...] = (None,) if balance is None else checked.choices
         self._points: dict[Any, deque[dict[str, Any]]] = {}
         self._searches: dict[Any, TruthfulOptunaSearch] = {}
+        names = {choice: name if balance is None else f"{name}-{choice}" for choice in self._choices}
+        if storage is not None:
+            make_room(storage, names.values(), resume=resume)
         for choice in self._choices:
             own = space if balance is None else space.with_fixed(**{balance: choice})
             self._searches[choice] = TruthfulOptunaSearch(
-                own, metric=metric, sampler=sampler, seed=seed, max_epochs=max_epochs
+                own,
+                metric=metric,
+                sampler=sampler,
+                seed=seed,
+                max_epochs=max_epochs,
+                name=names[choice],
+                storage=storage,
             )
             self._points[choice] = deque(
                 {k: v for k, v in point.items() if k != balance}
-                for point in checked.points
+                for point in (checked.grid if grid else checked.points)
                 if balance is None or point.get(balance, choice) == choice
             )
         self._balance, self._num_trials, self._on_proposal = balance, num_trials, on_proposal
@@ -196,7 +223,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         numbers = []
         for number, params, state, values in finished:
             search = self._searches[self._choice(number)]
-            search.add_finished(search.replay(params), state, values)
+            search.add_finished(number, search.replay(params), state, values)
             numbers.append(number)
         self._unfinished.extend(unfinished)
         numbers += [u.number for u in self._unfinished]

@@ -1,11 +1,10 @@
-"""`tune`: the study from its settings to its model. The only place for Tune's running machinery."""
+"""`tune`: the study from its settings to its model."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,33 +14,30 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
-from ray import tune as ray_tune
-from ray.tune.logger import TBXLoggerCallback
 
 from delta_tune import plan
 from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.attention_tasks import ray_runner
-from delta_tune.cluster import Cluster, quiet_tune, ray_cluster, shared
+from delta_tune.cluster import Cluster, ray_cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.files import written_whole
-from delta_tune.final import BEST, CHECKPOINTS, keep_model, score_test, summary
-from delta_tune.map_sharing import map_budget, map_shelf
+from delta_tune.final import BEST, keep_model, score_test, summary
 from delta_tune.packing import measure_on_cluster
 from delta_tune.plan import Resources
-from delta_tune.progress import Progress
+from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
-from delta_tune.results import FINISHED, GPUS, NUMBER, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
-from delta_tune.sampling import StudySearch, Unfinished
+from delta_tune.results import FINISHED, SCORES, STUDY_FILE, WORKER_DIED, StudyTables, write_json
+from delta_tune.running import run_trials
+from delta_tune.samplers import check_sampler
+from delta_tune.sampling import LOST, StudySearch, Unfinished
 from delta_tune.scheduling import RungsByMethod
 from delta_tune.space_checks import CheckedSpace, check_space
 from delta_tune.spaces import Proposal, load_space
+from delta_tune.storage import open_storage
 from delta_tune.task import Task, prepare
 from delta_tune.time_use import time_use
-from delta_tune.worker import WorkerSettings, run_tune_trial
 
-MAX_WORKER_DEATHS = 3
 SHARED_CACHE = ".cache"
 ATTENTION_FILE = Path("attention") / "attention.parquet"
 DATA_OPTIONS = (
@@ -97,7 +93,7 @@ def dry_run(**settings: Any) -> list[str]:
     Raises:
         UserError: as `tune`.
     """
-    study = Study(settings)
+    study = Study({**settings, "storage": None})
     with ray_cluster(study.config.address) as cluster:
         resources = study.resources(cluster)
     return [
@@ -116,7 +112,9 @@ class Study:
         self.progress = Progress(verbose=config.verbose)
         base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
         self.checked: CheckedSpace = check_space(load_space(config.space, base, config.set), config.seed)
-        self.num_trials, self._note = plan.num_trials(config, self.checked)
+        remark = check_sampler(config.sampler, self.checked)
+        self.num_trials, note = plan.num_trials(config, self.checked)
+        self._notes = [text for text in (note, remark) if text]
         if config.name:
             self.folder = plan.study_folder(config, config.name)
         self.task: Task = prepare(
@@ -150,10 +148,19 @@ class Study:
             max_epochs=config.max_epochs,
             num_trials=self.num_trials,
             on_proposal=self._proposed,
+            name=self.folder.name,
+            storage=None if config.storage is None else open_storage(config.storage),
+            resume=config.resume,
         )
         self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials)
         self._interrupted = False
+        self._searching_since = 0.0
         self._restore()
+        # A driver that was killed wrote its tables after that: up to their last epoch the search did run.
+        last = max((row["ended"] for row in self.tables.trials.values() if row.get("ended")), default=0.0)
+        unwritten = max(0.0, last - self.record.get("search_seconds_at", last))
+        self._spent: float = self.record.get("search_seconds", 0.0) + unwritten
+        """Seconds that earlier sessions searched."""
 
     def resources(self, cluster: Cluster) -> Resources:
         """What one trial gets.
@@ -167,7 +174,7 @@ class Study:
     def plan(self, resources: Resources) -> list[str]:
         """What is about to be done, in sentences."""
         said = plan.lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
-        return [*said, *([f"          {self._note}"] if self._note else [])]
+        return [*said, *(f"          {note}" for note in self._notes)]
 
     def open(self) -> None:
         """Write down what the study is, before anything is computed.
@@ -198,53 +205,28 @@ class Study:
         left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
         if left <= 0:
             return
+        budget = self.config.time_budget_s
+        if budget is not None and self._spent >= budget:
+            self.progress.say(f"The time budget of {clock(budget)} is spent; a larger --time-budget goes on.")
+            return
         self.searcher.gpus_per_trial = resources.gpus_per_trial
         self._measure(resources)
         self.record["ready_seconds"] = time.time() - self.began
         self.progress.say(f"Ready after {self.record['ready_seconds']:.0f} s; the first trials start.")
-        name = f"{self.folder}-{uuid.uuid4().hex}"
-        share_maps = self._shares_maps(resources)
-        settings = WorkerSettings(
-            shelf=name,
-            folder=self.folder / CHECKPOINTS,
+        self._searching_since = time.time()
+        run_trials(
+            self.task,
+            self.searcher,
+            self.scheduler,
+            self.recorder,
+            resources,
+            folder=self.folder,
             metric=self.config.metric,
-            threads=resources.threads,
-            device=resources.device,
-            maps=f"{name}-maps" if share_maps else None,
+            share_maps=self._shares_maps(resources),
+            time_budget_s=None if budget is None else budget - self._spent,
+            say=self.progress.say,
         )
-
-        def trial(config: dict[str, Any]) -> None:
-            run_tune_trial(config, settings)
-
-        ray_folder = self.folder / "ray"
-        tuner = ray_tune.Tuner(
-            ray_tune.with_resources(trial, lambda config: bundle(resources.cpus_per_trial, config[GPUS])),
-            tune_config=ray_tune.TuneConfig(
-                search_alg=self.searcher,
-                scheduler=self.scheduler,
-                num_samples=-1,  # the searcher says when it is done
-                max_concurrent_trials=resources.slots,
-                reuse_actors=True,
-                time_budget_s=self.config.time_budget_s,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-            ),
-            run_config=ray_tune.RunConfig(
-                name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
-                storage_path=str(ray_folder),
-                callbacks=[self.recorder, TBXLoggerCallback()],
-                failure_config=ray_tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
-                verbose=0,
-            ),
-        )
-        with shared(self.task, name), quiet_tune(self.folder / "study.log"):
-            if settings.maps is None:
-                tuner.fit()
-            else:
-                budget = map_budget()
-                with map_shelf(settings.maps, budget) as shelf:
-                    tuner.fit()
-                    self.progress.say(ray.get(shelf.report.remote()).sentence(budget))
+        self._keep_time()
         if used := time_use(self.tables.trials.values(), resources.slots, since=self.began):
             self.record["time_use"] = dataclasses.asdict(used)
             self.progress.say(used.sentence())
@@ -303,7 +285,14 @@ class Study:
             summary="\n".join(said),
         )
 
+    def _keep_time(self) -> None:
+        """Write down how long the search has run in all its sessions: its time budget counts them all."""
+        now = time.time()
+        self.record |= {"search_seconds": self._spent + now - self._searching_since, "search_seconds_at": now}
+        write_json(self.folder / STUDY_FILE, self.record)
+
     def _proposed(self, number: int, proposal: Proposal) -> None:
+        self._keep_time()
         if number not in self.tables.trials:
             self.tables.add(number, proposal.config, proposal.params, proposal.helpers)
         self.recorder.asked(number)
@@ -316,7 +305,8 @@ class Study:
             row, epochs = tables.trials[number], tables.epochs[number]
             values = {e["epoch"]: e[self.config.metric] for e in epochs}
             if row["state"] in FINISHED:
-                finished.append((number, tables.params(number), row["state"], values))
+                lost = row["state"] == "failed" and row["error"].startswith(WORKER_DIED)
+                finished.append((number, tables.params(number), LOST if lost else row["state"], values))
             else:
                 unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
             self.scheduler.replay(row["config.regularizer"], number, epochs)
@@ -347,13 +337,3 @@ class Study:
 def driver_device(resources: Resources) -> str:
     """Where the driver computes: it may sit on a node without a GPU."""
     return resources.device if torch.cuda.is_available() else "cpu"
-
-
-def bundle(cpus: float, gpus: float) -> ray_tune.PlacementGroupFactory:
-    """What Ray is asked for on behalf of one trial."""
-    return ray_tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
-
-
-def _name(trial: Any) -> str:
-    """Tune's folder of a trial; its own would list every hyperparameter."""
-    return f"trial-{trial_name(trial.config[NUMBER])}"

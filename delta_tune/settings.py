@@ -67,6 +67,8 @@ class StudyConfig:
     """Results folder."""
     name: str | None = None
     """Name of the study (data-model-date-time)."""
+    storage: str | None = None
+    """Optuna storage for optuna-dashboard: a database URL, or the path of a journal file (none)."""
     cache: str | None = None
     """Folder or s3://… address where studies share attention and features (.cache in the results folder)."""
     resume: bool = False

@@ -24,6 +24,8 @@ class CheckedSpace:
     drawn: tuple[Proposal, ...]
     points: tuple[dict[str, Any], ...]
     """Coordinates of the library default, then START."""
+    grid: tuple[dict[str, Any], ...]
+    """Those of START alone."""
     said: tuple[str, ...]
     """What the user is told: points left out, and why."""
 
@@ -53,7 +55,7 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     for name in space.fixed:
         if name.startswith("_") and not any(name in p.helpers for p in drawn):
             raise UserError(f"--set {name}: the space {space.name} has no such helper.")
-    points, said = [], []
+    points, grid, said = [], [], []
     default = _default_point(space)
     if isinstance(default, str):
         said.append(default)
@@ -66,9 +68,11 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
             continue
         point = {k: v for k, v in point.items() if k not in space.fixed}
         _check_point(space, point, drawn, rng)
+        if point not in grid:
+            grid.append(point)
         if point not in points:
             points.append(point)
-    return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), said=tuple(said))
+    return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), grid=tuple(grid), said=tuple(said))
 
 
 def random_answer(rng: np.random.Generator) -> Answer:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from delta_tune.augment import augment, centre
 from delta_tune.checkpoint import Checkpoint
@@ -66,6 +67,7 @@ def run_trial(
     checkpoint: Path | None = None,
     maps: MapStore | None = None,
     compile_with: str | None = None,
+    also_score: Sequence[Literal["train", "test"]] = (),
 ) -> TrialResult:
     """Fine-tune one configuration and score it on the validation split after every epoch.
 
@@ -82,6 +84,8 @@ def run_trial(
         checkpoint: folder of this run. Where it holds the same run unfinished, that is continued.
         maps: where trials share the source's feature maps; it changes no bit of the result.
         compile_with: backend of torch.compile for the target, such as "inductor"; minutes before the first epoch.
+        also_score: further splits to score after each epoch, into columns of their names. For studies of the search
+            itself: what is chosen by a test split has no test split left.
 
     Returns:
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
@@ -92,6 +96,7 @@ def run_trial(
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), ExitStack() as stack:
         run = _Run(task, config, metric, device, checkpoint, maps)
+        run.also_score = also_score
         if compile_with:
             # Hooks are compiled in: ones that come later would be left out, and so would those of a network whose code
             # was compiled before, because torch does not look at hooks when it looks for code to use again.
@@ -170,7 +175,15 @@ class _Run:
         self.objective = Objective(task, config, self.model, device, maps)
         half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.checkpoint = Checkpoint(checkpoint, self.model, self.optimizer, self.scaler) if checkpoint else None
+        self.average: AveragedModel | None = None
+        if config.average_epochs and not self.frozen_features:
+            steps = len(shuffled_batches(len(task.dataset.train), config.batch_size, torch.Generator()))
+            decay = math.exp(-1 / (config.average_epochs * steps))
+            average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        state = (self.model, self.optimizer, self.scaler, self.average)
+        self.checkpoint = Checkpoint(checkpoint, *state) if checkpoint else None
+        self.also_score: Sequence[Literal["train", "test"]] = ()
         self.rows: list[Row] = []
         self.first_loss: float | None = None
         self.best_epoch: int | None = None
@@ -188,10 +201,11 @@ class _Run:
         trained = time.perf_counter()
         # Scoring changes no weight: they are on their way to disk meanwhile
         with self.checkpoint.written(epoch) if self.checkpoint else nullcontext():
-            scores = self._score()
+            scores = self._score("val")
+            also = {f"{split}_{name}": value for split in self.also_score for name, value in self._score(split).items()}
         row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
         row |= {part: losses.get(part) for part in PARTS}
-        row |= {f"val_{name}": value for name, value in scores.items()}
+        row |= {f"val_{name}": value for name, value in scores.items()} | also
         row |= {"lr": lr, "seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
         if not math.isfinite(scores["loss"]):
             raise Diverged(f"the validation loss is {scores['loss']} after epoch {epoch}")
@@ -200,7 +214,8 @@ class _Run:
         if self.best_epoch is None or sign * row[self.metric] > sign * self.rows[self.best_epoch - 1][self.metric]:
             self.best_epoch = epoch
             if self.checkpoint is None:
-                self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+                scored = self.model if self.average is None else self.average.module
+                self.best_state = {k: v.detach().cpu().clone() for k, v in scored.state_dict().items()}
             else:
                 self.checkpoint.keep_best(epoch)
         if self.checkpoint is not None:
@@ -239,6 +254,8 @@ class _Run:
                     nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
+                if self.average is not None:
+                    self.average.update_parameters(self.model)
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0) + loss.detach() * len(indices)
                 # On a GPU looking at every step's loss would make it wait: there the epoch's sum tells as well.
@@ -261,7 +278,7 @@ class _Run:
             self.first_loss = loss
 
     def _inputs(
-        self, split: Literal["train", "val"], batches: Sequence[np.ndarray], generator: torch.Generator | None
+        self, split: Literal["train", "val", "test"], batches: Sequence[np.ndarray], generator: torch.Generator | None
     ) -> Iterator[Tensor]:
         """What enters `logits`: (B, 3, S, S) images, augmented where a generator is given, or the head's inputs."""
         preprocessing, images = self.task.backbone.preprocessing, self.task.dataset.for_name(split).images
@@ -278,13 +295,14 @@ class _Run:
             else:
                 yield augment(inputs, self.config.augmentation, preprocessing, generator)
 
-    def _score(self) -> dict[str, float]:
-        val = self.task.dataset.val
-        batches = np.split(np.arange(len(val)), range(EVAL_BATCH_SIZE, len(val), EVAL_BATCH_SIZE))
+    def _score(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
+        labels = self.task.dataset.for_name(split).labels
+        batches = np.split(np.arange(len(labels)), range(EVAL_BATCH_SIZE, len(labels), EVAL_BATCH_SIZE))
         self.model.eval()
+        network = self.logits if self.average is None else self.average.module.eval()
         with torch.inference_mode(), autocast(self.device):
-            logits = [self.logits(inputs) for inputs in self._inputs("val", batches, None)]
-        return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(val.labels)))
+            logits = [network(inputs) for inputs in self._inputs(split, batches, None)]
+        return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
 
     def restore(self) -> None:
         """Continue the unfinished run in the checkpoint folder, if there is one."""

@@ -18,7 +18,7 @@ WITHOUT_EFFECT = {
     "l2_sp": {"behavior_scale", "layers", "attention_estimator", "attention_temperature"},
     "l2_fe": {
         *("behavior_scale", "layers", "attention_estimator", "attention_temperature"),
-        *("alpha", "batch_norm", "augmentation"),
+        *("alpha", "batch_norm", "augmentation", "average_epochs"),
     },
     "delta_uniform": {"attention_estimator", "attention_temperature"},
     "delta": set(),

@@ -22,8 +22,8 @@ TRAINER = [
 ]
 STUDY = [
     *("settings", "results", "time_use", "progress", "packing"),
-    *("spaces", "space_checks", "sampling", "scheduling"),
-    *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan"),
+    *("spaces", "space_checks", "samplers", "storage", "sampling", "scheduling"),
+    *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan", "running"),
     *("search", "cli", "__init__"),
 ]
 ORDER = [*TRAINER, *STUDY]

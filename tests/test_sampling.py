@@ -14,9 +14,11 @@ from ray.tune.search import Searcher
 
 from delta_tune.config import TrialConfig
 from delta_tune.results import GPUS, OUT_OF_MEMORY
-from delta_tune.sampling import NUMBER, OUTCOME, StudySearch, Unfinished, make_sampler
+from delta_tune.samplers import make_sampler
+from delta_tune.sampling import LOST, NUMBER, OUTCOME, StudySearch, Unfinished
 from delta_tune.space_checks import check_space
 from delta_tune.spaces import Space
+from delta_tune.storage import open_storage
 
 EPOCHS = 4
 DEFAULT = {"regularizer": "delta", "lr": 0.001, "alpha": 1.0}
@@ -34,7 +36,18 @@ def methods(trial):
 class Study:
     """A study in which one trial runs at a time: half of them are pruned, some end badly."""
 
-    def __init__(self, function=methods, *, num_trials=99, seed=0, sampler="tpe", metric="val_accuracy", **attributes):
+    def __init__(
+        self,
+        function=methods,
+        *,
+        num_trials=99,
+        seed=0,
+        sampler="tpe",
+        metric="val_accuracy",
+        name="study",
+        storage=None,
+        **attributes,
+    ):
         self.metric, self.sign = metric, -1 if metric == "val_loss" else 1
         self.finished = []
         self.configs, self.proposals = {}, {}
@@ -46,6 +59,8 @@ class Study:
             max_epochs=EPOCHS,
             num_trials=num_trials,
             on_proposal=self.proposals.__setitem__,
+            name=name,
+            storage=storage,
         )
         self.ids = map(str, itertools.count())
 
@@ -398,3 +413,28 @@ def test_optuna_is_not_told_that_a_small_part_of_a_gpu_is_a_bad_configuration():
     trials = [trial for own in study.search._searches.values() for trial in own._ot_study.trials]
     assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert trials[0].params == trials[1].params
+
+
+def test_grid_runs_the_starting_points_alone_and_in_their_order():
+    start = ({"regularizer": "delta", "lr": 0.01, "alpha": 1.0}, {"regularizer": "l2", "lr": 0.02, "_recipe": "long"})
+    study = Study(sampler="grid", start=start, balance="regularizer", num_trials=2)
+    asked = [study.ask() for _ in range(2)]
+    assert [number for _, number in asked] == [0, 1]
+    assert [study.configs[n]["lr"] for n in range(2)] == [0.01, 0.02]
+
+
+def test_optuna_is_not_told_after_a_resume_that_a_lost_trial_is_a_bad_configuration():
+    whole, resumed = Study().run(1), Study()
+    number, params, _, values = whole.finished[0]
+    resumed.search.restore_trials([(number, params, LOST, values)], [])
+    ((trial,),) = [own._ot_study.trials for own in resumed.search._searches.values()]
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs == {NUMBER: number}
+
+
+def test_storage_holds_what_optuna_was_told(tmp_path):
+    storage = open_storage(str(tmp_path / "studies.journal"))
+    study = Study(balance="regularizer", name="mine", storage=storage).run(6)
+    there = {name: optuna.load_study(study_name=name, storage=storage) for name in ("mine-l2", "mine-delta")}
+    numbers = sorted(trial.user_attrs[NUMBER] for each in there.values() for trial in each.trials)
+    assert numbers == list(range(len(study.finished)))

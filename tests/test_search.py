@@ -18,7 +18,7 @@ import ray
 import torch
 
 import delta_tune
-from delta_tune import plan, search
+from delta_tune import plan, running, search
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.packing import Footprint
 from delta_tune.training import run_trial
@@ -195,7 +195,7 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
         else:
             run_tune_trial(config, worker_settings)
 
-    monkeypatch.setattr(search, "run_tune_trial", starving)
+    monkeypatch.setattr(running, "run_tune_trial", starving)
     small = {"num_trials": 3, "max_epochs": 1, "gpus_per_trial": 0.5}
     result = delta_tune.tune(**{**settings, **small, "space": plain})
     rows = result.trials.to_pylist()

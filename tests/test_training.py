@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -165,9 +166,11 @@ class _Interrupt(Exception):
     pass
 
 
+@pytest.mark.parametrize("average", [0.0, 1.5])
 @pytest.mark.parametrize("method", METHODS)
-def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path, method):
-    config = quick(regularizer=method, max_epochs=4, warmup_epochs=1.5, augmentation="resized_crop_flip")
+def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path, method, average):
+    changes = {"warmup_epochs": 1.5, "augmentation": "resized_crop_flip", "average_epochs": average}
+    config = quick(regularizer=method, max_epochs=4, **changes)
     whole = run_trial(task, config)
 
     def stop_after_two(row):
@@ -234,6 +237,42 @@ def test_run_trial_compiled_gives_the_same_numbers(task, method):
     for row, other in zip(without_times(plain.epochs), without_times(compiled.epochs), strict=True):
         given = {name for name, value in row.items() if value is not None}
         assert {name: row[name] for name in given} == pytest.approx({name: other[name] for name in given}, rel=1e-5)
+
+
+def test_average_of_the_weights_is_the_formula(task, monkeypatch):
+    config = quick(regularizer="l2", batch_norm="train", average_epochs=0.7)
+    steps, seen = 5, []  # 36 images in batches of 8
+
+    class Watched(torch.optim.SGD):
+        def step(self, *args, **kwargs):
+            result = super().step(*args, **kwargs)
+            seen.append(self.param_groups[0]["params"][0].detach().clone())
+            return result
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    name = next(iter(build_target(task.backbone, 3, torch.Generator()).state_dict()))
+    result = run_trial(task, config)
+    expected = seen[0]
+    averages = [expected]
+    for weight in seen[1:]:
+        expected = expected * math.exp(-1 / (0.7 * steps)) + weight * (1 - math.exp(-1 / (0.7 * steps)))
+        averages.append(expected)
+    torch.testing.assert_close(result.model_state[name], averages[steps * result.best_epoch - 1])
+
+
+def test_average_is_what_is_scored(task):
+    config = quick(regularizer="l2", schedule="constant", average_epochs=50.0)
+    averaged, last = run_trial(task, config), run_trial(task, dataclasses.replace(config, average_epochs=0))
+    assert averaged.epochs[-1]["train_loss"] == last.epochs[-1]["train_loss"], "training goes on from the last weights"
+    assert averaged.epochs[-1]["val_loss"] != last.epochs[-1]["val_loss"]
+
+
+def test_further_splits_are_scored_beside_and_change_nothing(task):
+    config = quick(regularizer="l2")
+    alone, beside = run_trial(task, config), run_trial(task, config, also_score=["test"])
+    for row, more in zip(without_times(alone.epochs), without_times(beside.epochs), strict=True):
+        assert {name: more[name] for name in row} == row
+        assert set(more) - set(row) == {"test_loss", "test_accuracy", "test_balanced_accuracy", "test_macro_f1"}
 
 
 def test_run_trial_learns_the_easy_classes(task):

@@ -1,0 +1,112 @@
+"""Trials on Ray Tune: the only place for its running machinery."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.logger import TBXLoggerCallback
+
+from delta_tune.cluster import quiet_tune, shared
+from delta_tune.config import Metric
+from delta_tune.final import CHECKPOINTS
+from delta_tune.map_sharing import map_budget, map_shelf
+from delta_tune.plan import Resources
+from delta_tune.recording import Recorder
+from delta_tune.results import GPUS, NUMBER, trial_name
+from delta_tune.sampling import StudySearch
+from delta_tune.scheduling import RungsByMethod
+from delta_tune.task import Task
+from delta_tune.worker import WorkerSettings, run_tune_trial
+
+MAX_WORKER_DEATHS = 3
+
+
+def run_trials(
+    task: Task,
+    searcher: StudySearch,
+    scheduler: RungsByMethod,
+    recorder: Recorder,
+    resources: Resources,
+    *,
+    folder: Path,
+    metric: Metric,
+    share_maps: bool,
+    time_budget_s: float | None,
+    say: Callable[[str], None],
+) -> None:
+    """Run what the searcher proposes until it has no more, the time is over, or the user interrupts.
+
+    Args:
+        task: measured; it lies once a node in the object store meanwhile.
+        searcher: proposes trials and is told of their ends.
+        scheduler: stops them at its rungs.
+        recorder: is told of everything.
+        resources: of a trial, and how many run at a time.
+        folder: of the study.
+        metric: what the searcher and the scheduler look at.
+        share_maps: whether trials leave the source's feature maps for one another.
+        time_budget_s: seconds after which trials are stopped, None for no end.
+        say: told in a sentence how the maps were shared.
+    """
+    name = f"{folder}-{uuid.uuid4().hex}"
+    settings = WorkerSettings(
+        shelf=name,
+        folder=folder / CHECKPOINTS,
+        metric=metric,
+        threads=resources.threads,
+        device=resources.device,
+        maps=f"{name}-maps" if share_maps else None,
+    )
+
+    def trial(config: dict[str, Any]) -> None:
+        run_tune_trial(config, settings)
+
+    def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        gpus = {"GPU": config[GPUS]} if config[GPUS] else {}
+        return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, **gpus}])
+
+    ray_folder = folder / "ray"
+    tuner = tune.Tuner(
+        tune.with_resources(trial, bundle),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,  # the searcher says when it is done
+            max_concurrent_trials=resources.slots,
+            reuse_actors=True,
+            time_budget_s=time_budget_s,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
+            storage_path=str(ray_folder),
+            callbacks=[recorder, TBXLoggerCallback()],
+            failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
+            verbose=0,
+        ),
+    )
+    with shared(task, name), quiet_tune(folder / "study.log"), _maps(settings.maps, say):
+        tuner.fit()
+
+
+@contextlib.contextmanager
+def _maps(name: str | None, say: Callable[[str], None]) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    budget = map_budget()
+    with map_shelf(name, budget) as shelf:
+        yield
+        say(ray.get(shelf.report.remote()).sentence(budget))
+
+
+def _name(trial: Any) -> str:
+    """Tune's folder of a trial; its own would list every hyperparameter."""
+    return f"trial-{trial_name(trial.config[NUMBER])}"

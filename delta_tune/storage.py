@@ -1,0 +1,47 @@
+"""Where optuna-dashboard looks on: an Optuna storage beside the study's tables, which stay the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import SQLAlchemyError
+
+from delta_tune.config import UserError
+
+
+def open_storage(address: str) -> BaseStorage:
+    """The storage at a database URL, or in a journal file.
+
+    Args:
+        address: such as sqlite:///studies.db, postgresql://…, or a path.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        return RDBStorage(address) if "://" in address else JournalStorage(JournalFileBackend(address))
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--storage {address} cannot be opened ({reason}); give a database URL such as sqlite:///studies.db, "
+            f"or the path of a journal file."
+        ) from error
+
+
+def make_room(storage: BaseStorage, names: Iterable[str], *, resume: bool) -> None:
+    """Remove what a resume will tell again, and what a study that never began has left.
+
+    Raises:
+        UserError: another study of that name has trials there.
+    """
+    there = set(optuna.get_all_study_names(storage))
+    for name in names:
+        if name not in there:
+            continue
+        study = optuna.load_study(study_name=name, storage=storage)
+        if study.trials and not resume:
+            raise UserError(f"The storage already has a study {name!r} with trials; give another --name.")
+        optuna.delete_study(study_name=name, storage=storage)
