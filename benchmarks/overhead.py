@@ -108,7 +108,9 @@ def main() -> None:
     long, short = (8, 40) if arguments.quick else (32, 300)
     rows = []
     with tempfile.TemporaryDirectory() as out:
-        delta_tune.tune(data="demo", out=out, name="warm", verbose=0, num_trials=2, max_epochs=1, grace_period=1)
+        for name, per_class in (("warm-long", 10), ("warm-short", 4)):  # attention is in the cache afterwards
+            once = {"num_trials": 2, "max_epochs": 1, "grace_period": 1, "train_per_class": per_class}
+            delta_tune.tune(data="demo", out=out, name=name, verbose=0, **once)
         rows.append(study("trials of ten seconds", out, num_trials=long, max_epochs=4, grace_period=2))
         with ray_cluster("local"):
             short_trials = {"num_trials": short, "max_epochs": 1, "grace_period": 1, "train_per_class": 4}

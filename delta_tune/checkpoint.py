@@ -98,3 +98,10 @@ class Checkpoint:
                 safetensors.torch.save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
         with written_whole(optimizer) as partial:
             torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, partial)
+
+
+def last_weights(folder: Path) -> Path:
+    """The weights that were scored after a run's last epoch."""
+    epoch = json.loads((folder / RECORD_FILE).read_text())["epoch"]
+    average = folder / f"average-{epoch}.safetensors"
+    return average if average.exists() else folder / f"weights-{epoch}.safetensors"

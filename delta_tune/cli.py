@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="R",
         help=f"one trial in R passes a rung ({defaults.reduction_factor:g})",
     )
+    search.add_argument(
+        "--confirm", type=int, metavar="N", help="then compare the methods on N fresh seeds and splits (0)"
+    )
     ray = p.add_argument_group("resources")
     ray.add_argument("--cpus-per-trial", type=float, metavar="N", help=f"({defaults.cpus_per_trial:g})")
     ray.add_argument(

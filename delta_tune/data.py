@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from delta_tune.config import UserError
-from delta_tune.images import DamagedImage, DecodedImages, EncodedImages, Preprocessing, open_image, to_square
+from delta_tune.images import (
+    DamagedImage,
+    DecodedImages,
+    EncodedImages,
+    PooledImages,
+    Preprocessing,
+    open_image,
+    to_square,
+)
 from delta_tune.reading import read_examples
 from delta_tune.sources import find_source
 from delta_tune.splits import Indices, cut_splits, find_classes, listed, training_subset
@@ -40,7 +48,7 @@ _DEMO_PER_CLASS = 10
 class Split:
     """Images and what they show."""
 
-    images: DecodedImages | EncodedImages
+    images: DecodedImages | EncodedImages | PooledImages
     labels: Indices
     """int64 (N,), positions in `Dataset.classes`."""
     names: tuple[str, ...]

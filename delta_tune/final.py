@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,24 +25,30 @@ from delta_tune.task import Task
 CHECKPOINTS, BEST = "checkpoints", "best"
 
 
-def keep_model(task: Task, tables: StudyTables, winner: int, folder: Path) -> Path:
-    """Make `best/` of the winner's best epoch: weights, and all that another program needs to predict with them.
+def keep_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> None:
+    """Make `best/` of the winner's best epoch."""
+    row = tables.best_row(winner)
+    told = {"trial": trial_name(winner), "epoch": row["epoch"], "config": tables.config(winner).record()}
+    told["metrics"] = {name: row[name] for name in SCORES}
+    keep_model(task, folder / CHECKPOINTS / trial_name(winner) / BEST_FILE, told, folder / BEST)
 
-    Returns:
-        The folder.
+
+def keep_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -> None:
+    """A folder of weights and all that another program needs to predict with them.
+
+    Args:
+        task: what they were trained for.
+        weights: a safetensors file.
+        told: where they come from: trial, epoch, config, metrics.
+        best: the folder.
     """
-    best = folder / BEST
     best.mkdir(exist_ok=True)
-    weights = folder / CHECKPOINTS / trial_name(winner) / BEST_FILE
     with written_whole(best / WEIGHTS_FILE) as partial:
         shutil.copyfile(weights, partial)
-    row = tables.best_row(winner)
     write_json(
         best / CONFIG_FILE,
         {
-            "trial": trial_name(winner),
-            "epoch": row["epoch"],
-            "config": tables.config(winner).record(),
+            **told,
             "backbone": {
                 "model": task.backbone.model,
                 "head": task.backbone.head,
@@ -49,10 +56,8 @@ def keep_model(task: Task, tables: StudyTables, winner: int, folder: Path) -> Pa
             },
             "classes": list(task.dataset.classes),
             "preprocessing": dataclasses.asdict(task.backbone.preprocessing),
-            "metrics": {name: row[name] for name in SCORES},
         },
     )
-    return best
 
 
 def score_test(task: Task, best: Path, device: torch.device | str) -> dict[str, Any] | None:
@@ -74,7 +79,7 @@ def score_test(task: Task, best: Path, device: torch.device | str) -> dict[str, 
     scores = {f"test_{name}": value for name, value in classification_metrics(logits, labels).items()}
     low, high = wilson_interval(scores["test_accuracy"], len(labels))
     return {
-        "model": str(best),
+        "folder": str(best),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": len(labels),
         **scores,
@@ -83,9 +88,24 @@ def score_test(task: Task, best: Path, device: torch.device | str) -> dict[str, 
 
 
 def summary(
-    tables: StudyTables, folder: Path, scorings: list[dict[str, Any]], attention: str, *, resume: bool
+    tables: StudyTables,
+    folder: Path,
+    scorings: list[dict[str, Any]],
+    model: str,
+    remarks: Sequence[str],
+    *,
+    resume: bool,
 ) -> list[str]:
-    """What a study found, in sentences; `attention` is the verdict on its weights, if there is one."""
+    """What a study found, in sentences.
+
+    Args:
+        tables: of the search.
+        folder: of the study.
+        scorings: of the test split, in their order.
+        model: which the final one is, as scorings name it.
+        remarks: what else there is to say: the confirmation's verdict, and attention's.
+        resume: whether it was interrupted.
+    """
     metric = tables.metric
     ranked = tables.ranked()
     said = []
@@ -103,16 +123,15 @@ def summary(
         )
         said += _against_plain(tables, method, score)
         for place, test in enumerate(scorings):
-            if test["trial"] == winner:
+            if test["model"] == model:
                 low, high = test["test_accuracy_interval"]
                 times = "scored once" if place == 0 else f"scoring {place + 1} of this split, so not an unseen one"
                 said.append(
                     f"Test: accuracy {100 * test['test_accuracy']:.1f} % on {test['images']} images, {times} "
                     f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
                 )
-        said.append(f"Model: {folder / BEST}")
-    if attention:
-        said.append(attention)
+        said.append(f"Model: {folder / BEST} ({model})")
+    said += remarks
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if resume:
         said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}")

@@ -165,6 +165,25 @@ class EncodedImages:
         return pixels
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PooledImages:
+    """Images chosen from several sets, in any order; they share the sets' memory."""
+
+    sets: tuple[DecodedImages | EncodedImages | PooledImages, ...]
+    places: npt.NDArray[np.int64]
+    """(N, 2): set, and position in it."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
+        """The images at `indices` (B,): uint8 (B, stored, stored, 3), the caller's own."""
+        places = self.places[np.asarray(indices, dtype=np.int64)]
+        of_set = [np.flatnonzero(places[:, 0] == number) for number in range(len(self.sets))]
+        pixels = [images.batch(places[where, 1]) for images, where in zip(self.sets, of_set, strict=True)]
+        return np.concatenate(pixels)[np.argsort(np.concatenate(of_set))]
+
+
 def pack(files: list[bytes]) -> Any:
     """The files as one pyarrow.LargeBinaryArray, whose buffers go to other processes without a copy."""
     return pa.array(files, type=pa.large_binary())

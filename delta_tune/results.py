@@ -34,6 +34,10 @@ NUMBER = "number"
 """Key of a trial's number (from 0, in the order they were proposed) in its Tune configuration."""
 
 
+TASK = "task"
+"""Key of the task that a trial is run on, of those that the run shares, in its Tune configuration."""
+
+
 def trial_name(number: int) -> str:
     """The id of a trial in tables and folders."""
     return f"{number:05d}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.logger import TBXLoggerCallback
+from ray.tune.search import Searcher
 
 from delta_tune.cluster import quiet_tune, shared
 from delta_tune.config import Metric
@@ -19,7 +20,6 @@ from delta_tune.map_sharing import map_budget, map_shelf
 from delta_tune.plan import Resources
 from delta_tune.recording import Recorder
 from delta_tune.results import GPUS, NUMBER, trial_name
-from delta_tune.sampling import StudySearch
 from delta_tune.scheduling import RungsByMethod
 from delta_tune.task import Task
 from delta_tune.worker import WorkerSettings, run_tune_trial
@@ -28,8 +28,8 @@ MAX_WORKER_DEATHS = 3
 
 
 def run_trials(
-    task: Task,
-    searcher: StudySearch,
+    tasks: Sequence[Task],
+    searcher: Searcher,
     scheduler: RungsByMethod,
     recorder: Recorder,
     resources: Resources,
@@ -43,8 +43,8 @@ def run_trials(
     """Run what the searcher proposes until it has no more, the time is over, or the user interrupts.
 
     Args:
-        task: measured; it lies once a node in the object store meanwhile.
-        searcher: proposes trials and is told of their ends.
+        tasks: measured; they lie once a node in the object store meanwhile.
+        searcher: proposes trials, each on one of the tasks (`TASK`), and is told of their ends.
         scheduler: stops them at its rungs.
         recorder: is told of everything.
         resources: of a trial, and how many run at a time.
@@ -92,7 +92,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    with shared(task, name), quiet_tune(folder / "study.log"), _maps(settings.maps, say):
+    with shared(list(tasks), name), quiet_tune(folder / "study.log"), _maps(settings.maps, say):
         tuner.fit()
 
 

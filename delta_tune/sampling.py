@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from delta_tune.config import METRICS, Metric, Sampler
 from delta_tune.packing import twice
-from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME
+from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
 from delta_tune.samplers import make_sampler
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.spaces import Answer, Proposal, Space
@@ -253,7 +253,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         gpus = self._more.get(number, self.gpus_per_trial)
         self._running[trial_id] = Unfinished(number=number, params=proposal.params, values=dict(values)), gpus
         self._on_proposal(number, proposal)
-        return {NUMBER: number, GPUS: gpus, **proposal.config.record()}
+        return {NUMBER: number, GPUS: gpus, TASK: 0, **proposal.config.record()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Handed to the trial's own search."""

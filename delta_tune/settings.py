@@ -55,6 +55,8 @@ class StudyConfig:
     """First rung of ASHA in epochs, ≥ 1."""
     reduction_factor: float = 3
     """ASHA keeps one in this many at each rung, > 1."""
+    confirm: int = 0
+    """After the search run the best of each method again on so many fresh seeds and splits, 0 or ≥ 2."""
     cpus_per_trial: float = 1
     """CPUs of one trial."""
     gpus_per_trial: float | Literal["auto"] | None = None
@@ -105,6 +107,8 @@ class StudyConfig:
             raise UserError(
                 f"grace_period must not exceed max_epochs, but got {self.grace_period} and {self.max_epochs}."
             )
+        if self.confirm == 1:
+            raise UserError("confirm must be 0 or at least 2, but got 1: a single run has no spread.")
         if self.train_fraction is not None and self.train_per_class is not None:
             raise UserError("train_fraction and train_per_class exclude each other; give one of them.")
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
@@ -143,6 +147,7 @@ _STUDY_RANGES: dict[str, tuple[float, float, bool]] = {  # name: (low, high (clo
     "max_epochs": (1, INFINITY, True),
     "grace_period": (1, INFINITY, True),
     "reduction_factor": (1, INFINITY, False),
+    "confirm": (0, INFINITY, True),
     "cpus_per_trial": (0, INFINITY, False),
     "gpus_per_trial": (0, INFINITY, True),
     "max_concurrent_trials": (1, INFINITY, True),

@@ -68,6 +68,10 @@ class Task:
             self._sources[key] = source.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._sources[key]
 
+    def forget_networks(self) -> None:
+        """Drop what `source_model` built."""
+        self._sources.clear()
+
     def measure(
         self,
         configs: Iterable[TrialConfig],

@@ -19,7 +19,7 @@ from delta_tune.cluster import fetch
 from delta_tune.config import Metric, TrialConfig
 from delta_tune.map_sharing import RayMaps
 from delta_tune.packing import memory_fraction
-from delta_tune.results import ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, trial_name
+from delta_tune.results import ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK, trial_name
 from delta_tune.training import Row, run_trial
 
 
@@ -36,8 +36,8 @@ class WorkerSettings:
     """Name of the shelf where trials share the source's feature maps; None where they do not."""
 
 
-_task: tuple[str, Any] | None = None
-"""The shared task of the study that this process last worked for: a process lives on from trial to trial."""
+_tasks: tuple[str, Any] | None = None
+"""The shared tasks of the study that this process last worked for: a process lives on from trial to trial."""
 
 
 def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> None:
@@ -46,12 +46,12 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     An exception of the trial's own is reported as its outcome, never raised: Tune would start the trial anew, and only
     the death of a worker or a node is worth that.
     """
-    global _task
+    global _tasks
     # By default Tune waits 2 s for a trial's thread to end, then gives up on the actor and forgets to tell the searcher
     # (ray/tune/execution/tune_controller.py, _on_trial_reset), so that a study on a busy machine would never end.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     number, gpus = tune_config[NUMBER], tune_config[GPUS]
-    config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k not in (NUMBER, GPUS)})
+    config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k not in (NUMBER, GPUS, TASK)})
     torch.set_num_threads(settings.threads)
     told = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
     folder = settings.folder / trial_name(number)
@@ -65,11 +65,20 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         if settings.device == "cuda" and gpus < 1:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
-        if _task is None or _task[0] != settings.shelf:
-            _task = settings.shelf, fetch(settings.shelf)
-        maps = None if settings.maps is None else RayMaps(settings.maps)
+        if _tasks is None or _tasks[0] != settings.shelf:
+            _tasks = settings.shelf, fetch(settings.shelf)
+        task = _tasks[1][tune_config[TASK]]
+        for other in _tasks[1]:
+            if other is not task:
+                other.forget_networks()
         result = run_trial(
-            _task[1], config, report, metric=settings.metric, device=settings.device, checkpoint=folder, maps=maps
+            task,
+            config,
+            report,
+            metric=settings.metric,
+            device=settings.device,
+            checkpoint=folder,
+            maps=None if settings.maps is None else RayMaps(settings.maps),
         )
     except torch.cuda.OutOfMemoryError as error:
         outcome = OUT_OF_MEMORY if 0 < gpus < 1 else "failed"

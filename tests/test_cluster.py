@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import pytest
+import os
+from pathlib import Path
 
-from delta_tune.cluster import Cluster
+import numpy as np
+import pytest
+import ray
+
+from delta_tune.cluster import Cluster, fetch, shared
 from delta_tune.config import UserError
 
 
@@ -29,3 +34,31 @@ def test_slots_are_what_fits_at_a_time(cpus_per_trial, gpus_per_trial, slots):
 def test_a_trial_that_never_fits_is_refused(cpus, gpus, flag):
     with pytest.raises(UserError, match=flag):
         Cluster(where="this machine", nodes=1, cpus=16, gpus=4).slots(cpus, gpus)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_all_processes_of_a_node_read_one_copy_of_what_is_shared(ray_cluster):
+    class Reader:
+        def place(self, name):
+            address = fetch(name)["pixels"].__array_interface__["data"][0]
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                span, _, offset, _, inode, *_ = line.split()
+                start, end = (int(bound, 16) for bound in span.split("-"))
+                if start <= address < end:
+                    return inode, int(offset, 16) + address - start, os.getpid()
+            raise AssertionError("the array lies nowhere")
+
+    with shared({"pixels": np.arange(2_000_000)}, "one copy"):
+        readers = [ray.remote(num_cpus=0.5)(Reader).remote() for _ in range(2)]
+        (inode, offset, one), (other_inode, other_offset, other) = ray.get(
+            [r.place.remote("one copy") for r in readers]
+        )
+    assert one != other
+    assert (inode, offset) == (other_inode, other_offset)
+
+
+def test_what_is_shared_cannot_be_found_afterwards(ray_cluster):
+    with shared({"a": 1}, "for a while"):
+        assert fetch("for a while") == {"a": 1}
+    with pytest.raises(ValueError, match="for a while"):
+        fetch("for a while")

@@ -15,15 +15,16 @@ PACKAGE = Path(delta_tune.__file__).parent
 TRAINER = [
     *("config", "files", "cache", "devices"),
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
-    *("sources", "splits", "images", "reading", "data", "augment"),
+    *("sources", "splits", "images", "reading", "data", "resampling", "augment"),
     *("weights", "layers", "models", "features", "folding", "regularizers"),
     *("evaluation", "inference", "probe", "probe_images", "probing", "task"),
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
-    *("settings", "results", "time_use", "progress", "packing"),
+    *("settings", "results", "time_use", "evidence", "progress", "packing"),
     *("spaces", "space_checks", "samplers", "storage", "sampling", "scheduling"),
     *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan", "running"),
+    *("confirming", "retraining", "study"),
     *("search", "cli", "__init__"),
 ]
 ORDER = [*TRAINER, *STUDY]

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from delta_tune.config import TrialConfig
-from delta_tune.results import GPUS, OUT_OF_MEMORY
+from delta_tune.results import GPUS, OUT_OF_MEMORY, TASK
 from delta_tune.samplers import make_sampler
 from delta_tune.sampling import LOST, NUMBER, OUTCOME, StudySearch, Unfinished
 from delta_tune.space_checks import check_space
@@ -70,6 +70,7 @@ class Study:
         config = self.search.suggest(trial_id)
         number = config.pop(NUMBER)
         self.gpus = config.pop(GPUS)
+        assert config.pop(TASK) == 0
         self.configs[number] = config
         return trial_id, number
 

@@ -18,7 +18,7 @@ import ray
 import torch
 
 import delta_tune
-from delta_tune import plan, running, search
+from delta_tune import plan, running, study
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.packing import Footprint
 from delta_tune.training import run_trial
@@ -155,6 +155,37 @@ def test_tune_refuses_gpus_that_are_not_there(settings):
         delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": 2})
 
 
+TWO_METHODS = """
+BALANCE = "regularizer"
+
+def space(trial):
+    trial.suggest_categorical("regularizer", ["l2", "delta_uniform"])
+    trial.suggest_float("lr", 1e-3, 1e-2, log=True)
+"""
+
+
+def test_tune_confirms_the_methods_and_retrains_the_best(settings, tmp_path):
+    (tmp_path / "two.py").write_text(TWO_METHODS)
+    small = {"num_trials": 2, "max_epochs": 2, "grace_period": 2, "space": str(tmp_path / "two.py")}
+    searched = delta_tune.tune(**{**settings, **small})
+    first = json.loads((searched.path / "study.json").read_text())
+    confirmed = delta_tune.tune(name="study", out=settings["out"], resume=True, confirm=2, verbose=0)
+    study = json.loads((confirmed.path / "study.json").read_text())
+    runs = pq.read_table(confirmed.path / "confirm" / "trials.parquet").to_pylist()
+    assert [run["config.regularizer"] for run in runs] == ["l2", "delta_uniform"] * 2
+    assert {run["state"] for run in runs} == {"completed"}
+    assert "2 pairs" in confirmed.summary
+    assert set(study["confirmation"]["scores"]) == {"l2", "delta_uniform"}
+    assert study["model"] == f"trial {study['winner']} retrained on 54 images"
+    assert [scoring["model"] for scoring in study["test_scorings"]] == [first["model"], study["model"]]
+    assert "scoring 2 of this split" in confirmed.summary, "a test split that was looked at before is named as such"
+    assert len(delta_tune.load(confirmed.path / "best").predict([next(Path(settings["data"]).rglob("*.png"))])) == 1
+    before = (confirmed.path / "confirm" / "trials.parquet").read_bytes()
+    again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
+    assert (again.path / "confirm" / "trials.parquet").read_bytes() == before, "nothing is run again"
+    assert again.summary == confirmed.summary
+
+
 TURNS = """
 def space(trial):
     turn = trial.suggest_categorical("_turn", [0, 1, 2, 3, 4])
@@ -206,7 +237,7 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
 
 def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
     measured = Footprint(peak=2**30, total=2**33, busy=0.5, images_per_second=10.0)
-    monkeypatch.setattr(search, "measure_on_cluster", lambda task, configs: measured)
+    monkeypatch.setattr(study, "measure_on_cluster", lambda task, configs: measured)
     small = {"num_trials": 2, "max_epochs": 1, "gpus_per_trial": "auto"}
     result = delta_tune.tune(**{**settings, **small, "space": plain})
     assert result.trials["gpus"].to_pylist() == [0.5, 0.5]
@@ -243,8 +274,8 @@ def test_resume_after_kill_9_keeps_finished_trials_and_continues_running_ones(se
     flags = [
         *("--data", settings["data"], "--model", settings["model"], "--weights", settings["weights"]),
         *("--image-size", "64", "--out", str(tmp_path), "--name", "study", "--space", str(space)),
-        *("--max-epochs", "24", "--num-trials", "3", "--set", "batch_size=4"),
-        *("--gpus-per-trial", "0", "--max-concurrent-trials", "1", "--reduction-factor", "2", "--grace-period", "6"),
+        *("--max-epochs", "16", "--num-trials", "3", "--set", "batch_size=4"),
+        *("--gpus-per-trial", "0", "--max-concurrent-trials", "1", "--reduction-factor", "2", "--grace-period", "4"),
     ]
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "launch.py", *flags, "--address", address]

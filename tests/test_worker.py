@@ -9,7 +9,7 @@ import torch
 
 from delta_tune import worker
 from delta_tune.config import TrialConfig
-from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME
+from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
 from delta_tune.training import TrialResult
 
 
@@ -20,8 +20,8 @@ def reports(monkeypatch, task):
     context = SimpleNamespace(get_node_id=lambda: "node")
     monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(worker.tune, "report", told.append)
-    monkeypatch.setattr(worker, "fetch", lambda name: task)
-    monkeypatch.setattr(worker, "_task", None)
+    monkeypatch.setattr(worker, "fetch", lambda name: [task])
+    monkeypatch.setattr(worker, "_tasks", None)
     return told
 
 
@@ -30,7 +30,7 @@ def run(folder, gpus=0.0):
         shelf="study", folder=folder, metric="val_accuracy", threads=1, device="cpu", maps=None
     )
     config = TrialConfig(regularizer="l2", batch_size=8, max_epochs=2)
-    worker.run_tune_trial({NUMBER: 3, GPUS: gpus, **config.record()}, settings)
+    worker.run_tune_trial({NUMBER: 3, GPUS: gpus, TASK: 0, **config.record()}, settings)
 
 
 def test_each_epoch_is_reported_once_with_where_and_when(reports, tmp_path):

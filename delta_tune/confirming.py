@@ -1,0 +1,233 @@
+"""`--confirm N`: the best configuration of each method again, on fresh seeds and splits, so that methods compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.tune.search import Searcher
+
+from delta_tune.config import METRICS, Metric, TrialConfig
+from delta_tune.evidence import resampled_interval, verdict
+from delta_tune.plan import Resources
+from delta_tune.probing import Runner
+from delta_tune.progress import Progress
+from delta_tune.recording import Recorder
+from delta_tune.resampling import resampled
+from delta_tune.results import EPOCHS_FILE, FINISHED, GPUS, NUMBER, TASK, StudyTables
+from delta_tune.running import run_trials
+from delta_tune.scheduling import RungsByMethod
+from delta_tune.task import Task
+
+FOLDER = "confirm"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One configuration on one split."""
+
+    number: int
+    config: TrialConfig
+    repetition: int
+    gpus: float
+
+
+class PlannedRuns(Searcher):  # type: ignore[misc]
+    """Runs that are known beforehand, in their order."""
+
+    def __init__(self, runs: list[Run], metric: Metric, on_proposal: Callable[[Run], None]) -> None:
+        super().__init__(metric=metric, mode=METRICS[metric])
+        self._left, self._on_proposal = list(runs), on_proposal
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The Tune configuration of the next run, or Tune's word for no more."""
+        if not self._left:
+            return str(Searcher.FINISHED)
+        run = self._left.pop(0)
+        self._on_proposal(run)
+        return {NUMBER: run.number, GPUS: run.gpus, TASK: run.repetition, **run.config.record()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing is learnt from it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; ours has nothing to give it, see `save`."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a resumed confirmation is rebuilt from its tables."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as `save`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """What the repeated runs say.
+
+    Attributes:
+        metric: what runs are compared by: the study's, or accuracy where that is a loss.
+        scores: method → the metric after the last epoch of each repetition, those alone that all methods finished.
+        trials: method → the trial of the search whose configuration it is.
+        sentences: for the summary.
+    """
+
+    metric: Metric
+    scores: dict[str, list[float]]
+    trials: dict[str, int]
+    sentences: tuple[str, ...]
+
+    @property
+    def best(self) -> str:
+        """The method with the best mean."""
+        return max(self.scores, key=lambda method: float(np.mean(self.scores[method])))
+
+
+def contenders(tables: StudyTables) -> tuple[dict[str, int], str | None]:
+    """The best trial of full budget of each method that was searched with as many trials as the others.
+
+    Also a sentence on those left out: more trials find a better one by luck alone.
+    """
+    methods = [row["config.regularizer"] for row in tables.trials.values()]
+    counts = {method: methods.count(method) for method in dict.fromkeys(methods)}
+    most = max(counts.values())
+    fair = {m: tables.ranked(m)[0] for m, count in counts.items() if count == most and tables.ranked(m)}
+    left_out = [m for m in counts if m not in fair]
+    if not left_out:
+        return fair, None
+    return fair, (
+        f"Not compared: {', '.join(left_out)}, searched with fewer than {most} trials or without one of full budget; "
+        f"BALANCE in the space gives each method the same number."
+    )
+
+
+def runs_of(tables: StudyTables, chosen: Mapping[str, int], repetitions: int, seed: int) -> list[Run]:
+    """Every contender on every split, split by split, so that early ones are complete if time runs out."""
+    runs: list[Run] = []
+    for repetition in range(repetitions):
+        for trial in chosen.values():
+            config = dataclasses.replace(tables.config(trial), seed=fresh_seed(seed, repetition))
+            gpus = tables.trials[trial].get("gpus") or 0.0
+            runs.append(Run(number=len(runs), config=config, repetition=repetition, gpus=gpus))
+    return runs
+
+
+def fresh_seed(seed: int, repetition: int) -> int:
+    """A seed that the search did not use."""
+    return int(np.random.SeedSequence([seed, repetition, 20190505]).generate_state(1)[0] % 2**31)
+
+
+def confirm(
+    task: Task,
+    tables: StudyTables,
+    repetitions: int,
+    resources: Resources,
+    *,
+    seed: int,
+    folder: Path,
+    max_epochs: int,
+    progress: Progress,
+    device: torch.device | str,
+    runner: Runner,
+) -> tuple[Confirmation | None, bool]:
+    """Run what is not finished yet; the result, None where there is nothing to compare, and whether it is whole.
+
+    Args:
+        task: of the search: its train and val are what fresh splits are drawn from.
+        tables: of the search.
+        repetitions: seeds and splits, ≥ 2.
+        resources: of a run.
+        seed: of the study.
+        folder: of the study.
+        max_epochs: of a run.
+        progress: told of every run.
+        device: where the driver computes features.
+        runner: computes attention, anew for each split: labels of what is now val must not have shaped it.
+    """
+    metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
+    chosen, remark = contenders(tables)
+    own = folder / FOLDER
+    own.mkdir(exist_ok=True)
+    found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)
+    runs = runs_of(tables, chosen, repetitions, seed)
+    known = {n: found.config(n).record() for n in found.trials}
+    if any(run.number in known and known[run.number] != run.config.record() for run in runs):
+        found = StudyTables(own, metric)  # the search has gone on and found others since
+    left = [run for run in runs if found.trials.get(run.number, {}).get("state") not in FINISHED]
+    if left:
+        progress.say(
+            f"Confirming {', '.join(chosen)} on {repetitions} fresh seeds and splits: {len(left)} of {len(runs)} runs."
+        )
+        tasks = [_resampled(task, fresh_seed(seed, repetition)) for repetition in range(repetitions)]
+        for repetition in sorted({run.repetition for run in left}):
+            configs = [run.config for run in left if run.repetition == repetition]
+            tasks[repetition].measure(configs, device, progress.say, runner)
+        scheduler = RungsByMethod(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
+        recorder = Recorder(found, scheduler, progress, len(runs))
+
+        def proposed(run: Run) -> None:
+            if run.number not in found.trials:
+                found.add(run.number, run.config, {"repetition": run.repetition}, {})
+            recorder.asked(run.number)
+
+        run_trials(
+            tasks,
+            PlannedRuns(left, metric, proposed),
+            scheduler,
+            recorder,
+            resources,
+            folder=own,
+            metric=metric,
+            share_maps=False,
+            time_budget_s=None,
+            say=progress.say,
+        )
+        if recorder.stop_the_rest():
+            return None, False
+    train, val = len(task.dataset.train), len(task.dataset.val)
+    return _compared(found, runs, chosen, remark, train, val), True
+
+
+def _resampled(task: Task, seed: int) -> Task:
+    return Task(dataset=resampled(task.dataset, seed), backbone=task.backbone, seed=task.seed, cache=task.cache)
+
+
+def _compared(
+    found: StudyTables, runs: list[Run], chosen: Mapping[str, int], remark: str | None, train: int, val: int
+) -> Confirmation | None:
+    last: dict[int, dict[str, float]] = {}
+    for run in runs:
+        if found.trials[run.number]["state"] == "completed":
+            score = found.epochs[run.number][-1][found.metric]
+            last.setdefault(run.repetition, {})[run.config.regularizer] = score
+    whole = [scores for scores in last.values() if len(scores) == len(chosen)]
+    sentences = [] if remark is None else [remark]
+    lost = len({run.repetition for run in runs}) - len(whole)
+    if lost:
+        sentences.append(f"{lost} repetitions are left out: a run of theirs failed, {found.folder} says why.")
+    if len(whole) < 2 or not chosen:
+        return None
+    scores = {method: [each[method] for each in whole] for method in chosen}
+    result = Confirmation(metric=found.metric, scores=scores, trials=dict(chosen), sentences=())
+    rest = sorted((m for m in scores if m != result.best), key=lambda m: -float(np.mean(scores[m])))
+    for other in rest:
+        sentences.append(f"Confirmed: {verdict(result.best, scores[result.best], other, scores[other], train, val)}.")
+    if not rest:
+        alone = resampled_interval(scores[result.best], train, val)
+        sentences.append(
+            f"Confirmed: {result.best} {100 * alone.mean:.1f} [{100 * alone.low:.1f}, {100 * alone.high:.1f}], "
+            f"{alone.runs} runs; there is no other method to compare it with."
+        )
+    return dataclasses.replace(result, sentences=tuple(sentences))
+
+
+def as_json(confirmation: Confirmation) -> dict[str, Any]:
+    """For `study.json`."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(confirmation)))
+    return content

@@ -1,0 +1,366 @@
+"""A study from its settings to its model, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from delta_tune import plan
+from delta_tune.attention_store import attention_table, noise_verdict
+from delta_tune.attention_tasks import ray_runner
+from delta_tune.cluster import Cluster
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.confirming import Confirmation, as_json, confirm
+from delta_tune.files import written_whole
+from delta_tune.final import BEST, CHECKPOINTS, keep_model, keep_winner, score_test, summary
+from delta_tune.packing import measure_on_cluster
+from delta_tune.plan import Resources
+from delta_tune.probing import Runner
+from delta_tune.progress import Progress, clock
+from delta_tune.recording import Recorder
+from delta_tune.resampling import all_for_training
+from delta_tune.results import FINISHED, SCORES, STUDY_FILE, WORKER_DIED, StudyTables, trial_name, write_json
+from delta_tune.retraining import RetrainingDiverged, retrain
+from delta_tune.running import run_trials
+from delta_tune.samplers import check_sampler
+from delta_tune.sampling import LOST, StudySearch, Unfinished
+from delta_tune.scheduling import RungsByMethod
+from delta_tune.space_checks import CheckedSpace, check_space
+from delta_tune.spaces import Proposal, load_space
+from delta_tune.storage import open_storage
+from delta_tune.task import Task, prepare
+from delta_tune.time_use import time_use
+
+SHARED_CACHE = ".cache"
+ATTENTION_FILE = Path("attention") / "attention.parquet"
+DATA_OPTIONS = (
+    "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        best_config: of the winner, a trial of full budget; None where no trial came that far.
+        best_metrics: of the winner's best epoch, with `test_…` where there is a test split.
+        trials: a row per trial, as in `trials.parquet`.
+        path: the study's folder.
+        summary: what was found, in sentences.
+    """
+
+    best_config: TrialConfig | None
+    best_metrics: dict[str, Any]
+    trials: pa.Table
+    path: Path
+    summary: str
+
+
+class Study:
+    """A study from its settings on. Made only if everything that can be refused before Ray starts is in order."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.began = time.time()
+        self.config, self.record = plan.resolve(settings)
+        config = self.config
+        self.progress = Progress(verbose=config.verbose)
+        base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
+        self.checked: CheckedSpace = check_space(load_space(config.space, base, config.set), config.seed)
+        remark = check_sampler(config.sampler, self.checked)
+        self.num_trials, note = plan.num_trials(config, self.checked)
+        confirmed = None
+        if config.confirm:
+            confirmed = (
+                f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
+                f"{config.max_epochs} epochs each, and once more for the final model."
+            )
+        self._notes = [text for text in (note, remark, confirmed) if text]
+        if config.name:
+            self.folder = plan.study_folder(config, config.name)
+        self.task: Task = prepare(
+            config.data,
+            config.model,
+            config.weights,
+            image_size=config.image_size,
+            seed=config.seed,
+            cache=config.cache or config.out.absolute() / SHARED_CACHE,
+            progress=config.verbose > 0,
+            **{name: getattr(config, name) for name in DATA_OPTIONS},
+        )
+        plan.check_layers(self.task, self.checked)
+        if not config.name:
+            self.folder = plan.study_folder(config, plan.new_name(self.task))
+        self.tables = StudyTables(self.folder, config.metric)
+        if config.resume:
+            self._refuse_another_study()
+            self.tables = StudyTables.read(self.folder, config.metric)
+        self.scheduler = RungsByMethod(
+            metric=config.metric,
+            max_epochs=config.max_epochs,
+            grace_period=config.grace_period,
+            reduction_factor=config.reduction_factor,
+        )
+        self.searcher = StudySearch(
+            self.checked,
+            metric=config.metric,
+            sampler=config.sampler,
+            seed=config.seed,
+            max_epochs=config.max_epochs,
+            num_trials=self.num_trials,
+            on_proposal=self._proposed,
+            name=self.folder.name,
+            storage=None if config.storage is None else open_storage(config.storage),
+            resume=config.resume,
+        )
+        self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials)
+        self._interrupted = False
+        self._confirmation: Confirmation | None = None
+        self._retrained = False
+        self._searching_since = 0.0
+        self._restore()
+        # A driver that was killed wrote its tables after that: up to their last epoch the search did run.
+        last = max((row["ended"] for row in self.tables.trials.values() if row.get("ended")), default=0.0)
+        unwritten = max(0.0, last - self.record.get("search_seconds_at", last))
+        self._spent: float = self.record.get("search_seconds", 0.0) + unwritten
+        """Seconds that earlier sessions searched."""
+
+    def resources(self, cluster: Cluster) -> Resources:
+        """What one trial gets.
+
+        Raises:
+            UserError: more than the cluster has.
+        """
+        configs = [proposal.config for proposal in self.checked.drawn]
+        return plan.allot(self.config, cluster, self.num_trials, lambda: measure_on_cluster(self.task, configs))
+
+    def plan(self, resources: Resources) -> list[str]:
+        """What is about to be done, in sentences."""
+        said = plan.lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
+        return [*said, *(f"          {note}" for note in self._notes)]
+
+    def open(self) -> None:
+        """Write down what the study is, before anything is computed.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made ({error.strerror}); give another --out.") from error
+        packages = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
+        begun = {
+            "fingerprints": self._fingerprints(),
+            "space": self.checked.space.source,
+            "versions": {name: version(name) for name in packages},
+            "git_commit": plan.git_commit(),
+            "command": sys.argv,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "test_scorings": [],
+        }
+        self.record = begun | self.record | {"settings": plan.jsonable(self.config, self.folder)}
+        write_json(self.folder / STUDY_FILE, self.record)
+        self.tables.write()
+
+    def search(self, resources: Resources) -> None:
+        """Measure what trials share, then run them."""
+        left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
+        if left <= 0:
+            return
+        budget = self.config.time_budget_s
+        if budget is not None and self._spent >= budget:
+            self.progress.say(f"The time budget of {clock(budget)} is spent; a larger --time-budget goes on.")
+            return
+        self.searcher.gpus_per_trial = resources.gpus_per_trial
+        self._measure(resources)
+        self.record["ready_seconds"] = time.time() - self.began
+        self.progress.say(f"Ready after {self.record['ready_seconds']:.0f} s; the first trials start.")
+        self._searching_since = time.time()
+        run_trials(
+            [self.task],
+            self.searcher,
+            self.scheduler,
+            self.recorder,
+            resources,
+            folder=self.folder,
+            metric=self.config.metric,
+            share_maps=self._shares_maps(resources),
+            time_budget_s=None if budget is None else budget - self._spent,
+            say=self.progress.say,
+        )
+        self._keep_time()
+        if used := time_use(self.tables.trials.values(), resources.slots, since=self.began):
+            self.record["time_use"] = dataclasses.asdict(used)
+            self.progress.say(used.sentence())
+        self._interrupted = self.recorder.stop_the_rest() and self.config.time_budget_s is None
+
+    def _shares_maps(self, resources: Resources) -> bool:
+        """On a GPU the source's forward pass is as fast as the way of its maps through the host's memory."""
+        return resources.device == "cpu" and any(p.config.uses_behavior for p in self.checked.drawn)
+
+    def confirm(self, resources: Resources) -> None:
+        """Compare the methods on fresh seeds and splits, and retrain the best one's configuration."""
+        if not self.config.confirm or self._interrupted or not self.tables.ranked():
+            return
+        runner, device = self._runner(resources), driver_device(resources)
+        self._confirmation, whole = confirm(
+            self.task,
+            self.tables,
+            self.config.confirm,
+            resources,
+            seed=self.config.seed,
+            folder=self.folder,
+            max_epochs=self.config.max_epochs,
+            progress=self.progress,
+            device=device,
+            runner=runner,
+        )
+        self._interrupted = not whole
+        if self._confirmation is None:
+            return
+        self.record["confirmation"] = as_json(self._confirmation)
+        trial = self._confirmation.trials[self._confirmation.best]
+        config, dataset = self.tables.config(trial), self.task.dataset
+        if self.config.train_fraction is None and self.config.train_per_class is None:
+            dataset = all_for_training(dataset)
+        model = f"trial {trial} retrained on {len(dataset.train)} images"
+        self._retrained = self.record.get("model") == model and (self.folder / BEST).exists()
+        if self._retrained:
+            return
+        self.progress.say(f"Training the final model: {model}, {config.max_epochs} epochs.")
+        task = dataclasses.replace(self.task, dataset=dataset, features={}, mean_squares={}, attention={})
+        task.measure([config], device, self.progress.say, runner)
+        checkpoint = self.folder / CHECKPOINTS / f"retrained-{trial}"
+        try:
+            weights = retrain(task, config, checkpoint, resources)
+        except RetrainingDiverged as error:
+            self.progress.say(f"The final training diverged ({error}); the model is the one that the search kept.")
+            return
+        means = {self._confirmation.metric: float(np.mean(self._confirmation.scores[self._confirmation.best]))}
+        told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
+        keep_model(self.task, weights, told, self.folder / BEST)
+        shutil.rmtree(checkpoint)
+        self._retrained = True
+        self.record |= {"winner": trial, "model": model}
+
+    def _runner(self, resources: Resources) -> Runner:
+        return ray_runner(
+            cpus=resources.cpus_per_trial,
+            gpus=resources.gpus_per_trial,
+            slots=resources.slots,
+            threads=resources.threads,
+            device=resources.device,
+            bar=self.progress.bar,
+        )
+
+    def _measure(self, resources: Resources) -> None:
+        runner = self._runner(resources)
+        configs = [proposal.config for proposal in self.checked.drawn]
+        self.task.measure(configs, driver_device(resources), self.progress.say, runner)
+        verdicts = [noise_verdict({k: v.reliability for k, v in m.items()}) for m in self.task.attention.values()]
+        self.record["attention_verdict"] = " ".join(verdict for verdict in verdicts if verdict)
+        if self.task.attention:
+            rows = [row for layers in self.task.attention.values() for row in layers.items()]
+            (self.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
+            with written_whole(self.folder / ATTENTION_FILE) as partial:
+                pq.write_table(attention_table(rows), partial)
+
+    def finish(self, device: str) -> StudyResult:
+        """The winner's model, its score on the test split, and what to say of it all."""
+        tables, winner = self.tables, next(iter(self.tables.ranked()), None)
+        scorings, best = self.record["test_scorings"], self.folder / BEST
+        if self._retrained:
+            winner = self.record["winner"]
+        elif winner is not None and (self.record.get("model") != f"trial {winner}" or not best.exists()):
+            keep_winner(self.task, tables, winner, self.folder)
+            self.record |= {"winner": winner, "model": f"trial {winner}"}
+        model = self.record.get("model", "")
+        # A study that goes on later must not have looked at its test split.
+        if winner is not None and not self._interrupted and all(scoring["model"] != model for scoring in scorings):
+            test = score_test(self.task, best, device)
+            scorings += [{"trial": winner, "model": model, **test}] if test else []
+        if not self._interrupted:
+            self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self.folder / STUDY_FILE, self.record)
+        self.progress.methods(tables)
+        remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]
+        said = summary(
+            tables, self.folder, scorings, model, [text for text in remarks if text], resume=self._interrupted
+        )
+        for line in said:
+            self.progress.say(line)
+        test_scores: dict[str, Any] = next((scoring for scoring in scorings if scoring["model"] == model), {})
+        return StudyResult(
+            best_config=None if winner is None else tables.config(winner),
+            best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,
+            trials=tables.table(),
+            path=self.folder,
+            summary="\n".join(said),
+        )
+
+    def _keep_time(self) -> None:
+        """Write down how long the search has run in all its sessions: its time budget counts them all."""
+        now = time.time()
+        self.record |= {"search_seconds": self._spent + now - self._searching_since, "search_seconds_at": now}
+        write_json(self.folder / STUDY_FILE, self.record)
+
+    def _proposed(self, number: int, proposal: Proposal) -> None:
+        self._keep_time()
+        if number not in self.tables.trials:
+            self.tables.add(number, proposal.config, proposal.params, proposal.helpers)
+        self.recorder.asked(number)
+
+    def _restore(self) -> None:
+        """Rebuild rungs and Optuna from the tables of the earlier session."""
+        tables = self.tables
+        finished, unfinished = [], []
+        for number in sorted(tables.trials):
+            row, epochs = tables.trials[number], tables.epochs[number]
+            values = {e["epoch"]: e[self.config.metric] for e in epochs}
+            if row["state"] in FINISHED:
+                lost = row["state"] == "failed" and row["error"].startswith(WORKER_DIED)
+                finished.append((number, tables.params(number), LOST if lost else row["state"], values))
+            else:
+                unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
+            self.scheduler.replay(row["config.regularizer"], number, epochs)
+        self.searcher.restore_trials(finished, unfinished)
+
+    def _refuse_another_study(self) -> None:
+        """What is resumed must be what was begun.
+
+        Raises:
+            UserError: the data, the weights or the space are others.
+        """
+        ours = self._fingerprints()
+        changed = [k for k, v in self.record["fingerprints"].items() if ours[k] != v]
+        if changed:
+            raise UserError(
+                f"{self.folder} cannot be resumed: its {' and '.join(changed)} changed since; start a new study."
+            )
+        if self.record["space"] != self.checked.space.source:
+            raise UserError(
+                f"{self.folder} cannot be resumed: the search space {self.checked.space.name} changed since; "
+                f"restore it, or start a new study."
+            )
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {"data": self.task.dataset.fingerprint, "weights": self.task.backbone.fingerprint}
+
+
+def driver_device(resources: Resources) -> str:
+    """Where the driver computes: it may sit on a node without a GPU."""
+    return resources.device if torch.cuda.is_available() else "cpu"
