@@ -91,8 +91,11 @@ def run_trial(
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
 
     Raises:
-        UserError: the folder holds a run of another configuration.
+        UserError: the folder holds a run of another configuration, or `also_score` is asked of l2_fe, which keeps
+            features of train and val alone.
     """
+    if also_score and config.regularizer == "l2_fe":
+        raise UserError("also_score must be empty for l2_fe, whose features of other splits are not measured.")
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), ExitStack() as stack:
         run = _Run(task, config, metric, device, checkpoint, maps)
