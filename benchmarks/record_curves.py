@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two configurations of two epochs, to a file of their own")
+    parser.add_argument("--quick", action="store_true", help="two configurations of two epochs, to a temporary file")
     parser.add_argument("--configurations", type=int, default=240)
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no further trial after so many")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("curves.parquet"))
@@ -105,7 +106,7 @@ def main() -> None:
         parser.error("this program needs the photos of ../shared")
     out, count, epochs = arguments.out, arguments.configurations, EPOCHS
     if arguments.quick:
-        out, count, epochs = out.with_name("curves-quick.parquet"), 2, 2
+        out, count, epochs = Path(tempfile.mkdtemp()) / "curves.parquet", 2, 2
     rows = read(out)
     left = sorted(set(range(count)) - {row["number"] for row in rows})
     print(f"torch {torch.__version__}, {count - len(left)} of {count} configurations are recorded in {out}", flush=True)
