@@ -164,7 +164,7 @@ def confirm(
         progress.say(
             f"Confirming {', '.join(chosen)} on {repetitions} fresh seeds and splits: {len(left)} of {len(runs)} runs."
         )
-        tasks = [_resampled(task, fresh_seed(seed, repetition)) for repetition in range(repetitions)]
+        tasks = [task.on(resampled(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
         for repetition in sorted({run.repetition for run in left}):
             configs = [run.config for run in left if run.repetition == repetition]
             tasks[repetition].measure(configs, device, progress.say, runner)
@@ -192,10 +192,6 @@ def confirm(
             return None, False
     train, val = len(task.dataset.train), len(task.dataset.val)
     return _compared(found, runs, chosen, remark, train, val), True
-
-
-def _resampled(task: Task, seed: int) -> Task:
-    return Task(dataset=resampled(task.dataset, seed), backbone=task.backbone, seed=task.seed, cache=task.cache)
 
 
 def _compared(

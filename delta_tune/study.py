@@ -242,7 +242,7 @@ class Study:
         if self._retrained:
             return
         self.progress.say(f"Training the final model: {model}, {config.max_epochs} epochs.")
-        task = dataclasses.replace(self.task, dataset=dataset, features={}, mean_squares={}, attention={})
+        task = self.task.on(dataset)
         task.measure([config], device, self.progress.say, runner)
         checkpoint = self.folder / CHECKPOINTS / f"retrained-{trial}"
         try:

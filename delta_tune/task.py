@@ -68,6 +68,10 @@ class Task:
             self._sources[key] = source.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._sources[key]
 
+    def on(self, dataset: Dataset) -> Task:
+        """The same source and cache with other data, for which nothing is measured yet."""
+        return Task(dataset=dataset, backbone=self.backbone, seed=self.seed, cache=self.cache)
+
     def forget_networks(self) -> None:
         """Drop what `source_model` built."""
         self._sources.clear()
