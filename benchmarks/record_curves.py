@@ -4,7 +4,8 @@
 
 flowers17 with 10 photos a class for training, EfficientNet-Lite0 at 96 px, 12 epochs. Half of the configurations are
 DELTA's; a quarter each has a cosine, a step, a constant learning rate, and a constant one with averaged weights. After
-each epoch 170 validation photos are scored, as a search would see them, and 510 that neither training nor search sees.
+each epoch 170 validation photos are scored, as a search would see them, and after each of the last three also 510 that
+neither training nor search sees: a configuration's final score is the mean of these three.
 Configurations follow from their number alone. The table is replaced after every trial and what is in it is not run
 again, so the program may be stopped at any time. It takes hours on two cores.
 """
@@ -76,9 +77,9 @@ def record(number: int, shelf: str, epochs: int) -> list[dict[str, Any]]:
     """The rows of one trial; those of one that diverges end early."""
     torch.set_num_threads(1)
     params, config = proposal(number)
-    result = run_trial(fetch(shelf), dataclasses.replace(config, max_epochs=epochs), also_score=["test"])
+    result = run_trial(fetch(shelf), dataclasses.replace(config, max_epochs=epochs), also_score={"test": range(epochs - 2, epochs + 1)})
     told = {"number": number, "state": result.state, "params": json.dumps(params)}
-    rows = [told | {"epoch": row["epoch"], **{name: row[name] for name in COLUMNS}} for row in result.epochs]
+    rows = [told | {"epoch": row["epoch"], **{name: row.get(name) for name in COLUMNS}} for row in result.epochs]
     return rows or [told | {"epoch": 0, **dict.fromkeys(COLUMNS)}]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ def run_trial(
     checkpoint: Path | None = None,
     maps: MapStore | None = None,
     compile_with: str | None = None,
-    also_score: Sequence[Literal["train", "test"]] = (),
+    also_score: Mapping[Literal["train", "test"], Collection[int]] | None = None,
 ) -> TrialResult:
     """Fine-tune one configuration and score it on the validation split after every epoch.
 
@@ -84,8 +84,8 @@ def run_trial(
         checkpoint: folder of this run. Where it holds the same run unfinished, that is continued.
         maps: where trials share the source's feature maps; it changes no bit of the result.
         compile_with: backend of torch.compile for the target, such as "inductor"; minutes before the first epoch.
-        also_score: further splits to score after each epoch, into columns of their names. For studies of the search
-            itself: what is chosen by a test split has no test split left.
+        also_score: further splits and the epochs after which to score them, into columns of their names. For studies
+            of the search itself: what is chosen by a test split has no test split left.
 
     Returns:
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
@@ -99,7 +99,7 @@ def run_trial(
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), ExitStack() as stack:
         run = _Run(task, config, metric, device, checkpoint, maps)
-        run.also_score = also_score
+        run.also_score = also_score or {}
         if compile_with:
             # Hooks are compiled in: ones that come later would be left out, and so would those of a network whose code
             # was compiled before, because torch does not look at hooks when it looks for code to use again.
@@ -186,7 +186,7 @@ class _Run:
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         state = (self.model, self.optimizer, self.scaler, self.average)
         self.checkpoint = Checkpoint(checkpoint, *state) if checkpoint else None
-        self.also_score: Sequence[Literal["train", "test"]] = ()
+        self.also_score: Mapping[Literal["train", "test"], Collection[int]] = {}
         self.rows: list[Row] = []
         self.first_loss: float | None = None
         self.best_epoch: int | None = None
@@ -205,7 +205,8 @@ class _Run:
         # Scoring changes no weight: they are on their way to disk meanwhile
         with self.checkpoint.written(epoch) if self.checkpoint else nullcontext():
             scores = self._score("val")
-            also = {f"{split}_{name}": value for split in self.also_score for name, value in self._score(split).items()}
+            due = [split for split, epochs in self.also_score.items() if epoch in epochs]
+            also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
         row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
         row |= {part: losses.get(part) for part in PARTS}
         row |= {f"val_{name}": value for name, value in scores.items()} | also
