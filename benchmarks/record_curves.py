@@ -77,7 +77,8 @@ def record(number: int, shelf: str, epochs: int) -> list[dict[str, Any]]:
     """The rows of one trial; those of one that diverges end early."""
     torch.set_num_threads(1)
     params, config = proposal(number)
-    result = run_trial(fetch(shelf), dataclasses.replace(config, max_epochs=epochs), also_score={"test": range(epochs - 2, epochs + 1)})
+    config = dataclasses.replace(config, max_epochs=epochs)
+    result = run_trial(fetch(shelf), config, also_score={"test": range(epochs - 2, epochs + 1)})
     told = {"number": number, "state": result.state, "params": json.dumps(params)}
     rows = [told | {"epoch": row["epoch"], **{name: row.get(name) for name in COLUMNS}} for row in result.epochs]
     return rows or [told | {"epoch": 0, **dict.fromkeys(COLUMNS)}]

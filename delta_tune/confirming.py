@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ray.tune.search import Searcher
 
 from delta_tune.config import METRICS, Metric, TrialConfig
 from delta_tune.evidence import resampled_interval, verdict
+from delta_tune.plain_arm import arm_of
 from delta_tune.plan import Resources
 from delta_tune.probing import Runner
 from delta_tune.progress import Progress
@@ -89,16 +91,19 @@ class Confirmation:
         return max(self.scores, key=lambda method: float(np.mean(self.scores[method])))
 
 
-def contenders(tables: StudyTables) -> tuple[dict[str, int], str | None]:
+def contenders(tables: StudyTables, arms: tuple[Any, ...] = ()) -> tuple[dict[str, int], str | None]:
     """The best trial of full budget of each method that was searched with as many trials as the others.
 
-    Also a sentence on those left out: more trials find a better one by luck alone.
+    Where plain L2 was searched beside a space, the methods of an arm count as one. Also a sentence on those left out:
+    more trials find a better one by luck alone.
     """
-    methods = [row["config.regularizer"] for row in tables.trials.values()]
-    counts = {method: methods.count(method) for method in dict.fromkeys(methods)}
+    method_of = {n: row["config.regularizer"] for n, row in tables.trials.items()}
+    group_of = {n: arm_of(method, arms) if arms else method for n, method in method_of.items()}
+    counts = Counter(group_of.values())
+    best = {group: next((n for n in tables.ranked() if group_of[n] == group), None) for group in counts}
     most = max(counts.values())
-    fair = {m: tables.ranked(m)[0] for m, count in counts.items() if count == most and tables.ranked(m)}
-    left_out = [m for m in counts if m not in fair]
+    fair = {method_of[n]: n for group, n in best.items() if counts[group] == most and n is not None}
+    left_out = [group for group, n in best.items() if n is None or counts[group] < most]
     if not left_out:
         return fair, None
     return fair, (
@@ -129,6 +134,7 @@ def confirm(
     repetitions: int,
     resources: Resources,
     *,
+    arms: tuple[Any, ...],
     seed: int,
     folder: Path,
     max_epochs: int,
@@ -143,6 +149,7 @@ def confirm(
         tables: of the search.
         repetitions: seeds and splits, ≥ 2.
         resources: of a run.
+        arms: of the search, where plain L2 was searched beside a space.
         seed: of the study.
         folder: of the study.
         max_epochs: of a run.
@@ -151,7 +158,7 @@ def confirm(
         runner: computes attention, anew for each split: labels of what is now val must not have shaped it.
     """
     metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
-    chosen, remark = contenders(tables)
+    chosen, remark = contenders(tables, arms)
     own = folder / FOLDER
     own.mkdir(exist_ok=True)
     found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)

@@ -19,6 +19,7 @@ from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.models import resolve_layers
 from delta_tune.packing import Footprint, share_of, trials_per_gpu
+from delta_tune.plain_arm import ARM
 from delta_tune.progress import clock
 from delta_tune.results import STUDY_FILE, read_study
 from delta_tune.scheduling import WITHOUT_RUNGS, rung_epochs
@@ -184,7 +185,8 @@ def lines(
         sizes.append(f"test {len(data.test.labels)}")
     p = backbone.preprocessing
     layers = ", ".join(f"{name} ({backbone.channels[name]})" for name in backbone.layers)
-    names = Counter(name for proposal in checked.drawn for name in proposal.params)
+    names = Counter(name for proposal in checked.drawn for name in proposal.params if name != ARM)
+    turns = "the space and plain L2" if space.balance == ARM else space.balance
     rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
     bought = expected_epochs(trials, config, checked)
     said = [
@@ -194,7 +196,7 @@ def lines(
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
         f"Hooks     {layers}",
         f"Space     {space.name}: {describe(space)}".rstrip(": "),
-        f"          samples {', '.join(names)}" + (f"; {space.balance} in turns" if space.balance else ""),
+        f"          samples {', '.join(names)}" + (f"; {turns} in turns" if turns else ""),
         f"          {len(checked.points)} starting points first",
         *(f"          {sentence}" for sentence in checked.said),
         f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -205,6 +205,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._balance, self._num_trials, self._on_proposal = balance, num_trials, on_proposal
         self.gpus_per_trial = 0.0
         """Each trial's part of a GPU, the first time it runs."""
+        self._choice_of: dict[int, Any] = {}
         self._running: dict[str, tuple[Unfinished, float]] = {}
         self._more: dict[int, float] = {}
         self._unfinished: deque[Unfinished] = deque()
@@ -212,14 +213,22 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._of_trial: dict[str, TruthfulOptunaSearch] = {}
 
     def restore_trials(
-        self, finished: Iterable[tuple[int, dict[str, Any], str, dict[int, float]]], unfinished: Iterable[Unfinished]
+        self,
+        finished: Iterable[tuple[int, dict[str, Any], str, dict[int, float]]],
+        unfinished: Iterable[Unfinished],
+        choice_of: Mapping[int, Any] | None = None,
     ) -> None:
         """Take up where an earlier session stopped.
 
         Args:
             finished: number, coordinates, state and epoch → metric of each trial that ended.
             unfinished: what is to be run first.
+            choice_of: each trial's choice of the balanced hyperparameter, where they did not take turns from the first.
         """
+        finished, unfinished = list(finished), list(unfinished)
+        self._choice_of.update(choice_of or {})
+        for number in range(1 + max([n for n, *_ in finished] + [u.number for u in unfinished], default=-1)):
+            self._choice(number)
         numbers = []
         for number, params, state, values in finished:
             search = self._searches[self._choice(number)]
@@ -281,7 +290,11 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Nothing, as `save`."""
 
     def _choice(self, number: int) -> Any:
-        return self._choices[number % len(self._choices)]
+        """The choice of a trial; a new one gets that which has had the fewest so far, so that they take turns."""
+        if number not in self._choice_of:
+            had = Counter(self._choice_of.values())
+            self._choice_of[number] = min(self._choices, key=lambda choice: had[choice])
+        return self._choice_of[number]
 
 
 def optuna_answer(trial: Any) -> Answer:

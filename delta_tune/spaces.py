@@ -29,21 +29,26 @@ class SpaceTrial:
         self.distributions: dict[str, BaseDistribution] = {}
         """Of what was not fixed: what a sampler has to do with."""
 
+    def fix(self, values: Mapping[str, Any]) -> None:
+        """Answer these names with these values from now on."""
+        self._fixed = {**self._fixed, **values}
+
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """A float in [low, high]."""
-        return float(self._suggest(name, FloatDistribution(low, high, log=log, step=step)))
+        return float(self.suggest(name, FloatDistribution(low, high, log=log, step=step)))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """An integer in [low, high]."""
-        return int(self._suggest(name, IntDistribution(low, high, log=log, step=step)))
+        return int(self.suggest(name, IntDistribution(low, high, log=log, step=step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of `choices` (None, bool, int, float or str)."""
-        return self._suggest(name, CategoricalDistribution(choices))
+        return self.suggest(name, CategoricalDistribution(choices))
 
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+    def suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        """A value of that distribution, as one of the methods above."""
         if name in self._fixed:
             value = self._fixed[name]
             self.values[name] = ",".join(value) if isinstance(value, tuple) else value

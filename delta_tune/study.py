@@ -27,6 +27,7 @@ from delta_tune.confirming import Confirmation, as_json, confirm
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, CHECKPOINTS, keep_model, keep_winner, score_test, summary
 from delta_tune.packing import measure_on_cluster
+from delta_tune.plain_arm import ARM, arm_of, lacks_plain_l2, with_plain_l2
 from delta_tune.plan import Resources
 from delta_tune.probing import Runner
 from delta_tune.progress import Progress, clock
@@ -82,13 +83,18 @@ class Study:
         self.checked: CheckedSpace = check_space(load_space(config.space, base, config.set), config.seed)
         remark = check_sampler(config.sampler, self.checked)
         self.num_trials, note = plan.num_trials(config, self.checked)
-        confirmed = None
+        beside = confirmed = None
+        if config.confirm and config.sampler != "grid" and lacks_plain_l2(self.checked):
+            self.checked = with_plain_l2(self.checked, config.seed)
+            each = self.num_trials // (len(self.checked.choices) - 1)
+            self.num_trials += each
+            beside = f"{self.checked.space.name} has no plain L2: {each} further trials search it, to compare with."
         if config.confirm:
             confirmed = (
                 f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
                 f"{config.max_epochs} epochs each, and once more for the final model."
             )
-        self._notes = [text for text in (note, remark, confirmed) if text]
+        self._notes = [text for text in (note, remark, beside, confirmed) if text]
         if config.name:
             self.folder = plan.study_folder(config, config.name)
         self.task: Task = prepare(
@@ -222,6 +228,7 @@ class Study:
             self.tables,
             self.config.confirm,
             resources,
+            arms=self.checked.choices if self.checked.space.balance == ARM else (),
             seed=self.config.seed,
             folder=self.folder,
             max_epochs=self.config.max_epochs,
@@ -337,7 +344,10 @@ class Study:
             else:
                 unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
             self.scheduler.replay(row["config.regularizer"], number, epochs)
-        self.searcher.restore_trials(finished, unfinished)
+        choice_of = None
+        if self.checked.space.balance == ARM:  # an earlier session may have had no arms yet
+            choice_of = {n: arm_of(row["config.regularizer"], self.checked.choices) for n, row in tables.trials.items()}
+        self.searcher.restore_trials(finished, unfinished, choice_of)
 
     def _refuse_another_study(self) -> None:
         """What is resumed must be what was begun.

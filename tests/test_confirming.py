@@ -39,6 +39,14 @@ def test_contenders_are_the_best_of_each_method_with_as_many_trials(tables):
     assert "l2_sp" in remark
 
 
+def test_contenders_of_a_space_beside_plain_l2_are_its_best_and_l2_s(tables):
+    add(tables, "delta", [0.5])
+    add(tables, "l2", [0.6])
+    add(tables, "delta_uniform", [0.7])
+    add(tables, "l2", [0.4])
+    assert contenders(tables, ("space", "l2")) == ({"delta_uniform": 2, "l2": 1}, None)
+
+
 def test_contenders_were_never_stopped_early(tables):
     add(tables, "l2", [0.9], "pruned")
     add(tables, "delta", [0.1, 0.2, 0.3])
