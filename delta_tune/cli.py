@@ -97,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR|s3://…",
         help="where studies share attention (.cache in the results folder)",
     )
+    study.add_argument(
+        "--start-from", metavar="DIR|NAME", help="try the best configurations of that earlier study first (none)"
+    )
     study.add_argument("--resume", action="store_true", help="carry on the interrupted study of that name")
     study.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     study.add_argument("--seed", type=int, metavar="N", help=f"({defaults.seed})")

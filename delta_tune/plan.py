@@ -94,7 +94,8 @@ def resolve(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
         if name in given and name not in CHANGEABLE and value != record["settings"][name]:
             raise UserError(
                 f"{config.out / config.name} was begun with {name} {record['settings'][name]!r} and cannot be resumed "
-                f"with {value!r}; leave it out, or start a new study."
+                f"with {value!r}; leave it out, or start a new study, with --start-from {config.name} to begin with "
+                f"what this one found."
             )
     return study_config({**record["settings"], **given}), record
 
@@ -238,7 +239,7 @@ def jsonable(config: StudyConfig, folder: Path) -> dict[str, Any]:
         settings["space"] = getattr(config.space, "__name__", repr(config.space))
     else:
         settings["space"] = str(find_space(config.space))
-    for name in ("data", "weights"):
+    for name in ("data", "weights", "start_from"):
         if settings[name] is not None and Path(settings[name]).exists():
             settings[name] = str(Path(settings[name]).absolute())
     return settings

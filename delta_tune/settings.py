@@ -73,6 +73,8 @@ class StudyConfig:
     """Optuna storage for optuna-dashboard: a database URL, or the path of a journal file (none)."""
     cache: str | None = None
     """Folder or s3://… address where studies share attention and features (.cache in the results folder)."""
+    start_from: str | None = None
+    """An earlier study, its folder or its name under `out`, whose best configurations are tried first (none)."""
     resume: bool = False
     """Carry on the interrupted study of that name."""
     seed: int = 0

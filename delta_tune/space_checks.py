@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,18 +145,22 @@ class _OutsideSpace(UserError):
 
 def _default_point(space: Space) -> dict[str, Any] | str:
     """The library's default in this space's coordinates, or a sentence why it has none."""
-    default = {name: getattr(space.base, name) for name in TRIAL_FIELDS}
+    return point_at(space, {name: getattr(space.base, name) for name in TRIAL_FIELDS}, "The library default")
+
+
+def point_at(space: Space, values: Mapping[str, Any], what: str) -> dict[str, Any] | str:
+    """These hyperparameters and helpers in the space's coordinates, or a sentence why `what` has none."""
 
     def answer(name: str, distribution: BaseDistribution) -> Any:
-        value = default.get(name)
-        if name not in default or not contains(distribution, value):
-            raise _OutsideSpace(name if name not in default else f"{name}={value}")
+        value = values.get(name)
+        if name not in values or not contains(distribution, value):
+            raise _OutsideSpace(name if name not in values else f"{name}={value}")
         return value
 
     try:
         return space.propose(answer).params
     except _OutsideSpace as outside:
-        return f"The library default is left out: {space.name} cannot express {outside}."
+        return f"{what} is left out: {space.name} cannot express {outside}."
 
 
 def _check_point(space: Space, point: dict[str, Any], drawn: list[Proposal], rng: np.random.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ from delta_tune.attention_tasks import ray_runner
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
+from delta_tune.earlier import best_configurations, starting_from
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, CHECKPOINTS, keep_model, keep_winner, score_test, summary
 from delta_tune.packing import measure_on_cluster
@@ -89,6 +91,10 @@ class Study:
             each = self.num_trials // (len(self.checked.choices) - 1)
             self.num_trials += each
             beside = f"{self.checked.space.name} has no plain L2: {each} further trials search it, to compare with."
+        if config.start_from:
+            # Written down, so that a resumed study proposes the same even where the other one is gone by then.
+            self.record.setdefault("start_from", best_configurations(config.start_from, config.out))
+            self.checked = starting_from(self.checked, self.record["start_from"])
         if config.confirm:
             confirmed = (
                 f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
@@ -171,6 +177,7 @@ class Study:
         packages = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
         begun = {
             "fingerprints": self._fingerprints(),
+            "images": self._images(),
             "space": self.checked.space.source,
             "versions": {name: version(name) for name in packages},
             "git_commit": plan.git_commit(),
@@ -357,15 +364,27 @@ class Study:
         """
         ours = self._fingerprints()
         changed = [k for k, v in self.record["fingerprints"].items() if ours[k] != v]
+        anew = f"start a new study, with --start-from {self.folder.name} to begin with what this one found"
         if changed:
+            was, now = (
+                ", ".join(f"{k} {v}" for k, v in s.items()) for s in (self.record.get("images", {}), self._images())
+            )
+            images = f" (images: {was} then, {now} now)" if was != now else ""
             raise UserError(
-                f"{self.folder} cannot be resumed: its {' and '.join(changed)} changed since; start a new study."
+                f"{self.folder} cannot be resumed: its {' and '.join(changed)} changed since{images}; restore them, or "
+                f"{anew}."
             )
         if self.record["space"] != self.checked.space.source:
+            lines = difflib.ndiff(self.record["space"].splitlines(), self.checked.space.source.splitlines())
+            difference = next((line for line in lines if line[0] in "+-"), "")
             raise UserError(
-                f"{self.folder} cannot be resumed: the search space {self.checked.space.name} changed since; "
-                f"restore it, or start a new study."
+                f"{self.folder} cannot be resumed: the search space {self.checked.space.name} changed since, first "
+                f"{difference!r}; restore it, or {anew}."
             )
+
+    def _images(self) -> dict[str, int]:
+        splits = {"train": self.task.dataset.train, "val": self.task.dataset.val, "test": self.task.dataset.test}
+        return {name: len(split) for name, split in splits.items() if split is not None}
 
     def _fingerprints(self) -> dict[str, str]:
         return {"data": self.task.dataset.fingerprint, "weights": self.task.backbone.fingerprint}

@@ -22,7 +22,7 @@ TRAINER = [
 ]
 STUDY = [
     *("settings", "results", "time_use", "evidence", "progress", "packing"),
-    *("spaces", "space_checks", "plain_arm", "samplers", "storage", "sampling", "scheduling"),
+    *("spaces", "space_checks", "plain_arm", "earlier", "samplers", "storage", "sampling", "scheduling"),
     *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan", "running"),
     *("confirming", "retraining", "study"),
     *("search", "cli", "__init__"),
