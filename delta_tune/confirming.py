@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ray.tune.search import Searcher
 
 from delta_tune.config import METRICS, Metric, TrialConfig
 from delta_tune.evidence import resampled_interval, verdict
-from delta_tune.plain_arm import arm_of
-from delta_tune.plan import Resources
-from delta_tune.probing import Runner
-from delta_tune.progress import Progress
+from delta_tune.plain_arm import Groups
 from delta_tune.recording import Recorder
 from delta_tune.resampling import resampled
 from delta_tune.results import EPOCHS_FILE, FINISHED, GPUS, NUMBER, TASK, StudyTables
 from delta_tune.running import run_trials
 from delta_tune.scheduling import RungsByMethod
+from delta_tune.session import Session
 from delta_tune.task import Task
 
 FOLDER = "confirm"
@@ -91,18 +88,20 @@ class Confirmation:
         return max(self.scores, key=lambda method: float(np.mean(self.scores[method])))
 
 
-def contenders(tables: StudyTables, arms: tuple[Any, ...] = ()) -> tuple[dict[str, int], str | None]:
-    """The best trial of full budget of each method that was searched with as many trials as the others.
+def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str | None]:
+    """The best trial of full budget of each group that was searched with as many trials as the others, by its method.
 
-    Where plain L2 was searched beside a space, the methods of an arm count as one. Also a sentence on those left out:
-    more trials find a better one by luck alone.
+    Also a sentence on those left out: more trials find a better one by luck alone.
     """
-    method_of = {n: row["config.regularizer"] for n, row in tables.trials.items()}
-    group_of = {n: arm_of(method, arms) if arms else method for n, method in method_of.items()}
+    group_of = groups(tables)
     counts = Counter(group_of.values())
     best = {group: next((n for n in tables.ranked() if group_of[n] == group), None) for group in counts}
     most = max(counts.values())
-    fair = {method_of[n]: n for group, n in best.items() if counts[group] == most and n is not None}
+    fair = {
+        tables.trials[n]["config.regularizer"]: n
+        for group, n in best.items()
+        if counts[group] == most and n is not None
+    }
     left_out = [group for group, n in best.items() if n is None or counts[group] < most]
     if not left_out:
         return fair, None
@@ -131,34 +130,31 @@ def fresh_seed(seed: int, repetition: int) -> int:
 def confirm(
     task: Task,
     tables: StudyTables,
+    groups: Groups,
     repetitions: int,
-    resources: Resources,
+    session: Session,
     *,
-    arms: tuple[Any, ...],
     seed: int,
     folder: Path,
     max_epochs: int,
-    progress: Progress,
-    device: torch.device | str,
-    runner: Runner,
+    left: Callable[[], float] | None,
 ) -> tuple[Confirmation | None, bool]:
     """Run what is not finished yet; the result, None where there is nothing to compare, and whether it is whole.
 
     Args:
         task: of the search: its train and val are what fresh splits are drawn from.
         tables: of the search.
+        groups: what is compared.
         repetitions: seeds and splits, ≥ 2.
-        resources: of a run.
-        arms: of the search, where plain L2 was searched beside a space.
+        session: where runs are run.
         seed: of the study.
         folder: of the study.
         max_epochs: of a run.
-        progress: told of every run.
-        device: where the driver computes features.
-        runner: computes attention, anew for each split: labels of what is now val must not have shaped it.
+        left: seconds until what runs is stopped, as in `run_trials`; repetitions that are whole by then are compared.
     """
+    say = session.progress.say
     metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
-    chosen, remark = contenders(tables, arms)
+    chosen, remark = contenders(tables, groups)
     own = folder / FOLDER
     own.mkdir(exist_ok=True)
     found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)
@@ -166,17 +162,19 @@ def confirm(
     known = {n: found.config(n).record() for n in found.trials}
     if any(run.number in known and known[run.number] != run.config.record() for run in runs):
         found = StudyTables(own, metric)  # the search has gone on and found others since
-    left = [run for run in runs if found.trials.get(run.number, {}).get("state") not in FINISHED]
-    if left:
-        progress.say(
-            f"Confirming {', '.join(chosen)} on {repetitions} fresh seeds and splits: {len(left)} of {len(runs)} runs."
+    open_runs = [run for run in runs if found.trials.get(run.number, {}).get("state") not in FINISHED]
+    if open_runs:
+        say(
+            f"Confirming {', '.join(chosen)} on {repetitions} fresh seeds and splits: "
+            f"{len(open_runs)} of {len(runs)} runs."
         )
         tasks = [task.on(resampled(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
-        for repetition in sorted({run.repetition for run in left}):
-            configs = [run.config for run in left if run.repetition == repetition]
-            tasks[repetition].measure(configs, device, progress.say, runner)
+        for repetition in sorted({run.repetition for run in open_runs}):
+            configs = [run.config for run in open_runs if run.repetition == repetition]
+            # Anew for each split: labels of what is now val must not have shaped the attention.
+            tasks[repetition].measure(configs, session.device, say, session.runner)
         scheduler = RungsByMethod(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
-        recorder = Recorder(found, scheduler, progress, len(runs))
+        recorder = Recorder(found, scheduler, session.progress, len(runs))
 
         def proposed(run: Run) -> None:
             if run.number not in found.trials:
@@ -185,17 +183,16 @@ def confirm(
 
         run_trials(
             tasks,
-            PlannedRuns(left, metric, proposed),
+            PlannedRuns(open_runs, metric, proposed),
             scheduler,
             recorder,
-            resources,
+            session,
             folder=own,
             metric=metric,
             share_maps=False,
-            time_budget_s=None,
-            say=progress.say,
+            left=left,
         )
-        if recorder.stop_the_rest():
+        if recorder.stop_the_rest() and (left is None or left() > 0):
             return None, False
     train, val = len(task.dataset.train), len(task.dataset.val)
     return _compared(found, runs, chosen, remark, train, val), True
@@ -206,14 +203,14 @@ def _compared(
 ) -> Confirmation | None:
     last: dict[int, dict[str, float]] = {}
     for run in runs:
-        if found.trials[run.number]["state"] == "completed":
+        if found.trials.get(run.number, {}).get("state") == "completed":
             score = found.epochs[run.number][-1][found.metric]
             last.setdefault(run.repetition, {})[run.config.regularizer] = score
     whole = [scores for scores in last.values() if len(scores) == len(chosen)]
     sentences = [] if remark is None else [remark]
     lost = len({run.repetition for run in runs}) - len(whole)
     if lost:
-        sentences.append(f"{lost} repetitions are left out: a run of theirs failed, {found.folder} says why.")
+        sentences.append(f"{lost} repetitions are left out: a run of theirs did not end, {found.folder} says why.")
     if len(whole) < 2 or not chosen:
         return None
     scores = {method: [each[method] for each in whole] for method in chosen}

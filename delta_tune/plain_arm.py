@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from delta_tune.config import TrialConfig
+from delta_tune.results import StudyTables
 from delta_tune.space_checks import CheckedSpace, check_space, contains
 from delta_tune.spaces import Space, SpaceTrial
 
@@ -70,6 +71,21 @@ def with_plain_l2(checked: CheckedSpace, seed: int) -> CheckedSpace:
         balance=ARM,
     )
     return dataclasses.replace(check_space(joined, seed), said=checked.said)
+
+
+Groups = Callable[[StudyTables], dict[int, str]]
+"""Trial number → the group that is compared: its method, or its arm where plain L2 is searched beside a space."""
+
+
+def groups_of(checked: CheckedSpace) -> Groups:
+    """What is compared in a study of this space."""
+    choices = checked.choices if checked.space.balance == ARM else None
+
+    def groups(tables: StudyTables) -> dict[int, str]:
+        methods = {number: row["config.regularizer"] for number, row in tables.trials.items()}
+        return methods if choices is None else {number: arm_of(method, choices) for number, method in methods.items()}
+
+    return groups
 
 
 def arm_of(regularizer: str, choices: tuple[Any, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import time
@@ -27,6 +28,7 @@ from delta_tune.settings import StudyConfig, study_config
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.spaces import describe, find_space
 from delta_tune.task import Task
+from delta_tune.time_budget import reserve
 from delta_tune.training import run_trial
 
 # What a resumed study may change: how much and where, not what is measured.
@@ -216,10 +218,36 @@ def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
     seconds = epoch_seconds(task, checked.drawn[0].config, resources.threads)
     bought = expected_epochs(trials, config, checked)
+    then = ""
+    if config.confirm:
+        arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}
+        after = reserve(
+            math.inf,
+            repetitions=config.confirm,
+            epoch_seconds=dict.fromkeys(map(str, arms), seconds),
+            max_epochs=config.max_epochs,
+            slots=resources.slots,
+            growth=growth(config, task),
+        )
+        then = (
+            f", then about {clock(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "
+            f"{clock(after.final)} for the final model"
+        )
     return (
-        f"Time      about {clock(seconds * bought / resources.slots)} "
+        f"Time      about {clock(seconds * bought / resources.slots)}{then} "
         f"({seconds:.1f} s an epoch, measured here with one trial running), attention not included"
     )
+
+
+def final_takes_val(config: StudyConfig) -> bool:
+    """Whether a confirmed configuration is retrained with validation: not where train was made small on purpose."""
+    return config.train_fraction is None and config.train_per_class is None
+
+
+def growth(config: StudyConfig, task: Task) -> float:
+    """Images of the final training / images of a trial's."""
+    train, val = len(task.dataset.train), len(task.dataset.val)
+    return (train + val) / train if final_takes_val(config) else 1.0
 
 
 def check_layers(task: Task, checked: CheckedSpace) -> None:

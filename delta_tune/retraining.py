@@ -2,21 +2,67 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
 from delta_tune.checkpoint import last_weights
 from delta_tune.config import TrialConfig
+from delta_tune.confirming import Confirmation
+from delta_tune.final import BEST, CHECKPOINTS, keep_model
 from delta_tune.plan import Resources
+from delta_tune.resampling import all_for_training
+from delta_tune.results import StudyTables, trial_name
+from delta_tune.session import Session
 from delta_tune.task import Task
 from delta_tune.training import run_trial
 
 
 class RetrainingDiverged(Exception):
     """The configuration does not bear the larger training set."""
+
+
+def on_all_images(task: Task) -> Task:
+    """The task with validation as part of train."""
+    return task.on(all_for_training(task.dataset))
+
+
+def described(task: Task, confirmation: Confirmation) -> str:
+    """The final model in words, by which a resumed study knows that it has it."""
+    return f"trial {confirmation.trials[confirmation.best]} retrained on {len(task.dataset.train)} images"
+
+
+def keep_retrained(
+    task: Task, tables: StudyTables, confirmation: Confirmation, session: Session, folder: Path
+) -> int | None:
+    """Train the confirmed configuration and make `best/` of it; the trial it is of, None where it diverged.
+
+    Args:
+        task: what it is trained on.
+        tables: of the search.
+        confirmation: whose best method it is.
+        session: where it is trained.
+        folder: of the study.
+    """
+    trial = confirmation.trials[confirmation.best]
+    config, say = tables.config(trial), session.progress.say
+    say(f"Training the final model: {described(task, confirmation)}, {config.max_epochs} epochs.")
+    task.measure([config], session.device, say, session.runner)
+    checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
+    try:
+        weights = retrain(task, config, checkpoint, session.resources)
+    except RetrainingDiverged as error:
+        say(f"The final training diverged ({error}); the model is the one that the search kept.")
+        return None
+    means = {confirmation.metric: float(np.mean(confirmation.scores[confirmation.best]))}
+    told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
+    keep_model(task, weights, told, folder / BEST)
+    shutil.rmtree(checkpoint)
+    return trial
 
 
 def retrain(task: Task, config: TrialConfig, checkpoint: Path, resources: Resources) -> Path:

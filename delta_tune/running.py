@@ -17,10 +17,10 @@ from delta_tune.cluster import quiet_tune, shared
 from delta_tune.config import Metric
 from delta_tune.final import CHECKPOINTS
 from delta_tune.map_sharing import map_budget, map_shelf
-from delta_tune.plan import Resources
 from delta_tune.recording import Recorder
 from delta_tune.results import GPUS, NUMBER, trial_name
 from delta_tune.scheduling import RungsByMethod
+from delta_tune.session import Session
 from delta_tune.task import Task
 from delta_tune.worker import WorkerSettings, run_tune_trial
 
@@ -32,13 +32,12 @@ def run_trials(
     searcher: Searcher,
     scheduler: RungsByMethod,
     recorder: Recorder,
-    resources: Resources,
+    session: Session,
     *,
     folder: Path,
     metric: Metric,
     share_maps: bool,
-    time_budget_s: float | None,
-    say: Callable[[str], None],
+    left: Callable[[], float] | None = None,
 ) -> None:
     """Run what the searcher proposes until it has no more, the time is over, or the user interrupts.
 
@@ -47,13 +46,13 @@ def run_trials(
         searcher: proposes trials, each on one of the tasks (`TASK`), and is told of their ends.
         scheduler: stops them at its rungs.
         recorder: is told of everything.
-        resources: of a trial, and how many run at a time.
+        session: resources of a trial, and who is told how the maps were shared.
         folder: of the study.
         metric: what the searcher and the scheduler look at.
         share_maps: whether trials leave the source's feature maps for one another.
-        time_budget_s: seconds after which trials are stopped, None for no end.
-        say: told in a sentence how the maps were shared.
+        left: seconds until all trials are stopped, asked again and again; None for no end.
     """
+    resources = session.resources
     name = f"{folder}-{uuid.uuid4().hex}"
     settings = WorkerSettings(
         shelf=name,
@@ -80,7 +79,6 @@ def run_trials(
             num_samples=-1,  # the searcher says when it is done
             max_concurrent_trials=resources.slots,
             reuse_actors=True,
-            time_budget_s=time_budget_s,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -88,12 +86,32 @@ def run_trials(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
             callbacks=[recorder, TBXLoggerCallback()],
+            stop=None if left is None else _Deadline(left),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
     )
-    with shared(list(tasks), name), quiet_tune(folder / "study.log"), _maps(settings.maps, say):
+    with shared(list(tasks), name), quiet_tune(folder / "study.log"), _maps(settings.maps, session.progress.say):
         tuner.fit()
+
+
+class _Deadline(tune.Stopper):  # type: ignore[misc]
+    """Tune's own time budget cannot move while trials run."""
+
+    def __init__(self, left: Callable[[], float]) -> None:
+        self._left = left
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial is to stop: rungs say that."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tune asks several times a second."""
+        return self._left() <= 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; ours has nothing to give it."""
+        return {}
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from typing import Any
 
 from delta_tune import plan
 from delta_tune.cluster import ray_cluster
-from delta_tune.study import Study, StudyResult, driver_device
+from delta_tune.session import begin
+from delta_tune.study import Study, StudyResult
 
 __all__ = ["StudyResult", "dry_run", "tune"]
 
@@ -30,9 +31,10 @@ def tune(**settings: Any) -> StudyResult:
         for line in study.plan(resources):
             study.progress.say(line)
         study.open()
-        study.search(resources)
-        study.confirm(resources)
-    return study.finish(driver_device(resources))
+        session = begin(resources, study.progress)
+        study.search(session)
+        study.confirm(session)
+    return study.finish(session.device)
 
 
 def dry_run(**settings: Any) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -14,40 +13,40 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from delta_tune import plan
 from delta_tune.attention_store import attention_table, noise_verdict
-from delta_tune.attention_tasks import ray_runner
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
 from delta_tune.earlier import best_configurations, starting_from
 from delta_tune.files import written_whole
-from delta_tune.final import BEST, CHECKPOINTS, keep_model, keep_winner, score_test, summary
+from delta_tune.final import BEST, keep_winner, score_test, summary
 from delta_tune.packing import measure_on_cluster
-from delta_tune.plain_arm import ARM, arm_of, lacks_plain_l2, with_plain_l2
+from delta_tune.plain_arm import ARM, arm_of, groups_of, lacks_plain_l2, with_plain_l2
 from delta_tune.plan import Resources
-from delta_tune.probing import Runner
 from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
-from delta_tune.resampling import all_for_training
-from delta_tune.results import FINISHED, SCORES, STUDY_FILE, WORKER_DIED, StudyTables, trial_name, write_json
-from delta_tune.retraining import RetrainingDiverged, retrain
+from delta_tune.results import FINISHED, SCORES, STUDY_FILE, WORKER_DIED, StudyTables, write_json
+from delta_tune.retraining import described, keep_retrained, on_all_images
 from delta_tune.running import run_trials
 from delta_tune.samplers import check_sampler
 from delta_tune.sampling import LOST, StudySearch, Unfinished
 from delta_tune.scheduling import RungsByMethod
+from delta_tune.session import Session
 from delta_tune.space_checks import CheckedSpace, check_space
 from delta_tune.spaces import Proposal, load_space
 from delta_tune.storage import open_storage
 from delta_tune.task import Task, prepare
+from delta_tune.time_budget import LARGEST_SHARE, Reserve, TimeBudget, epoch_seconds, every, reserve
 from delta_tune.time_use import time_use
 
 SHARED_CACHE = ".cache"
+LOOK_AT_BUDGET_S = 1.0
+SLACK = 0.05
+"""Part of the time for the final model that may lie beyond the budget."""
 ATTENTION_FILE = Path("attention") / "attention.parquet"
 DATA_OPTIONS = (
     "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
@@ -142,13 +141,11 @@ class Study:
         self._interrupted = False
         self._confirmation: Confirmation | None = None
         self._retrained = False
-        self._searching_since = 0.0
         self._restore()
         # A driver that was killed wrote its tables after that: up to their last epoch the search did run.
         last = max((row["ended"] for row in self.tables.trials.values() if row.get("ended")), default=0.0)
-        unwritten = max(0.0, last - self.record.get("search_seconds_at", last))
-        self._spent: float = self.record.get("search_seconds", 0.0) + unwritten
-        """Seconds that earlier sessions searched."""
+        spent = self.record.get("spent_seconds", 0.0) + max(0.0, last - self.record.get("spent_seconds_at", last))
+        self.budget = TimeBudget(config.time_budget_s, spent=spent, began=self.began)
 
     def resources(self, cluster: Cluster) -> Resources:
         """What one trial gets.
@@ -189,102 +186,120 @@ class Study:
         write_json(self.folder / STUDY_FILE, self.record)
         self.tables.write()
 
-    def search(self, resources: Resources) -> None:
+    def search(self, session: Session) -> None:
         """Measure what trials share, then run them."""
-        left = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
-        if left <= 0:
+        to_run = self.num_trials - sum(row["state"] in FINISHED for row in self.tables.trials.values())
+        if to_run <= 0:
             return
-        budget = self.config.time_budget_s
-        if budget is not None and self._spent >= budget:
-            self.progress.say(f"The time budget of {clock(budget)} is spent; a larger --time-budget goes on.")
+        if self.budget.total is not None and self._left_for_search(session) <= 0:
+            self.progress.say(
+                f"The search's part of the time budget of {clock(self.budget.total)} is spent; a larger --time-budget "
+                f"goes on."
+            )
             return
+        resources = session.resources
         self.searcher.gpus_per_trial = resources.gpus_per_trial
-        self._measure(resources)
+        self._measure(session)
         self.record["ready_seconds"] = time.time() - self.began
         self.progress.say(f"Ready after {self.record['ready_seconds']:.0f} s; the first trials start.")
-        self._searching_since = time.time()
+        left = None
+        if self.budget.total is not None:
+            left = every(LOOK_AT_BUDGET_S, lambda: self._left_for_search(session))
         run_trials(
             [self.task],
             self.searcher,
             self.scheduler,
             self.recorder,
-            resources,
+            session,
             folder=self.folder,
             metric=self.config.metric,
             share_maps=self._shares_maps(resources),
-            time_budget_s=None if budget is None else budget - self._spent,
-            say=self.progress.say,
+            left=left,
         )
         self._keep_time()
         if used := time_use(self.tables.trials.values(), resources.slots, since=self.began):
             self.record["time_use"] = dataclasses.asdict(used)
             self.progress.say(used.sentence())
-        self._interrupted = self.recorder.stop_the_rest() and self.config.time_budget_s is None
+        self._interrupted = self.recorder.stop_the_rest() and (left is None or left() > 0)
+
+    def _left_for_search(self, session: Session) -> float:
+        """Seconds of the time budget that the search may still use; what comes after it is told once it is known."""
+        assert self.budget.total is not None
+        if not self.config.confirm:
+            return self.budget.left
+        kept = self._reserve(session, LARGEST_SHARE * self.budget.total)
+        if self.tables.ranked() and "reserved" not in self.record:
+            self.record["reserved"] = dataclasses.asdict(kept)
+            self.progress.say(
+                f"Of the {clock(self.budget.total)}, {clock(kept.confirmation)} are kept for a confirmation with "
+                f"{kept.repetitions} of {self.config.confirm} seeds and {clock(kept.final)} for the final model."
+            )
+        return self.budget.left - kept.total
+
+    def _reserve(self, session: Session, within: float) -> Reserve:
+        return reserve(
+            within,
+            repetitions=self.config.confirm,
+            epoch_seconds=epoch_seconds(self.tables, groups_of(self.checked)),
+            max_epochs=self.config.max_epochs,
+            slots=session.resources.slots,
+            growth=plan.growth(self.config, self.task),
+            split_seconds=self.record.get("attention_seconds", 0.0),
+        )
 
     def _shares_maps(self, resources: Resources) -> bool:
         """On a GPU the source's forward pass is as fast as the way of its maps through the host's memory."""
         return resources.device == "cpu" and any(p.config.uses_behavior for p in self.checked.drawn)
 
-    def confirm(self, resources: Resources) -> None:
+    def confirm(self, session: Session) -> None:
         """Compare the methods on fresh seeds and splits, and retrain the best one's configuration."""
-        if not self.config.confirm or self._interrupted or not self.tables.ranked():
+        config = self.config
+        if not config.confirm or self._interrupted or not self.tables.ranked():
             return
-        runner, device = self._runner(resources), driver_device(resources)
+        repetitions, left = config.confirm, None
+        final = 0.0
+        if self.budget.total is not None:
+            kept = self._reserve(session, self.budget.left)
+            repetitions, final = kept.repetitions, kept.final
+            left = every(LOOK_AT_BUDGET_S, lambda: self.budget.left - final)
+            if repetitions < config.confirm:
+                what = f"{repetitions} seeds instead of {config.confirm}" if repetitions else "no confirmation"
+                self.progress.say(f"The {clock(self.budget.left)} left of the time budget are enough for {what}.")
+            if not repetitions:
+                return
         self._confirmation, whole = confirm(
             self.task,
             self.tables,
-            self.config.confirm,
-            resources,
-            arms=self.checked.choices if self.checked.space.balance == ARM else (),
-            seed=self.config.seed,
+            groups_of(self.checked),
+            repetitions,
+            session,
+            seed=config.seed,
             folder=self.folder,
-            max_epochs=self.config.max_epochs,
-            progress=self.progress,
-            device=device,
-            runner=runner,
+            max_epochs=config.max_epochs,
+            left=left,
         )
+        self._keep_time()
         self._interrupted = not whole
         if self._confirmation is None:
             return
         self.record["confirmation"] = as_json(self._confirmation)
-        trial = self._confirmation.trials[self._confirmation.best]
-        config, dataset = self.tables.config(trial), self.task.dataset
-        if self.config.train_fraction is None and self.config.train_per_class is None:
-            dataset = all_for_training(dataset)
-        model = f"trial {trial} retrained on {len(dataset.train)} images"
+        task = on_all_images(self.task) if plan.final_takes_val(config) else self.task
+        model = described(task, self._confirmation)
         self._retrained = self.record.get("model") == model and (self.folder / BEST).exists()
         if self._retrained:
             return
-        self.progress.say(f"Training the final model: {model}, {config.max_epochs} epochs.")
-        task = self.task.on(dataset)
-        task.measure([config], device, self.progress.say, runner)
-        checkpoint = self.folder / CHECKPOINTS / f"retrained-{trial}"
-        try:
-            weights = retrain(task, config, checkpoint, resources)
-        except RetrainingDiverged as error:
-            self.progress.say(f"The final training diverged ({error}); the model is the one that the search kept.")
+        if self.budget.left < (1 - SLACK) * final:
+            self.progress.say("The time budget has no room left for the final model: it is the one the search kept.")
             return
-        means = {self._confirmation.metric: float(np.mean(self._confirmation.scores[self._confirmation.best]))}
-        told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
-        keep_model(self.task, weights, told, self.folder / BEST)
-        shutil.rmtree(checkpoint)
-        self._retrained = True
-        self.record |= {"winner": trial, "model": model}
+        trial = keep_retrained(task, self.tables, self._confirmation, session, self.folder)
+        if trial is not None:
+            self._retrained = True
+            self.record |= {"winner": trial, "model": model}
 
-    def _runner(self, resources: Resources) -> Runner:
-        return ray_runner(
-            cpus=resources.cpus_per_trial,
-            gpus=resources.gpus_per_trial,
-            slots=resources.slots,
-            threads=resources.threads,
-            device=resources.device,
-            bar=self.progress.bar,
-        )
-
-    def _measure(self, resources: Resources) -> None:
-        runner = self._runner(resources)
-        configs = [proposal.config for proposal in self.checked.drawn]
-        self.task.measure(configs, driver_device(resources), self.progress.say, runner)
+    def _measure(self, session: Session) -> None:
+        configs, began = [proposal.config for proposal in self.checked.drawn], time.time()
+        self.task.measure(configs, session.device, self.progress.say, session.runner)
+        self.record["attention_seconds"] = max(time.time() - began, self.record.get("attention_seconds", 0.0))
         verdicts = [noise_verdict({k: v.reliability for k, v in m.items()}) for m in self.task.attention.values()]
         self.record["attention_verdict"] = " ".join(verdict for verdict in verdicts if verdict)
         if self.task.attention:
@@ -307,6 +322,7 @@ class Study:
         if winner is not None and not self._interrupted and all(scoring["model"] != model for scoring in scorings):
             test = score_test(self.task, best, device)
             scorings += [{"trial": winner, "model": model, **test}] if test else []
+        self.record |= {"spent_seconds": self.budget.used, "spent_seconds_at": time.time()}
         if not self._interrupted:
             self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder / STUDY_FILE, self.record)
@@ -327,9 +343,8 @@ class Study:
         )
 
     def _keep_time(self) -> None:
-        """Write down how long the search has run in all its sessions: its time budget counts them all."""
-        now = time.time()
-        self.record |= {"search_seconds": self._spent + now - self._searching_since, "search_seconds_at": now}
+        """Write down how long the study has run in all its sessions: its time budget counts them all."""
+        self.record |= {"spent_seconds": self.budget.used, "spent_seconds_at": time.time()}
         write_json(self.folder / STUDY_FILE, self.record)
 
     def _proposed(self, number: int, proposal: Proposal) -> None:
@@ -388,8 +403,3 @@ class Study:
 
     def _fingerprints(self) -> dict[str, str]:
         return {"data": self.task.dataset.fingerprint, "weights": self.task.backbone.fingerprint}
-
-
-def driver_device(resources: Resources) -> str:
-    """Where the driver computes: it may sit on a node without a GPU."""
-    return resources.device if torch.cuda.is_available() else "cpu"

@@ -22,8 +22,8 @@ TRAINER = [
 ]
 STUDY = [
     *("settings", "results", "time_use", "evidence", "progress", "packing"),
-    *("spaces", "space_checks", "plain_arm", "earlier", "samplers", "storage", "sampling", "scheduling"),
-    *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan", "running"),
+    *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
+    *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan", "session", "running"),
     *("confirming", "retraining", "study"),
     *("search", "cli", "__init__"),
 ]

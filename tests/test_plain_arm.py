@@ -7,7 +7,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from delta_tune.config import TrialConfig
-from delta_tune.plain_arm import ARM, arm_of, lacks_plain_l2, with_plain_l2
+from delta_tune.plain_arm import ARM, arm_of, groups_of, lacks_plain_l2, with_plain_l2
+from delta_tune.results import StudyTables
 from delta_tune.sampling import StudySearch
 from delta_tune.space_checks import check_space, random_answer
 from delta_tune.spaces import Space
@@ -82,6 +83,16 @@ def test_starting_points_stay_and_plain_l2_begins_with_its_recipe(balance):
     assert plain == {ARM: "l2", "lr": 0.001, "weight_decay": 1e-4}
     uniform = {"lr": 0.005} | ({ARM: "delta_uniform"} if balance else {ARM: "space", "regularizer": "delta_uniform"})
     assert uniform in both.points
+
+
+def test_groups_are_the_arms_or_the_methods(tmp_path):
+    tables = StudyTables(tmp_path, "val_accuracy")
+    for number, method in enumerate(["delta", "delta_uniform", "l2"]):
+        tables.add(number, TrialConfig(regularizer=method), {}, {})
+    assert groups_of(with_plain_l2(checked(), 0))(tables) == {0: "space", 1: "space", 2: "l2"}
+    assert groups_of(checked())(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
+    by_method = with_plain_l2(checked(balance="regularizer"), 0)
+    assert groups_of(by_method)(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
 
 
 def test_arms_take_turns_also_after_a_session_that_had_none():

@@ -158,22 +158,21 @@ def test_tune_refuses_gpus_that_are_not_there(settings):
         delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": 2})
 
 
-TWO_METHODS = """
-BALANCE = "regularizer"
-
+WITHOUT_L2 = """
 def space(trial):
-    trial.suggest_categorical("regularizer", ["l2", "delta_uniform"])
     trial.suggest_float("lr", 1e-3, 1e-2, log=True)
+    return {"regularizer": "delta_uniform"}
 """
 
 
-def test_tune_confirms_the_methods_and_retrains_the_best(settings, tmp_path):
-    (tmp_path / "two.py").write_text(TWO_METHODS)
-    small = {"num_trials": 2, "max_epochs": 2, "grace_period": 2, "space": str(tmp_path / "two.py")}
+def test_tune_confirms_the_space_against_plain_l2_and_retrains_the_best(settings, tmp_path):
+    (tmp_path / "without.py").write_text(WITHOUT_L2)
+    small = {"num_trials": 1, "max_epochs": 2, "grace_period": 2, "space": str(tmp_path / "without.py")}
     confirmed = delta_tune.tune(**{**settings, **small, "confirm": 2})
     study = json.loads((confirmed.path / "study.json").read_text())
+    assert confirmed.trials["config.regularizer"].to_pylist() == ["delta_uniform", "l2"], "as many of plain L2"
     runs = pq.read_table(confirmed.path / "confirm" / "trials.parquet").to_pylist()
-    assert [run["config.regularizer"] for run in runs] == ["l2", "delta_uniform"] * 2
+    assert [run["config.regularizer"] for run in runs] == ["delta_uniform", "l2"] * 2
     assert {run["state"] for run in runs} == {"completed"}
     assert "2 pairs" in confirmed.summary
     assert set(study["confirmation"]["scores"]) == {"l2", "delta_uniform"}
@@ -250,8 +249,12 @@ def test_tune_says_where_torch_cannot_use_the_gpus_that_ray_counts(settings):
 
 
 def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
-    result = delta_tune.tune(**{**settings, "space": plain, "num_trials": 1000, "time_budget": "15s"})
+    many = {"space": plain, "num_trials": 1000, "time_budget": "20s", "confirm": 1000}
+    result = delta_tune.tune(**{**settings, **many})
     states = [row["state"] for row in result.trials.to_pylist()]
+    reserved = json.loads((result.path / "study.json").read_text())["reserved"]
+    assert 2 <= reserved["repetitions"] < 1000, "seeds are cut first"
+    assert reserved["confirmation"] + reserved["final"] <= 10
     assert len(states) < 1000
     assert set(states) <= {"completed", "pruned", "stopped"}
     assert (result.best_config is not None) == ("completed" in states)
@@ -260,8 +263,16 @@ def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
 def test_dry_run_prints_the_plan_and_leaves_nothing(settings):
     from delta_tune.search import dry_run
 
-    said = "\n".join(dry_run(**{**settings, "space": "search_spaces/methods.py", "num_trials": 12}))
-    for part in ("train 36", "val 18", "test 15", "regularizer in turns", "10 trials", "Time"):
+    said = "\n".join(dry_run(**{**settings, "space": "search_spaces/delta.py", "num_trials": 6, "confirm": 3}))
+    parts = [
+        "train 36",
+        "val 18",
+        "test 15",
+        "the space and plain L2 in turns",
+        "12 trials",
+        "6 further trials search it",
+    ]
+    for part in (*parts, "to confirm (2 × 3 runs)"):
         assert part in said
     assert not (settings["out"] / "study").exists()
 
