@@ -21,6 +21,7 @@ from delta_tune.map_sharing import RayMaps
 from delta_tune.packing import memory_fraction
 from delta_tune.results import ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK, trial_name
 from delta_tune.training import Row, run_trial
+from delta_tune.watchdog import FACTOR, limit_of, watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class WorkerSettings:
     maps: str | None
     """Name of the shelf where trials share the source's feature maps; None where they do not."""
 
+
+HUNG_FILE = "hung.txt"
+"""In a trial's folder: where its threads were when its process was ended because it hung."""
 
 _tasks: tuple[str, Any] | None = None
 """The shared tasks of the study that this process last worked for: a process lives on from trial to trial."""
@@ -57,9 +61,11 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     folder = settings.folder / trial_name(number)
     last: Row = {"epoch": 0, settings.metric: float("nan")}
 
-    def report(row: Row) -> None:
-        last.update(row)
-        tune.report({**row, **told, "ended": time.time()})
+    if (limit := limit_of(folder / HUNG_FILE)) is not None:
+        (folder / HUNG_FILE).replace(folder / ERROR_FILE)
+        cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"
+        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({ERROR_FILE} says where)"})
+        return
 
     try:
         if settings.device == "cuda" and gpus < 1:
@@ -71,15 +77,23 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         for other in _tasks[1]:
             if other is not task:
                 other.forget_networks()
-        result = run_trial(
-            task,
-            config,
-            report,
-            metric=settings.metric,
-            device=settings.device,
-            checkpoint=folder,
-            maps=None if settings.maps is None else RayMaps(settings.maps),
-        )
+        with watched(folder / HUNG_FILE) as watch:
+
+            def report(row: Row) -> None:
+                watch.end()
+                last.update(row)
+                tune.report({**row, **told, "ended": time.time()})
+                watch.begin()
+
+            result = run_trial(
+                task,
+                config,
+                report,
+                metric=settings.metric,
+                device=settings.device,
+                checkpoint=folder,
+                maps=None if settings.maps is None else RayMaps(settings.maps),
+            )
     except torch.cuda.OutOfMemoryError as error:
         outcome = OUT_OF_MEMORY if 0 < gpus < 1 else "failed"
         tune.report({**last, **told, OUTCOME: outcome, "error": f"the GPU's memory is too small ({error})"})

@@ -23,7 +23,18 @@ TRAINER = [
 STUDY = [
     *("settings", "results", "time_use", "evidence", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
-    *("cluster", "attention_tasks", "map_sharing", "final", "worker", "recording", "plan", "session", "running"),
+    *(
+        "cluster",
+        "attention_tasks",
+        "map_sharing",
+        "final",
+        "watchdog",
+        "worker",
+        "recording",
+        "plan",
+        "session",
+        "running",
+    ),
     *("confirming", "retraining", "study"),
     *("search", "cli", "__init__"),
 ]
