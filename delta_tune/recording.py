@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Callback
@@ -35,6 +36,8 @@ class Recorder(Callback):  # type: ignore[misc]
     def __init__(self, tables: StudyTables, scheduler: RungsByMethod, progress: Progress, total: int) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
         self._asked_at: dict[int, float] = {}
+        self.on_lost: Callable[[str], None] | None = None
+        """Told Tune's id of a trial whose end Tune told nobody but us."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; the study is resumed from its tables instead."""
@@ -79,6 +82,18 @@ class Recorder(Callback):  # type: ignore[misc]
         """A trial whose worker died too often: exceptions of the trial's own come as reports."""
         lines = str(trial.get_error() or "no cause is known").strip().splitlines()
         self._finish(trial.config[NUMBER], "failed", f"{WORKER_DIED}: {lines[-1]}")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Several times a second: look for a trial that Tune gave up without a word.
+
+        It does where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
+        limit of trials at a time then counts that trial for ever.
+        """
+        for trial in [trial for trial in self._scheduler.live.values() if trial.status == "ERROR"]:
+            self._scheduler.on_trial_error(None, trial)
+            if self.on_lost is not None:
+                self.on_lost(trial.trial_id)
+            self.on_trial_error(iteration, trials, trial)
 
     def stop_the_rest(self) -> bool:
         """Mark what the end of the run left unfinished; whether there was any."""

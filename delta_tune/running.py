@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.logger import TBXLoggerCallback
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from delta_tune.cluster import quiet_tune, shared
 from delta_tune.config import Metric
@@ -70,14 +70,15 @@ def run_trials(
         gpus = {"GPU": config[GPUS]} if config[GPUS] else {}
         return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, **gpus}])
 
+    limited = ConcurrencyLimiter(searcher, max_concurrent=resources.slots)
+    recorder.on_lost = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
     ray_folder = folder / "ray"
     tuner = tune.Tuner(
         tune.with_resources(trial, bundle),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=limited,
             scheduler=scheduler,
             num_samples=-1,  # the searcher says when it is done
-            max_concurrent_trials=resources.slots,
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,

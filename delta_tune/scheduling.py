@@ -36,6 +36,8 @@ class RungsByMethod(FIFOScheduler):  # type: ignore[misc]
         self._rungs: dict[str, AsyncHyperBandScheduler] = {}
         self.pruned: set[str] = set()
         """Tune's ids of the trials that a rung stopped."""
+        self.live: dict[str, Any] = {}
+        """Tune's trials by id, from their proposal to the word of their end."""
 
     @property
     def metric(self) -> str:
@@ -50,6 +52,22 @@ class RungsByMethod(FIFOScheduler):  # type: ignore[misc]
         if decision == TrialScheduler.STOP:
             self.pruned.add(trial.trial_id)
         return decision
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Tune's word of a trial that was proposed."""
+        self.live[trial.trial_id] = trial
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Tune's word of its end."""
+        self.live.pop(trial.trial_id, None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Tune's word of its bad end."""
+        self.live.pop(trial.trial_id, None)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Tune's word of its end while it waited."""
+        self.live.pop(trial.trial_id, None)
 
     def replay(self, regularizer: str, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Enter trial `number` of an earlier session into its rungs, in the order in which its epochs were reported."""

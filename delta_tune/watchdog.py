@@ -59,7 +59,7 @@ def watched(
             yield Watchdog(file.fileno(), factor=factor, least_s=least_s, first_s=first_s)
         finally:
             faulthandler.cancel_dump_traceback_later()
-            note.unlink()
+            note.unlink(missing_ok=True)  # a trial that is stopped has its folder cleared while it ends
 
 
 def limit_of(note: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import torch
 
 import delta_tune
 from delta_tune import plan, running, study
-from delta_tune.config import TrialConfig, UserError
+from delta_tune.config import UserError
 from delta_tune.packing import Footprint
+from delta_tune.results import StudyTables
 from delta_tune.settings import study_config
 from delta_tune.training import run_trial
 
@@ -34,8 +36,7 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
-def settings(image_folder, tiny_weights, tmp_path, cache):
+def study_settings(image_folder, tiny_weights, cache, out):
     """A study of seconds."""
     return {
         "cache": cache,
@@ -43,7 +44,7 @@ def settings(image_folder, tiny_weights, tmp_path, cache):
         "model": "timm:test_resnet",
         "weights": str(tiny_weights),
         "image_size": 64,
-        "out": tmp_path,
+        "out": out,
         "name": "study",
         "verbose": 0,
         "max_epochs": 4,
@@ -52,6 +53,12 @@ def settings(image_folder, tiny_weights, tmp_path, cache):
         "gpus_per_trial": 0,
         "max_concurrent_trials": 1,  # each further one starts a process, which takes longer than these trials
     }
+
+
+@pytest.fixture
+def settings(image_folder, tiny_weights, tmp_path, cache):
+    """Those of a study of the test's own."""
+    return study_settings(image_folder, tiny_weights, cache, tmp_path)
 
 
 def free_store_bytes():
@@ -76,14 +83,25 @@ def plain(trial):
     return {"regularizer": "l2", "head_lr_multiplier": 1.0}
 
 
-def test_tune_of_all_methods_leaves_tables_model_and_evidence(settings):
-    many = {"space": "search_spaces/methods.py", "num_trials": 10, "max_concurrent_trials": 2}
-    result = delta_tune.tune(**{**settings, **many})
+TIMES = {"train_seconds", "eval_seconds", "start_seconds", "began", "ended", "node"}
+
+
+def timeless(table):
+    return table.select([name for name in table.column_names if name not in TIMES])
+
+
+@pytest.fixture(scope="module")
+def all_methods(image_folder, tiny_weights, tmp_path_factory, cache, ray_cluster):
+    """The settings of a study of one trial a method, and its result."""
+    own = study_settings(image_folder, tiny_weights, cache, tmp_path_factory.mktemp("all"))
+    own |= {"space": "search_spaces/methods.py", "num_trials": 5}
+    return own, delta_tune.tune(**own)
+
+
+def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
+    settings, result = all_methods
     rows = result.trials.to_pylist()
-    methods = [row["config.regularizer"] for row in rows]
-    assert {m: methods.count(m) for m in methods} == dict.fromkeys(
-        ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"], 2
-    )
+    assert [row["config.regularizer"] for row in rows] == ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"]
     assert {row["state"] for row in rows} <= {"completed", "pruned", "diverged"}
     assert pq.read_table(result.path / "trials.parquet").equals(result.trials)
     epochs = pq.read_table(result.path / "epochs.parquet").to_pylist()
@@ -99,53 +117,50 @@ def test_tune_of_all_methods_leaves_tables_model_and_evidence(settings):
     assert model.predict([next(Path(settings["data"]).rglob("*.png"))])[0].label in ("blue", "green", "red")
 
 
-def test_tune_trial_equals_the_same_configuration_run_alone(settings, task):
-    result = delta_tune.tune(**{**settings, "space": plain, "num_trials": 2})
-    for row in result.trials.to_pylist():
-        if row["state"] == "completed":
-            config = TrialConfig(
-                regularizer="l2", lr=row["config.lr"], head_lr_multiplier=1.0, batch_size=8, max_epochs=4
-            )
-            assert run_trial(task, config).epochs[-1]["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
+def test_tune_trial_equals_the_same_configuration_run_alone(all_methods, task):
+    _, result = all_methods
+    tables = StudyTables.read(result.path, "val_accuracy")
+    (number,) = (n for n, row in tables.trials.items() if row["config.regularizer"] == "l2")
+    alone = run_trial(task, tables.config(number)).epochs
+    rows = tables.epochs[number]
+    assert [row["val_loss"] for row in alone[: len(rows)]] == pytest.approx([r["val_loss"] for r in rows], rel=1e-5)
 
 
-def test_tune_twice_in_one_process_gives_the_same_and_leaves_no_object(settings):
+def test_tune_twice_in_one_process_gives_the_same_and_leaves_no_object(all_methods):
+    settings, first = all_methods
     before = free_store_bytes()
-    runs = [
-        delta_tune.tune(**{**settings, "space": plain, "name": name, "max_concurrent_trials": 1}) for name in ("a", "b")
-    ]
-    timeless = [
-        [n for n in r.trials.column_names if "seconds" not in n and n not in ("node", "began", "ended")] for r in runs
-    ]
-    assert runs[0].trials.select(timeless[0]).equals(runs[1].trials.select(timeless[1]))
+    again = delta_tune.tune(**{**settings, "name": "again"})
+    assert timeless(again.trials).equals(timeless(first.trials))
     assert ray.is_initialized()
     assert wait_until(lambda: free_store_bytes() == before), "objects of ours stay in the store"
 
 
-def test_tune_records_diverged_and_failed_trials_and_goes_on(settings):
-    def space(trial):
-        lr = trial.suggest_categorical("lr", [1e9, 0.01])
-        return {"regularizer": "l2", "schedule": "constant", "lr": lr, "max_grad_norm": None}
-
-    result = delta_tune.tune(**{**settings, "space": space, "sampler": "random", "num_trials": 6})
-    states = {(row["config.lr"] > 1, row["state"], bool(row["error"])) for row in result.trials.to_pylist()}
-    assert states <= {(True, "diverged", True), (False, "completed", False), (False, "pruned", False)}
-    assert (True, "diverged", True) in states
-    assert result.best_config.lr == 0.01
+def test_resume_of_a_finished_study_only_tops_up(all_methods, tmp_path):
+    _, first = all_methods
+    shutil.copytree(first.path, tmp_path / "study")
+    again = delta_tune.tune(name="study", out=tmp_path, resume=True, num_trials=10, verbose=0)
+    assert again.trials.num_rows == 10
+    assert again.trials.slice(0, 5).equals(first.trials)
 
 
-def test_tune_records_an_exception_of_a_trial_with_its_cause(settings):
+def test_tune_records_diverged_and_failed_trials_with_their_cause_and_goes_on(settings):
     # One image a step and a last map of one pixel: batch norm in train mode refuses.
     def space(trial):
-        return {"regularizer": "l2", "batch_norm": trial.suggest_categorical("batch_norm", ["train", "frozen"])}
+        kind = trial.suggest_categorical("_kind", ["diverges", "raises", "learns"])
+        lr, norm = {"diverges": (1e9, "frozen"), "raises": (0.01, "train"), "learns": (0.01, "frozen")}[kind]
+        return {"regularizer": "l2", "schedule": "constant", "lr": lr, "batch_norm": norm}
 
-    result = delta_tune.tune(
-        **{**settings, "space": space, "image_size": 32, "set": {"batch_size": 1}, "sampler": "random", "num_trials": 6}
-    )
-    by_norm = {row["config.batch_norm"]: row for row in result.trials.to_pylist()}
-    assert by_norm["train"]["state"] == "failed"
-    assert "Expected more than 1 value per channel" in by_norm["train"]["error"]
-    assert by_norm["frozen"]["state"] in ("completed", "pruned")
+    small = {"image_size": 32, "set": {"batch_size": 1}, "sampler": "random", "num_trials": 8}
+    result = delta_tune.tune(**{**settings, **small, "space": space})
+    rows = result.trials.to_pylist()
+    assert {row["param._kind"] for row in rows} == {"diverges", "raises", "learns"}
+    allowed = {"diverges": {"diverged"}, "raises": {"failed"}, "learns": {"completed", "pruned"}}
+    for row in rows:
+        assert row["state"] in allowed[row["param._kind"]]
+        assert bool(row["error"]) == (row["param._kind"] != "learns")
+        if row["state"] == "failed":
+            assert "Expected more than 1 value per channel" in row["error"]
+    assert result.best_config.lr == 0.01
 
 
 def test_tune_takes_a_function_as_space_and_refuses_an_unknown_setting(settings):
@@ -232,6 +247,29 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
     assert [row["state"] for row in rows] == ["completed"] * 3
     assert [row["gpus"] for row in rows] == [0.5, 1.0, 0.5]
     assert [row["out_of_memory"] for row in rows] == [0, 1, 0]
+
+
+def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(settings, monkeypatch):
+    def sluggish(config, worker_settings):
+        from ray import tune
+
+        from delta_tune.results import EPOCH_COLUMNS
+        from delta_tune.worker import run_tune_trial
+
+        if config["number"] > 0:
+            run_tune_trial(config, worker_settings)
+            return
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "1"
+        try:
+            told = {"epoch": 1, "node": "n", "began": 0.0, "ended": 1.0}
+            tune.report({**dict.fromkeys(EPOCH_COLUMNS, 0.0), **told})
+        finally:
+            time.sleep(4)  # Tune gives up on the worker, and on the trial that was to come to it
+
+    monkeypatch.setattr(running, "run_tune_trial", sluggish)
+    result = delta_tune.tune(**{**settings, "num_trials": 3, "max_epochs": 1, "space": plain})
+    assert result.trials["state"].to_pylist() == ["completed", "failed", "completed"]
+    assert "the worker died" in result.trials["error"][1].as_py()
 
 
 def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
@@ -333,13 +371,6 @@ def test_resume_refuses_other_settings(settings):
     (folder / "study.json").write_text(json.dumps({"settings": begun}))
     with pytest.raises(UserError, match="max_epochs"):
         delta_tune.tune(name="study", out=settings["out"], resume=True, max_epochs=9)
-
-
-def test_resume_of_a_finished_study_only_tops_up(settings):
-    first = delta_tune.tune(**{**settings, "space": "search_spaces/demo.py", "num_trials": 2})
-    again = delta_tune.tune(name="study", out=settings["out"], resume=True, num_trials=4, verbose=0)
-    assert again.trials.num_rows == 4
-    assert again.trials.slice(0, 2).equals(first.trials)
 
 
 def test_tune_goes_on_after_the_death_of_a_worker(settings):
