@@ -96,8 +96,9 @@ class Checkpoint:
         for file, network in zip(weights, networks, strict=True):
             with written_whole(file) as partial:
                 safetensors.torch.save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
-        with written_whole(optimizer) as partial:
-            torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, partial)
+        # An open file, because torch's own does not tell why it cannot be written.
+        with written_whole(optimizer) as partial, partial.open("wb") as opened:
+            torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, opened)
 
 
 def last_weights(folder: Path) -> Path:

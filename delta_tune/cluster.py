@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from delta_tune.config import UserError
 
 NAMESPACE = "delta_tune"
 CONNECT_TIMEOUT_S = 5.0
+HEAD_PATIENCE_S = 30.0
+"""A head that answers for so long no more is gone. Ray itself ends this process after 60 s of it, without our word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,39 @@ def _probe(address: str) -> None:
         ) from error
 
 
+class Head:
+    """Whether the head of the Ray that was joined still answers."""
+
+    def __init__(self) -> None:
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._address = host.strip("[]"), int(port)
+        self._answered = time.monotonic()
+
+    def patience(self) -> float:
+        """Seconds that it may stay silent yet; to be asked again and again."""
+        try:
+            socket.create_connection(self._address, timeout=CONNECT_TIMEOUT_S).close()
+            self._answered = time.monotonic()
+        except OSError:
+            pass  # it may be starting again
+        return HEAD_PATIENCE_S - (time.monotonic() - self._answered)
+
+
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor that is to live as long as this process: any other node may be lost before."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {
+        "num_cpus": 0,
+        "namespace": NAMESPACE,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=True),
+    }
+
+
 class _Shelf:
     """An actor that holds a reference to one object, so that trials find it by name.
 
@@ -120,7 +156,7 @@ def shared(value: Any, name: str) -> Iterator[None]:
     import ray
 
     reference = ray.put(value)
-    shelf = ray.remote(num_cpus=0)(_Shelf).options(name=name, namespace=NAMESPACE).remote([reference])
+    shelf = ray.remote(_Shelf).options(name=name, **beside_driver()).remote([reference])
     try:
         ray.get(shelf.get.remote())  # a name that is taken, or a cluster without room, shows here
         yield

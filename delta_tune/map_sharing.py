@@ -12,8 +12,9 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from torch import Tensor
 
-from delta_tune.cluster import NAMESPACE
+from delta_tune.cluster import NAMESPACE, beside_driver
 from delta_tune.map_shelf import Batch, Shelf
+from delta_tune.outside import STORE_ERRORS
 
 STORE_SHARE = 0.4
 """Of the object store, for maps; the rest is the data's and Ray's own."""
@@ -23,7 +24,7 @@ TIMEOUT_S = 10.0
 @contextlib.contextmanager
 def map_shelf(name: str, budget: int) -> Iterator[Any]:
     """A shelf that `RayMaps(name)` finds anywhere in the cluster; it and all maps are gone afterwards."""
-    shelf = ray.remote(num_cpus=0)(Shelf).options(name=name, namespace=NAMESPACE).remote(budget)
+    shelf = ray.remote(Shelf).options(name=name, **beside_driver()).remote(budget)
     try:
         yield shelf
     finally:
@@ -61,4 +62,8 @@ class RayMaps:
         """See `MapStore`."""
         arrays = {layer: np.ascontiguousarray(each.permute(0, 2, 3, 1).numpy()) for layer, each in maps.items()}
         size = sum(array.nbytes for array in arrays.values())
-        self._shelf.leave.remote(self._node, batch, tuple(maps), [ray.put(arrays)], size)
+        try:
+            kept = ray.put(arrays)
+        except STORE_ERRORS:  # what others fill the store with is no reason to end: do without
+            return
+        self._shelf.leave.remote(self._node, batch, tuple(maps), [kept], size)

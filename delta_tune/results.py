@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,13 +20,17 @@ SCORES = ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
 EPOCH_COLUMNS = (
     ("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES, "lr", "seconds", "eval_seconds")
 )  # fmt: skip
+REPORTED = "reported"
+"""Column of the epochs: when the study heard of it, in seconds since 1970. Rungs decide in this order."""
 STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
 ERROR_FILE = "error.txt"
 """The traceback of a trial that failed, in its checkpoint folder."""
 OUTCOME = "outcome"
-"""Key of a trial's last report where it did not end well: `diverged`, `failed` or `OUT_OF_MEMORY`."""
+"""Key of a trial's last report where it did not end well: `diverged`, `failed`, `OUT_OF_MEMORY` or `BLOCKED`."""
 OUT_OF_MEMORY = "out of memory"
 """The outcome of a trial that its part of a GPU was too small for: it runs again with twice as much."""
+BLOCKED = "blocked"
+"""The outcome of a trial that a cause outside of it stopped, such as a full disk: the whole run stops with it."""
 GPUS = "gpus"
 """Key of a trial's part of a GPU in its Tune configuration."""
 WORKER_DIED = "the worker died"
@@ -70,6 +75,9 @@ class StudyTables:
             numbers = {row["trial_id"]: number for number, row in tables.trials.items()}
             for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
                 tables.epochs[numbers[row["trial_id"]]].append(row)
+            for number, row in tables.trials.items():
+                if row["epochs"] < len(tables.epochs[number]):  # killed between the one table and the other
+                    tables._sum_up(number)
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(
                 f"{folder} cannot be resumed: its tables do not read ({error}); start a new study."
@@ -115,17 +123,10 @@ class StudyTables:
         """
         rows = self.epochs[number]
         del rows[row["epoch"] - 1 :]
-        rows.append({"trial_id": trial_name(number), "epoch": row["epoch"], **{k: row[k] for k in EPOCH_COLUMNS}})
-        best = self.best_row(number)
-        self.trials[number] |= {
-            "epochs": len(rows),
-            **{name: row[name] for name in SCORES},
-            **{f"best_{name}": best[name] for name in SCORES},
-            "best_epoch": best["epoch"],
-            "train_seconds": sum(r["seconds"] for r in rows),
-            "eval_seconds": sum(r["eval_seconds"] for r in rows),
-            "ended": ended,
-        }
+        told = {k: row[k] for k in EPOCH_COLUMNS}
+        rows.append({"trial_id": trial_name(number), "epoch": row["epoch"], **told, REPORTED: time.time()})
+        self._sum_up(number)
+        self.trials[number]["ended"] = ended
         self.write()
 
     def run_out_of_memory(self, number: int) -> None:
@@ -137,6 +138,18 @@ class StudyTables:
         """How a trial ended."""
         self.trials[number] |= {"state": state, "error": error}
         self.write()
+
+    def _sum_up(self, number: int) -> None:
+        """Bring a trial's row up to its epochs."""
+        rows, best = self.epochs[number], self.best_row(number)
+        self.trials[number] |= {
+            "epochs": len(rows),
+            **{name: rows[-1][name] for name in SCORES},
+            **{f"best_{name}": best[name] for name in SCORES},
+            "best_epoch": best["epoch"],
+            "train_seconds": sum(r["seconds"] for r in rows),
+            "eval_seconds": sum(r["eval_seconds"] for r in rows),
+        }
 
     def best_row(self, number: int) -> dict[str, Any]:
         """The first epoch of a trial with the best metric."""
@@ -185,8 +198,8 @@ class StudyTables:
     def write(self) -> None:
         """Both tables, each whole or not at all."""
         rows = [row for number in sorted(self.epochs) for row in self.epochs[number]]
-        kinds = {"trial_id": pa.string(), "epoch": pa.int32()} | dict.fromkeys(EPOCH_COLUMNS, pa.float64())
-        epochs = pa.table({name: pa.array([row[name] for row in rows], type=kind) for name, kind in kinds.items()})
+        kinds = {"trial_id": pa.string(), "epoch": pa.int32()} | dict.fromkeys((*EPOCH_COLUMNS, REPORTED), pa.float64())
+        epochs = pa.table({name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in kinds.items()})
         # Epochs first: a trial's row never claims an epoch that the other table lacks.
         for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
             with written_whole(self.folder / name) as partial:

@@ -69,11 +69,17 @@ class RungsByMethod(FIFOScheduler):  # type: ignore[misc]
         """Tune's word of its end while it waited."""
         self.live.pop(trial.trial_id, None)
 
-    def replay(self, regularizer: str, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Enter trial `number` of an earlier session into its rungs, in the order in which its epochs were reported."""
+    def replay(self, regularizer: str, number: int, rows: Iterable[Mapping[str, Any]]) -> bool:
+        """Enter epochs of a trial of an earlier session into its rungs, in the order in which they were reported.
+
+        Returns:
+            Whether the last of them was stopped at a rung: the earlier session may have ended before it wrote it down.
+        """
+        decision = str(TrialScheduler.CONTINUE)
         for row in rows:
             if row["epoch"] < self._max_epochs:
-                self._decide(number, regularizer, dict(row))
+                decision = self._decide(number, regularizer, dict(row))
+        return decision == str(TrialScheduler.STOP)
 
     def _decide(self, number: int, regularizer: str, result: dict[str, Any]) -> str:
         if regularizer == WITHOUT_RUNGS:

@@ -6,6 +6,7 @@ from typing import Any
 
 from delta_tune import plan
 from delta_tune.cluster import ray_cluster
+from delta_tune.outside import told_in_a_sentence
 from delta_tune.session import begin
 from delta_tune.study import Study, StudyResult
 
@@ -23,10 +24,11 @@ def tune(**settings: Any) -> StudyResult:
         The result. A Ray that was running already is left running, and nothing stays in its object store.
 
     Raises:
-        UserError: a setting that cannot be used, before any trial starts.
+        UserError: a setting that cannot be used, before any trial starts; or a cause outside the study that stops it,
+            such as a full disk.
     """
     study = Study(settings)
-    with ray_cluster(study.config.address) as cluster:
+    with told_in_a_sentence(study.folder), ray_cluster(study.config.address) as cluster:
         resources = study.resources(cluster)
         for line in study.plan(resources):
             study.progress.say(line)
@@ -34,7 +36,8 @@ def tune(**settings: Any) -> StudyResult:
         session = begin(resources, study.progress)
         study.search(session)
         study.confirm(session)
-    return study.finish(session.device)
+    with told_in_a_sentence(study.folder):
+        return study.finish(session.device)
 
 
 def dry_run(**settings: Any) -> list[str]:

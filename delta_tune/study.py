@@ -29,7 +29,7 @@ from delta_tune.plain_arm import ARM, arm_of, groups_of, lacks_plain_l2, with_pl
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
-from delta_tune.results import FINISHED, SCORES, STUDY_FILE, WORKER_DIED, StudyTables, write_json
+from delta_tune.results import FINISHED, REPORTED, SCORES, STUDY_FILE, WORKER_DIED, StudyTables, write_json
 from delta_tune.retraining import described, keep_retrained, on_all_images
 from delta_tune.running import run_trials
 from delta_tune.samplers import check_sampler
@@ -357,6 +357,13 @@ class Study:
         """Rebuild rungs and Optuna from the tables of the earlier session."""
         tables = self.tables
         finished, unfinished = [], []
+        epochs_of = tables.epochs.items()
+        for _, number, epoch in sorted((e.get(REPORTED) or 0.0, n, e["epoch"]) for n, rows in epochs_of for e in rows):
+            row, epochs = tables.trials[number], tables.epochs[number]
+            stop = self.scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
+            # The session may have been killed between the word that ended a trial and its row.
+            if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= self.config.max_epochs):
+                row["state"] = "pruned" if stop else "completed"
         for number in sorted(tables.trials):
             row, epochs = tables.trials[number], tables.epochs[number]
             values = {e["epoch"]: e[self.config.metric] for e in epochs}
@@ -365,7 +372,6 @@ class Study:
                 finished.append((number, tables.params(number), LOST if lost else row["state"], values))
             else:
                 unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
-            self.scheduler.replay(row["config.regularizer"], number, epochs)
         choice_of = None
         if self.checked.space.balance == ARM:  # an earlier session may have had no arms yet
             choice_of = {n: arm_of(row["config.regularizer"], self.checked.choices) for n, row in tables.trials.items()}

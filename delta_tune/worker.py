@@ -18,8 +18,9 @@ from ray import tune
 from delta_tune.cluster import fetch
 from delta_tune.config import Metric, TrialConfig
 from delta_tune.map_sharing import RayMaps
+from delta_tune.outside import outside_cause
 from delta_tune.packing import memory_fraction
-from delta_tune.results import ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK, trial_name
+from delta_tune.results import BLOCKED, ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK, trial_name
 from delta_tune.training import Row, run_trial
 from delta_tune.watchdog import FACTOR, limit_of, watched
 
@@ -99,6 +100,9 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         tune.report({**last, **told, OUTCOME: outcome, "error": f"the GPU's memory is too small ({error})"})
         return
     except Exception as error:
+        if (blocked := outside_cause(error)) is not None:
+            tune.report({**last, **told, OUTCOME: BLOCKED, "error": blocked})
+            return
         cause = "".join(traceback.format_exception_only(error)).strip()
         where = traceback.extract_tb(error.__traceback__)[-1]
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ STUDY = [
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
     *(
         "cluster",
+        "outside",
         "attention_tasks",
         "map_sharing",
         "final",

@@ -1,0 +1,61 @@
+"""Causes that stop a study and are no configuration's fault: a full or read-only disk, a full object store, no Ray."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+from delta_tune.config import UserError
+
+ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+STORE_ERRORS = (ObjectStoreFullError, OutOfDiskError)
+
+
+class StoppedFromOutside(Exception):
+    """A trial met such a cause; the message is its reason in words."""
+
+
+def outside_cause(error: BaseException | None) -> str | None:
+    """The cause in words if there is one behind `error`, else None."""
+    while error is not None:
+        if isinstance(error, StoppedFromOutside):
+            return str(error)
+        if isinstance(error, STORE_ERRORS):
+            return f"Ray's object store has no room left ({type(error).__name__})"
+        number = getattr(error, "errno", None)
+        if number is None and isinstance(error, Exception):
+            # safetensors tells the number in words alone, as does Ray of what was raised in another process.
+            told = re.search(r"(?:os error |\[Errno )(\d+)", str(error))
+            number = int(told.group(1)) if told else None
+        if number in ERRNOS:
+            where = getattr(error, "filename", None)
+            return os.strerror(number) + (f" ({where})" if where else "")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def told_in_a_sentence(folder: Path) -> Iterator[None]:
+    """Within it such a cause becomes a `UserError` with what is to be done.
+
+    Args:
+        folder: of the study.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = outside_cause(error)
+        if cause is None:
+            raise
+        raise UserError(
+            f"The study stopped: {cause}. Everything that is finished is kept in {folder}; once the cause is gone, "
+            f"carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}"
+        ) from error
