@@ -124,6 +124,7 @@ class Study:
             max_epochs=config.max_epochs,
             grace_period=config.grace_period,
             reduction_factor=config.reduction_factor,
+            num_val=len(self.task.dataset.val),
         )
         self.searcher = StudySearch(
             self.checked,

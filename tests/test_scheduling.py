@@ -71,6 +71,20 @@ def test_rungs_stop_the_worse_of_a_loss():
     assert (first, scheduler.on_trial_result(None, trial(1), row(1, 0.9, "val_loss"))) == (CONTINUE, STOP)
 
 
+def test_rungs_let_pass_what_the_images_cannot_tell_from_the_cut():
+    # A rung of 0.8 and, of 100 images: their standard error is 0.04.
+    for score, decision in ((0.77, CONTINUE), (0.75, STOP)):
+        scheduler = RungsByMethod(metric="val_accuracy", max_epochs=12, grace_period=1, reduction_factor=3, num_val=100)
+        assert scheduler.on_trial_result(None, trial(0), row(1, 0.8)) == CONTINUE
+        assert scheduler.on_trial_result(None, trial(1), row(1, score)) == decision
+
+
+def test_rungs_of_a_loss_cut_as_tunes_own():
+    scheduler = RungsByMethod(metric="val_loss", max_epochs=12, grace_period=1, reduction_factor=3, num_val=100)
+    assert scheduler.on_trial_result(None, trial(0), row(1, 0.5, "val_loss")) == CONTINUE
+    assert scheduler.on_trial_result(None, trial(1), row(1, 0.501, "val_loss")) == STOP
+
+
 def test_rungs_of_a_method_do_not_see_the_others():
     scores = random_scores(8, 12)
     alone = decisions(rungs(), [trial(n) for n in range(8)], scores)
