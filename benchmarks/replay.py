@@ -252,7 +252,8 @@ class OurSearch:
     def ask(self, trial_id: str) -> dict[str, Any]:
         self._search.suggest(trial_id)
         assert self._last is not None
-        return {**self._fixed, **self._last[1].params}
+        proposal = self._last[1]  # a balanced regularizer is fixed within each of its studies
+        return {**self._fixed, "regularizer": proposal.config.regularizer, **proposal.params}
 
     def run(self, trial_id: str, params: dict[str, Any]) -> None:
         assert self._last is not None

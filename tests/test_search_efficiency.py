@@ -20,7 +20,7 @@ def drawn(count, seed=0):
     return [SPACE.propose(random_answer(rng)).params for _ in range(count)]
 
 
-def made_up(count=40, seed=0):
+def made_up(count=24, seed=0):
     """Curves that rise to a final score; every seventh diverges after two epochs, one before its first ends."""
     rng = np.random.default_rng(seed)
     curves = []
