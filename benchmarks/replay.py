@@ -31,7 +31,7 @@ from ray.tune.search.optuna import OptunaSearch
 from delta_tune.config import Metric
 from delta_tune.results import NUMBER, OUTCOME
 from delta_tune.sampling import StudySearch, Unfinished
-from delta_tune.scheduling import RungsByMethod
+from delta_tune.scheduling import Rungs
 from delta_tune.space_checks import CheckedSpace, random_answer
 from delta_tune.spaces import Proposal, Space
 
@@ -223,7 +223,7 @@ class Ours:
 
 
 class OurSearch:
-    """`StudySearch` and `RungsByMethod`."""
+    """`StudySearch` and `Rungs`."""
 
     def __init__(self, checked: CheckedSpace, seed: int, max_epochs: int, ours: Ours) -> None:
         self._last: tuple[int, Proposal] | None = None
@@ -237,12 +237,13 @@ class OurSearch:
             num_trials=10**6,
             on_proposal=self._proposed,
         )
-        self._scheduler = RungsByMethod(
+        self._scheduler = Rungs(
             metric=ours.rung_metric,
             max_epochs=max_epochs,
             grace_period=ours.grace_period,
             reduction_factor=ours.reduction_factor,
             num_val=ours.num_val,
+            group_of=(lambda method: method) if ours.by_method else None,
         )
         self._trials: dict[str, SimpleNamespace] = {}
 
@@ -261,8 +262,9 @@ class OurSearch:
         self._search.on_trial_complete(trial_id, error=True)
         self._search._unfinished.append(Unfinished(number=number, params=params, values={}))
         self._search.suggest(trial_id)
-        method = params["regularizer"] if self._ours.by_method else "any"
-        self._trials[trial_id] = SimpleNamespace(trial_id=trial_id, config={NUMBER: number, "regularizer": method})
+        self._trials[trial_id] = SimpleNamespace(
+            trial_id=trial_id, config={NUMBER: number, "regularizer": params["regularizer"]}
+        )
 
     def goes_on(self, trial_id: str, row: Mapping[str, Any]) -> bool:
         if self._scheduler.on_trial_result(None, self._trials[trial_id], dict(row)) != TrialScheduler.STOP:

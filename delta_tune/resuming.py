@@ -11,7 +11,7 @@ from delta_tune.config import UserError
 from delta_tune.plain_arm import ARM, arm_of
 from delta_tune.results import FINISHED, REPORTED, WORKER_DIED, StudyTables
 from delta_tune.sampling import LOST, StudySearch, Unfinished
-from delta_tune.scheduling import RungsByMethod
+from delta_tune.scheduling import Rungs
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.task import Task
 
@@ -57,7 +57,7 @@ def refuse_another_study(record: Mapping[str, Any], folder: Path, task: Task, ch
         )
 
 
-def restore(tables: StudyTables, scheduler: RungsByMethod, searcher: StudySearch, max_epochs: int) -> None:
+def restore(tables: StudyTables, scheduler: Rungs, searcher: StudySearch, max_epochs: int) -> None:
     """Rebuild rungs and Optuna from the tables of the earlier session.
 
     Args:

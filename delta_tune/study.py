@@ -23,7 +23,7 @@ from delta_tune.confirming import Confirmation, as_json, confirm
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, keep_winner, score_test, summary
 from delta_tune.packing import measure_on_cluster
-from delta_tune.plain_arm import groups_of
+from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
@@ -32,7 +32,7 @@ from delta_tune.resuming import begun_with, refuse_another_study, restore, secon
 from delta_tune.retraining import described, keep_retrained, on_all_images
 from delta_tune.running import run_trials
 from delta_tune.sampling import StudySearch
-from delta_tune.scheduling import RungsByMethod
+from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
 from delta_tune.spaces import Proposal
 from delta_tune.storage import open_storage
@@ -99,12 +99,13 @@ class Study:
         if config.resume:
             refuse_another_study(self.record, self.folder, self.task, self.checked)
             self.tables = StudyTables.read(self.folder, config.metric)
-        self.scheduler = RungsByMethod(
+        self.scheduler = Rungs(
             metric=config.metric,
             max_epochs=config.max_epochs,
             grace_period=config.grace_period,
             reduction_factor=config.reduction_factor,
             num_val=len(self.task.dataset.val),
+            group_of=sharing_rungs(self.checked),
         )
         self.searcher = StudySearch(
             self.checked,
