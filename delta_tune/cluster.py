@@ -128,11 +128,11 @@ def beside_driver() -> dict[str, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    node = ray.get_runtime_context().get_node_id()
+    node = ray.get_runtime_context().get_node_id()  # soft affinity puts actors without CPUs anywhere
     return {
         "num_cpus": 0,
         "namespace": NAMESPACE,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=True),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=False),
     }
 
 

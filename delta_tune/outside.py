@@ -21,10 +21,15 @@ class StoppedFromOutside(Exception):
     """A trial met such a cause; the message is its reason in words."""
 
 
+class HeadGone(BaseException):
+    """Ray's head is lost. No `Exception`, or Tune would clean up first: it asks the head to, and waits until Ray ends
+    the process."""
+
+
 def outside_cause(error: BaseException | None) -> str | None:
     """The cause in words if there is one behind `error`, else None."""
     while error is not None:
-        if isinstance(error, StoppedFromOutside):
+        if isinstance(error, (StoppedFromOutside, HeadGone)):
             return str(error)
         if isinstance(error, STORE_ERRORS):
             return f"Ray's object store has no room left ({type(error).__name__})"
@@ -51,7 +56,7 @@ def told_in_a_sentence(folder: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, HeadGone) as error:
         cause = outside_cause(error)
         if cause is None:
             raise

@@ -11,7 +11,7 @@ from ray.tune import Callback
 
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.final import CHECKPOINTS
-from delta_tune.outside import StoppedFromOutside
+from delta_tune.outside import HeadGone, StoppedFromOutside
 from delta_tune.packing import twice
 from delta_tune.progress import Progress
 from delta_tune.results import (
@@ -97,7 +97,7 @@ class Recorder(Callback):  # type: ignore[misc]
         limit of trials at a time then counts that trial for ever.
         """
         if self.patience_with_head is not None and self.patience_with_head() <= 0:
-            raise StoppedFromOutside("Ray's head is gone")
+            raise HeadGone("Ray's head is gone")
         for trial in [trial for trial in self._scheduler.live.values() if trial.status == "ERROR"]:
             self._scheduler.on_trial_error(None, trial)
             if self.on_lost is not None:
