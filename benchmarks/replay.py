@@ -258,13 +258,14 @@ class OurSearch:
 
     def run(self, trial_id: str, params: dict[str, Any]) -> None:
         assert self._last is not None
-        number = self._last[0]
-        self._search.on_trial_complete(trial_id, error=True)
-        self._search._unfinished.append(Unfinished(number=number, params=params, values={}))
-        self._search.suggest(trial_id)
-        self._trials[trial_id] = SimpleNamespace(
-            trial_id=trial_id, config={NUMBER: number, "regularizer": params["regularizer"]}
-        )
+        number, proposal = self._last
+        # A balanced method's own study has no place for a configuration of another.
+        if not self._ours.balanced or params["regularizer"] == proposal.config.regularizer:
+            self._search.on_trial_complete(trial_id, error=True)
+            self._search._unfinished.append(Unfinished(number=number, params=params, values={}))
+            self._search.suggest(trial_id)
+        told = {NUMBER: number, "regularizer": params["regularizer"]}
+        self._trials[trial_id] = SimpleNamespace(trial_id=trial_id, config=told)
 
     def goes_on(self, trial_id: str, row: Mapping[str, Any]) -> bool:
         if self._scheduler.on_trial_result(None, self._trials[trial_id], dict(row)) != TrialScheduler.STOP:
@@ -307,12 +308,7 @@ def replay(
     seed: int,
     enough: Callable[[int, Sequence[Finish]], bool],
 ) -> Replay:
-    """Run a study until it is `enough` (epochs so far, finishes so far), or each configuration was used.
-
-    Args:
-        nearest: with all configurations free; it is used up.
-        slots: trials at a time.
-    """
+    """Run a study, `slots` trials at a time, until it is `enough` (epochs, finishes) or no configuration is free."""
     rng = np.random.default_rng([1, seed])
     running: list[tuple[int, float, str, int, int]] = []  # ends at, order among equals, id, index, epochs done then
     finishes: list[Finish] = []
