@@ -161,8 +161,8 @@ class Study:
             "test_scorings": [],
         }
         self.record = begun | self.record | {"settings": plan.jsonable(self.config, self.folder)}
+        self.tables.write()  # before the file that says there is a study to resume
         write_json(self.folder / STUDY_FILE, self.record)
-        self.tables.write()
 
     def search(self, session: Session) -> None:
         """Measure what trials share, then run them."""

@@ -55,7 +55,10 @@ def _session(flags, output, head_patience_s):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cluster.HEAD_PATIENCE_S = head_patience_s
     sys.argv = ["launch.py", *flags]
-    raise SystemExit(cli.main(flags))
+    status = cli.main(flags)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # multiprocessing's own end closes tensorboardX's queue under its thread, which then complains
 
 
 class Session:

@@ -169,6 +169,13 @@ def test_rungs_after_replay_carry_on_with_an_unfinished_trial(done):
     assert decisions(resumed, [trial(n, session=2) for n in range(4)], noisy, first=done + 1) == expected
 
 
+def test_rungs_replay_tells_whom_the_last_epoch_stopped():
+    scheduler = rungs()
+    assert not scheduler.replay("delta", 0, [row(1, 0.9)])
+    assert scheduler.replay("delta", 1, [row(1, 0.1)])
+    assert not scheduler.replay("delta", 2, [row(1, 0.95), row(2, 0.1)]), "epoch 2 is no rung"
+
+
 def test_rungs_replay_of_frozen_features_changes_nothing():
     scheduler = rungs()
     scheduler.replay("l2_fe", 0, [row(1, 1.0)])
