@@ -53,7 +53,7 @@ class StudyConfig:
     """How configurations are drawn after the starting points."""
     grace_period: int = 1
     """First rung of ASHA in epochs, ≥ 1."""
-    reduction_factor: float = 3
+    reduction_factor: float = 4
     """ASHA keeps one in this many at each rung, > 1."""
     confirm: int = 0
     """After the search run the best of each method again on so many fresh seeds and splits, 0 or ≥ 2."""
@@ -162,6 +162,7 @@ DEMO: dict[str, Any] = {
     "num_trials": 10,
     "max_epochs": 9,
     "grace_period": 3,
+    "reduction_factor": 3,
 }
 """What the demo uses where nothing else is asked for: minutes on two cores."""
 
