@@ -20,7 +20,7 @@ from delta_tune.recording import Recorder
 from delta_tune.resampling import resampled
 from delta_tune.results import EPOCHS_FILE, FINISHED, GPUS, NUMBER, TASK, StudyTables
 from delta_tune.running import run_trials
-from delta_tune.scheduling import RungsByMethod
+from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
 from delta_tune.task import Task
 
@@ -173,7 +173,7 @@ def confirm(
             configs = [run.config for run in open_runs if run.repetition == repetition]
             # Anew for each split: labels of what is now val must not have shaped the attention.
             tasks[repetition].measure(configs, session.device, say, session.runner)
-        scheduler = RungsByMethod(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
+        scheduler = Rungs(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs))
 
         def proposed(run: Run) -> None:

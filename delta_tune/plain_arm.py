@@ -88,6 +88,15 @@ def groups_of(checked: CheckedSpace) -> Groups:
     return groups
 
 
+def sharing_rungs(checked: CheckedSpace) -> Callable[[str], str]:
+    """Method → the group within which trials of this space are stopped: one, or each that gets a budget of its own."""
+    if checked.space.balance == ARM:
+        choices = checked.choices
+        return lambda method: str(arm_of(method, choices))
+    by_method = checked.space.balance == "regularizer"
+    return lambda method: method if by_method else "all"
+
+
 def arm_of(regularizer: str, choices: tuple[Any, ...]) -> Any:
     """The arm that a trial of this method belongs to, of `with_plain_l2`'s choices."""
     return regularizer if regularizer in choices else SPACE

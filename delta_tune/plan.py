@@ -192,6 +192,7 @@ def lines(
     turns = "the space and plain L2" if space.balance == ARM else space.balance
     rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
     bought = expected_epochs(trials, config, checked)
+    apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(space.balance or "", "")
     said = [
         f"Study     {folder}",
         f"Data      {data.name}: {len(data.classes)} classes, {', '.join(sizes)}",
@@ -203,7 +204,7 @@ def lines(
         f"          {len(checked.points)} starting points first",
         *(f"          {sentence}" for sentence in checked.said),
         f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "
-        f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}, method by method: "
+        f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}{apart}: "
         f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
         f"Resources {resources.slots} trials at a time, each with {resources.cpus_per_trial:g} CPUs"
         + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else ""),

@@ -26,7 +26,7 @@ from delta_tune.results import (
     StudyTables,
     trial_name,
 )
-from delta_tune.scheduling import RungsByMethod
+from delta_tune.scheduling import Rungs
 
 
 class Recorder(Callback):  # type: ignore[misc]
@@ -35,7 +35,7 @@ class Recorder(Callback):  # type: ignore[misc]
     Of the trials that are over only the leader's weights are kept: a study's disk use does not grow with its trials.
     """
 
-    def __init__(self, tables: StudyTables, scheduler: RungsByMethod, progress: Progress, total: int) -> None:
+    def __init__(self, tables: StudyTables, scheduler: Rungs, progress: Progress, total: int) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
         self._asked_at: dict[int, float] = {}
         self.on_lost: Callable[[str], None] | None = None

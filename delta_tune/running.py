@@ -19,7 +19,7 @@ from delta_tune.final import CHECKPOINTS
 from delta_tune.map_sharing import map_budget, map_shelf
 from delta_tune.recording import Recorder
 from delta_tune.results import GPUS, NUMBER, trial_name
-from delta_tune.scheduling import RungsByMethod
+from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
 from delta_tune.task import Task
 from delta_tune.time_budget import every
@@ -32,7 +32,7 @@ LOOK_AT_HEAD_S = 2.0
 def run_trials(
     tasks: Sequence[Task],
     searcher: Searcher,
-    scheduler: RungsByMethod,
+    scheduler: Rungs,
     recorder: Recorder,
     session: Session,
     *,

@@ -178,6 +178,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         resume: bool = False,
     ) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
+        self.checked = checked
         grid = sampler == "grid"
         space, balance = checked.space, None if grid else checked.space.balance
         self._choices: tuple[Any, ...] = (None,) if balance is None else checked.choices

@@ -1,9 +1,10 @@
-"""ASHA behind Ray Tune: which trials go on, method by method."""
+"""ASHA behind Ray Tune: which trials go on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,15 +17,31 @@ WITHOUT_RUNGS = "l2_fe"
 """Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: never stopped."""
 
 
-class RungsByMethod(FIFOScheduler):  # type: ignore[misc]
-    """Tune's ASHA (arXiv 1810.05934) on `epoch`, with rungs of their own for each regularizer.
+class Rungs(FIFOScheduler):  # type: ignore[misc]
+    """Tune's ASHA (arXiv 1810.05934) on `epoch`.
 
-    Methods rise at different speeds, so a rung across them would stop the slow ones, not the losers.
+    Args:
+        num_val: images that an accuracy is the mean of. A trial less than one standard error below the cut goes on:
+            once the losers are gone, good trials differ by less than a small validation set can show, and every rung
+            would stop the best of them by lot. None cuts as Tune does; so does a loss.
+        group_of: method → name of those it shares rungs with; without it, all. Where methods are to be compared each
+            has rungs of its own: they rise at different speeds, and a rung across them would stop the slow ones.
     """
 
-    def __init__(self, *, metric: Metric, max_epochs: int, grace_period: int, reduction_factor: float) -> None:
+    def __init__(
+        self,
+        *,
+        metric: Metric,
+        max_epochs: int,
+        grace_period: int,
+        reduction_factor: float,
+        num_val: int | None = None,
+        group_of: Callable[[str], str] | None = None,
+    ) -> None:
         super().__init__()
+        self._group_of = group_of or (lambda method: "all")
         self._metric, self._max_epochs = metric, max_epochs
+        self._num_val = num_val if metric == "val_accuracy" else None
         self._settings = {
             "time_attr": "epoch",
             "metric": metric,
@@ -84,12 +101,23 @@ class RungsByMethod(FIFOScheduler):  # type: ignore[misc]
     def _decide(self, number: int, regularizer: str, result: dict[str, Any]) -> str:
         if regularizer == WITHOUT_RUNGS:
             return str(TrialScheduler.CONTINUE)
-        if regularizer not in self._rungs:
-            self._rungs[regularizer] = AsyncHyperBandScheduler(**self._settings)
-        rungs = self._rungs[regularizer]
+        group = self._group_of(regularizer)
+        if group not in self._rungs:
+            self._rungs[group] = asha = AsyncHyperBandScheduler(**self._settings)
+            for bracket in asha._brackets:
+                bracket.cutoff = partial(_lenient, bracket.cutoff, self._num_val)
+        rungs = self._rungs[group]
         trial = SimpleNamespace(trial_id=str(number))  # Tune's own id changes when a trial is resumed
         rungs.on_trial_add(None, trial)
         return str(rungs.on_trial_result(None, trial, result))
+
+
+def _lenient(cutoff: Callable[[Any], float | None], num_val: int | None, recorded: Any) -> float | None:
+    """Tune's cut, less the standard error of an accuracy like it."""
+    cut = cutoff(recorded)
+    if cut is None or num_val is None:
+        return cut
+    return cut - math.sqrt(max(0.0, cut * (1 - cut)) / num_val)
 
 
 def rung_epochs(max_epochs: int, grace_period: int, reduction_factor: float) -> list[int]:

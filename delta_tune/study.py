@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 import time
 from collections.abc import Mapping
@@ -21,27 +20,26 @@ from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
-from delta_tune.earlier import best_configurations, starting_from
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, keep_winner, score_test, summary
 from delta_tune.packing import measure_on_cluster
-from delta_tune.plain_arm import ARM, arm_of, groups_of, lacks_plain_l2, with_plain_l2
+from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
-from delta_tune.results import FINISHED, REPORTED, SCORES, STUDY_FILE, WORKER_DIED, StudyTables, write_json
+from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, write_json
+from delta_tune.resuming import begun_with, refuse_another_study, restore, seconds_spent
 from delta_tune.retraining import described, keep_retrained, on_all_images
 from delta_tune.running import run_trials
-from delta_tune.samplers import check_sampler
-from delta_tune.sampling import LOST, StudySearch, Unfinished
-from delta_tune.scheduling import RungsByMethod
+from delta_tune.sampling import StudySearch
+from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
-from delta_tune.space_checks import CheckedSpace, check_space
-from delta_tune.spaces import Proposal, load_space
+from delta_tune.spaces import Proposal
 from delta_tune.storage import open_storage
 from delta_tune.task import Task, prepare
 from delta_tune.time_budget import LARGEST_SHARE, Reserve, TimeBudget, epoch_seconds, every, reserve
 from delta_tune.time_use import time_use
+from delta_tune.trial_plan import plan_trials
 
 SHARED_CACHE = ".cache"
 LOOK_AT_BUDGET_S = 1.0
@@ -80,26 +78,8 @@ class Study:
         self.config, self.record = plan.resolve(settings)
         config = self.config
         self.progress = Progress(verbose=config.verbose)
-        base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
-        self.checked: CheckedSpace = check_space(load_space(config.space, base, config.set), config.seed)
-        remark = check_sampler(config.sampler, self.checked)
-        self.num_trials, note = plan.num_trials(config, self.checked)
-        beside = confirmed = None
-        if config.confirm and config.sampler != "grid" and lacks_plain_l2(self.checked):
-            self.checked = with_plain_l2(self.checked, config.seed)
-            each = self.num_trials // (len(self.checked.choices) - 1)
-            self.num_trials += each
-            beside = f"{self.checked.space.name} has no plain L2: {each} further trials search it, to compare with."
-        if config.start_from:
-            # Written down, so that a resumed study proposes the same even where the other one is gone by then.
-            self.record.setdefault("start_from", best_configurations(config.start_from, config.out))
-            self.checked = starting_from(self.checked, self.record["start_from"])
-        if config.confirm:
-            confirmed = (
-                f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
-                f"{config.max_epochs} epochs each, and once more for the final model."
-            )
-        self._notes = [text for text in (note, remark, beside, confirmed) if text]
+        trials = plan_trials(config, self.record)
+        self.checked, self.num_trials, self._notes = trials.checked, trials.num_trials, trials.notes
         if config.name:
             self.folder = plan.study_folder(config, config.name)
         self.task: Task = prepare(
@@ -117,13 +97,15 @@ class Study:
             self.folder = plan.study_folder(config, plan.new_name(self.task))
         self.tables = StudyTables(self.folder, config.metric)
         if config.resume:
-            self._refuse_another_study()
+            refuse_another_study(self.record, self.folder, self.task, self.checked)
             self.tables = StudyTables.read(self.folder, config.metric)
-        self.scheduler = RungsByMethod(
+        self.scheduler = Rungs(
             metric=config.metric,
             max_epochs=config.max_epochs,
             grace_period=config.grace_period,
             reduction_factor=config.reduction_factor,
+            num_val=len(self.task.dataset.val),
+            group_of=sharing_rungs(self.checked),
         )
         self.searcher = StudySearch(
             self.checked,
@@ -141,10 +123,8 @@ class Study:
         self._interrupted = False
         self._confirmation: Confirmation | None = None
         self._retrained = False
-        self._restore()
-        # A driver that was killed wrote its tables after that: up to their last epoch the search did run.
-        last = max((row["ended"] for row in self.tables.trials.values() if row.get("ended")), default=0.0)
-        spent = self.record.get("spent_seconds", 0.0) + max(0.0, last - self.record.get("spent_seconds_at", last))
+        restore(self.tables, self.scheduler, self.searcher, config.max_epochs)
+        spent = seconds_spent(self.record, self.tables)
         self.budget = TimeBudget(config.time_budget_s, spent=spent, began=self.began)
 
     def resources(self, cluster: Cluster) -> Resources:
@@ -173,9 +153,7 @@ class Study:
             raise UserError(f"{self.folder} cannot be made ({error.strerror}); give another --out.") from error
         packages = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
         begun = {
-            "fingerprints": self._fingerprints(),
-            "images": self._images(),
-            "space": self.checked.space.source,
+            **begun_with(self.task, self.checked),
             "versions": {name: version(name) for name in packages},
             "git_commit": plan.git_commit(),
             "command": sys.argv,
@@ -352,60 +330,3 @@ class Study:
         if number not in self.tables.trials:
             self.tables.add(number, proposal.config, proposal.params, proposal.helpers)
         self.recorder.asked(number)
-
-    def _restore(self) -> None:
-        """Rebuild rungs and Optuna from the tables of the earlier session."""
-        tables = self.tables
-        finished, unfinished = [], []
-        epochs_of = tables.epochs.items()
-        for _, number, epoch in sorted((e.get(REPORTED) or 0.0, n, e["epoch"]) for n, rows in epochs_of for e in rows):
-            row, epochs = tables.trials[number], tables.epochs[number]
-            stop = self.scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
-            # The session may have been killed between the word that ended a trial and its row.
-            if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= self.config.max_epochs):
-                row["state"] = "pruned" if stop else "completed"
-        for number in sorted(tables.trials):
-            row, epochs = tables.trials[number], tables.epochs[number]
-            values = {e["epoch"]: e[self.config.metric] for e in epochs}
-            if row["state"] in FINISHED:
-                lost = row["state"] == "failed" and row["error"].startswith(WORKER_DIED)
-                finished.append((number, tables.params(number), LOST if lost else row["state"], values))
-            else:
-                unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
-        choice_of = None
-        if self.checked.space.balance == ARM:  # an earlier session may have had no arms yet
-            choice_of = {n: arm_of(row["config.regularizer"], self.checked.choices) for n, row in tables.trials.items()}
-        self.searcher.restore_trials(finished, unfinished, choice_of)
-
-    def _refuse_another_study(self) -> None:
-        """What is resumed must be what was begun.
-
-        Raises:
-            UserError: the data, the weights or the space are others.
-        """
-        ours = self._fingerprints()
-        changed = [k for k, v in self.record["fingerprints"].items() if ours[k] != v]
-        anew = f"start a new study, with --start-from {self.folder.name} to begin with what this one found"
-        if changed:
-            was, now = (
-                ", ".join(f"{k} {v}" for k, v in s.items()) for s in (self.record.get("images", {}), self._images())
-            )
-            images = f" (images: {was} then, {now} now)" if was != now else ""
-            raise UserError(
-                f"{self.folder} cannot be resumed: its {' and '.join(changed)} changed since{images}; restore them, or "
-                f"{anew}."
-            )
-        if self.record["space"] != self.checked.space.source:
-            lines = difflib.ndiff(self.record["space"].splitlines(), self.checked.space.source.splitlines())
-            difference = next((line for line in lines if line[0] in "+-"), "")
-            raise UserError(
-                f"{self.folder} cannot be resumed: the search space {self.checked.space.name} changed since, first "
-                f"{difference!r}; restore it, or {anew}."
-            )
-
-    def _images(self) -> dict[str, int]:
-        splits = {"train": self.task.dataset.train, "val": self.task.dataset.val, "test": self.task.dataset.test}
-        return {name: len(split) for name, split in splits.items() if split is not None}
-
-    def _fingerprints(self) -> dict[str, str]:
-        return {"data": self.task.dataset.fingerprint, "weights": self.task.backbone.fingerprint}

@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from delta_tune.config import TrialConfig
-from delta_tune.plain_arm import ARM, arm_of, groups_of, lacks_plain_l2, with_plain_l2
+from delta_tune.plain_arm import ARM, arm_of, groups_of, lacks_plain_l2, sharing_rungs, with_plain_l2
 from delta_tune.results import StudyTables
 from delta_tune.sampling import StudySearch
 from delta_tune.space_checks import check_space, random_answer
@@ -93,6 +93,13 @@ def test_groups_are_the_arms_or_the_methods(tmp_path):
     assert groups_of(checked())(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
     by_method = with_plain_l2(checked(balance="regularizer"), 0)
     assert groups_of(by_method)(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
+
+
+def test_rungs_are_shared_within_what_has_a_budget_of_its_own():
+    methods = ("delta", "delta_uniform", "l2")
+    assert [sharing_rungs(with_plain_l2(checked(), 0))(m) for m in methods] == ["space", "space", "l2"]
+    assert [sharing_rungs(checked(balance="regularizer"))(m) for m in methods] == list(methods)
+    assert len({sharing_rungs(checked())(m) for m in methods}) == 1
 
 
 def test_arms_take_turns_also_after_a_session_that_had_none():
