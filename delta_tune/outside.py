@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
+from delta_tune.cluster import Head
 from delta_tune.config import UserError
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+LOOK_AT_HEAD_S = 2.0
 STORE_ERRORS = (ObjectStoreFullError, OutOfDiskError)
 
 
@@ -21,15 +25,10 @@ class StoppedFromOutside(Exception):
     """A trial met such a cause; the message is its reason in words."""
 
 
-class HeadGone(BaseException):
-    """Ray's head is lost. No `Exception`, or Tune would clean up first: it asks the head to, and waits until Ray ends
-    the process."""
-
-
 def outside_cause(error: BaseException | None) -> str | None:
     """The cause in words if there is one behind `error`, else None."""
     while error is not None:
-        if isinstance(error, (StoppedFromOutside, HeadGone)):
+        if isinstance(error, StoppedFromOutside):
             return str(error)
         if isinstance(error, STORE_ERRORS):
             return f"Ray's object store has no room left ({type(error).__name__})"
@@ -56,11 +55,44 @@ def told_in_a_sentence(folder: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, HeadGone) as error:
+    except Exception as error:
         cause = outside_cause(error)
         if cause is None:
             raise
-        raise UserError(
-            f"The study stopped: {cause}. Everything that is finished is kept in {folder}; once the cause is gone, "
-            f"carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}"
-        ) from error
+        raise UserError(_stopped(cause, folder)) from error
+
+
+@contextmanager
+def watching_head(folder: Path) -> Iterator[None]:
+    """Within it the loss of Ray's head is told in a sentence and ends this process with status 2.
+
+    Ray ends it anyway, with status 1 and without our word, once it has waited for a minute; until then its calls
+    block, those that Tune would clean up with too, so that no exception comes through.
+
+    Args:
+        folder: of the study.
+    """
+    head, over = Head(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_AT_HEAD_S):
+            if head.patience() <= 0:
+                said = _stopped("Ray's head is gone", folder)
+                sys.stdout.flush()
+                print(f"launch.py: {said}", file=sys.stderr, flush=True)
+                os._exit(2)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _stopped(cause: str, folder: Path) -> str:
+    return (
+        f"The study stopped: {cause}. Everything that is finished is kept in {folder}; once the cause is gone, "
+        f"carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}"
+    )

@@ -11,7 +11,7 @@ from ray.tune import Callback
 
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.final import CHECKPOINTS
-from delta_tune.outside import HeadGone, StoppedFromOutside
+from delta_tune.outside import StoppedFromOutside
 from delta_tune.packing import twice
 from delta_tune.progress import Progress
 from delta_tune.results import (
@@ -40,8 +40,6 @@ class Recorder(Callback):  # type: ignore[misc]
         self._asked_at: dict[int, float] = {}
         self.on_lost: Callable[[str], None] | None = None
         """Told Tune's id of a trial whose end Tune told nobody but us."""
-        self.patience_with_head: Callable[[], float] | None = None
-        """Seconds that Ray's head may stay silent yet; Tune would wait for it in vain."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; the study is resumed from its tables instead."""
@@ -96,8 +94,6 @@ class Recorder(Callback):  # type: ignore[misc]
         It does where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
         limit of trials at a time then counts that trial for ever.
         """
-        if self.patience_with_head is not None and self.patience_with_head() <= 0:
-            raise HeadGone("Ray's head is gone")
         for trial in [trial for trial in self._scheduler.live.values() if trial.status == "ERROR"]:
             self._scheduler.on_trial_error(None, trial)
             if self.on_lost is not None:

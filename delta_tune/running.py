@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from delta_tune.cluster import Head, quiet_tune, shared
+from delta_tune.cluster import quiet_tune, shared
 from delta_tune.config import Metric
 from delta_tune.final import CHECKPOINTS
 from delta_tune.map_sharing import map_budget, map_shelf
@@ -22,11 +22,9 @@ from delta_tune.results import GPUS, NUMBER, trial_name
 from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
 from delta_tune.task import Task
-from delta_tune.time_budget import every
 from delta_tune.worker import WorkerSettings, run_tune_trial
 
 MAX_WORKER_DEATHS = 3
-LOOK_AT_HEAD_S = 2.0
 
 
 def run_trials(
@@ -74,7 +72,6 @@ def run_trials(
 
     limited = ConcurrencyLimiter(searcher, max_concurrent=resources.slots)
     recorder.on_lost = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
-    recorder.patience_with_head = every(LOOK_AT_HEAD_S, Head().patience)
     ray_folder = folder / "ray"
     tuner = tune.Tuner(
         tune.with_resources(trial, bundle),

@@ -6,7 +6,7 @@ from typing import Any
 
 from delta_tune import plan
 from delta_tune.cluster import ray_cluster
-from delta_tune.outside import told_in_a_sentence
+from delta_tune.outside import told_in_a_sentence, watching_head
 from delta_tune.session import begin
 from delta_tune.study import Study, StudyResult
 
@@ -28,7 +28,8 @@ def tune(**settings: Any) -> StudyResult:
             such as a full disk.
     """
     study = Study(settings)
-    with told_in_a_sentence(study.folder), ray_cluster(study.config.address) as cluster:
+    folder = study.folder
+    with told_in_a_sentence(folder), ray_cluster(study.config.address) as cluster, watching_head(folder):
         resources = study.resources(cluster)
         for line in study.plan(resources):
             study.progress.say(line)
