@@ -211,6 +211,8 @@ class Study:
             self.progress.say(
                 f"Of the {clock(self.budget.total)}, {clock(kept.confirmation)} are kept for a confirmation with "
                 f"{kept.repetitions} of {self.config.confirm} seeds and {clock(kept.final)} for the final model."
+                if kept.repetitions
+                else f"The {clock(self.budget.total)} are too short to confirm and retrain: the search has all of them."
             )
         return self.budget.left - kept.total
 
@@ -241,8 +243,11 @@ class Study:
             repetitions, final = kept.repetitions, kept.final
             left = every(LOOK_AT_BUDGET_S, lambda: self.budget.left - final)
             if repetitions < config.confirm:
-                what = f"{repetitions} seeds instead of {config.confirm}" if repetitions else "no confirmation"
-                self.progress.say(f"The {clock(self.budget.left)} left of the time budget are enough for {what}.")
+                seeds = f"for {repetitions} seeds instead of {config.confirm}, no more"
+                self.progress.say(
+                    f"The {clock(max(0.0, self.budget.left))} left of the time budget are enough "
+                    f"{seeds if repetitions else 'neither to confirm nor to retrain'}."
+                )
             if not repetitions:
                 return
         self._confirmation, whole = confirm(
