@@ -89,12 +89,12 @@ def reserve(
         max_epochs: of a run.
         slots: runs at a time.
         growth: images of the final training / images of a run's.
-        split_seconds: to measure a fresh split's attention.
+        split_seconds: to measure the attention of a fresh split, or of the final training set.
     """
     if not epoch_seconds:
         return Reserve(repetitions=repetitions)
     slowest = max(epoch_seconds.values())
-    final = max_epochs * slowest * growth
+    final = split_seconds + max_epochs * slowest * growth
     for count in range(repetitions, 1, -1):
         # The last run to start is alone at the end where several run at a time.
         tail = slowest if slots > 1 else 0.0

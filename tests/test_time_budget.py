@@ -62,8 +62,9 @@ def test_reserve_of_several_slots_has_a_last_run_alone():
     assert reserve(math.inf, repetitions=4, **{**TWO_METHODS, "slots": 2}).confirmation == 4 * 5 * 10 / 2 + 30
 
 
-def test_reserve_counts_the_attention_of_each_fresh_split():
-    assert reserve(math.inf, repetitions=4, split_seconds=7, **TWO_METHODS).confirmation == 200 + 28
+def test_reserve_counts_the_attention_of_each_fresh_split_and_of_the_final_training_set():
+    found = reserve(math.inf, repetitions=4, split_seconds=7, **TWO_METHODS)
+    assert (found.confirmation, found.final) == (200 + 28, 37.5 + 7)
 
 
 @pytest.mark.parametrize(("within", "kept"), [(237.5, 4), (237.4, 3), (137.5, 2), (137.4, 0), (0, 0)])
