@@ -122,7 +122,7 @@ class Study:
         self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials)
         self._interrupted = False
         self._confirmation: Confirmation | None = None
-        self._retrained = False
+        self._retrained = self._reserve_told = False
         restore(self.tables, self.scheduler, self.searcher, config.max_epochs)
         spent = seconds_spent(self.record, self.tables)
         self.budget = TimeBudget(config.time_budget_s, spent=spent, began=self.began)
@@ -206,7 +206,8 @@ class Study:
         if not self.config.confirm:
             return self.budget.left
         kept = self._reserve(session, LARGEST_SHARE * self.budget.total)
-        if self.tables.ranked() and "reserved" not in self.record:
+        if self.tables.ranked() and not self._reserve_told:
+            self._reserve_told = True
             self.record["reserved"] = dataclasses.asdict(kept)
             self.progress.say(
                 f"Of the {clock(self.budget.total)}, {clock(kept.confirmation)} are kept for a confirmation with "
