@@ -306,10 +306,9 @@ class Study:
         if winner is not None and not self._interrupted and all(scoring["model"] != model for scoring in scorings):
             test = score_test(self.task, best, device)
             scorings += [{"trial": winner, "model": model, **test}] if test else []
-        self.record |= {"spent_seconds": self.budget.used, "spent_seconds_at": time.time()}
         if not self._interrupted:
             self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.folder / STUDY_FILE, self.record)
+        self._keep_time()
         self.progress.methods(tables)
         remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]
         said = summary(
