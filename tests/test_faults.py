@@ -144,20 +144,23 @@ def alone(flags, address, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interrupted(alone, flags, address, tmp_path_factory):
-    """The same study, ended at five random moments: four times by kill -9, once by Ctrl-C; what that one said."""
+    """The same study, ended at five random moments: four times by kill -9, once by Ctrl-C; what that one said.
+
+    None is near the study's end, which a fast machine would reach before the fault does.
+    """
     folder = tmp_path_factory.mktemp("interrupted") / "study"
     rng = random.Random(0)
     total = sum(len(rows) for rows in tables(alone)[1].values())
-    moments = sorted(rng.sample(range(1, total), 5))
+    moments = sorted(rng.sample(range(1, total * 3 // 4), 5))
     said, kept = "", {}
     for i, moment in enumerate(moments):
         more = ["--resume"] if i else [*flags, "--num-trials", "12"]
         session = Session(folder, *more, address=address)
         assert session.wait_for(lambda trials, epochs, many=moment: sum(map(len, epochs.values())) >= many)
         time.sleep(rng.uniform(0, 0.3))
-        session.send(signal.SIGINT if i == 3 else signal.SIGKILL)
+        session.send(signal.SIGINT if i == 1 else signal.SIGKILL)
         status = session.end()
-        if i == 3:
+        if i == 1:
             said = f"status {status}\n{session.said}"
         now = finished(tables(folder)[0])
         assert kept.items() <= now.items(), "what is finished stays as it is"
@@ -259,7 +262,9 @@ def as_it_was(before, after):
 
 def test_trials_of_a_lost_node_and_of_a_killed_worker_go_on_from_their_last_epoch(losses):
     assert losses["lost node"] in {row["node"] for row in losses["node"][0].values()}
-    assert [row["state"] for row in losses["worker"][0].values()] == ["running"] * 2
+    for fault in ("node", "worker", "head"):
+        # The trial that a fault spares goes on, and may be at its end before the other is back.
+        assert "running" in [row["state"] for row in losses[fault][0].values()]
     assert as_it_was(losses["node"], losses["worker"])
     assert as_it_was(losses["worker"], losses["head"])
 
