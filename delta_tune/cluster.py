@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import time
@@ -13,11 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.config import UserError
+from delta_tune.joining import CONNECT_TIMEOUT_S, check_address, told_mismatch
 
 NAMESPACE = "delta_tune"
-CONNECT_TIMEOUT_S = 5.0
 HEAD_PATIENCE_S = 30.0
 """A head that answers for so long no more is gone. Ray itself ends this process after 60 s of it, without our word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one machine lends."""
+
+    cpus: float
+    gpus: float
+
+    def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
+        """Trials that fit on it at a time."""
+        by_cpu = self.cpus / cpus_per_trial if cpus_per_trial else math.inf
+        by_gpu = self.gpus / gpus_per_trial if gpus_per_trial else math.inf
+        if 0 < gpus_per_trial < 1:  # a trial's part lies on one GPU
+            by_gpu = int(self.gpus) * int(1 / gpus_per_trial + 1e-9)
+        return int(min(by_cpu, by_gpu) + 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,31 +42,46 @@ class Cluster:
     """What a study may use."""
 
     where: str
-    nodes: int
-    cpus: float
-    gpus: float
+    nodes: tuple[Node, ...]
+    may_grow: bool = False
+    """Whether nodes may join: not on a Ray of our own."""
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        many = f"{len(self.nodes)} nodes, " if len(self.nodes) != 1 else ""
+        return f"{self.where} ({many}{self.cpus:g} CPUs, {self.gpus:g} GPUs)"
 
     def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
         """Trials that run at a time.
 
         Raises:
-            UserError: not even one fits.
+            UserError: not even one fits on any node.
         """
-        if gpus_per_trial > self.gpus:
-            raise UserError(
-                f"--gpus-per-trial {gpus_per_trial:g} asks for more GPUs than {self.where} has ({self.gpus:g}); "
-                f"{'leave it out to train on CPUs' if self.gpus == 0 else f'allowed is at most {self.gpus:g}'}."
-            )
-        if cpus_per_trial > self.cpus:
-            raise UserError(
-                f"--cpus-per-trial {cpus_per_trial:g} asks for more CPUs than {self.where} has ({self.cpus:g}); "
-                f"allowed is at most {self.cpus:g}."
-            )
-        by_cpu = self.cpus / cpus_per_trial if cpus_per_trial else float("inf")
-        by_gpu = self.gpus / gpus_per_trial if gpus_per_trial else float("inf")
-        if 0 < gpus_per_trial < 1:  # a trial's part lies on one GPU
-            by_gpu = int(self.gpus) * int(1 / gpus_per_trial + 1e-9)
-        return max(1, int(min(by_cpu, by_gpu) + 1e-9))
+        if found := sum(node.slots(cpus_per_trial, gpus_per_trial) for node in self.nodes):
+            return found
+        most = max(node.gpus for node in self.nodes)
+        asked = f"--gpus-per-trial {gpus_per_trial:g}"
+        allowed = f"allowed is at most {most:g}" if most else "leave it out to train on CPUs"
+        kind = "GPUs"
+        if gpus_per_trial <= most:
+            most = max(node.cpus for node in self.nodes if node.gpus >= gpus_per_trial)
+            asked = f"--cpus-per-trial {cpus_per_trial:g}"
+            allowed, kind = f"allowed is at most {most:g}", "CPUs"
+        later = (
+            "; if its autoscaler can add such nodes, say with --max-concurrent-trials how many may run"
+            if self.may_grow
+            else ""
+        )
+        raise UserError(f"{asked} asks for more {kind} than a node of {self} has ({most:g}); {allowed}{later}.")
 
 
 @contextlib.contextmanager
@@ -60,7 +92,7 @@ def ray_cluster(address: str | None) -> Iterator[Cluster]:
         address: `local`, `auto`, `host:port` or `ray://…`; None is RAY_ADDRESS, else `local`.
 
     Raises:
-        UserError: nothing answers there.
+        UserError: nothing answers there, it wants another token, or runs another Ray or Python.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about its next default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -69,38 +101,30 @@ def ray_cluster(address: str | None) -> Iterator[Cluster]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     joined = ray.is_initialized()
     if not joined:
-        _probe(address)
-        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        options: dict[str, Any] = {"include_dashboard": False}
+        if address != "local":
+            check_address(address)
+            # Nodes need our dependencies, but no checkout
+            options = {"runtime_env": {"py_modules": [str(Path(__file__).parent)]}}
         try:
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"--address {address}: Ray cannot be joined there ({error}).") from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            reason = told_mismatch(str(error)) or f"Ray cannot be joined there ({error})."
+            raise UserError(f"--address {address}: {reason}") from error
     try:
-        total = ray.cluster_resources()
         where = "this Ray" if joined else ("this machine" if address == "local" else f"the cluster at {address}")
-        yield Cluster(
-            where=where,
-            nodes=sum(node["Alive"] for node in ray.nodes()),
-            cpus=total.get("CPU", 0.0),
-            gpus=total.get("GPU", 0.0),
-        )
+        yield Cluster(where=where, nodes=alive_nodes(), may_grow=joined or address != "local")
     finally:
         if not joined:
             ray.shutdown()
 
 
-def _probe(address: str) -> None:
-    """Ray waits for minutes on a head that is gone, so its port is tried first."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise UserError(
-            f"--address {address}: nothing answers there ({error}); start Ray with `ray start --head`, "
-            f"or leave --address out to use this machine."
-        ) from error
+def alive_nodes() -> tuple[Node, ...]:
+    """The nodes of the Ray that was joined, as they are now."""
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(Node(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in found)
 
 
 class Head:

@@ -22,7 +22,7 @@ STORE_ERRORS = (ObjectStoreFullError, OutOfDiskError)
 
 
 class StoppedFromOutside(Exception):
-    """A trial met such a cause; the message is its reason in words."""
+    """A trial, or the search, met such a cause; the message is its reason in words."""
 
 
 def outside_cause(error: BaseException | None) -> str | None:

@@ -40,13 +40,23 @@ CHANGEABLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial gets, and how many run at a time."""
+    """What one trial gets, and how many run at a time.
+
+    Attributes:
+        cpus_per_trial: logical CPUs.
+        gpus_per_trial: GPUs; below 1 a part of one.
+        slots: trials at a time, on the cluster as it is when the study begins.
+        most: trials at a time at the most, however the cluster grows; None for no limit.
+        where: the cluster in words.
+        why: how the GPUs were shared out, where it was measured.
+    """
 
     cpus_per_trial: float
     gpus_per_trial: float
     slots: int
+    most: int | None = None
+    where: str = "this machine"
     why: str = ""
-    """How the GPUs were shared out, where it was measured."""
 
     @property
     def threads(self) -> int:
@@ -72,10 +82,21 @@ def allot(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Calla
         why = footprint.sentence
     elif gpus is None or gpus == "auto":
         gpus = 1.0 if cluster.gpus >= 1 else 0.0
-    slots = min(cluster.slots(config.cpus_per_trial, gpus), num_trials)
-    if config.max_concurrent_trials is not None:
-        slots = min(slots, config.max_concurrent_trials)
-    return Resources(cpus_per_trial=config.cpus_per_trial, gpus_per_trial=gpus, slots=slots, why=why)
+    most = config.max_concurrent_trials
+    try:
+        slots = min(cluster.slots(config.cpus_per_trial, gpus), num_trials)
+    except UserError:
+        if not (cluster.may_grow and most):
+            raise
+        slots = 1  # nodes are asked for before the study begins
+    return Resources(
+        cpus_per_trial=config.cpus_per_trial,
+        gpus_per_trial=gpus,
+        slots=slots if most is None else min(slots, most),
+        most=most,
+        where=str(cluster),
+        why=why,
+    )
 
 
 def resolve(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
@@ -207,7 +228,8 @@ def lines(
         f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}{apart}: "
         f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
         f"Resources {resources.slots} trials at a time, each with {resources.cpus_per_trial:g} CPUs"
-        + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else ""),
+        + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else "")
+        + f", on {resources.where}",
         *([f"          {resources.why}"] if resources.why else []),
     ]
     return said

@@ -17,8 +17,10 @@ from delta_tune.cluster import quiet_tune, shared
 from delta_tune.config import Metric
 from delta_tune.final import CHECKPOINTS
 from delta_tune.map_sharing import map_budget, map_shelf
+from delta_tune.outside import StoppedFromOutside
 from delta_tune.recording import Recorder
 from delta_tune.results import GPUS, NUMBER, trial_name
+from delta_tune.room import Room
 from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
 from delta_tune.task import Task
@@ -51,6 +53,9 @@ def run_trials(
         metric: what the searcher and the scheduler look at.
         share_maps: whether trials leave the source's feature maps for one another.
         left: seconds until all trials are stopped, asked again and again; None for no end.
+
+    Raises:
+        StoppedFromOutside: no node has had room for a trial for long.
     """
     resources = session.resources
     name = f"{folder}-{uuid.uuid4().hex}"
@@ -70,7 +75,8 @@ def run_trials(
         gpus = {"GPU": config[GPUS]} if config[GPUS] else {}
         return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, **gpus}])
 
-    limited = ConcurrencyLimiter(searcher, max_concurrent=resources.slots)
+    room = Room(resources, session.progress.say)
+    limited = _Limiter(searcher, room)
     recorder.on_lost = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
     ray_folder = folder / "ray"
     tuner = tune.Tuner(
@@ -87,20 +93,39 @@ def run_trials(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
             callbacks=[recorder, TBXLoggerCallback()],
-            stop=None if left is None else _Deadline(left),
+            stop=_Stopper(left, room),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
     )
     with shared(list(tasks), name), quiet_tune(folder / "study.log"), _maps(settings.maps, session.progress.say):
         tuner.fit()
+    if room.gone is not None:
+        raise StoppedFromOutside(room.gone)
 
 
-class _Deadline(tune.Stopper):  # type: ignore[misc]
-    """Tune's own time budget cannot move while trials run."""
+class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
+    """Tune's, whose limit is fixed, with one that follows the cluster."""
 
-    def __init__(self, left: Callable[[], float]) -> None:
-        self._left = left
+    def __init__(self, searcher: Searcher, room: Room) -> None:
+        super().__init__(searcher, max_concurrent=room.limit)
+        self._room = room
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, where there is room for it."""
+        self.max_concurrent = self._room.limit
+        return super().suggest(trial_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; ours has nothing to give it."""
+        return {}
+
+
+class _Stopper(tune.Stopper):  # type: ignore[misc]
+    """Tune's own time budget cannot move while trials run; for trials that no node has room for it waits for ever."""
+
+    def __init__(self, left: Callable[[], float] | None, room: Room) -> None:
+        self._left, self._room = left, room
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether this trial is to stop: rungs say that."""
@@ -108,7 +133,7 @@ class _Deadline(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tune asks several times a second."""
-        return self._left() <= 0
+        return (self._left is not None and self._left() <= 0) or self._room.gone is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; ours has nothing to give it."""

@@ -7,6 +7,7 @@ from typing import Any
 from delta_tune import plan
 from delta_tune.cluster import ray_cluster
 from delta_tune.outside import told_in_a_sentence, watching_head
+from delta_tune.room import await_room
 from delta_tune.session import begin
 from delta_tune.study import Study, StudyResult
 
@@ -33,6 +34,7 @@ def tune(**settings: Any) -> StudyResult:
         resources = study.resources(cluster)
         for line in study.plan(resources):
             study.progress.say(line)
+        await_room(resources, study.progress.say)
         study.open()
         session = begin(resources, study.progress)
         study.search(session)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ray
 
-from delta_tune.cluster import Cluster, fetch, shared
+from delta_tune.cluster import Cluster, Node, fetch, shared
 from delta_tune.config import UserError
 
 
@@ -26,14 +26,28 @@ from delta_tune.config import UserError
     ],
 )
 def test_slots_are_what_fits_at_a_time(cpus_per_trial, gpus_per_trial, slots):
-    cluster = Cluster(where="this machine", nodes=1, cpus=16, gpus=4)
+    cluster = Cluster(where="this machine", nodes=(Node(16, 4),))
     assert cluster.slots(cpus_per_trial, gpus_per_trial) == slots
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "flag"), [(17, 0, "--cpus-per-trial"), (1, 5, "--gpus-per-trial")])
 def test_a_trial_that_never_fits_is_refused(cpus, gpus, flag):
     with pytest.raises(UserError, match=flag):
-        Cluster(where="this machine", nodes=1, cpus=16, gpus=4).slots(cpus, gpus)
+        Cluster(where="this machine", nodes=(Node(16, 4),)).slots(cpus, gpus)
+
+
+@pytest.mark.parametrize(
+    ("cpus_per_trial", "gpus_per_trial", "slots"),
+    [(1, 0, 8), (3, 0, 2), (2, 0.5, 2), (4, 1, 1)],  # a trial lies on one node
+)
+def test_slots_are_those_of_each_node(cpus_per_trial, gpus_per_trial, slots):
+    cluster = Cluster(where="a cluster", nodes=(Node(4, 0), Node(4, 1)))
+    assert cluster.slots(cpus_per_trial, gpus_per_trial) == slots
+
+
+def test_refusal_on_a_cluster_that_may_grow_says_how_to_ask_for_nodes():
+    with pytest.raises(UserError, match=r"more GPUs than a node of a cluster \(2 nodes, .*--max-concurrent-trials"):
+        Cluster(where="a cluster", nodes=(Node(4, 0), Node(4, 0)), may_grow=True).slots(1, 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")

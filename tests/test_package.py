@@ -23,8 +23,8 @@ TRAINER = [
 STUDY = [
     *("settings", "results", "time_use", "evidence", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
-    *("cluster", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker", "recording"),
-    *("plan", "trial_plan", "session", "running"),
+    *("joining", "cluster", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker", "recording"),
+    *("plan", "trial_plan", "room", "session", "running"),
     *("resuming", "confirming", "retraining", "study"),
     *("search", "cli", "__init__"),
 ]

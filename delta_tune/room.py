@@ -1,0 +1,108 @@
+"""How many trials may run at a time, as nodes come and go."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from delta_tune.cluster import Node, alive_nodes
+from delta_tune.config import UserError
+from delta_tune.plan import Resources
+
+LOOK_S = 2.0
+NODE_WAIT_S = 600.0
+"""An autoscaler takes minutes for a machine with a GPU."""
+AHEAD = 0.1
+
+
+class Room:
+    """The limit on concurrent trials, and for how long none has fitted.
+
+    Ray Tune fixes its own limit at the start of a run, so that nodes which join stay idle. Here the limit is what fits
+    on the nodes of the moment. Where more are allowed by `most`, a tenth of them, one at least, is proposed ahead:
+    an autoscaler adds nodes for trials that wait, and for nothing else.
+
+    Args:
+        resources: of a trial, and `most`.
+        say: told when no node has room any more, and when one has again.
+        nodes: the cluster's, to be asked again and again.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        say: Callable[[str], None],
+        nodes: Callable[[], Sequence[Node]] = alive_nodes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._resources, self._say, self._nodes, self._clock = resources, say, nodes, clock
+        self._looked = -math.inf
+        self._fit = self._known = resources.slots
+        self._none_since: float | None = None
+
+    @property
+    def limit(self) -> int:
+        """Trials that may be proposed and not be over."""
+        self._look()
+        most = self._resources.most
+        if most is None:
+            return max(1, self._fit)
+        return min(most, self._fit + max(1, math.ceil(AHEAD * self._fit)))
+
+    @property
+    def gone(self) -> str | None:
+        """What to tell, once no node has had room for so long that none will."""
+        self._look()
+        if self._none_since is None or self._clock() - self._none_since < NODE_WAIT_S:
+            return None
+        return f"no node of the cluster has had room for {wanted(self._resources)} for {NODE_WAIT_S / 60:g} minutes"
+
+    def _look(self) -> None:
+        now = self._clock()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        resources = self._resources
+        self._fit = sum(node.slots(resources.cpus_per_trial, resources.gpus_per_trial) for node in self._nodes())
+        if self._fit == 0 and self._none_since is None:
+            self._none_since = now
+            minutes = f"{NODE_WAIT_S / 60:g} minutes"
+            self._say(f"No node has room for {wanted(resources)} any more; waiting up to {minutes} for one.")
+        elif self._fit > 0:
+            self._none_since = None
+            if self._fit != self._known:
+                self._say(f"The cluster has room for {self._fit} trials at a time now, it had for {self._known}.")
+            self._known = self._fit
+
+
+def wanted(resources: Resources) -> str:
+    """The resources of a trial in words."""
+    gpus = f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else ""
+    return f"a trial with {resources.cpus_per_trial:g} CPUs{gpus}"
+
+
+def await_room(resources: Resources, say: Callable[[str], None]) -> None:
+    """Ask the cluster for what a trial needs, where no node has it yet.
+
+    Raises:
+        UserError: none came in time.
+    """
+    if any(node.slots(resources.cpus_per_trial, resources.gpus_per_trial) for node in alive_nodes()):
+        return
+    minutes = f"{NODE_WAIT_S / 60:g} minutes"
+    say(f"No node has room for {wanted(resources)} yet; asking for one, and waiting up to {minutes}.")
+    bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    asked = placement_group([{name: many for name, many in bundle.items() if many}])
+    try:
+        if not asked.wait(NODE_WAIT_S):
+            raise UserError(
+                f"No node with room for {wanted(resources)} came within {minutes}, and {resources.where} has none; "
+                f"start one, look at `ray status` for what its autoscaler says, or ask for less with "
+                f"--gpus-per-trial or --cpus-per-trial."
+            )
+    finally:
+        remove_placement_group(asked)

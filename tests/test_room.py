@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import ray
+
+from delta_tune.cluster import Node
+from delta_tune.config import UserError
+from delta_tune.plan import Resources
+from delta_tune.room import LOOK_S, NODE_WAIT_S, Room, await_room
+
+FOUR = (Node(4, 0),)
+
+
+class Watched:
+    """A room in a cluster whose nodes and time are set by hand."""
+
+    def __init__(self, *, most=None, cpus=1.0, gpus=0.0, nodes=FOUR):
+        self.now, self.nodes, self.said = 0.0, nodes, []
+        slots = max(1, sum(node.slots(cpus, gpus) for node in nodes))
+        resources = Resources(cpus_per_trial=cpus, gpus_per_trial=gpus, slots=slots, most=most)
+        self.room = Room(resources, self.said.append, nodes=lambda: self.nodes, clock=lambda: self.now)
+
+    def after(self, seconds, nodes):
+        self.now, self.nodes = self.now + seconds, nodes
+        return self.room
+
+
+def test_limit_is_what_fits_on_the_nodes_of_the_moment():
+    watched = Watched()
+    assert watched.room.limit == 4
+    assert watched.after(LOOK_S, (Node(4, 0), Node(8, 0))).limit == 12
+    assert watched.after(LOOK_S, (Node(8, 0),)).limit == 8
+    assert watched.said == [
+        "The cluster has room for 12 trials at a time now, it had for 4.",
+        "The cluster has room for 8 trials at a time now, it had for 12.",
+    ]
+
+
+def test_nodes_are_looked_at_now_and_then_only():
+    watched = Watched()
+    assert watched.room.limit == 4
+    assert watched.after(LOOK_S / 2, (Node(8, 0),)).limit == 4
+
+
+@pytest.mark.parametrize(("slots", "most", "limit"), [(4, 64, 5), (20, 64, 22), (60, 64, 64), (4, 2, 2), (0, 8, 1)])
+def test_where_more_are_allowed_a_tenth_is_proposed_ahead(slots, most, limit):
+    watched = Watched(most=most, nodes=(Node(slots, 0),))
+    assert watched.room.limit == limit == min(most, slots + max(1, math.ceil(0.1 * slots)))
+
+
+def test_room_is_given_up_after_the_stated_wait():
+    watched = Watched(cpus=2, gpus=1, nodes=(Node(4, 1),))
+    assert watched.room.gone is None
+    assert watched.after(LOOK_S, (Node(64, 0),)).gone is None
+    assert watched.after(NODE_WAIT_S - LOOK_S, watched.nodes).gone is None
+    assert watched.after(LOOK_S, watched.nodes).gone == (
+        "no node of the cluster has had room for a trial with 2 CPUs and 1 GPUs for 10 minutes"
+    )
+    assert watched.said == [
+        "No node has room for a trial with 2 CPUs and 1 GPUs any more; waiting up to 10 minutes for one."
+    ]
+
+
+def test_node_that_comes_in_time_ends_the_wait():
+    watched = Watched(gpus=1, nodes=(Node(4, 1),))
+    assert watched.after(LOOK_S, ()).gone is None
+    assert watched.after(NODE_WAIT_S / 2, (Node(4, 2),)).gone is None
+    assert watched.after(NODE_WAIT_S, (Node(4, 2),)).gone is None
+    assert watched.room.limit == 2
+
+
+def test_room_that_never_comes_is_refused_in_a_sentence(ray_cluster, monkeypatch):
+    monkeypatch.setattr("delta_tune.room.NODE_WAIT_S", 0.5)
+    said = []
+    with pytest.raises(UserError, match=r"^No node with room for a trial with 1 CPUs and 3 GPUs came within "):
+        await_room(Resources(cpus_per_trial=1, gpus_per_trial=3, slots=1), said.append)
+    assert said[0].startswith("No node has room for a trial with 1 CPUs and 3 GPUs yet; asking for one")
+    assert ray.cluster_resources()["GPU"] == 1
+
+
+def test_nothing_is_asked_for_where_a_trial_fits(ray_cluster):
+    said = []
+    await_room(Resources(cpus_per_trial=1, gpus_per_trial=1, slots=1), said.append)
+    assert not said
