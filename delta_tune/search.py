@@ -6,6 +6,7 @@ from typing import Any
 
 from delta_tune import plan
 from delta_tune.cluster import ray_cluster
+from delta_tune.everywhere import refuse_unseen
 from delta_tune.outside import told_in_a_sentence, watching_head
 from delta_tune.session import begin
 from delta_tune.study import Study, StudyResult
@@ -31,6 +32,7 @@ def tune(**settings: Any) -> StudyResult:
     folder = study.folder
     with told_in_a_sentence(folder), ray_cluster(study.config.address) as cluster, watching_head(folder):
         resources = study.resources(cluster)
+        refuse_unseen(folder.parent, study.progress.say)
         for line in study.plan(resources):
             study.progress.say(line)
         study.open()
@@ -50,6 +52,7 @@ def dry_run(**settings: Any) -> list[str]:
     study = Study({**settings, "storage": None})
     with ray_cluster(study.config.address) as cluster:
         resources = study.resources(cluster)
+        refuse_unseen(study.folder.parent, study.progress.say)
     return [
         *study.plan(resources),
         plan.estimate(study.task, study.config, study.checked, study.num_trials, resources),

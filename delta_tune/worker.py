@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import socket
 import time
 import traceback
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     folder = settings.folder / trial_name(number)
     last: Row = {"epoch": 0, settings.metric: float("nan")}
 
+    if not settings.folder.parent.exists():  # a node that joined later than the study looked
+        blocked = f"{settings.folder.parent} is not seen by node {socket.gethostname()}, which trials were given to"
+        tune.report({**last, **told, OUTCOME: BLOCKED, "error": blocked})
+        return
     if (limit := limit_of(folder / HUNG_FILE)) is not None:
         (folder / HUNG_FILE).replace(folder / ERROR_FILE)
         cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"

@@ -23,7 +23,7 @@ TRAINER = [
 STUDY = [
     *("settings", "results", "time_use", "evidence", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
-    *("cluster", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker", "recording"),
+    *("cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker", "recording"),
     *("plan", "trial_plan", "session", "running"),
     *("resuming", "confirming", "retraining", "study"),
     *("search", "cli", "__init__"),

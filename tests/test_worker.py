@@ -9,7 +9,7 @@ import torch
 
 from delta_tune import worker
 from delta_tune.config import TrialConfig
-from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
+from delta_tune.results import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
 from delta_tune.training import TrialResult
 
 
@@ -39,6 +39,14 @@ def test_each_epoch_is_reported_once_with_where_and_when(reports, tmp_path):
     assert {report["node"] for report in reports} == {"node"}
     assert reports[0]["began"] <= reports[0]["ended"] <= reports[1]["ended"]
     assert not any(OUTCOME in report for report in reports)
+
+
+def test_a_node_that_does_not_see_the_study_stops_it_and_leaves_nothing(reports, tmp_path):
+    run(tmp_path / "study" / "checkpoints")
+    (report,) = reports
+    assert report[OUTCOME] == BLOCKED
+    assert f"{tmp_path / 'study'} is not seen by node" in report["error"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("gpus", "outcome"), [(0.25, OUT_OF_MEMORY), (1.0, "failed"), (0.0, "failed")])
