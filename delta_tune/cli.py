@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     )
     data = p.add_argument_group("data")
     data.add_argument(
-        "--data", metavar="DIR|FILE|NAME", help="image folder, Parquet file or folder, torchvision:NAME, or demo (demo)"
+        "--data",
+        metavar="DIR|FILE|NAME",
+        help="image folder, Parquet file or folder, here or at s3://… or gs://…, torchvision:NAME, or demo (demo)",
     )
     data.add_argument(
         "--val-fraction", type=float, metavar="F", help="validation part of train where there is no such split (0.2)"

@@ -16,7 +16,7 @@ class StudyConfig:
     """One search: the flags of `launch.py` and the keywords of `tune`."""
 
     data: str = "demo"
-    """Image folder, Parquet file or folder, torchvision:NAME, or demo."""
+    """Image folder, Parquet file or folder, here or at s3://… or gs://…; torchvision:NAME, or demo."""
     val_fraction: float = 0.2
     """Validation part cut from train where the data has no such split, in (0, 1)."""
     test_fraction: float = 0.0
@@ -120,6 +120,8 @@ class StudyConfig:
             if name in self.set:
                 raise UserError(f"set must leave {name} to --{name.replace('_', '-')}: it is the study's own setting.")
         _ = self.time_budget_s  # refuses what is no duration before anything is computed
+        if re.match(r"\w+:/", str(self.out)):
+            raise UserError(f"out must be a folder, on a cluster one that all nodes share, but got {str(self.out)!r}.")
         object.__setattr__(self, "out", Path(self.out))
 
     @property

@@ -64,8 +64,8 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     last: Row = {"epoch": 0, settings.metric: float("nan")}
 
     if not settings.folder.parent.exists():  # a node that joined later than the study looked
-        blocked = f"{settings.folder.parent} is not seen by node {socket.gethostname()}, which trials were given to"
-        tune.report({**last, **told, OUTCOME: BLOCKED, "error": blocked})
+        unseen = f"{settings.folder.parent} is not seen by node {socket.gethostname()}, which trials were given to"
+        tune.report({**last, **told, OUTCOME: BLOCKED, "error": unseen})
         return
     if (limit := limit_of(folder / HUNG_FILE)) is not None:
         (folder / HUNG_FILE).replace(folder / ERROR_FILE)

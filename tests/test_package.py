@@ -13,9 +13,9 @@ PACKAGE = Path(delta_tune.__file__).parent
 # Lowest first: a module imports only modules above it in this list. What stands down to `training` fine-tunes one
 # network in one process and knows neither Ray nor Optuna.
 TRAINER = [
-    *("config", "files", "cache", "devices"),
+    *("config", "files", "addresses", "cache", "devices"),
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
-    *("sources", "splits", "images", "reading", "data", "resampling", "augment"),
+    *("trees", "sources", "splits", "images", "reading", "data", "resampling", "augment"),
     *("weights", "layers", "models", "features", "folding", "regularizers"),
     *("evaluation", "inference", "probe", "probe_images", "probing", "task"),
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
