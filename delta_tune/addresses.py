@@ -19,6 +19,14 @@ def is_address(place: object) -> bool:
     return "://" in str(place)
 
 
+def as_uri(address: str) -> str:
+    """The address as pyarrow takes it."""
+    base, question, options = address.partition("?")
+    if base.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in options:
+        question, options = "?", f"retry_limit_seconds={GCS_PATIENCE_S}{'&' if options else ''}{options}"
+    return quote(base, safe="/:@") + question + options
+
+
 def open_address(address: str, flag: str) -> tuple[fs.FileSystem, str]:
     """The file system of an address, and the path there; the usual variables have endpoint and credentials.
 
@@ -29,16 +37,14 @@ def open_address(address: str, flag: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UserError: nothing here opens it, or its server does not answer as it should.
     """
-    base, question, options = address.partition("?")
+    base = address.partition("?")[0]
     if re.match(r"\w+://[^/]*:[^/]*@", base):
         raise UserError(
             f"{flag} has a password in its address, which would be written down with the study; leave it out and set "
             f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage has instead."
         )
-    if base.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in options:
-        question, options = "?", f"retry_limit_seconds={GCS_PATIENCE_S}{'&' if options else ''}{options}"
     try:
-        filesystem, path = fs.FileSystem.from_uri(quote(base, safe="/:@") + question + options)
+        filesystem, path = fs.FileSystem.from_uri(as_uri(address))
         filesystem.get_file_info(path)  # a server that is gone, or wrong credentials, show here
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--address", metavar="ADDRESS", help="Ray: local, auto or host:port (local; RAY_ADDRESS is honoured)"
     )
     study = p.add_argument_group("study")
-    study.add_argument("--out", metavar="DIR", help=f"results folder ({defaults.out})")
+    study.add_argument("--out", metavar="DIR|s3://…", help=f"results folder, or an address ({defaults.out})")
     study.add_argument("--name", metavar="NAME", help="name of the study (data-model-date-time)")
     study.add_argument(
         "--storage",

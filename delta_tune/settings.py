@@ -66,7 +66,7 @@ class StudyConfig:
     address: str | None = None
     """Ray: local, auto, or an address (local; RAY_ADDRESS is honoured)."""
     out: Path = Path("results")
-    """Results folder."""
+    """Results folder, or s3://… or gs://…."""
     name: str | None = None
     """Name of the study (data-model-date-time)."""
     storage: str | None = None
@@ -120,8 +120,8 @@ class StudyConfig:
             if name in self.set:
                 raise UserError(f"set must leave {name} to --{name.replace('_', '-')}: it is the study's own setting.")
         _ = self.time_budget_s  # refuses what is no duration before anything is computed
-        if re.match(r"\w+:/", str(self.out)):
-            raise UserError(f"out must be a folder, on a cluster one that all nodes share, but got {str(self.out)!r}.")
+        if isinstance(self.out, Path) and re.match(r"\w\w+:/", str(self.out)):
+            raise UserError(f"out must be text where it is an address, but got the path {str(self.out)!r}.")
         object.__setattr__(self, "out", Path(self.out))
 
     @property

@@ -60,9 +60,7 @@ def test_tree_may_be_named_with_a_slash_at_its_end(folder, publish):
 
 
 def test_image_folder_gives_the_same_data_set_anywhere(image_folder, publish):
-    sizes = Preprocessing(
-        image_size=32, stored_size=36, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
-    )
+    sizes = Preprocessing(image_size=32, stored_size=36, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     here = load_dataset(image_folder, preprocessing=sizes)
     found = load_dataset(publish(image_folder), preprocessing=sizes)
     assert (found.fingerprint, found.classes) == (here.fingerprint, here.classes)
@@ -87,7 +85,9 @@ def test_parquet_shards_give_the_same_examples_anywhere(tmp_path, publish):
 
 def test_place_that_is_not_there_is_refused_with_the_nearest(folder, publish):
     place = publish(folder)
-    with pytest.raises(UserError, match=r"There is no .*my fotos%41' \(did you mean my photos%41\?\); data is an image"):
+    with pytest.raises(
+        UserError, match=r"There is no .*my fotos%41' \(did you mean my photos%41\?\); data is an image"
+    ):
         find_source(place.replace("photos", "fotos"), seed=0)
 
 
