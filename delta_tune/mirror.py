@@ -49,7 +49,7 @@ class Mirror:
         self._root = PurePosixPath(path)
         self._pushed: dict[PurePosixPath, tuple[int, int, int]] = {}
         self._discards: dict[PurePosixPath, frozenset[str]] = {}
-        self._lock = threading.Lock()
+        self._pushing, self._noting = threading.Lock(), threading.Lock()
 
     def pull(self) -> None:
         """Bring everything here but what is skipped; of Ray's runs only the names, so that the next has a new one."""
@@ -79,19 +79,22 @@ class Mirror:
         Raises:
             OSError: the address does not answer as it should.
         """
-        with self._lock:
-            discards, self._discards = self._discards, {}
+        with self._pushing:
+            with self._noting:
+                discards, self._discards = self._discards, {}
             try:
                 self._push(self._skip if skip is None else frozenset(skip))
                 for folder, kept in discards.items():  # the tables that say why are there by now
                     self._remove(folder, kept)
             except OSError:
-                self._discards = discards | self._discards
+                with self._noting:
+                    self._discards = discards | self._discards
                 raise
 
     def discard(self, folder: Path, kept: Collection[str] = ()) -> None:
         """With the next push take away a folder that workers wrote, but for the files `kept`."""
-        self._discards[PurePosixPath(folder.relative_to(self.folder))] = frozenset(kept)
+        with self._noting:
+            self._discards[PurePosixPath(folder.relative_to(self.folder))] = frozenset(kept)
 
     def clear(self) -> None:
         """Take away everything, here and there."""
@@ -188,7 +191,8 @@ class RemoteStudies:
             )
         elif name and (self.here / name).exists():
             self._set_aside(name)
-        if (earlier := settings.get("start_from")) and "/" not in earlier and self._has(earlier):
+        earlier = str(settings.get("start_from") or "")
+        if earlier and "/" not in earlier and self._has(earlier):
             self._bring(earlier)
         return {"cache": f"{self.address}/.cache", **settings, "out": self.here}
 
@@ -260,6 +264,8 @@ def pushed_meanwhile(mirror: Mirror | None, say: Callable[[str], None]) -> Itera
     finally:
         over.set()
         thread.join()
+        with suppress(OSError):  # said by then, and tried again at the end
+            mirror.push()
 
 
 def push_or_refuse(mirror: Mirror, *, whole: bool = False) -> None:

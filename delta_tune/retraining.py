@@ -21,6 +21,7 @@ from delta_tune.results import StudyTables, trial_name
 from delta_tune.session import Session
 from delta_tune.task import Task
 from delta_tune.training import run_trial
+from delta_tune.worker import bring
 
 
 class RetrainingDiverged(Exception):
@@ -63,8 +64,9 @@ def keep_retrained(
     told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
     if session.mirror is not None:
         session.mirror.fetch_folder(checkpoint)
-        session.mirror.discard(checkpoint)
     keep_model(task, last_weights(checkpoint), told, folder / BEST)
+    if session.mirror is not None:
+        session.mirror.discard(checkpoint)
     shutil.rmtree(checkpoint)
     return trial
 
@@ -89,5 +91,5 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resourc
 def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:
     torch.set_num_threads(threads)
     with at_hand(checkpoint) as (folder, mirror):
-        report = None if mirror is None else lambda row: mirror.push()
+        report = None if mirror is None else lambda row: bring(mirror)
         return run_trial(task, config, report, checkpoint=folder, device=device).error

@@ -20,7 +20,7 @@ from ray import tune
 from delta_tune.addresses import is_address
 from delta_tune.checkpoint import RECORD_FILE
 from delta_tune.cluster import fetch
-from delta_tune.config import Metric, TrialConfig
+from delta_tune.config import Metric, TrialConfig, UserError
 from delta_tune.map_sharing import RayMaps
 from delta_tune.mirror import Mirror, at_hand
 from delta_tune.outside import StoppedFromOutside, outside_cause
@@ -74,8 +74,13 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
         tune.report({**last, **told, OUTCOME: BLOCKED, "error": unseen})
         return
-    with at_hand(f"{place}/{trial_name(number)}") as (folder, mirror):
-        _run(tune_config, config, settings, folder, mirror, told, last)
+    try:
+        with at_hand(f"{place}/{trial_name(number)}") as (folder, mirror):
+            _run(tune_config, config, settings, folder, mirror, told, last)
+    except (OSError, UserError) as error:
+        if not is_address(place):
+            raise
+        tune.report({**last, **told, OUTCOME: BLOCKED, "error": f"{place} cannot be read ({error})"})
 
 
 def _run(
@@ -108,9 +113,9 @@ def _run(
         with watched(folder / HUNG_FILE) as watch:
 
             def report(row: Row) -> None:
-                watch.end()
+                watch.end(row["seconds"] + row["eval_seconds"])
                 if mirror is not None:
-                    _bring(mirror)
+                    bring(mirror)
                 last.update(row)
                 tune.report({**row, **told, "ended": time.time()})
                 watch.begin()
@@ -140,7 +145,7 @@ def _run(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR_FILE).write_text(traceback.format_exc())
         if mirror is not None:
-            _bring(mirror)
+            bring(mirror)
         tune.report(
             {**last, **told, OUTCOME: "failed", "error": f"{cause} ({Path(where.filename).name}:{where.lineno})"}
         )
@@ -166,7 +171,12 @@ def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row
     return rows[:-1]
 
 
-def _bring(mirror: Mirror) -> None:
+def bring(mirror: Mirror) -> None:
+    """Push, patiently.
+
+    Raises:
+        StoppedFromOutside: the address does not answer as it should.
+    """
     for left in reversed(range(TRIES)):
         try:
             mirror.push()

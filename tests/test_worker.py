@@ -78,6 +78,14 @@ def test_an_address_that_does_not_answer_stops_the_study(reports, bucket, monkey
     assert "/checkpoints/00003 cannot be written to (no answer)" in report["error"]
 
 
+def test_an_address_that_cannot_be_read_stops_the_study(reports, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    run("s3://bucket/checkpoints")
+    (report,) = reports
+    assert report[OUTCOME] == BLOCKED
+    assert "cannot be read" in report["error"]
+
+
 @pytest.mark.parametrize(("gpus", "outcome"), [(0.25, OUT_OF_MEMORY), (1.0, "failed"), (0.0, "failed")])
 def test_only_a_part_of_a_gpu_is_worth_another_try(reports, tmp_path, monkeypatch, gpus, outcome):
     def starve(*args, **kwargs):
