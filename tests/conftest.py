@@ -87,11 +87,14 @@ def s3_server(s3_port: int) -> Iterator[None]:
     command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(s3_port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(300):
+        deadline = time.monotonic() + 120
+        while True:
             try:
                 socket.create_connection(("127.0.0.1", s3_port), timeout=1).close()
                 break
             except OSError:
+                assert server.poll() is None, "the S3 server ended"
+                assert time.monotonic() < deadline, "the S3 server does not answer"
                 time.sleep(0.1)
         yield
     finally:
