@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow as pa
 from pyarrow import fs
 
+from delta_tune.addresses import is_address, open_address
 from delta_tune.config import UserError
 
 
@@ -30,16 +30,10 @@ class Cache:
             UserError: an address that nothing here can open, or a folder that cannot be written to.
         """
         self.location = str(location)
-        try:
-            if "://" in self.location:
-                self._filesystem, self._root = fs.FileSystem.from_uri(self.location)
-            else:
-                self._filesystem, self._root = fs.LocalFileSystem(), str(Path(location).absolute())
-            self._filesystem.get_file_info(self._root)  # a server that is gone, or wrong credentials, show here
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"cache {self.location} cannot be opened ({error}); give a folder or an address like s3://bucket/folder."
-            ) from error
+        if is_address(location):
+            self._filesystem, self._root = open_address(self.location, "cache")
+        else:
+            self._filesystem, self._root = fs.LocalFileSystem(), str(Path(location).absolute())
         if isinstance(self._filesystem, fs.LocalFileSystem):
             above = next(parent for parent in (Path(self._root), *Path(self._root).parents) if parent.exists())
             if not above.is_dir() or not os.access(above, os.W_OK):

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     )
     data = p.add_argument_group("data")
     data.add_argument(
-        "--data", metavar="DIR|FILE|NAME", help="image folder, Parquet file or folder, torchvision:NAME, or demo (demo)"
+        "--data",
+        metavar="DIR|FILE|NAME",
+        help="image folder, Parquet file or folder, here or at s3://… or gs://…, torchvision:NAME, or demo (demo)",
     )
     data.add_argument(
         "--val-fraction", type=float, metavar="F", help="validation part of train where there is no such split (0.2)"
@@ -85,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--address", metavar="ADDRESS", help="Ray: local, auto or host:port (local; RAY_ADDRESS is honoured)"
     )
     study = p.add_argument_group("study")
-    study.add_argument("--out", metavar="DIR", help=f"results folder ({defaults.out})")
+    study.add_argument("--out", metavar="DIR|s3://…", help=f"results folder, or an address ({defaults.out})")
     study.add_argument("--name", metavar="NAME", help="name of the study (data-model-date-time)")
     study.add_argument(
         "--storage",

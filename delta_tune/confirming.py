@@ -174,7 +174,7 @@ def confirm(
             # Anew for each split: labels of what is now val must not have shaped the attention.
             tasks[repetition].measure(configs, session.device, say, session.runner)
         scheduler = Rungs(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
-        recorder = Recorder(found, scheduler, session.progress, len(runs))
+        recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)
 
         def proposed(run: Run) -> None:
             if run.number not in found.trials:

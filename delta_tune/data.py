@@ -109,7 +109,7 @@ def load_dataset(
     With the same seed a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
 
     Args:
-        data: image folder, Parquet file or folder, torchvision:NAME, or demo.
+        data: image folder, Parquet file or folder, here or at an address; torchvision:NAME, or demo.
         preprocessing: of the backbone.
         val_fraction: part of train that becomes val where there is none, in (0, 1).
         test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.

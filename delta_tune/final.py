@@ -95,6 +95,7 @@ def summary(
     remarks: Sequence[str],
     *,
     resume: bool,
+    out: str,
 ) -> list[str]:
     """What a study found, in sentences.
 
@@ -105,6 +106,7 @@ def summary(
         model: which the final one is, as scorings name it.
         remarks: what else there is to say: the confirmation's verdict, and attention's.
         resume: whether it was interrupted.
+        out: what holds the folder, as the user knows it.
     """
     metric = tables.metric
     ranked = tables.ranked()
@@ -134,7 +136,7 @@ def summary(
     said += remarks
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if resume:
-        said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}")
+        said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
     return said
 
 

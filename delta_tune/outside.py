@@ -45,11 +45,12 @@ def outside_cause(error: BaseException | None) -> str | None:
 
 
 @contextmanager
-def told_in_a_sentence(folder: Path) -> Iterator[None]:
+def told_in_a_sentence(folder: Path, out: str) -> Iterator[None]:
     """Within it such a cause becomes a `UserError` with what is to be done.
 
     Args:
         folder: of the study.
+        out: what holds it, as the user knows it.
     """
     try:
         yield
@@ -59,11 +60,11 @@ def told_in_a_sentence(folder: Path) -> Iterator[None]:
         cause = outside_cause(error)
         if cause is None:
             raise
-        raise UserError(_stopped(cause, folder)) from error
+        raise UserError(_stopped(cause, folder, out)) from error
 
 
 @contextmanager
-def watching_head(folder: Path) -> Iterator[None]:
+def watching_head(folder: Path, out: str) -> Iterator[None]:
     """Within it the loss of Ray's head is told in a sentence and ends this process with status 2.
 
     Ray ends it anyway, with status 1 and without our word, once it has waited for a minute; until then its calls
@@ -71,13 +72,14 @@ def watching_head(folder: Path) -> Iterator[None]:
 
     Args:
         folder: of the study.
+        out: what holds it, as the user knows it.
     """
     head, over = Head(), threading.Event()
 
     def watch() -> None:
         while not over.wait(LOOK_AT_HEAD_S):
             if head.patience() <= 0:
-                said = _stopped("Ray's head is gone", folder)
+                said = _stopped("Ray's head is gone", folder, out)
                 sys.stdout.flush()
                 print(f"launch.py: {said}", file=sys.stderr, flush=True)
                 os._exit(2)
@@ -91,8 +93,8 @@ def watching_head(folder: Path) -> Iterator[None]:
         thread.join()
 
 
-def _stopped(cause: str, folder: Path) -> str:
+def _stopped(cause: str, folder: Path, out: str) -> str:
     return (
-        f"The study stopped: {cause}. Everything that is finished is kept in {folder}; once the cause is gone, "
-        f"carry on with: python launch.py --resume --name {folder.name} --out {folder.parent}"
+        f"The study stopped: {cause}. Everything that is finished is kept in {out}/{folder.name}; once the cause "
+        f"is gone, carry on with: python launch.py --resume --name {folder.name} --out {out}"
     )

@@ -75,7 +75,7 @@ def read_examples(
     digests: list[bytes] = []
     damaged: list[DamagedImage] = []
     num_left_out = 0
-    with ThreadPoolExecutor(num_threads()) as pool:
+    with ThreadPoolExecutor(examples.readers or num_threads()) as pool:
         for start in range(0, len(indices), _CHUNK):
             for offset, loaded in enumerate(pool.map(load, indices[start : start + _CHUNK].tolist())):
                 advance()

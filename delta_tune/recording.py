@@ -11,6 +11,7 @@ from ray.tune import Callback
 
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.final import CHECKPOINTS
+from delta_tune.mirror import Mirror
 from delta_tune.outside import StoppedFromOutside
 from delta_tune.packing import twice
 from delta_tune.progress import Progress
@@ -35,8 +36,11 @@ class Recorder(Callback):  # type: ignore[misc]
     Of the trials that are over only the leader's weights are kept: a study's disk use does not grow with its trials.
     """
 
-    def __init__(self, tables: StudyTables, scheduler: Rungs, progress: Progress, total: int) -> None:
+    def __init__(
+        self, tables: StudyTables, scheduler: Rungs, progress: Progress, total: int, mirror: Mirror | None = None
+    ) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
+        self._mirror, self._mirrored = mirror, dict[int, set[str]]()
         self._asked_at: dict[int, float] = {}
         self.on_lost: Callable[[str], None] | None = None
         """Told Tune's id of a trial whose end Tune told nobody but us."""
@@ -116,9 +120,14 @@ class Recorder(Callback):  # type: ignore[misc]
         leader = next(iter(self._tables.ranked()), None)
         for number, row in self._tables.trials.items():
             folder = self._tables.folder / CHECKPOINTS / trial_name(number)
-            if row["state"] in ("waiting", "running", "stopped") or not folder.exists():
+            if row["state"] in ("waiting", "running", "stopped"):
                 continue
             kept = {"failed": {ERROR_FILE}}.get(row["state"], {BEST_FILE} if number == leader else set())
+            if self._mirror is not None and self._mirrored.get(number) != kept:
+                self._mirror.discard(folder, kept)
+                self._mirrored[number] = kept
+            if not folder.exists():
+                continue
             if not kept:
                 shutil.rmtree(folder)
                 continue

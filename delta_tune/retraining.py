@@ -14,12 +14,14 @@ from delta_tune.checkpoint import last_weights
 from delta_tune.config import TrialConfig
 from delta_tune.confirming import Confirmation
 from delta_tune.final import BEST, CHECKPOINTS, keep_model
+from delta_tune.mirror import at_hand
 from delta_tune.plan import Resources
 from delta_tune.resampling import all_for_training
 from delta_tune.results import StudyTables, trial_name
 from delta_tune.session import Session
 from delta_tune.task import Task
 from delta_tune.training import run_trial
+from delta_tune.worker import bring
 
 
 class RetrainingDiverged(Exception):
@@ -54,22 +56,26 @@ def keep_retrained(
     task.measure([config], session.device, say, session.runner)
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
-        weights = retrain(task, config, checkpoint, session.resources)
+        retrain(task, config, f"{session.checkpoints(folder)}/{checkpoint.name}", session.resources)
     except RetrainingDiverged as error:
         say(f"The final training diverged ({error}); the model is the one that the search kept.")
         return None
     means = {confirmation.metric: float(np.mean(confirmation.scores[confirmation.best]))}
     told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
-    keep_model(task, weights, told, folder / BEST)
+    if session.mirror is not None:
+        session.mirror.fetch_folder(checkpoint)
+    keep_model(task, last_weights(checkpoint), told, folder / BEST)
+    if session.mirror is not None:
+        session.mirror.discard(checkpoint)
     shutil.rmtree(checkpoint)
     return trial
 
 
-def retrain(task: Task, config: TrialConfig, checkpoint: Path, resources: Resources) -> Path:
+def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resources) -> None:
     """Train on `task`'s train, on the cluster, and go on where an earlier session stopped.
 
-    Returns:
-        The weights after the last epoch: with no image left to choose an epoch by, it is the one that was planned for.
+    The weights that count are those after the last epoch in the folder or at the address `checkpoint`: with no image
+    left to choose an epoch by, it is the one that was planned for.
 
     Raises:
         RetrainingDiverged: with the reason.
@@ -80,9 +86,10 @@ def retrain(task: Task, config: TrialConfig, checkpoint: Path, resources: Resour
     error = ray.get(remote.remote(task, config, checkpoint, resources.device, resources.threads))
     if error:
         raise RetrainingDiverged(error)
-    return last_weights(checkpoint)
 
 
-def _run(task: Task, config: TrialConfig, checkpoint: Path, device: str, threads: int) -> str | None:
+def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:
     torch.set_num_threads(threads)
-    return run_trial(task, config, checkpoint=checkpoint, device=device).error
+    with at_hand(checkpoint) as (folder, mirror):
+        report = None if mirror is None else lambda row: bring(mirror)
+        return run_trial(task, config, report, checkpoint=folder, device=device).error

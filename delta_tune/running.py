@@ -15,7 +15,6 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from delta_tune.cluster import quiet_tune, shared
 from delta_tune.config import Metric
-from delta_tune.final import CHECKPOINTS
 from delta_tune.map_sharing import map_budget, map_shelf
 from delta_tune.outside import StoppedFromOutside
 from delta_tune.recording import Recorder
@@ -61,7 +60,7 @@ def run_trials(
     name = f"{folder}-{uuid.uuid4().hex}"
     settings = WorkerSettings(
         shelf=name,
-        folder=folder / CHECKPOINTS,
+        checkpoints=session.checkpoints(folder),
         metric=metric,
         threads=resources.threads,
         device=resources.device,

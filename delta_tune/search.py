@@ -6,6 +6,8 @@ from typing import Any
 
 from delta_tune import plan
 from delta_tune.cluster import ray_cluster
+from delta_tune.everywhere import refuse_unseen
+from delta_tune.mirror import pushed_meanwhile
 from delta_tune.outside import told_in_a_sentence, watching_head
 from delta_tune.room import await_room
 from delta_tune.session import begin
@@ -30,16 +32,19 @@ def tune(**settings: Any) -> StudyResult:
     """
     study = Study(settings)
     folder = study.folder
-    with told_in_a_sentence(folder), ray_cluster(study.config.address) as cluster, watching_head(folder):
+    told, watch = told_in_a_sentence(folder, study.out), watching_head(folder, study.out)
+    with told, ray_cluster(study.config.address) as cluster, watch:
         resources = study.resources(cluster)
+        refuse_unseen(study.out, study.progress.say)
         for line in study.plan(resources):
             study.progress.say(line)
         await_room(resources, study.progress.say)
         study.open()
-        session = begin(resources, study.progress)
-        study.search(session)
-        study.confirm(session)
-    with told_in_a_sentence(study.folder):
+        session = begin(resources, study.progress, study.mirror)
+        with pushed_meanwhile(study.mirror, study.progress.say):
+            study.search(session)
+            study.confirm(session)
+    with told_in_a_sentence(folder, study.out):
         return study.finish(session.device)
 
 
@@ -52,6 +57,7 @@ def dry_run(**settings: Any) -> list[str]:
     study = Study({**settings, "storage": None})
     with ray_cluster(study.config.address) as cluster:
         resources = study.resources(cluster)
+        refuse_unseen(study.out, study.progress.say)
     return [
         *study.plan(resources),
         plan.estimate(study.task, study.config, study.checked, study.num_trials, resources),

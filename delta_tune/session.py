@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from delta_tune.attention_tasks import ray_runner
+from delta_tune.mirror import CHECKPOINTS, Mirror
 from delta_tune.plan import Resources
 from delta_tune.probing import Runner
 from delta_tune.progress import Progress
@@ -20,11 +22,19 @@ class Session:
         resources: of a trial.
         runner: computes attention on the cluster.
         progress: what the user is told.
+        mirror: of the study's folder, where that is kept at an address.
     """
 
     resources: Resources
     runner: Runner
     progress: Progress
+    mirror: Mirror | None = None
+
+    def checkpoints(self, folder: Path) -> str:
+        """Where trials of the study in `folder`, or of its confirmation, leave what they are continued from."""
+        if self.mirror is None:
+            return str(folder / CHECKPOINTS)
+        return "/".join([self.mirror.address, *folder.relative_to(self.mirror.folder).parts, CHECKPOINTS])
 
     @property
     def device(self) -> str:
@@ -32,7 +42,7 @@ class Session:
         return self.resources.device if torch.cuda.is_available() else "cpu"
 
 
-def begin(resources: Resources, progress: Progress) -> Session:
+def begin(resources: Resources, progress: Progress, mirror: Mirror | None = None) -> Session:
     """A session with these resources."""
     runner = ray_runner(
         cpus=resources.cpus_per_trial,
@@ -42,4 +52,4 @@ def begin(resources: Resources, progress: Progress) -> Session:
         device=resources.device,
         bar=progress.bar,
     )
-    return Session(resources=resources, runner=runner, progress=progress)
+    return Session(resources=resources, runner=runner, progress=progress, mirror=mirror)

@@ -16,7 +16,7 @@ class StudyConfig:
     """One search: the flags of `launch.py` and the keywords of `tune`."""
 
     data: str = "demo"
-    """Image folder, Parquet file or folder, torchvision:NAME, or demo."""
+    """Image folder, Parquet file or folder, here or at s3://… or gs://…; torchvision:NAME, or demo."""
     val_fraction: float = 0.2
     """Validation part cut from train where the data has no such split, in (0, 1)."""
     test_fraction: float = 0.0
@@ -66,7 +66,7 @@ class StudyConfig:
     address: str | None = None
     """Ray: local, auto, or an address (local; RAY_ADDRESS is honoured)."""
     out: Path = Path("results")
-    """Results folder."""
+    """Results folder, or s3://… or gs://…."""
     name: str | None = None
     """Name of the study (data-model-date-time)."""
     storage: str | None = None
@@ -120,6 +120,8 @@ class StudyConfig:
             if name in self.set:
                 raise UserError(f"set must leave {name} to --{name.replace('_', '-')}: it is the study's own setting.")
         _ = self.time_budget_s  # refuses what is no duration before anything is computed
+        if isinstance(self.out, Path) and re.match(r"\w\w+:/", str(self.out)):
+            raise UserError(f"out must be text where it is an address, but got the path {str(self.out)!r}.")
         object.__setattr__(self, "out", Path(self.out))
 
     @property

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from delta_tune.config import UserError, nearest
+from delta_tune.trees import Tree, open_tree
 
 ALLOWED_DATA = (
-    "an image folder (DIR/<class>/* or DIR/{train,val,test}/<class>/*), a Parquet file or folder, torchvision:NAME, "
-    "or demo"
+    "an image folder (DIR/<class>/* or DIR/{train,val,test}/<class>/*), a Parquet file or folder (either may be at an "
+    "address such as s3://bucket/folder), torchvision:NAME, or demo"
 )
 CACHE = Path("~/.cache/delta_tune")
 
@@ -59,6 +59,8 @@ class Examples:
     """Name of each example to the user (N): its path, or file and row."""
     read: Callable[[int], bytes | Image.Image]
     """The file or the image of one example; called from many threads."""
+    readers: int = 0
+    """Threads that should read at a time; 0 for as many as there are processors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,90 +82,99 @@ def find_source(data: str | Path, *, seed: int) -> Source:
         return _demo(seed)
     if isinstance(data, str) and data.startswith("torchvision:"):
         return _torchvision(data.removeprefix("torchvision:"))
-    path = Path(data).expanduser()
-    if not path.exists():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"There is no {str(data)!r}{nearest(path.name, siblings)}; data is {ALLOWED_DATA}.")
-    if path.is_file():
-        if path.suffix != ".parquet":
+    tree = open_tree(data)
+    root = tree.root
+    if tree.is_file(root):
+        if not root.endswith(".parquet"):
             raise UserError(f"{str(data)!r} is a file, but no .parquet file; data is {ALLOWED_DATA}.")
-        return Source(name=path.stem, splits={"train": _parquet([path])})
-    files = sorted({*path.glob("*.parquet"), *path.glob("*/*.parquet")})
-    return _parquet_folder(path, files) if files else _image_folder(path)
+        return Source(name=tree.name.removesuffix(".parquet"), splits={"train": _parquet(tree, [root])})
+    if not tree.is_folder(root):
+        above = os.path.dirname(root)
+        siblings = [os.path.basename(path) for path in tree.folders(above) + tree.files(above)]
+        raise UserError(
+            f"There is no {str(data)!r}{nearest(os.path.basename(root), siblings)}; data is {ALLOWED_DATA}."
+        )
+    files = [file for folder in (root, *tree.folders(root)) for file in tree.files(folder) if file.endswith(".parquet")]
+    return _parquet_folder(tree, sorted(files, key=Path)) if files else _image_folder(tree)
 
 
 # ---------------------------------------------------------------------------------------------------- image folders
 
 
-def _image_folder(root: Path) -> Source:
-    folders = _folders(root)
+def _image_folder(tree: Tree) -> Source:
+    folders = _class_names(tree, tree.root)
     # A split holds class folders; a folder named train that holds images itself is a class (of vehicles, say).
-    named = [folder for folder in folders if folder.name.lower() in _SPLIT_NAMES and _folders(folder)]
-    splits: dict[str, Path] = {}
-    for folder in named:
-        split = _SPLIT_NAMES[folder.name.lower()]
+    named = {name: path for name, path in folders.items() if name.lower() in _SPLIT_NAMES and _class_names(tree, path)}
+    splits: dict[str, str] = {}
+    for name, path in named.items():
+        split = _SPLIT_NAMES[name.lower()]
         if split in splits:
             raise UserError(
-                f"{str(splits[split])!r} and {str(folder)!r} are one split by their names; leave one of them."
+                f"{tree.shown(splits[split])!r} and {tree.shown(path)!r} are one split by their names; leave one of "
+                f"them."
             )
-        splits[split] = folder
+        splits[split] = path
     notes = []
     if splits:
-        if others := [folder.name for folder in folders if folder not in named]:
+        if others := [name for name in folders if name not in named]:
             notes.append(f"Folders beside the splits were not read: {', '.join(others)}.")
     else:
-        splits = {"train": root}
+        splits = {"train": tree.root}
     if "train" not in splits:
+        root = tree.shown(tree.root)
         raise UserError(
-            f"{str(root)!r} holds {', '.join(splits)} but no train; data is {ALLOWED_DATA}: "
-            f"add {str(root / 'train')!r}."
+            f"{root!r} holds {', '.join(splits)} but no train; data is {ALLOWED_DATA}: "
+            f"add {os.path.join(root, 'train')!r}."
         )
     examples = {}
-    for split, folder in splits.items():
-        examples[split], num_others = _class_folders(folder, may_be_empty=split != "train")
+    for split, path in splits.items():
+        examples[split], num_others = _class_folders(tree, path, may_be_empty=split != "train")
         if num_others:
             notes.append(f"{num_others} files in {split} are no images by their names and were not read.")
-    return Source(name=root.resolve().name, splits=examples, notes=tuple(notes))
+    return Source(name=tree.name, splits=examples, notes=tuple(notes))
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(
-        Path(entry.path)
-        for entry in os.scandir(root)
-        if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-    )
+def _class_names(tree: Tree, root: str) -> dict[str, str]:
+    """Of the folders that may be classes or splits, by name: their paths."""
+    named = {os.path.basename(path): path for path in tree.folders(root)}
+    return {name: path for name, path in named.items() if not name.startswith("__MACOSX")}
 
 
-def _class_folders(root: Path, *, may_be_empty: bool) -> tuple[Examples, int]:
+def _class_folders(tree: Tree, root: str, *, may_be_empty: bool) -> tuple[Examples, int]:
     """The images in the class folders of one split, and how many other files there are."""
     labels: list[str] = []
     paths: list[str] = []
     num_others = 0
-    for folder in _folders(root):
-        files = sorted(e.path for e in os.scandir(folder) if e.is_file() and not e.name.startswith("."))
+    for name, folder in _class_names(tree, root).items():
+        files = tree.files(folder)
         images = [file for file in files if os.path.splitext(file)[1].lower() in _IMAGE_SUFFIXES]
         if not images and not may_be_empty:
             raise UserError(
-                f"The class folder {str(folder)!r} holds no images; put its images directly into it, or remove it."
+                f"The class folder {tree.shown(folder)!r} holds no images; put its images directly into it, or "
+                f"remove it."
             )
         num_others += len(files) - len(images)
-        labels += [folder.name] * len(images)
+        labels += [name] * len(images)
         paths += images
     if not paths and not may_be_empty:
-        raise UserError(f"{str(root)!r} holds no class folders with images; data is {ALLOWED_DATA}.")
-    return Examples(labels=labels, names=paths, read=lambda index: Path(paths[index]).read_bytes()), num_others
+        raise UserError(f"{tree.shown(root)!r} holds no class folders with images; data is {ALLOWED_DATA}.")
+    names = [tree.shown(path) for path in paths]
+    return Examples(
+        labels=labels, names=names, read=lambda index: tree.read(paths[index]), readers=tree.readers
+    ), num_others
 
 
 # ---------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet_folder(root: Path, files: list[Path]) -> Source:
-    splits: dict[str, list[Path]] = {}
+def _parquet_folder(tree: Tree, files: list[str]) -> Source:
+    splits: dict[str, list[str]] = {}
     others = []
     for file in files:
         # train-00000-of-00002.parquet as Hugging Face names its files, or train/anything.parquet.
-        names = (re.split(r"[-_.]", file.name)[0].lower(), file.parent.name.lower() if file.parent != root else "")
-        split = next((_SPLIT_NAMES[name] for name in names if name in _SPLIT_NAMES), None)
+        folder, name = os.path.split(file)
+        names = (re.split(r"[-_.]", name)[0], os.path.basename(folder) if folder != tree.root else "")
+        split = next((_SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES), None)
         if split is None:
             others.append(file)
         else:
@@ -172,41 +183,43 @@ def _parquet_folder(root: Path, files: list[Path]) -> Source:
         splits, others = {"train": others}, []
     if "train" not in splits:
         raise UserError(
-            f"{str(root)!r} holds Parquet files of {', '.join(splits)} but none of train; add train-*.parquet."
+            f"{tree.shown(tree.root)!r} holds Parquet files of {', '.join(splits)} but none of train; add "
+            f"train-*.parquet."
         )
-    notes = (f"{len(others)} Parquet files of no split were not read: {others[0].name}, …",) if others else ()
-    return Source(
-        name=root.resolve().name, splits={split: _parquet(found) for split, found in splits.items()}, notes=notes
-    )
+    first = os.path.basename(others[0]) if others else ""
+    notes = (f"{len(others)} Parquet files of no split were not read: {first}, …",) if others else ()
+    return Source(name=tree.name, splits={split: _parquet(tree, found) for split, found in splits.items()}, notes=notes)
 
 
-def _parquet(files: list[Path]) -> Examples:
+def _parquet(tree: Tree, files: list[str]) -> Examples:
     """The rows of some files. Images are read a row group at a time, so that a file need not fit into memory."""
     labels: list[str] = []
     names: list[str] = []
     starts = [0]  # first row of each row group, over all files
-    groups: list[tuple[Path, int]] = []
+    groups: list[tuple[str, int]] = []
     for file in files:
+        shown = tree.shown(file)
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = tree.parquet(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{str(file)!r} cannot be read as Parquet ({error}); give a whole .parquet file."
-            ) from error
+            raise UserError(f"{shown!r} cannot be read as Parquet ({error}); give a whole .parquet file.") from error
         with parquet:
-            _check_columns(file, parquet.schema_arrow)
-            found = _label_names(file, parquet.read(columns=["label"]), parquet.schema_arrow)
+            _check_columns(shown, parquet.schema_arrow)
+            found = _label_names(shown, parquet.read(columns=["label"]), parquet.schema_arrow)
             for group in range(parquet.num_row_groups):
                 groups.append((file, group))
                 starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)
         labels += found
-        names += [f"{file}:{row}" for row in range(len(found))]
+        names += [f"{shown}:{row}" for row in range(len(found))]
 
     @lru_cache(maxsize=4)
     def column(group: int) -> Any:
         file, number = groups[group]
-        with pq.ParquetFile(file) as parquet:
-            images = parquet.read_row_group(number, columns=["image"]).column("image")
+        try:
+            with tree.parquet(file) as parquet:
+                images = parquet.read_row_group(number, columns=["image"]).column("image")
+        except OSError as error:  # a whole row group is no damaged image, which might be left out
+            raise UserError(f"{tree.shown(file)!r} cannot be read any more ({error}); try again.") from error
         return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
     lock = threading.Lock()  # two threads that want the same row group would both read it
@@ -220,29 +233,29 @@ def _parquet(files: list[Path]) -> Examples:
     return Examples(labels=labels, names=names, read=read)
 
 
-def _check_columns(file: Path, schema: Any) -> None:
+def _check_columns(file: str, schema: Any) -> None:
     for column in ("image", "label"):
         if column not in schema.names:
             raise UserError(
-                f"{str(file)!r} has no column {column!r}{nearest(column, schema.names)}: its columns are "
+                f"{file!r} has no column {column!r}{nearest(column, schema.names)}: its columns are "
                 f"{', '.join(schema.names)}; rename them to image (encoded bytes, or a struct with bytes) and label."
             )
     kind = schema.field("image").type
     if pa.types.is_struct(kind):
         kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"The column image of {str(file)!r} is {kind}; give encoded bytes, or a struct with bytes.")
+        raise UserError(f"The column image of {file!r} is {kind}; give encoded bytes, or a struct with bytes.")
 
 
-def _label_names(file: Path, table: Any, schema: Any) -> list[str]:
+def _label_names(file: str, table: Any, schema: Any) -> list[str]:
     """Labels by name, with the names of Hugging Face's ClassLabel where the file brings them."""
     column = table.column("label")
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f"The column label of {str(file)!r} is {kind}; give a string or an integer.")
+        raise UserError(f"The column label of {file!r} is {kind}; give a string or an integer.")
     if column.null_count:
         raise UserError(
-            f"The column label of {str(file)!r} has {column.null_count} empty values; fill or remove those rows."
+            f"The column label of {file!r} has {column.null_count} empty values; fill or remove those rows."
         )
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = metadata.get("info", {}).get("features", {}).get("label", {}).get("names") or []

@@ -16,18 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_tune import plan
+from delta_tune.addresses import is_address
 from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, keep_winner, score_test, summary
+from delta_tune.mirror import CHECKPOINTS, INTERVAL_S, RemoteStudies, push_or_refuse
 from delta_tune.packing import measure_on_cluster
 from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
-from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, write_json
+from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
 from delta_tune.resuming import begun_with, refuse_another_study, restore, seconds_spent
 from delta_tune.retraining import described, keep_retrained, on_all_images
 from delta_tune.running import run_trials
@@ -75,6 +77,10 @@ class Study:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.began = time.time()
+        address = str(settings.get("out", ""))
+        self._remote = RemoteStudies(address) if is_address(address) else None
+        if self._remote is not None:
+            settings = self._remote.begin(dict(settings))
         self.config, self.record = plan.resolve(settings)
         config = self.config
         self.progress = Progress(verbose=config.verbose)
@@ -95,6 +101,8 @@ class Study:
         plan.check_layers(self.task, self.checked)
         if not config.name:
             self.folder = plan.study_folder(config, plan.new_name(self.task))
+        self.mirror = None if self._remote is None else self._remote.mirror(self.folder.name)
+        self.out = str(self.folder.parent) if self._remote is None else self._remote.address
         self.tables = StudyTables(self.folder, config.metric)
         if config.resume:
             refuse_another_study(self.record, self.folder, self.task, self.checked)
@@ -119,7 +127,7 @@ class Study:
             storage=None if config.storage is None else open_storage(config.storage),
             resume=config.resume,
         )
-        self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials)
+        self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials, self.mirror)
         self._interrupted = False
         self._confirmation: Confirmation | None = None
         self._retrained = self._reserve_told = False
@@ -139,6 +147,8 @@ class Study:
     def plan(self, resources: Resources) -> list[str]:
         """What is about to be done, in sentences."""
         said = plan.lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
+        if self.mirror is not None:
+            said.insert(1, f"          kept at {self.mirror.address}, at most {INTERVAL_S:.0f} s behind")
         return [*said, *(f"          {note}" for note in self._notes)]
 
     def open(self) -> None:
@@ -160,9 +170,11 @@ class Study:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "test_scorings": [],
         }
-        self.record = begun | self.record | {"settings": plan.jsonable(self.config, self.folder)}
+        self.record = begun | self.record | {"settings": plan.jsonable(self.config, self.folder) | {"out": self.out}}
         self.tables.write()  # before the file that says there is a study to resume
         write_json(self.folder / STUDY_FILE, self.record)
+        if self.mirror is not None:
+            push_or_refuse(self.mirror)
 
     def search(self, session: Session) -> None:
         """Measure what trials share, then run them."""
@@ -299,6 +311,8 @@ class Study:
         if self._retrained:
             winner = self.record["winner"]
         elif winner is not None and (self.record.get("model") != f"trial {winner}" or not best.exists()):
+            if self.mirror is not None:
+                self.mirror.fetch_folder(self.folder / CHECKPOINTS / trial_name(winner))
             keep_winner(self.task, tables, winner, self.folder)
             self.record |= {"winner": winner, "model": f"trial {winner}"}
         model = self.record.get("model", "")
@@ -312,10 +326,18 @@ class Study:
         self.progress.methods(tables)
         remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]
         said = summary(
-            tables, self.folder, scorings, model, [text for text in remarks if text], resume=self._interrupted
+            tables,
+            self.folder,
+            scorings,
+            model,
+            [text for text in remarks if text],
+            resume=self._interrupted,
+            out=self.out,
         )
         for line in said:
             self.progress.say(line)
+        if self.mirror is not None:
+            push_or_refuse(self.mirror, whole=True)
         test_scores: dict[str, Any] = next((scoring for scoring in scorings if scoring["model"] == model), {})
         return StudyResult(
             best_config=None if winner is None else tables.config(winner),

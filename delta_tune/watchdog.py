@@ -33,11 +33,15 @@ class Watchdog:
         faulthandler.dump_traceback_later(limit, exit=True, file=self._file)
         self._began = time.monotonic()
 
-    def end(self) -> None:
-        """The epoch is over: what comes until the next is none of the trial's time."""
+    def end(self, epoch_s: float = 0.0) -> None:
+        """The epoch is over: what comes until the next is none of the trial's time.
+
+        Args:
+            epoch_s: its own account of itself: one that an earlier process ran took this one no time.
+        """
         global _longest
         faulthandler.cancel_dump_traceback_later()
-        _longest = max(_longest or 0.0, time.monotonic() - self._began)
+        _longest = max(_longest or 0.0, time.monotonic() - self._began, epoch_s)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
+import socket
 import time
 import traceback
 from dataclasses import dataclass
@@ -15,10 +17,13 @@ import ray
 import torch
 from ray import tune
 
+from delta_tune.addresses import is_address
+from delta_tune.checkpoint import RECORD_FILE
 from delta_tune.cluster import fetch
-from delta_tune.config import Metric, TrialConfig
+from delta_tune.config import Metric, TrialConfig, UserError
 from delta_tune.map_sharing import RayMaps
-from delta_tune.outside import outside_cause
+from delta_tune.mirror import Mirror, at_hand
+from delta_tune.outside import StoppedFromOutside, outside_cause
 from delta_tune.packing import memory_fraction
 from delta_tune.results import BLOCKED, ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK, trial_name
 from delta_tune.training import Row, run_trial
@@ -30,7 +35,8 @@ class WorkerSettings:
     """What all trials of a study are told."""
 
     shelf: str
-    folder: Path
+    checkpoints: str
+    """Folder or address of those of all trials."""
     metric: Metric
     threads: int
     device: str
@@ -40,6 +46,9 @@ class WorkerSettings:
 
 HUNG_FILE = "hung.txt"
 """In a trial's folder: where its threads were when its process was ended because it hung."""
+
+TRIES, WAIT_S = 5, 10.0
+"""To bring an epoch to an address, and the seconds between."""
 
 _tasks: tuple[str, Any] | None = None
 """The shared tasks of the study that this process last worked for: a process lives on from trial to trial."""
@@ -51,17 +60,40 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     An exception of the trial's own is reported as its outcome, never raised: Tune would start the trial anew, and only
     the death of a worker or a node is worth that.
     """
-    global _tasks
     # By default Tune waits 2 s for a trial's thread to end, then gives up on the actor and forgets to tell the searcher
     # (ray/tune/execution/tune_controller.py, _on_trial_reset), so that a study on a busy machine would never end.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
-    number, gpus = tune_config[NUMBER], tune_config[GPUS]
+    number = tune_config[NUMBER]
     config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k not in (NUMBER, GPUS, TASK)})
     torch.set_num_threads(settings.threads)
     told = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
-    folder = settings.folder / trial_name(number)
     last: Row = {"epoch": 0, settings.metric: float("nan")}
 
+    place = settings.checkpoints
+    if not is_address(place) and not Path(place).parent.exists():  # a node that joined later than the study looked
+        unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
+        tune.report({**last, **told, OUTCOME: BLOCKED, "error": unseen})
+        return
+    try:
+        with at_hand(f"{place}/{trial_name(number)}") as (folder, mirror):
+            _run(tune_config, config, settings, folder, mirror, told, last)
+    except (OSError, UserError) as error:
+        if not is_address(place):
+            raise
+        tune.report({**last, **told, OUTCOME: BLOCKED, "error": f"{place} cannot be read ({error})"})
+
+
+def _run(
+    tune_config: dict[str, Any],
+    config: TrialConfig,
+    settings: WorkerSettings,
+    folder: Path,
+    mirror: Mirror | None,
+    told: Row,
+    last: Row,
+) -> None:
+    global _tasks
+    gpus = tune_config[GPUS]
     if (limit := limit_of(folder / HUNG_FILE)) is not None:
         (folder / HUNG_FILE).replace(folder / ERROR_FILE)
         cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"
@@ -81,11 +113,16 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         with watched(folder / HUNG_FILE) as watch:
 
             def report(row: Row) -> None:
-                watch.end()
+                watch.end(row["seconds"] + row["eval_seconds"])
+                if mirror is not None:
+                    bring(mirror)
                 last.update(row)
                 tune.report({**row, **told, "ended": time.time()})
                 watch.begin()
 
+            # The tables at an address may be some epochs behind it, and hear of them now.
+            for row in _earlier_rows(config, folder, mirror) if mirror is not None else ():
+                report(row)
             result = run_trial(
                 task,
                 config,
@@ -107,6 +144,8 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         where = traceback.extract_tb(error.__traceback__)[-1]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR_FILE).write_text(traceback.format_exc())
+        if mirror is not None:
+            bring(mirror)
         tune.report(
             {**last, **told, OUTCOME: "failed", "error": f"{cause} ({Path(where.filename).name}:{where.lineno})"}
         )
@@ -115,6 +154,37 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
         give_memory_back()
     if result.state == "diverged":
         tune.report({**last, **told, OUTCOME: "diverged", "error": result.error})
+
+
+def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row]:
+    """Of the run that is continued, but for the last, which it reports itself.
+
+    What is no run of this configuration is one that the study knows nothing of any more, and goes.
+    """
+    if not (folder / RECORD_FILE).exists():
+        return []
+    record = json.loads((folder / RECORD_FILE).read_text())
+    if record["config"] != json.loads(json.dumps(config.record())):
+        mirror.clear()
+        return []
+    rows: list[Row] = record["rows"]
+    return rows[:-1]
+
+
+def bring(mirror: Mirror) -> None:
+    """Push, patiently.
+
+    Raises:
+        StoppedFromOutside: the address does not answer as it should.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            mirror.push()
+            return
+        except OSError as error:
+            if not left:
+                raise StoppedFromOutside(f"{mirror.address} cannot be written to ({error})") from error
+            time.sleep(WAIT_S)
 
 
 def give_memory_back() -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +17,7 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
+from pyarrow import fs
 
 from delta_tune.task import Task, prepare
 
@@ -61,7 +67,51 @@ def task(image_folder: Path, tiny_weights: Path) -> Task:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def s3_port() -> int:
+    """Where the tests' S3 server will be: the variables must be there before Ray's workers are started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    return port
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_port: int) -> Iterator[None]:
+    """A real S3 server on this machine, found by the usual variables."""
+    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(s3_port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", s3_port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, "the S3 server ended"
+                assert time.monotonic() < deadline, "the S3 server does not answer"
+                time.sleep(0.1)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(s3_server: None) -> str:
+    """The name of an empty bucket of the test's own."""
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    fs.FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true")[0].create_dir(name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_port: int) -> Iterator[None]:
     """One Ray with two CPUs and a GPU that is a name only, for the whole session; so no study starts or ends one."""
     import ray
 

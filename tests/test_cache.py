@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-
 import pytest
 from pyarrow import fs
 
@@ -41,37 +36,6 @@ def test_cache_refuses_a_folder_that_cannot_be_written_to(tmp_path):
 def test_making_a_cache_leaves_nothing_behind(tmp_path):
     Cache(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """A bucket of a real S3 server on this machine, found by the usual variables."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    usual = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in usual.items():
-        monkeypatch.setenv(name, value)
-    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True).create_dir("bucket")
-        yield "bucket"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_cache_may_lie_on_s3(bucket):

@@ -313,3 +313,8 @@ def test_nearest_names_what_comes_near():
 
 def test_nearest_says_nothing_where_nothing_comes_near():
     assert nearest("qqq", ["regularizer", "lr"]) == ""
+
+
+def test_study_config_refuses_an_address_that_was_made_a_path():
+    with pytest.raises(UserError, match=r"out must be text where it is an address, but got the path 's3:/bucket/x'"):
+        StudyConfig(out=Path("s3://bucket/x"))

@@ -22,8 +22,9 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import ObjectStoreFullError
 
-from delta_tune import cli, cluster, map_sharing
+from delta_tune import cli, cluster, map_sharing, mirror
 from delta_tune.map_shelf import Batch
+from delta_tune.mirror import RemoteStudies
 from delta_tune.outside import outside_cause
 from delta_tune.results import FINISHED, StudyTables
 from delta_tune.study import Study
@@ -59,6 +60,11 @@ def _session(flags, output, head_patience_s):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # multiprocessing's own end closes tensorboardX's queue under its thread, which then complains
+
+
+def _session_at_address(flags, output, workplace):
+    mirror.WORKPLACE, mirror.INTERVAL_S = workplace, 2.0
+    _session(flags, output, 30.0)
 
 
 class Session:
@@ -282,6 +288,42 @@ def test_resume_after_all_losses_completes_the_study(losses):
     assert [row["state"] for row in trials.values()] == ["completed"] * 2
     assert all([row["epoch"] for row in rows] == list(range(1, EPOCHS + 1)) for rows in epochs.values())
     assert as_it_was(losses["head"], (trials, epochs))
+
+
+def test_study_at_an_address_goes_on_on_another_machine_and_ends_the_same(
+    flags, address, bucket, tmp_path, monkeypatch
+):
+    """Two drivers are killed, each with a disk of its own that nothing of is left for the next."""
+    more = [*flags, "--num-trials", "6", "--confirm", "2", "--space", "search_spaces/methods.py"]
+    more += ["--name", "study", "--address", address]
+    at = ["--out", f"s3://{bucket}/results"]
+    cut = 10
+    for number in range(3):
+        place = tmp_path / f"machine-{number}"
+        place.mkdir()
+        monkeypatch.setattr(mirror, "WORKPLACE", place)
+        given = ["--resume", "--name", "study", "--address", address, *at] if number else [*more, *at]
+        process = FORKS.Process(target=_session_at_address, args=(given, place / "output.txt", place))
+        process.start()
+        folder = RemoteStudies(at[1]).here / "study"
+        began = time.monotonic()
+        while process.is_alive() and number < 2:
+            assert time.monotonic() - began < LIMIT_S
+            with contextlib.suppress(FileNotFoundError):
+                if sum(map(len, tables(folder)[1].values())) >= cut * (number + 1) - 4:
+                    time.sleep(0.5)
+                    process.kill()
+            time.sleep(0.05)
+        process.join(LIMIT_S)
+        said = (place / "output.txt").read_text()
+        assert process.exitcode == (0 if number == 2 else -signal.SIGKILL), said
+    alone = FORKS.Process(target=_session, args=([*more, "--out", str(tmp_path)], tmp_path / "output.txt", 30.0))
+    alone.start()
+    alone.join(LIMIT_S)
+    assert alone.exitcode == 0
+    for folders in ((folder, tmp_path / "study"), (folder / "confirm", tmp_path / "study" / "confirm")):
+        for one, other in zip(*map(timeless, folders), strict=True):
+            assert one.equals(other)
 
 
 @contextlib.contextmanager

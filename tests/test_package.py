@@ -13,18 +13,18 @@ PACKAGE = Path(delta_tune.__file__).parent
 # Lowest first: a module imports only modules above it in this list. What stands down to `training` fine-tunes one
 # network in one process and knows neither Ray nor Optuna.
 TRAINER = [
-    *("config", "files", "cache", "devices"),
+    *("config", "files", "addresses", "cache", "devices"),
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
-    *("sources", "splits", "images", "reading", "data", "resampling", "augment"),
+    *("trees", "sources", "splits", "images", "reading", "data", "resampling", "augment"),
     *("weights", "layers", "models", "features", "folding", "regularizers"),
     *("evaluation", "inference", "probe", "probe_images", "probing", "task"),
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
-    *("settings", "results", "time_use", "evidence", "progress", "packing"),
+    *("settings", "results", "mirror", "time_use", "evidence", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
-    *("joining", "cluster", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker", "recording"),
-    *("plan", "trial_plan", "room", "session", "running"),
+    *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
+    *("recording", "plan", "trial_plan", "room", "session", "running"),
     *("resuming", "confirming", "retraining", "study"),
     *("search", "cli", "__init__"),
 ]

@@ -62,5 +62,11 @@ def test_trial_that_raises_leaves_no_limit_behind(tmp_path, forgets):
     assert limit_of(tmp_path / "hung") is None
 
 
+def test_epoch_of_an_earlier_process_counts_with_the_time_that_it_took_there(tmp_path, forgets):
+    with watched(tmp_path / "hung") as watch:
+        watch.end(1000.0)
+        assert watchdog._longest == 1000.0
+
+
 def test_limit_of_what_was_never_written_is_none(tmp_path):
     assert limit_of(tmp_path / "hung") is None

@@ -9,8 +9,8 @@ import torch
 
 from delta_tune import worker
 from delta_tune.config import TrialConfig
-from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
-from delta_tune.training import TrialResult
+from delta_tune.results import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
+from delta_tune.training import TrialResult, _Run
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def reports(monkeypatch, task):
     return told
 
 
-def run(folder, gpus=0.0):
+def run(folder, gpus=0.0, lr=0.01):
     settings = worker.WorkerSettings(
-        shelf="study", folder=folder, metric="val_accuracy", threads=1, device="cpu", maps=None
+        shelf="study", checkpoints=str(folder), metric="val_accuracy", threads=1, device="cpu", maps=None
     )
-    config = TrialConfig(regularizer="l2", batch_size=8, max_epochs=2)
+    config = TrialConfig(regularizer="l2", lr=lr, batch_size=8, max_epochs=2)
     worker.run_tune_trial({NUMBER: 3, GPUS: gpus, TASK: 0, **config.record()}, settings)
 
 
@@ -39,6 +39,51 @@ def test_each_epoch_is_reported_once_with_where_and_when(reports, tmp_path):
     assert {report["node"] for report in reports} == {"node"}
     assert reports[0]["began"] <= reports[0]["ended"] <= reports[1]["ended"]
     assert not any(OUTCOME in report for report in reports)
+
+
+def test_a_node_that_does_not_see_the_study_stops_it_and_leaves_nothing(reports, tmp_path):
+    run(tmp_path / "study" / "checkpoints")
+    (report,) = reports
+    assert report[OUTCOME] == BLOCKED
+    assert f"{tmp_path / 'study'} is not seen by node" in report["error"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_continued_from_an_address_tells_all_its_epochs_again(reports, bucket, monkeypatch):
+    run(f"s3://{bucket}/checkpoints")
+    monkeypatch.setattr(_Run, "train_and_score", None)
+    run(f"s3://{bucket}/checkpoints")
+    rows = [{k: v for k, v in report.items() if k not in ("began", "ended")} for report in reports]
+    assert [row["epoch"] for row in rows] == [1, 2, 1, 2]
+    assert rows[2:] == rows[:2]
+
+
+def test_a_run_that_the_study_knows_nothing_of_any_more_goes(reports, bucket):
+    run(f"s3://{bucket}/checkpoints")
+    run(f"s3://{bucket}/checkpoints", lr=0.02)
+    assert [report["epoch"] for report in reports] == [1, 2, 1, 2]
+    assert not any(OUTCOME in report for report in reports)
+    assert reports[0]["train_loss"] != reports[2]["train_loss"]
+
+
+def test_an_address_that_does_not_answer_stops_the_study(reports, bucket, monkeypatch):
+    def fail(mirror):
+        raise OSError("no answer")
+
+    monkeypatch.setattr(worker, "WAIT_S", 0.0)
+    monkeypatch.setattr(worker.Mirror, "push", fail)
+    run(f"s3://{bucket}/checkpoints")
+    (report,) = reports
+    assert report[OUTCOME] == BLOCKED
+    assert "/checkpoints/00003 cannot be written to (no answer)" in report["error"]
+
+
+def test_an_address_that_cannot_be_read_stops_the_study(reports, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    run("s3://bucket/checkpoints")
+    (report,) = reports
+    assert report[OUTCOME] == BLOCKED
+    assert "cannot be read" in report["error"]
 
 
 @pytest.mark.parametrize(("gpus", "outcome"), [(0.25, OUT_OF_MEMORY), (1.0, "failed"), (0.0, "failed")])
