@@ -113,7 +113,7 @@ def ray_cluster(address: str | None) -> Iterator[Cluster]:
             raise UserError(f"--address {address}: {reason}") from error
     try:
         where = "this Ray" if joined else ("this machine" if address == "local" else f"the cluster at {address}")
-        yield Cluster(where=where, nodes=alive_nodes(), may_grow=joined or address != "local")
+        yield Cluster(where=where, nodes=alive_nodes(), may_grow=not joined and address != "local")
     finally:
         if not joined:
             ray.shutdown()

@@ -115,6 +115,10 @@ class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
         self.max_concurrent = self._room.limit
         return super().suggest(trial_id)
 
+    def get_state(self) -> dict[str, Any]:
+        """Nothing: a resumed study is rebuilt from its tables."""
+        return {}
+
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; ours has nothing to give it."""
         return {}
