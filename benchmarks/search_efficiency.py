@@ -266,7 +266,7 @@ HEADER = (
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20 replays, 1 and 8 slots")
+    parser.add_argument("--quick", action="store_true", help="10 replays, 1 and 8 slots")
     parser.add_argument("--grid", action="store_true", help="settings of ours on random parts, instead of the methods")
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="these rows of the tables and ours")
     parser.add_argument("--replays", type=int, default=None, help="(200; with --grid 100)")
@@ -280,7 +280,7 @@ def main() -> None:
     if not options.curves.exists():
         parser.error(f"{options.curves} is not there; benchmarks/record_curves.py makes it")
     curves = read_curves(options.curves)
-    number = options.replays or (20 if options.quick else 100 if options.grid else 200)
+    number = options.replays or (10 if options.quick else 100 if options.grid else 200)
     slots_list = options.slots or ([1, 8] if options.quick or options.grid else [1, 2, 8, 32])
     within = options.within / 100
     best = max(curve.final for curve in curves)
