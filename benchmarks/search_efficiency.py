@@ -196,8 +196,9 @@ def by_seed(
 ) -> list[dict[str, float]]:
     """The figures of each seed's replay, which goes on for `least` epochs at least."""
     nearest = Nearest(SPACE, [curve.params for curve in curves])
-    settings = {"slots": slots, "part": part, "least": least, "within": within}
-    run = partial(one_replay, way=way, curves=curves, nearest=nearest, **settings)
+    run = partial(
+        one_replay, way=way, curves=curves, nearest=nearest, slots=slots, part=part, least=least, within=within
+    )
     if processes == 1:
         return [run(seed) for seed in seeds]
     with ProcessPoolExecutor(processes, initializer=quiet) as pool:
@@ -288,8 +289,14 @@ def main() -> None:
     diverged = sum(curve.diverged for curve in curves)
     print(f"{len(curves)} configurations, {diverged} diverged; best final score {100 * best:.1f} %, {near} within")
     print(f"{options.within:g} points of it; {number} replays")
-    told: dict[str, Any] = {"configurations": len(curves), "best": best, "near": near, "within": within}
-    told |= {"replays": number, "studies": []}
+    told: dict[str, Any] = {
+        "configurations": len(curves),
+        "best": best,
+        "near": near,
+        "within": within,
+        "replays": number,
+        "studies": [],
+    }
     if not options.grid:
         told["rungs"] = print_rungs(curves)
     part, least = (PART, 0) if options.grid else (1.0, max(BUDGETS))
