@@ -245,12 +245,14 @@ def losses(flags, address, tmp_path_factory):
 
 
 def kill_a_worker():
-    """A process that runs a trial; of this process's clusters alone."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::ImplicitFunc" in " ".join(process.cmdline()):
-                process.kill()
-                return
+    """A process that runs a trial, not one that waits for its next; of this process's clusters alone."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:  # between two epochs it looks as if it waited
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "ray::ImplicitFunc.train" in " ".join(process.cmdline()):
+                    process.kill()
+                    return
     raise AssertionError("no trial runs")
 
 
