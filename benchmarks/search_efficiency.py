@@ -22,6 +22,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ BUDGETS = (60, 120)
 PART = 0.6
 RESAMPLES = 2000
 OURS = Ours()
+Measures = dict[str, float]
 
 
 @cache
@@ -136,7 +138,7 @@ def spearman_by_epoch(curves: Sequence[Curve], metric: Metric, resamples: int = 
     return found
 
 
-def measures(found: Replay, curves: Sequence[Curve], target: float) -> dict[str, float]:
+def measures(found: Replay, curves: Sequence[Curve], target: float) -> Measures:
     """Epochs and time until the target was reached and chosen (inf: never), and the incumbent's final scores."""
     told = {"reached": math.inf, "makespan": math.inf, "chosen": math.inf, **{f"at {b}": 0.0 for b in BUDGETS}}
     best, score = -math.inf, 0.0
@@ -154,27 +156,30 @@ def measures(found: Replay, curves: Sequence[Curve], target: float) -> dict[str,
     return told
 
 
-def one_replay(
-    seed: int,
-    *,
-    way: str | Ours,
-    curves: Sequence[Curve],
-    nearest: Nearest,
-    slots: int,
-    part: float,
-    least: int,
-    within: float,
-) -> dict[str, float]:
-    """The figures of one seed, which has a random `part` of the configurations to itself."""
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all methods of a table have in common."""
+
+    slots: int
+    within: float = 0.01
+    """How far below the best final score the target is."""
+    part: float = 1.0
+    """Share of the configurations that a seed has to itself, drawn at random."""
+    least: int = max(BUDGETS)
+    """Epochs for which a replay goes on after it reached the target."""
+
+
+def one_replay(seed: int, *, way: str | Ours, curves: Sequence[Curve], nearest: Nearest, setting: Setting) -> Measures:
+    """The figures of one seed."""
     make = METHODS[way] if isinstance(way, str) else our_method(way)
     order = np.random.default_rng([5, seed]).permutation(len(curves))
-    own = nearest.copy(order < round(part * len(curves)))
-    target = max(curve.final for curve, free in zip(curves, own.free, strict=True) if free) - within
+    own = nearest.copy(order < round(setting.part * len(curves)))
+    target = max(curve.final for curve, free in zip(curves, own.free, strict=True) if free) - setting.within
 
     def enough(epochs: int, finishes: Sequence[Finish]) -> bool:
-        return epochs >= least and any(curves[finish.index].final >= target for finish in finishes)
+        return epochs >= setting.least and any(curves[finish.index].final >= target for finish in finishes)
 
-    return measures(replay(make(seed), curves, own, slots, seed, enough), curves, target)
+    return measures(replay(make(seed), curves, own, setting.slots, seed, enough), curves, target)
 
 
 def quiet() -> None:
@@ -184,20 +189,11 @@ def quiet() -> None:
 
 
 def by_seed(
-    way: str | Ours,
-    curves: Sequence[Curve],
-    *,
-    slots: int,
-    seeds: Sequence[int],
-    part: float = 1.0,
-    least: int = max(BUDGETS),
-    within: float = 0.01,
-    processes: int = 1,
-) -> list[dict[str, float]]:
-    """The figures of each seed's replay, which goes on for `least` epochs at least."""
+    way: str | Ours, curves: Sequence[Curve], setting: Setting, seeds: Sequence[int], processes: int = 1
+) -> list[Measures]:
+    """The figures of each seed's replay."""
     nearest = Nearest(SPACE, [curve.params for curve in curves])
-    settings = {"slots": slots, "part": part, "least": least, "within": within}
-    run = partial(one_replay, way=way, curves=curves, nearest=nearest, **settings)
+    run = partial(one_replay, way=way, curves=curves, nearest=nearest, setting=setting)
     if processes == 1:
         return [run(seed) for seed in seeds]
     with ProcessPoolExecutor(processes, initializer=quiet) as pool:
@@ -240,7 +236,7 @@ def print_rungs(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     return told
 
 
-def line(name: str, found: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, float]] | None) -> str:
+def line(name: str, found: Sequence[Measures], ours: Sequence[Measures] | None) -> str:
     """A row of the second table."""
     reached = [each["reached"] for each in found]
     middle, low, high = median_interval(reached)
@@ -266,7 +262,7 @@ HEADER = (
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20 replays, 1 and 8 slots")
+    parser.add_argument("--quick", action="store_true", help="10 replays, 1 and 8 slots")
     parser.add_argument("--grid", action="store_true", help="settings of ours on random parts, instead of the methods")
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="these rows of the tables and ours")
     parser.add_argument("--replays", type=int, default=None, help="(200; with --grid 100)")
@@ -280,16 +276,23 @@ def main() -> None:
     if not options.curves.exists():
         parser.error(f"{options.curves} is not there; benchmarks/record_curves.py makes it")
     curves = read_curves(options.curves)
-    number = options.replays or (20 if options.quick else 100 if options.grid else 200)
+    number = options.replays or (10 if options.quick else 100 if options.grid else 200)
     slots_list = options.slots or ([1, 8] if options.quick or options.grid else [1, 2, 8, 32])
     within = options.within / 100
     best = max(curve.final for curve in curves)
     near = sum(curve.final >= best - within for curve in curves)
     diverged = sum(curve.diverged for curve in curves)
     print(f"{len(curves)} configurations, {diverged} diverged; best final score {100 * best:.1f} %, {near} within")
-    print(f"{options.within:g} points of it; {number} replays")
-    told: dict[str, Any] = {"configurations": len(curves), "best": best, "near": near, "within": within}
-    told |= {"replays": number, "studies": []}
+    points = "a point" if options.within == 1 else f"{options.within:g} points"
+    print(f"{points} of it; {number} replays")
+    told: dict[str, Any] = {
+        "configurations": len(curves),
+        "best": best,
+        "near": near,
+        "within": within,
+        "replays": number,
+        "studies": [],
+    }
     if not options.grid:
         told["rungs"] = print_rungs(curves)
     part, least = (PART, 0) if options.grid else (1.0, max(BUDGETS))
@@ -300,10 +303,10 @@ def main() -> None:
         ways = {name: way for name, way in ways.items() if name == "ours" or any(o in name for o in options.only)}
     for slots in slots_list:
         print(f"\n{slots} slots\n{HEADER}")
+        setting = Setting(slots=slots, within=within, part=part, least=least)
         ours = None
         for name in ["ours", *(name for name in ways if name != "ours")]:
-            settings = {"slots": slots, "seeds": range(number), "part": part, "least": least, "within": within}
-            found = by_seed(ways[name], curves, processes=options.processes, **settings)
+            found = by_seed(ways[name], curves, setting, range(number), options.processes)
             ours = ours or found
             print(line(name, found, ours), flush=True)
             summary = {k: [each[k] if math.isfinite(each[k]) else None for each in found] for k in found[0]}

@@ -251,12 +251,14 @@ def losses(flags, address, tmp_path_factory):
 
 
 def kill_a_worker():
-    """A process that runs a trial; of this process's clusters alone."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::ImplicitFunc" in " ".join(process.cmdline()):
-                process.kill()
-                return
+    """A process that runs a trial, not one that waits for its next; of this process's clusters alone."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:  # between two epochs it looks as if it waited
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "ray::ImplicitFunc.train" in " ".join(process.cmdline()):
+                    process.kill()
+                    return
     raise AssertionError("no trial runs")
 
 
@@ -358,10 +360,13 @@ def disk(flags, address, tmp_path_factory):
         session = Session(folder, "--resume", address=address)
         many = len(finished(seen["full"][2][0])) + 2
         assert session.wait_for(lambda trials, epochs: len(finished(trials)) >= many)
-        with mounted("--bind", place, place):
-            subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
-            assert not os.access(place, os.W_OK)
-            seen["read-only"] = (session.end(), (place / "output.txt").read_text(), tables(folder))
+        aside = tmp_path_factory.mktemp("aside")
+        with mounted("--bind", place, aside):
+            # Made read-only where nobody writes, then laid over the place: a mount that is written to is busy.
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(aside)], check=True)
+            with mounted("--bind", aside, place):
+                assert not os.access(place, os.W_OK)
+                seen["read-only"] = (session.end(), (place / "output.txt").read_text(), tables(folder))
         session = Session(folder, "--resume", address=address)
         seen["resumed"] = (session.end(), session.said, tables(folder))
     return seen

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # programs, not a package
 from record_curves import EPOCHS
 from replay import Curve, Nearest, Ours, RandomSearch, proposal_at, replay
-from search_efficiency import METHODS, SPACE, by_seed, measures, spearman_by_epoch
+from search_efficiency import METHODS, SPACE, Setting, by_seed, measures, spearman_by_epoch
 
 from delta_tune.space_checks import random_answer
 
@@ -148,7 +148,7 @@ def test_replay_random_search_reaches_the_target_with_the_trial_that_has_it():
         RandomSearch(SPACE, 0, None), curves, Nearest(SPACE, [c.params for c in curves]), 1, 0, never
     ).started
     best = max(range(len(curves)), key=lambda i: curves[i].final)
-    told = by_seed("random, full length", curves, slots=1, seeds=[0])[0]
+    told = by_seed("random, full length", curves, Setting(slots=1), [0])[0]
     near = {i for i, curve in enumerate(curves) if curve.final >= curves[best].final - 0.01}
     place = next(k for k, index in enumerate(order) if index in near)
     assert told["reached"] == told["makespan"] == EPOCHS * (place + 1)
