@@ -88,15 +88,23 @@ class Nodes:
     def start_head(self):
         flags = ["--head", "--port", str(self.port), "--num-cpus", "1", "--temp-dir", f"/tmp/dt-{self.port}"]
         self.start(*flags, "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard))
-        self._wait(["status", "--address", self.address])
+        self._wait_for_cpus(1)
 
-    def add_node(self, *flags):
-        return self.start("--address", self.address, "--num-cpus", "1", *flags)
+    def add_node(self):
+        """A node with one CPU; it has joined when this returns."""
+        node = self.start("--address", self.address, "--num-cpus", "1")
+        self._wait_for_cpus(len(self._processes))
+        return node
 
-    def _wait(self, command):
-        deadline = time.monotonic() + 60
-        while subprocess.run([RAY, *command], env=self.environment, capture_output=True, check=False).returncode:
-            assert time.monotonic() < deadline, (self.place / "node-0.txt").read_text()
+    def _wait_for_cpus(self, number):
+        """Wait until `ray status` counts so many CPUs."""
+        deadline = time.monotonic() + LIMIT_S
+        command = [RAY, "status", "--address", self.address]
+        while True:
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+            if f"/{number}.0 CPU" in done.stdout:
+                return
+            assert time.monotonic() < deadline, (self.place / "node-0.txt").read_text() + done.stdout + done.stderr
 
     def launch(self, *flags, environment=None):
         """`launch.py` on this Ray, from a folder that is not the checkout."""
