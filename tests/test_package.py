@@ -21,7 +21,7 @@ TRAINER = [
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
-    *("settings", "results", "time_use", "evidence", "progress", "packing"),
+    *("settings", "journal", "results", "time_use", "evidence", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
     *("cluster", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker", "recording"),
     *("plan", "trial_plan", "session", "running"),
