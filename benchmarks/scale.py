@@ -2,14 +2,14 @@
 
     python benchmarks/scale.py [--trials 3000] [--slots 64] [--minutes 5] [--quick] [--json FILE]
 
-First the driver's path alone: searcher (TPE on `search_spaces/delta.py`), rungs, recorder, tables and progress are driven
-by hand with simulated epochs on 64 slots. Times are of the processor, each column's own part of a trial, over the trials
-since the row before: what grows down a column grows faster than linearly. `fastest` is trials a second of wall clock if
-the driver did nothing else.
+First the driver's path alone: searcher (TPE on `search_spaces/delta.py`), rungs, recorder, tables and progress are
+driven by hand with simulated epochs. Times are the processor's, a trial, over the trials since the row before: a part
+whose column grows, grows faster than linearly as a whole. `fastest` is trials a second of wall clock if the driver did
+nothing else.
 
 Then Ray Tune with the same driver and a trial that only reports, and beside it Tune alone as it comes (random search,
-`reuse_actors`, FIFO), each for so many minutes on logical slots: one process a slot. Time a trial is of the last half of
-the trials, when all processes had started.
+`reuse_actors`, FIFO), each for so many minutes on logical slots: one process a slot. Figures are of the last half of
+the trials, when all processes have started.
 """
 
 from __future__ import annotations
@@ -218,8 +218,8 @@ class Watch:
             "mib": end[3],
         }
         print(
-            f"{what:14s}{end[1]:6d} trials, {figures['wall_ms']:.0f} ms of wall clock a trial; of the driver's processor "
-            f"{figures['driver_ms']:.1f} ms ({figures['first_half_driver_ms']:.1f} in the first half) and "
+            f"{what:14s}{end[1]:6d} trials, {figures['wall_ms']:.0f} ms of wall clock a trial; of the driver's "
+            f"processor {figures['driver_ms']:.1f} ms ({figures['first_half_driver_ms']:.1f} in the first half) and "
             f"{figures['kib']:.0f} KiB; {figures['mib']:.0f} MiB at the end",
             flush=True,
         )

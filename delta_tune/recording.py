@@ -93,7 +93,7 @@ class Recorder(Callback):  # type: ignore[misc]
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Several times a second: let the tables catch up, and look for a trial that Tune gave up without a word.
 
-        It does the latter where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
+        It does so where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
         limit of trials at a time then counts that trial for ever.
         """
         self._tables.catch_up()
@@ -115,8 +115,9 @@ class Recorder(Callback):  # type: ignore[misc]
         former = self._tables.leader
         self._tables.finish(number, state, error)
         # The first time all of them: an earlier session may have been killed before it cleared up.
-        for each in {number, former} - {None} if self._cleared else self._tables.trials:
-            self._clear(each)
+        for each in {number, former} if self._cleared else self._tables.trials:
+            if each is not None:
+                self._clear(each)
         self._cleared = True
         self._progress.trial(self._tables, number, self._total)
 

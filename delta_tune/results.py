@@ -181,7 +181,7 @@ class StudyTables:
     def _follow(self, number: int) -> None:
         """Keep the leader, now that this trial ended."""
         if self.trials[number]["state"] == "completed":
-            self.leader = min({number, self.leader} - {None}, key=self._rank)  # type: ignore[type-var, arg-type]
+            self.leader = min(number, number if self.leader is None else self.leader, key=self._rank)
 
     def _sum_up(self, number: int) -> None:
         """Bring a trial's row up to its epochs."""

@@ -138,7 +138,7 @@ def rows_of(tables):
 
 
 def a_study(tables):
-    """Each event of a study with repeated epochs, an end for lack of memory, and all kinds of ends; after each, stop."""
+    """A study with repeated epochs, an end for lack of memory and all kinds of ends, which stops after each event."""
     random.seed(0)
     for number in range(6):
         add(tables, number, helpers={"_scale": random.random()})
