@@ -8,8 +8,8 @@ whose column grows, grows faster than linearly as a whole. `fastest` is trials a
 nothing else.
 
 Then Ray Tune with the same driver and a trial that only reports, and beside it Tune alone as it comes (random search,
-`reuse_actors`, FIFO), each for so many minutes on logical slots: one process a slot. Figures are of the last half of
-the trials, when all processes have started.
+`reuse_actors`, FIFO), each for so many minutes from the end of its first trial, on logical slots: one process a slot.
+Figures are of the last half of the trials, when all processes have started.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ from delta_tune.spaces import Proposal, load_space
 EPOCHS = 12
 MARKS = (100, 300, 1000, 3000, 10000)
 METRIC = "val_accuracy"
+MANY = 100_000
+"""More trials than Tune comes to in the minutes it has."""
 SPACE = Path(__file__).parent.parent / "search_spaces" / "delta.py"
 
 
@@ -203,6 +205,18 @@ class Watch:
             if self._done.wait(0.5):
                 return
 
+    def left(self, minutes: float) -> Callable[[], float]:
+        """Seconds until so many minutes after the first trial's end: a process takes its time to start."""
+        first = math.inf
+
+        def seconds() -> float:
+            nonlocal first
+            if self._finished():
+                first = min(first, time.monotonic())
+            return first + 60 * minutes - time.monotonic()
+
+        return seconds
+
     def told(self, what: str) -> dict[str, float]:
         """Of the last half of the trials."""
         end = self.samples[-1]
@@ -232,16 +246,14 @@ def reports_only(config: dict[str, Any], settings: Any = None) -> None:
         tune.report(epoch_row(config, epoch))
 
 
-def ours(trials: int, slots: int, minutes: float) -> dict[str, float]:
+def ours(slots: int, minutes: float) -> dict[str, float]:
     # Workers need not import torch for this
-    running.run_tune_trial, running.WorkerSettings = reports_only, lambda **settings: None  # type: ignore
+    running.run_tune_trial, running.WorkerSettings = reports_only, SimpleNamespace  # type: ignore
     with tempfile.TemporaryDirectory() as out:
-        driver = Driver(Path(out), trials)
+        driver = Driver(Path(out), MANY)
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
         session = Session(resources=resources, runner=None, progress=driver.progress)  # type: ignore[arg-type]
-        end = time.monotonic() + 60 * minutes
-        over = ("completed", "pruned", "failed")
-        with Watch(lambda: sum(row["state"] in over for row in list(driver.tables.trials.values()))) as watch:
+        with Watch(lambda: len(driver.tables.trials) - len(driver.tables.open)) as watch:
             running.run_trials(
                 [],
                 driver.searcher,
@@ -251,12 +263,14 @@ def ours(trials: int, slots: int, minutes: float) -> dict[str, float]:
                 folder=Path(out),
                 metric=METRIC,
                 share_maps=False,
-                left=lambda: end - time.monotonic(),
+                left=watch.left(minutes),
             )
         driver.recorder.stop_the_rest()
         driver.out.close()
+        states = [row["state"] for row in driver.tables.trials.values()]
         files = [file for file in (Path(out) / "ray").rglob("*") if file.is_file()]
         told = watch.told("ours")
+        told |= {state: states.count(state) for state in set(states)}
         told |= {"files": len(files) / told["trials"], "file_kib": sum(f.stat().st_size for f in files) / 1024}
         print(
             f"{'':14s}Tune's folder: {told['files']:.1f} files a trial, {told['file_kib']:.0f} KiB in all", flush=True
@@ -264,7 +278,7 @@ def ours(trials: int, slots: int, minutes: float) -> dict[str, float]:
     return told
 
 
-def bare(trials: int, minutes: float) -> dict[str, float]:
+def bare(minutes: float) -> dict[str, float]:
     """Tune as it comes."""
     ended = 0
 
@@ -273,23 +287,24 @@ def bare(trials: int, minutes: float) -> dict[str, float]:
             nonlocal ended
             ended += 1
 
+    watch = Watch(lambda: ended)
     with tempfile.TemporaryDirectory() as out:
         tuner = tune.Tuner(
             tune.with_resources(reports_only, {"cpu": 1}),
             param_space={"lr": tune.loguniform(1e-4, 1e-2)},
-            tune_config=tune.TuneConfig(
-                num_samples=trials, reuse_actors=True, metric=METRIC, mode="max", time_budget_s=60 * minutes
+            tune_config=tune.TuneConfig(num_samples=MANY, reuse_actors=True, metric=METRIC, mode="max"),
+            run_config=tune.RunConfig(
+                storage_path=out, verbose=0, callbacks=[Count()], stop=running._Deadline(watch.left(minutes))
             ),
-            run_config=tune.RunConfig(storage_path=out, verbose=0, callbacks=[Count()]),
         )
-        with Watch(lambda: ended) as watch:
+        with watch:
             tuner.fit()
     return watch.told("Tune alone")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=3000, help="simulated ones; Ray's stop when its time is over")
+    parser.add_argument("--trials", type=int, default=3000, help="simulated ones; 0 for none")
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=5.0, help="of each of the two runs on Ray; 0 for none")
     parser.add_argument("--quick", action="store_true", help="300 trials, and a minute on 8 slots")
@@ -301,11 +316,15 @@ def main() -> None:
     print(
         f"ray {ray.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {slots} slots, {EPOCHS} epochs"
     )
-    figures: dict[str, Any] = {"ray": ray.__version__, "slots": slots, "simulated": simulated(trials, slots)}
+    figures: dict[str, Any] = {
+        "ray": ray.__version__,
+        "slots": slots,
+        "simulated": simulated(trials, slots) if trials else [],
+    }
     if minutes:
-        ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         with ray_cluster("local"):
-            figures |= {"ours": ours(trials, slots, minutes), "bare": bare(trials, minutes)}
+            figures |= {"ours": ours(slots, minutes), "bare": bare(minutes)}
         ray.shutdown()
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
