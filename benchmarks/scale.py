@@ -271,9 +271,12 @@ def ours(slots: int, minutes: float) -> dict[str, float]:
         files = [file for file in (Path(out) / "ray").rglob("*") if file.is_file()]
         told = watch.told("ours")
         told |= {state: states.count(state) for state in set(states)}
+        told |= {"epochs": sum(map(len, driver.tables.epochs.values())) / told["trials"]}
         told |= {"files": len(files) / told["trials"], "file_kib": sum(f.stat().st_size for f in files) / 1024}
         print(
-            f"{'':14s}Tune's folder: {told['files']:.1f} files a trial, {told['file_kib']:.0f} KiB in all", flush=True
+            f"{'':14s}{told['epochs']:.1f} reports a trial (Tune alone: {EPOCHS}); Tune's folder: {told['files']:.1f} "
+            f"files a trial, {told['file_kib']:.0f} KiB in all",
+            flush=True,
         )
     return told
 
