@@ -24,12 +24,12 @@ from delta_tune.addresses import is_address, open_address
 from delta_tune.cache import content_key
 from delta_tune.checkpoint import RECORD_FILE
 from delta_tune.config import UserError
-from delta_tune.results import EPOCHS_FILE, STUDY_FILE, TRIALS_FILE
+from delta_tune.results import EPOCHS_FILE, JOURNAL_FILE, STUDY_FILE, TRIALS_FILE
 
 INTERVAL_S = 15.0
 WORKPLACE = Path("~/.cache/delta_tune/studies")
 SCHEMES = ("s3://", "gs://", "gcs://")
-LAST = (RECORD_FILE, EPOCHS_FILE, TRIALS_FILE, STUDY_FILE)
+LAST = (RECORD_FILE, EPOCHS_FILE, TRIALS_FILE, JOURNAL_FILE, STUDY_FILE)
 """What names other files goes after them, in this order; it was read in the opposite one, so it is the older."""
 CHECKPOINTS, RAY = "checkpoints", "ray"
 
@@ -112,8 +112,11 @@ class Mirror:
                     here[path] = _stamp(file)
         changed = [path for path, stamp in here.items() if self._pushed.get(path) != stamp]
         last = sorted((path for path in changed if path.name in LAST), key=lambda path: LAST.index(path.name))
-        contents = {path: (self.folder / path).read_bytes() for path in reversed(last)}
-        for path in [*(path for path in changed if path not in contents), *last]:
+        contents = {}
+        for path in reversed(last):
+            with suppress(FileNotFoundError):  # the journal, once tables have what it says
+                contents[path] = (self.folder / path).read_bytes()
+        for path in [*(path for path in changed if path not in last), *last]:
             with suppress(FileNotFoundError):  # gone in the meantime
                 self._write(path, contents.get(path))
                 self._pushed[path] = here[path]

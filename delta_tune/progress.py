@@ -87,11 +87,10 @@ class Progress:
             "" if best is None else shown(tables.metric, best),
             f"{trial['train_seconds']:.0f} s",
         )
-        ranked = tables.ranked()
         leader = "–"
-        if ranked:
-            leader = f"{shown(tables.metric, tables.best_row(ranked[0])[tables.metric])} (trial {ranked[0]})"
-        done = sum(t["state"] not in ("waiting", "running") for t in tables.trials.values())
+        if tables.leader is not None:
+            leader = f"{shown(tables.metric, tables.best_row(tables.leader)[tables.metric])} (trial {tables.leader})"
+        done = len(tables.trials) - len(tables.open)
         elapsed = time.monotonic() - self._start
         line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, COLUMNS, strict=True))
         self.say(f"{line}   best {leader}, {done}/{total} trials, {clock(elapsed)}")

@@ -20,6 +20,7 @@ from delta_tune.results import (
     ERROR_FILE,
     GPUS,
     NUMBER,
+    OPEN,
     OUT_OF_MEMORY,
     OUTCOME,
     WORKER_DIED,
@@ -40,8 +41,9 @@ class Recorder(Callback):  # type: ignore[misc]
         self, tables: StudyTables, scheduler: Rungs, progress: Progress, total: int, mirror: Mirror | None = None
     ) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
-        self._mirror, self._mirrored = mirror, dict[int, set[str]]()
+        self._mirror = mirror
         self._asked_at: dict[int, float] = {}
+        self._cleared = False
         self.on_lost: Callable[[str], None] | None = None
         """Told Tune's id of a trial whose end Tune told nobody but us."""
 
@@ -93,11 +95,12 @@ class Recorder(Callback):  # type: ignore[misc]
         self._finish(trial.config[NUMBER], "failed", f"{WORKER_DIED}: {lines[-1]}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Several times a second: look for a trial that Tune gave up without a word.
+        """Several times a second: let the tables catch up, and look for a trial that Tune gave up without a word.
 
-        It does where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
+        It does so where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
         limit of trials at a time then counts that trial for ever.
         """
+        self._tables.catch_up()
         for trial in [trial for trial in self._scheduler.live.values() if trial.status == "ERROR"]:
             self._scheduler.on_trial_error(None, trial)
             if self.on_lost is not None:
@@ -105,32 +108,37 @@ class Recorder(Callback):  # type: ignore[misc]
             self.on_trial_error(iteration, trials, trial)
 
     def stop_the_rest(self) -> bool:
-        """Mark what the end of the run left unfinished; whether there was any."""
-        rest = [n for n, row in self._tables.trials.items() if row["state"] in ("waiting", "running")]
+        """Mark what the end of the run left unfinished, and write the tables; whether there was any."""
+        rest = sorted(self._tables.open)
         for number in rest:
             self._tables.finish(number, "stopped")
+        self._tables.write()
         return bool(rest)
 
     def _finish(self, number: int, state: State, error: str | None) -> None:
+        former = self._tables.leader
         self._tables.finish(number, state, error)
-        self._clear()
+        # The first time all of them: an earlier session may have been killed before it cleared up.
+        for each in {number, former} if self._cleared else self._tables.trials:
+            if each is not None:
+                self._clear(each)
+        self._cleared = True
         self._progress.trial(self._tables, number, self._total)
 
-    def _clear(self) -> None:
-        leader = next(iter(self._tables.ranked()), None)
-        for number, row in self._tables.trials.items():
-            folder = self._tables.folder / CHECKPOINTS / trial_name(number)
-            if row["state"] in ("waiting", "running", "stopped"):
-                continue
-            kept = {"failed": {ERROR_FILE}}.get(row["state"], {BEST_FILE} if number == leader else set())
-            if self._mirror is not None and self._mirrored.get(number) != kept:
-                self._mirror.discard(folder, kept)
-                self._mirrored[number] = kept
-            if not folder.exists():
-                continue
-            if not kept:
-                shutil.rmtree(folder)
-                continue
-            for file in folder.iterdir():
-                if file.name not in kept:
-                    file.unlink()
+    def _clear(self, number: int) -> None:
+        """Remove what is no longer needed of a trial."""
+        state = self._tables.trials[number]["state"]
+        folder = self._tables.folder / CHECKPOINTS / trial_name(number)
+        if state in (*OPEN, "stopped"):
+            return
+        kept = {"failed": {ERROR_FILE}}.get(state, {BEST_FILE} if number == self._tables.leader else set())
+        if self._mirror is not None:
+            self._mirror.discard(folder, kept)
+        if not folder.exists():
+            return
+        if not kept:
+            shutil.rmtree(folder)
+            return
+        for file in folder.iterdir():
+            if file.name not in kept:
+                file.unlink()

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
 from delta_tune.files import written_whole
+from delta_tune.journal import Journal
 
 State = Literal["waiting", "running", "completed", "pruned", "stopped", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "pruned", "diverged", "failed")
+OPEN: tuple[State, ...] = ("waiting", "running")
 SCORES = ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
 EPOCH_COLUMNS = (
     ("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES, "lr", "seconds", "eval_seconds")
@@ -23,6 +25,11 @@ EPOCH_COLUMNS = (
 REPORTED = "reported"
 """Column of the epochs: when the study heard of it, in seconds since 1970. Rungs decide in this order."""
 STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
+JOURNAL_FILE = "journal.jsonl"
+EVENTS = b"delta_tune.events"
+"""Key of a table's metadata: how many of the journal's events it holds."""
+WRITING_SHARE = 0.05
+"""Part of the time that writing the tables whole may take: it takes longer the more trials there are."""
 ERROR_FILE = "error.txt"
 """The traceback of a trial that failed, in its checkpoint folder."""
 OUTCOME = "outcome"
@@ -51,42 +58,59 @@ def trial_name(number: int) -> str:
 class StudyTables:
     """`trials.parquet` and `epochs.parquet` of a study folder, in memory and on disk.
 
-    Files appear whole or not at all and may be read while the study runs. A row says that a trial is finished, or that
-    an epoch is done, only after what a resume needs of it is on disk.
+    Each event is a line of the journal before anything follows from it, so that a process that is killed loses none.
+    Now and then, and at the end, both tables are written whole and the journal is removed. Files appear whole or not at
+    all and may be read while the study runs. A row says that a trial is finished, or that an epoch is done, only after
+    what a resume needs of it is on disk.
     """
 
     def __init__(self, folder: Path, metric: Metric) -> None:
         self.folder, self.metric = folder, metric
         self.trials: dict[int, dict[str, Any]] = {}
         self.epochs: dict[int, list[dict[str, Any]]] = {}
+        self.open: set[int] = set()
+        """Numbers of the trials that wait or run."""
+        self.leader: int | None = None
+        """The first of `ranked`, so that nobody has to look through all trials each time that one ends."""
+        self._journal = Journal(folder / JOURNAL_FILE)
+        self._lag = False
+        self._due: float | None = None
 
     @classmethod
     def read(cls, folder: Path, metric: Metric) -> StudyTables:
-        """The tables that an earlier session left.
+        """The tables that an earlier session left, with what its journal adds. Nothing is changed on disk.
 
         Raises:
             UserError: a table is missing or damaged.
         """
         tables = cls(folder, metric)
         try:
-            for row in pq.read_table(folder / TRIALS_FILE).to_pylist():
-                tables.trials[row["number"]] = row
-                tables.epochs[row["number"]] = []
-            numbers = {row["trial_id"]: number for number, row in tables.trials.items()}
             for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
-                tables.epochs[numbers[row["trial_id"]]].append(row)
+                tables.epochs.setdefault(int(row["trial_id"]), []).append(row)
+            found = pq.read_table(folder / TRIALS_FILE)
+            for row in found.to_pylist():
+                tables.trials[row["number"]] = row
+                tables.epochs.setdefault(row["number"], [])
+            # A session that was killed between the two tables left epochs that the journal tells again: that changes
+            # nothing.
+            for event in tables._journal.resume(int((found.schema.metadata or {}).get(EVENTS, 0))):
+                tables._apply(**event)
+            if unknown := tables.epochs.keys() - tables.trials.keys():
+                raise KeyError(f"epochs of unknown trials {sorted(unknown)}")
             for number, row in tables.trials.items():
-                if row["epochs"] < len(tables.epochs[number]):  # killed between the one table and the other
-                    tables._sum_up(number)
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
+                if tables.epochs[number] and row["epochs"] != len(tables.epochs[number]):
+                    tables._sum_up(number)  # killed between the one table and the other
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{folder} cannot be resumed: its tables do not read ({error}); start a new study."
             ) from error
+        tables.open = {number for number, row in tables.trials.items() if row["state"] in OPEN}
+        tables.leader = next(iter(tables.ranked()), None)
         return tables
 
     def add(self, number: int, config: TrialConfig, params: Mapping[str, Any], helpers: Mapping[str, Any]) -> None:
         """A trial that was proposed."""
-        self.trials[number] = {
+        row = {
             "trial_id": trial_name(number),
             "number": number,
             "state": "waiting",
@@ -98,8 +122,7 @@ class StudyTables:
             "train_seconds": 0.0,
             "eval_seconds": 0.0,
         }
-        self.epochs[number] = []
-        self.write()
+        self._tell(number, row)
 
     def start(
         self, number: int, node: str | None, began: float, start_seconds: float | None, gpus: float = 0.0
@@ -114,30 +137,53 @@ class StudyTables:
             gpus: its part of one.
         """
         told = {"node": node, "began": began, "start_seconds": start_seconds, "gpus": gpus}
-        self.trials[number] |= {"state": "running", **told}
+        self._tell(number, {"state": "running", **told})
 
     def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> None:
         """An epoch of a trial, which ended at that time.
 
         A repeated epoch (a worker died after it) replaces what was known from there on.
         """
-        rows = self.epochs[number]
-        del rows[row["epoch"] - 1 :]
-        told = {k: row[k] for k in EPOCH_COLUMNS}
-        rows.append({"trial_id": trial_name(number), "epoch": row["epoch"], **told, REPORTED: time.time()})
-        self._sum_up(number)
-        self.trials[number]["ended"] = ended
-        self.write()
+        told = {"trial_id": trial_name(number), "epoch": row["epoch"], **{k: row[k] for k in EPOCH_COLUMNS}}
+        self._tell(number, {"ended": ended}, told | {REPORTED: time.time()})
 
     def run_out_of_memory(self, number: int) -> None:
         """A trial that is to run again with more of a GPU."""
-        self.trials[number] |= {"state": "waiting", "out_of_memory": self.trials[number]["out_of_memory"] + 1}
-        self.write()
+        self._tell(number, {"state": "waiting", "out_of_memory": self.trials[number]["out_of_memory"] + 1})
 
     def finish(self, number: int, state: State, error: str | None = None) -> None:
         """How a trial ended."""
-        self.trials[number] |= {"state": state, "error": error}
-        self.write()
+        self._tell(number, {"state": state, "error": error})
+        self._follow(number)
+
+    def conclude(self, number: int, state: State) -> None:
+        """How a trial of an earlier session ended, which did not come to write it down; on disk with the next write."""
+        self._apply(number, {"state": state})
+        self._follow(number)
+
+    def _tell(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
+        """An event: what changes of a trial's row, and an epoch of it."""
+        if self._due is None:  # what was read, with a journal that may end in half a line
+            self.write()
+        self._journal.append({"number": number, "trial": trial, "epoch": epoch})
+        self._lag = True
+        self._apply(number, trial, epoch)
+        self.catch_up()
+
+    def _apply(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
+        """An event, in memory."""
+        row, rows = self.trials.setdefault(number, {}), self.epochs.setdefault(number, [])
+        row |= trial
+        (self.open.add if row["state"] in OPEN else self.open.discard)(number)
+        if epoch is not None:
+            del rows[epoch["epoch"] - 1 :]
+            rows.append(epoch)
+            self._sum_up(number)
+
+    def _follow(self, number: int) -> None:
+        """Keep the leader, now that this trial ended."""
+        if self.trials[number]["state"] == "completed":
+            self.leader = min(number, number if self.leader is None else self.leader, key=self._rank)
 
     def _sum_up(self, number: int) -> None:
         """Bring a trial's row up to its epochs."""
@@ -161,14 +207,16 @@ class StudyTables:
 
         By the best epoch's metric; equal ones by its validation loss, which a small split resolves more finely.
         """
-        sign = 1 if METRICS[self.metric] == "max" else -1
         full = [
             number
             for number, trial in self.trials.items()
             if trial["state"] == "completed" and regularizer in (None, trial["config.regularizer"])
         ]
-        rows = {number: self.best_row(number) for number in full}
-        return sorted(full, key=lambda n: (-sign * rows[n][self.metric], rows[n]["val_loss"], n))
+        return sorted(full, key=self._rank)
+
+    def _rank(self, number: int) -> tuple[float, float, int]:
+        row, sign = self.best_row(number), 1 if METRICS[self.metric] == "max" else -1
+        return -sign * row[self.metric], row["val_loss"], number
 
     def config(self, number: int) -> TrialConfig:
         """The configuration of a trial."""
@@ -195,15 +243,24 @@ class StudyTables:
             columns[name] = pa.array(values, type=kind)
         return pa.table(columns)
 
+    def catch_up(self) -> None:
+        """Write the tables if the journal is ahead of them and writing has taken no more than its share of the time."""
+        if self._lag and self._due is not None and time.monotonic() >= self._due:
+            self.write()
+
     def write(self) -> None:
-        """Both tables, each whole or not at all."""
+        """Both tables, each whole or not at all; then the journal has nothing to add."""
+        began = time.monotonic()
         rows = [row for number in sorted(self.epochs) for row in self.epochs[number]]
         kinds = {"trial_id": pa.string(), "epoch": pa.int32()} | dict.fromkeys((*EPOCH_COLUMNS, REPORTED), pa.float64())
         epochs = pa.table({name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in kinds.items()})
         # Epochs first: a trial's row never claims an epoch that the other table lacks.
         for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
             with written_whole(self.folder / name) as partial:
-                pq.write_table(table, partial)
+                pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.told)}), partial)
+        self._journal.clear()
+        self._lag, ended = False, time.monotonic()
+        self._due = ended + (ended - began) * (1 / WRITING_SHARE - 1)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def restore(tables: StudyTables, scheduler: Rungs, searcher: StudySearch, max_ep
         stop = scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
         # The session may have been killed between the word that ended a trial and its row.
         if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= max_epochs):
-            row["state"] = "pruned" if stop else "completed"
+            tables.conclude(number, "pruned" if stop else "completed")
     finished, unfinished = [], []
     for number in sorted(tables.trials):
         row = tables.trials[number]

@@ -207,6 +207,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self.gpus_per_trial = 0.0
         """Each trial's part of a GPU, the first time it runs."""
         self._choice_of: dict[int, Any] = {}
+        self._had: Counter[Any] = Counter()
         self._running: dict[str, tuple[Unfinished, float]] = {}
         self._more: dict[int, float] = {}
         self._unfinished: deque[Unfinished] = deque()
@@ -228,6 +229,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """
         finished, unfinished = list(finished), list(unfinished)
         self._choice_of.update(choice_of or {})
+        self._had = Counter(self._choice_of.values())
         for number in range(1 + max([n for n, *_ in finished] + [u.number for u in unfinished], default=-1)):
             self._choice(number)
         numbers = []
@@ -293,8 +295,8 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def _choice(self, number: int) -> Any:
         """The choice of a trial; a new one gets that which has had the fewest so far, so that they take turns."""
         if number not in self._choice_of:
-            had = Counter(self._choice_of.values())
-            self._choice_of[number] = min(self._choices, key=lambda choice: had[choice])
+            self._choice_of[number] = min(self._choices, key=lambda choice: self._had[choice])
+            self._had[self._choice_of[number]] += 1
         return self._choice_of[number]
 
 

@@ -218,7 +218,7 @@ class Study:
         if not self.config.confirm:
             return self.budget.left
         kept = self._reserve(session, LARGEST_SHARE * self.budget.total)
-        if self.tables.ranked() and not self._reserve_told:
+        if self.tables.leader is not None and not self._reserve_told:
             self._reserve_told = True
             self.record["reserved"] = dataclasses.asdict(kept)
             self.progress.say(

@@ -105,14 +105,18 @@ def reserve(
 
 
 def every(seconds: float, ask: Callable[[], float]) -> Callable[[], float]:
-    """`ask`, looked up anew at most once in so many seconds and counted down in between."""
-    asked, answer = -math.inf, 0.0
+    """`ask`, looked up anew at most once in so many seconds and counted down in between.
+
+    Where it takes long it is asked less often, so that it takes no more than a twentieth of the time.
+    """
+    due, answered_at, answer = -math.inf, 0.0, 0.0
 
     def answered() -> float:
-        nonlocal asked, answer
+        nonlocal due, answered_at, answer
         now = time.monotonic()
-        if now - asked >= seconds:
-            asked, answer = now, ask()
-        return answer - (now - asked)
+        if now >= due:
+            answer, answered_at = ask(), now
+            due = now + max(seconds, 20 * (time.monotonic() - now))
+        return answer - (time.monotonic() - answered_at)
 
     return answered

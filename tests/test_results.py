@@ -2,17 +2,22 @@
 
 import json
 import math
+import random
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError
+from delta_tune.journal import Journal
 from delta_tune.results import (
     EPOCH_COLUMNS,
     EPOCHS_FILE,
+    JOURNAL_FILE,
     STUDY_FILE,
     TRIALS_FILE,
+    WRITING_SHARE,
     StudyTables,
     read_study,
     trial_name,
@@ -47,6 +52,7 @@ def filled(tables):
     add(tables, 1, [0.25], "pruned", regularizer="l2", weight_decay=0.01)
     add(tables, 2, [0.5], regularizer="l2_fe", max_grad_norm=2.0)
     add(tables, 3)
+    tables.write()
     return tables
 
 
@@ -65,14 +71,23 @@ def test_tables_that_were_read_are_written_the_same(filled):
 
 
 def test_tables_are_on_disk_after_each_event(tables):
+    seen = []
+
+    def look():
+        (row,) = StudyTables.read(tables.folder, "val_accuracy").trials.values()
+        seen.append((row["state"], row["epochs"]))
+
     add(tables, 0)
-    states = [pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist()]
+    look()
     tables.start(0, "node", 1000.0, 0.0)
+    look()
     tables.report(0, row(1))
-    states.append(pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist())
+    look()
+    tables.run_out_of_memory(0)
+    look()
     tables.finish(0, "completed")
-    states.append(pq.read_table(tables.folder / TRIALS_FILE)["state"].to_pylist())
-    assert states == [["waiting"], ["running"], ["completed"]]
+    look()
+    assert seen == [("waiting", 0), ("running", 0), ("running", 1), ("waiting", 1), ("completed", 1)]
 
 
 def test_tables_leave_no_partial_file(filled):
@@ -81,6 +96,7 @@ def test_tables_leave_no_partial_file(filled):
 
 def test_tables_never_show_half_a_file(tables, monkeypatch):
     add(tables, 0, [0.5])
+    tables.write()
     before = (tables.folder / TRIALS_FILE).read_bytes(), (tables.folder / EPOCHS_FILE).read_bytes()
 
     def dies(table, file):
@@ -89,12 +105,13 @@ def test_tables_never_show_half_a_file(tables, monkeypatch):
 
     monkeypatch.setattr(pq, "write_table", dies)
     with pytest.raises(OSError, match="no space left"):
-        tables.report(0, row(2))
+        tables.write()
     assert ((tables.folder / TRIALS_FILE).read_bytes(), (tables.folder / EPOCHS_FILE).read_bytes()) == before
 
 
 def test_tables_of_a_kill_between_the_two_files_have_the_epoch_in_both(tables, monkeypatch):
     add(tables, 0, [0.5])
+    tables.write()
     write_table, written = pq.write_table, []
 
     def dies_at_the_second(table, file):
@@ -104,11 +121,161 @@ def test_tables_of_a_kill_between_the_two_files_have_the_epoch_in_both(tables, m
         write_table(table, file)
 
     monkeypatch.setattr(pq, "write_table", dies_at_the_second)
+    tables.report(0, row(2))
     with pytest.raises(KeyboardInterrupt):
-        tables.report(0, row(2))
+        tables.write()
     assert pq.read_table(tables.folder / TRIALS_FILE)["epochs"].to_pylist() == [1], "it never claims what is not there"
+    for journal in ("there", "lost"):
+        again = StudyTables.read(tables.folder, "val_accuracy")
+        assert (again.trials[0]["epochs"], len(again.epochs[0])) == (2, 2), journal
+        (tables.folder / JOURNAL_FILE).unlink(missing_ok=True)
+
+
+def rows_of(tables):
+    """Both tables as they are written, sets of columns apart."""
+    trials = {number: {k: v for k, v in row.items() if v is not None} for number, row in tables.trials.items()}
+    return trials, tables.epochs, tables.open, tables.leader
+
+
+def a_study(tables):
+    """A study with repeated epochs, an end for lack of memory and all kinds of ends, which stops after each event."""
+    random.seed(0)
+    for number in range(6):
+        add(tables, number, helpers={"_scale": random.random()})
+        yield
+        tables.start(number, "node", 1000.0 + number, 0.5)
+        yield
+        for epoch in (1, 2, 3, 2, 3):
+            tables.report(number, row(epoch, random.random()), 1000.0 + random.random())
+            yield
+        if number == 2:
+            tables.run_out_of_memory(number)
+            yield
+        if number < 5:
+            tables.finish(number, ("completed", "pruned", "completed", "failed", "completed")[number], None)
+            yield
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """The tables are never written whole of themselves: writing takes its share of the time for ever."""
+    monkeypatch.setattr("delta_tune.results.WRITING_SHARE", 1e-9)
+
+
+def test_tables_of_a_session_that_was_killed_have_all_that_the_journal_says(tables, slow):
+    for _ in a_study(tables):
+        assert rows_of(StudyTables.read(tables.folder, "val_accuracy")) == rows_of(tables)
+    assert pq.read_table(tables.folder / TRIALS_FILE).num_rows == 0, "else the journal has not been tried"
+
+
+def test_tables_of_a_kill_before_the_journal_is_removed_are_the_same(tables, slow, monkeypatch):
+    for _ in a_study(tables):
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "clear", lambda journal: None)
+            tables.write()
+        assert rows_of(StudyTables.read(tables.folder, "val_accuracy")) == rows_of(tables)
+
+
+def test_tables_are_not_changed_by_a_journal_that_was_copied_before_them(tables, slow):
+    for number, _ in enumerate(a_study(tables)):
+        if number == 20:
+            older = (tables.folder / JOURNAL_FILE).read_text()
+    tables.write()
+    (tables.folder / JOURNAL_FILE).write_text(older)
+    assert rows_of(StudyTables.read(tables.folder, "val_accuracy")) == rows_of(tables)
+
+
+def test_tables_with_a_journal_are_written_as_tables_without_one(tables, slow, tmp_path):
+    for _ in a_study(tables):
+        pass
+    (tmp_path / "whole").mkdir()
+    whole = StudyTables(tmp_path / "whole", "val_accuracy")
+    whole.trials, whole.epochs = tables.trials, tables.epochs
+    whole.write()
+    StudyTables.read(tables.folder, "val_accuracy").write()
+    for name in (TRIALS_FILE, EPOCHS_FILE):
+        assert pq.read_table(tables.folder / name).equals(pq.read_table(whole.folder / name))
+    assert not (tables.folder / JOURNAL_FILE).exists()
+
+
+def test_tables_lose_no_more_than_the_event_that_was_being_written(tables, slow):
+    add(tables, 0, [0.5, 0.75])
+    file = tables.folder / JOURNAL_FILE
+    file.write_text(file.read_text()[:-9])
     again = StudyTables.read(tables.folder, "val_accuracy")
-    assert (again.trials[0]["epochs"], len(again.epochs[0])) == (2, 2)
+    assert [row["epoch"] for row in again.epochs[0]] == [1]
+    again.report(0, row(2, 0.25))
+    assert [row["val_accuracy"] for row in StudyTables.read(tables.folder, "val_accuracy").epochs[0]] == [0.5, 0.25]
+
+
+def test_tables_that_are_read_change_nothing_on_disk(tables, slow):
+    add(tables, 0, [0.5])
+    before = {file.name: file.read_bytes() for file in tables.folder.iterdir()}
+    StudyTables.read(tables.folder, "val_accuracy").conclude(0, "completed")
+    assert {file.name: file.read_bytes() for file in tables.folder.iterdir()} == before
+
+
+def test_tables_are_written_whole_for_no_more_than_their_share_of_the_time(tables, monkeypatch):
+    now, written, write_table = [0.0], [], pq.write_table
+
+    def takes_a_second(table, file):
+        now[0] += 0.5
+        written.append(now[0])
+        write_table(table, file)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pq, "write_table", takes_a_second)
+    add(tables, 0)
+    for epoch in range(1, 200):
+        now[0] += 1
+        tables.report(0, row(epoch))
+    seconds = len(written) / 2
+    assert 0.5 * WRITING_SHARE * now[0] <= seconds <= WRITING_SHARE * now[0] + 1
+
+
+def test_tables_catch_up_in_a_lull_and_once(tables, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pq, "write_table", slowly(now, pq.write_table))
+    add(tables, 0)
+    tables.catch_up()
+    assert pq.read_table(tables.folder / TRIALS_FILE).num_rows == 0
+    now[0] += 100
+    tables.catch_up()
+    assert pq.read_table(tables.folder / TRIALS_FILE).num_rows == 1
+    before = (tables.folder / TRIALS_FILE).stat().st_ino
+    now[0] += 100
+    tables.catch_up()
+    assert (tables.folder / TRIALS_FILE).stat().st_ino == before, "there is nothing new"
+
+
+def slowly(now, write_table):
+    def write(table, file):
+        now[0] += 1
+        write_table(table, file)
+
+    return write
+
+
+def test_tables_refuse_a_damaged_journal(tables, slow):
+    add(tables, 0, [0.5])
+    file = tables.folder / JOURNAL_FILE
+    file.write_text("{" + file.read_text())
+    with pytest.raises(UserError, match="cannot be resumed"):
+        StudyTables.read(tables.folder, "val_accuracy")
+
+
+def test_tables_know_their_leader_and_what_is_open(tables):
+    for number, (score, state) in enumerate(
+        [(0.9, "pruned"), (0.5, "completed"), (0.7, "completed"), (0.7, "completed")]
+    ):
+        add(tables, number, [score], state)
+        assert tables.leader == next(iter(tables.ranked()), None)
+        assert tables.open == set()
+    add(tables, 9)
+    assert (tables.leader, tables.open) == (2, {9})
+    tables.conclude(9, "failed")
+    assert (tables.leader, tables.open) == (2, set())
 
 
 def test_tables_of_no_trials_are_read(tables):
@@ -149,6 +316,7 @@ def test_tables_repeated_epoch_replaces_what_was_known_from_there_on(tables):
 def test_tables_keep_a_bad_end_with_its_cause(tables):
     add(tables, 0, [0.5])
     tables.finish(0, "diverged", "loss is nan")
+    tables.write()
     (trial,) = pq.read_table(tables.folder / TRIALS_FILE).to_pylist()
     assert (trial["state"], trial["error"]) == ("diverged", "loss is nan")
 
@@ -199,6 +367,7 @@ def test_tables_column_types_do_not_depend_on_the_trials(tables):
     tables.write()
     before = pq.read_schema(tables.folder / TRIALS_FILE), pq.read_schema(tables.folder / EPOCHS_FILE)
     add(tables, 0, [0.5], "completed", regularizer="l2")
+    tables.write()
     assert (pq.read_schema(tables.folder / TRIALS_FILE), pq.read_schema(tables.folder / EPOCHS_FILE)) == before
 
 
@@ -213,6 +382,7 @@ def test_tables_null_what_does_not_apply_to_the_method(filled):
 def test_tables_keep_helpers_of_several_types(tables, values, stored):
     for number, value in enumerate(values):
         add(tables, number, helpers={"_recipe": value})
+    tables.write()
     assert pq.read_table(tables.folder / TRIALS_FILE)["param._recipe"].to_pylist() == stored
 
 

@@ -91,3 +91,19 @@ def test_every_counts_down_between_two_looks(monkeypatch):
         seen.append(left())
     assert seen == [50.0, 49.0, 48.5, 50.0]
     assert asked == [100.0, 102.0]
+
+
+def test_every_asks_less_often_what_takes_long(monkeypatch):
+    now, asked = [0.0], []
+
+    def ask():
+        asked.append(now[0])
+        now[0] += 1.0
+        return 100.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    left = every(2.0, ask)
+    for _ in range(101):
+        left()
+        now[0] += 1.0
+    assert asked == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
