@@ -240,6 +240,19 @@ class Watch:
         return figures
 
 
+class Deadline(tune.Stopper):  # type: ignore[misc]
+    """Ends the run when no seconds are left."""
+
+    def __init__(self, left: Callable[[], float]) -> None:
+        self._left = left
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._left() <= 0
+
+
 def reports_only(config: dict[str, Any], settings: Any = None) -> None:
     """A trial without a network: what is left is Tune and the driver."""
     for epoch in range(1, EPOCHS + 1):
@@ -297,7 +310,7 @@ def bare(minutes: float) -> dict[str, float]:
             param_space={"lr": tune.loguniform(1e-4, 1e-2)},
             tune_config=tune.TuneConfig(num_samples=MANY, reuse_actors=True, metric=METRIC, mode="max"),
             run_config=tune.RunConfig(
-                storage_path=out, verbose=0, callbacks=[Count()], stop=running._Deadline(watch.left(minutes))
+                storage_path=out, verbose=0, callbacks=[Count()], stop=Deadline(watch.left(minutes))
             ),
         )
         with watch:

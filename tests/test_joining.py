@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from nodes import CHECKOUT, LIMIT_S, RAY, Nodes, free_port
 
-from delta_tune import cli
 from delta_tune.config import UserError
 from delta_tune.joining import check_address, told_mismatch
-
-RAY = str(Path(sys.executable).with_name("ray"))
-MEMORY = str(150 * 2**20)
-LIMIT_S = 240.0
-"""Of any single wait."""
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_port_where_nothing_answers_is_told_at_once():
@@ -55,93 +40,13 @@ def test_other_versions_are_told_in_a_sentence():
     assert told_mismatch("Could not connect.") is None
 
 
-class Nodes:
-    """A head and its nodes, each started by `ray start`, on a machine without a checkout of this project."""
-
-    def __init__(self, place):
-        self.place, self._processes = place, []
-        (place / "token").write_text("0123456789abcdef0123456789abcdef")
-        (place / "token").chmod(0o600)
-        # In place of the installed project, which these nodes shall not have
-        (place / "delta_tune").mkdir()
-        (place / "delta_tune" / "__init__.py").write_text("raise ImportError('there is no checkout on this node')\n")
-        self.port, self.dashboard = free_port(), free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(place / "token"),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        }
-
-    def start(self, *flags):
-        """A node in the foreground of a process of its own, so that it is known by it."""
-        command = [RAY, "start", *flags, "--block", "--object-store-memory", MEMORY, "--disable-usage-stats"]
-        environment = self.environment | {"PYTHONPATH": str(self.place)}
-        with (self.place / f"node-{len(self._processes)}.txt").open("w") as output:
-            self._processes.append(
-                subprocess.Popen(command, env=environment, cwd=self.place, stdout=output, stderr=subprocess.STDOUT)
-            )
-        return self._processes[-1]
-
-    def start_head(self):
-        flags = ["--head", "--port", str(self.port), "--num-cpus", "1", "--temp-dir", f"/tmp/dt-{self.port}"]
-        self.start(*flags, "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard))
-        self._wait_for_cpus(1)
-
-    def add_node(self):
-        """A node with one CPU; it has joined when this returns."""
-        node = self.start("--address", self.address, "--num-cpus", "1")
-        self._wait_for_cpus(len(self._processes))
-        return node
-
-    def _wait_for_cpus(self, number):
-        """Wait until `ray status` counts so many CPUs."""
-        deadline = time.monotonic() + LIMIT_S
-        command = [RAY, "status", "--address", self.address]
-        while True:
-            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-            if f"/{number}.0 CPU" in done.stdout:
-                return
-            assert time.monotonic() < deadline, (self.place / "node-0.txt").read_text() + done.stdout + done.stderr
-
-    def launch(self, *flags, environment=None):
-        """`launch.py` on this Ray, from a folder that is not the checkout."""
-        program = Path(cli.__file__).parents[1] / "launch.py"
-        return subprocess.run(
-            [sys.executable, str(program), *map(str, flags), "--address", self.address],
-            env=environment or self.environment,
-            cwd=self.place / "elsewhere",
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-
-    def end(self):
-        everything = [p for each in self._processes if psutil.pid_exists(each.pid) for p in family(each.pid)]
-        for process in everything:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        for each in self._processes:
-            each.wait(30)
-
-
-def family(pid):
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A head with a node beside it, and a server for jobs; a CPU each."""
-    place = tmp_path_factory.mktemp("nodes")
-    (place / "elsewhere").mkdir()
-    started = Nodes(place)
+    started = Nodes(tmp_path_factory.mktemp("nodes"))
     try:
         started.start_head()
-        started.add_node()
+        started.add_node(2)
         yield started
     finally:
         started.end()
@@ -198,8 +103,7 @@ def test_wrong_or_missing_token_is_told_in_a_sentence(nodes, flags, changes, rea
 def test_other_version_of_ray_is_told_in_a_sentence(nodes, flags):
     (nodes.place / "other").mkdir()
     (nodes.place / "other" / "sitecustomize.py").write_text("import ray\nray.__version__ = '2.1.0'\n")
-    checkout = Path(cli.__file__).parents[1]
-    path = f"{nodes.place / 'other'}:{checkout}"
+    path = f"{nodes.place / 'other'}:{CHECKOUT}"
     refused = nodes.launch(*flags, environment=nodes.environment | {"PYTHONPATH": path})
     assert refused.returncode == 2
     assert "but this process Ray 2.1.0 on Python" in refused.stderr
@@ -208,8 +112,7 @@ def test_other_version_of_ray_is_told_in_a_sentence(nodes, flags):
 
 @pytest.mark.cluster
 def test_study_is_submitted_as_a_job(nodes, flags):
-    checkout = Path(cli.__file__).parents[1]
-    command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{nodes.dashboard}", "--working-dir", str(checkout)]
+    command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{nodes.dashboard}", "--working-dir", str(CHECKOUT)]
     command += ["--", "python", "launch.py", *map(str, flags), "--name", "job", "--address", "auto"]
     done = subprocess.run(
         command, env=nodes.environment, cwd=nodes.place, capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -224,7 +127,7 @@ def test_token_is_in_no_result_log_or_process_list(nodes, joined, flags):
     token = (nodes.place / "token").read_text()
     assert token not in joined.stdout + joined.stderr
     assert not any(token in " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True))
-    folders = [Path(flags[flags.index("--out") + 1]), Path(f"/tmp/dt-{nodes.port}")]
+    folders = [Path(flags[flags.index("--out") + 1]), *Path("/tmp").glob(f"dt-{nodes.port}-*")]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 10
     assert not [file for file in files if token.encode() in file.read_bytes()]

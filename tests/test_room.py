@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+import signal
+import time
 
 import pytest
 import ray
+from nodes import LIMIT_S, Network, Nodes
 
 from delta_tune.cluster import Node
 from delta_tune.config import UserError
 from delta_tune.plan import Resources
+from delta_tune.results import StudyTables
 from delta_tune.room import LOOK_S, NODE_WAIT_S, Room, await_room
 
 FOUR = (Node(4, 0),)
@@ -84,3 +88,82 @@ def test_nothing_is_asked_for_where_a_trial_fits(ray_cluster):
     said = []
     await_room(Resources(cpus_per_trial=1, gpus_per_trial=1, slots=1), said.append)
     assert not said
+
+
+@pytest.fixture(scope="module")
+def seen(image_folder, tiny_weights, tmp_path_factory):
+    """A study on a head without CPUs and a node, which another joins; the first is lost, and a third takes its place.
+
+    Trials that end at an interrupt only, so that no machine is too fast or too slow for the faults.
+    """
+    out = tmp_path_factory.mktemp("room")
+    try:
+        network = Network()
+    except OSError as error:
+        pytest.skip(str(error))
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"), network)
+    found = {}
+    driver = None
+    try:
+        nodes.start_head(cpus=0)
+        first = nodes.add_node(1)
+        driver, output = nodes.begin(
+            *("--data", image_folder, "--model", "timm:test_resnet", "--weights", tiny_weights, "--image-size", "64"),
+            *("--cache", out / "cache", "--out", out, "--metric", "val_loss", "--gpus-per-trial", "0"),
+            *("--num-trials", "2", "--max-epochs", "10000", "--grace-period", "10000", "--name", "study"),
+        )
+
+        def epochs_on(*trials):
+            """Epochs that each of these trials has, once all have a node and more epochs than they had."""
+            before = found.get("epochs", {})
+            deadline = time.monotonic() + LIMIT_S
+            while driver.poll() is None:
+                assert time.monotonic() < deadline, output.read_text()
+                time.sleep(0.2)
+                if not (out / "study" / "trials.parquet").exists():
+                    continue
+                tables = StudyTables.read(out / "study", "val_loss")
+                if all(len(tables.epochs.get(number, [])) > len(before.get(number, [])) for number in trials):
+                    found["trials"], found["epochs"] = tables.trials, tables.epochs
+                    return tables
+            raise AssertionError(output.read_text())
+
+        found["alone"] = epochs_on(0).trials
+        nodes.add_node(2)
+        found["joined"] = epochs_on(0, 1).trials
+        nodes.lose(first)
+        found["lost"] = found["epochs"] = StudyTables.read(out / "study", "val_loss").epochs
+        nodes.add_node(2)
+        found["replaced"] = epochs_on(0, 1).trials
+        driver.send_signal(signal.SIGINT)
+        found["status"] = driver.wait(LIMIT_S)
+        found["said"] = output.read_text()
+        found["epochs"] = StudyTables.read(out / "study", "val_loss").epochs
+    finally:
+        if driver and driver.poll() is None:
+            driver.kill()
+            driver.wait()
+        nodes.end()
+    return found
+
+
+@pytest.mark.cluster
+def test_node_that_joins_in_mid_study_is_used(seen):
+    assert [row["node"] is not None for row in seen["alone"].values()] == [True]
+    assert len({row["node"] for row in seen["joined"].values()}) == 2
+    assert "The cluster has room for 2 trials at a time now, it had for 1." in seen["said"]
+
+
+@pytest.mark.cluster
+def test_trial_of_a_lost_node_goes_on_elsewhere_and_repeats_no_finished_epoch(seen):
+    assert seen["joined"][0]["node"] != seen["replaced"][0]["node"]
+    assert seen["joined"][1]["node"] == seen["replaced"][1]["node"]
+    for number, before in seen["lost"].items():
+        assert seen["epochs"][number][: len(before)] == before
+        assert [row["epoch"] for row in seen["epochs"][number]] == list(range(1, len(seen["epochs"][number]) + 1))
+
+
+@pytest.mark.cluster
+def test_study_that_lost_a_node_ends_cleanly_at_an_interrupt(seen):
+    assert seen["status"] == 0, seen["said"]
+    assert "Traceback" not in seen["said"]
