@@ -100,23 +100,50 @@ def ray_cluster(address: str | None) -> Iterator[Cluster]:
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     joined = ray.is_initialized()
-    if not joined:
-        options: dict[str, Any] = {"include_dashboard": False}
-        if address != "local":
-            check_address(address)
-            # Nodes need our dependencies, but no checkout
-            options = {"runtime_env": {"py_modules": [str(Path(__file__).parent)]}}
-        try:
-            ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-            reason = told_mismatch(str(error)) or f"Ray cannot be joined there ({error})."
-            raise UserError(f"--address {address}: {reason}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        if not joined:
+            if address == "local":
+                stack.enter_context(_on_loopback())
+            _join(address)
+            stack.callback(ray.shutdown)
         where = "this Ray" if joined else ("this machine" if address == "local" else f"the cluster at {address}")
         yield Cluster(where=where, nodes=alive_nodes(), may_grow=not joined and address != "local")
+
+
+def _join(address: str) -> None:
+    import ray
+
+    options: dict[str, Any] = {"include_dashboard": False}
+    if address != "local":
+        check_address(address)
+        # Nodes need our dependencies, but no checkout
+        options = {"runtime_env": {"py_modules": [str(Path(__file__).parent)]}}
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        reason = told_mismatch(str(error)) or f"Ray cannot be joined there ({error})."
+        raise UserError(f"--address {address}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started and ended meanwhile listens to this machine alone, not to its networks.
+
+    As it does on macOS and Windows; on Linux only this switch, which is read at its import, says so (ray#18730).
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    try:
+        yield
     finally:
-        if not joined:
-            ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        if before[1] is None:
+            del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+        else:
+            os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = before[1]
 
 
 def alive_nodes() -> tuple[Node, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def refuse_another_study(record: Mapping[str, Any], folder: Path, task: Task, ch
             f"{folder} cannot be resumed: the search space {checked.space.name} changed since, first {difference!r}; "
             f"restore it, or {anew}."
         )
+
+
+def others_pickles(folder: Path) -> tuple[str, ...]:
+    """What to say of a study that another user began: Ray's own files may run anything, ours are only data."""
+    if not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid():
+        return ()
+    return (
+        f"{folder} belongs to another user. Its tables, JSON and weights are read as data; {folder / 'ray'} holds "
+        f"Ray's state as pickles, which this does not open: do so with Ray's own tools only if you trust their owner.",
+    )
 
 
 def restore(tables: StudyTables, scheduler: Rungs, searcher: StudySearch, max_epochs: int) -> None:

@@ -30,7 +30,7 @@ from delta_tune.plan import Resources
 from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
 from delta_tune.results import FINISHED, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
-from delta_tune.resuming import begun_with, refuse_another_study, restore, seconds_spent
+from delta_tune.resuming import begun_with, others_pickles, refuse_another_study, restore, seconds_spent
 from delta_tune.retraining import described, keep_retrained, on_all_images
 from delta_tune.running import run_trials
 from delta_tune.sampling import StudySearch
@@ -107,6 +107,7 @@ class Study:
         if config.resume:
             refuse_another_study(self.record, self.folder, self.task, self.checked)
             self.tables = StudyTables.read(self.folder, config.metric)
+            self._notes += others_pickles(self.folder)
         self.scheduler = Rungs(
             metric=config.metric,
             max_epochs=config.max_epochs,

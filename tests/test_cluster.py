@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ipaddress
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +51,29 @@ def test_slots_are_those_of_each_node(cpus_per_trial, gpus_per_trial, slots):
 def test_refusal_on_a_cluster_that_may_grow_says_how_to_ask_for_nodes():
     with pytest.raises(UserError, match=r"more GPUs than a node of a cluster \(2 nodes, .*--max-concurrent-trials"):
         Cluster(where="a cluster", nodes=(Node(4, 0), Node(4, 0)), may_grow=True).slots(1, 1)
+
+
+LISTENING = """
+import psutil, ray
+from delta_tune.cluster import ray_cluster
+with ray_cluster("local"):
+    ray.get(ray.remote(lambda: 1).remote())
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        for each in process.net_connections(kind="inet"):
+            if each.status == "LISTEN":
+                print(each.laddr.ip)
+"""
+
+
+def test_a_ray_of_our_own_listens_on_loopback_only():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, check=False
+    )
+    addresses = done.stdout.split()
+    assert len(addresses) > 4, done.stderr
+    assert {ipaddress.ip_address(each.removeprefix("::ffff:")).is_loopback for each in addresses} == {True}, addresses
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
