@@ -43,6 +43,8 @@ class Room:
         self._looked = -math.inf
         self._fit = self._known = resources.slots
         self._none_since: float | None = None
+        self.history = [(time.time(), resources.slots)]
+        """Since when (seconds since 1970) how many trials fitted at a time."""
 
     @property
     def limit(self) -> int:
@@ -75,6 +77,7 @@ class Room:
         elif self._fit > 0:
             self._none_since = None
             if self._fit != self._known:
+                self.history.append((time.time(), self._fit))
                 self._say(f"The cluster has room for {self._fit} trials at a time now, it had for {self._known}.")
             self._known = self._fit
 

@@ -39,7 +39,7 @@ def run_trials(
     metric: Metric,
     share_maps: bool,
     left: Callable[[], float] | None = None,
-) -> None:
+) -> list[tuple[float, int]]:
     """Run what the searcher proposes until it has no more, the time is over, or the user interrupts.
 
     Args:
@@ -52,6 +52,9 @@ def run_trials(
         metric: what the searcher and the scheduler look at.
         share_maps: whether trials leave the source's feature maps for one another.
         left: seconds until all trials are stopped, asked again and again; None for no end.
+
+    Returns:
+        Since when (seconds since 1970) how many trials could run at a time, as nodes came and went.
 
     Raises:
         StoppedFromOutside: no node has had room for a trial for long.
@@ -101,6 +104,7 @@ def run_trials(
         tuner.fit()
     if room.gone is not None:
         raise StoppedFromOutside(room.gone)
+    return room.history
 
 
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]

@@ -196,7 +196,7 @@ class Study:
         left = None
         if self.budget.total is not None:
             left = every(LOOK_AT_BUDGET_S, lambda: self._left_for_search(session))
-        run_trials(
+        slots = run_trials(
             [self.task],
             self.searcher,
             self.scheduler,
@@ -208,7 +208,9 @@ class Study:
             left=left,
         )
         self._keep_time()
-        if used := time_use(self.tables.trials.values(), resources.slots, since=self.began):
+        most = min(resources.most or self.num_trials, self.num_trials)
+        slots = [(since, min(many, most)) for since, many in slots]
+        if used := time_use(self.tables.trials.values(), slots, since=self.began):
             self.record["time_use"] = dataclasses.asdict(used)
             self.progress.say(used.sentence())
         self._interrupted = self.recorder.stop_the_rest() and (left is None or left() > 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 
@@ -12,7 +14,7 @@ class TimeUse:
     """Seconds of slots, summed over slots."""
 
     total: float
-    """slots × (end of the last trial − start of the first)."""
+    """Of all slots that there were, from the start of the first trial to the end of the last."""
     training: float
     """Σ seconds of the epochs."""
     validation: float
@@ -42,19 +44,29 @@ class TimeUse:
         return f"Time of the slots: {shares}; the search added {100 * self.overhead:.0f} % to training and validation."
 
 
-def time_use(trials: Iterable[Mapping[str, Any]], slots: int, since: float = 0.0) -> TimeUse | None:
-    """Of the trials (rows of `trials.parquet`) that began at or after `since`; None where none has come to an epoch."""
+def time_use(
+    trials: Iterable[Mapping[str, Any]], slots: Sequence[tuple[float, int]], since: float = 0.0
+) -> TimeUse | None:
+    """How the time was used of the trials that began at or after `since`.
+
+    Args:
+        trials: rows of `trials.parquet`.
+        slots: since when (seconds since 1970) how many trials could run at a time, in the order of time; the first
+            number holds before it too.
+        since: seconds since 1970.
+
+    Returns:
+        None where no trial has come to an epoch.
+    """
     rows = [row for row in trials if row.get("ended") and row["began"] >= since and row["train_seconds"] > 0]
     if not rows:
         return None
     first, last = min(row["began"] for row in rows), max(row["ended"] for row in rows)
-    total = slots * (last - first)
+    total = _slot_seconds(slots, first, last)
     busy = sum(row["ended"] - row["began"] for row in rows)
     training, validation = (sum(row[name] for row in rows) for name in ("train_seconds", "eval_seconds"))
     final_start = max(row["began"] for row in rows)
-    tail = sum(last - row["ended"] for row in rows if row["ended"] > final_start)
-    never_used = slots - sum(row["ended"] > final_start for row in rows)  # slots that were idle by then
-    tail += never_used * (last - final_start)
+    tail = _slot_seconds(slots, final_start, last) - sum(max(0.0, row["ended"] - final_start) for row in rows)
     return TimeUse(
         total=total,
         training=training,
@@ -63,3 +75,9 @@ def time_use(trials: Iterable[Mapping[str, Any]], slots: int, since: float = 0.0
         between=total - busy - tail,
         tail=tail,
     )
+
+
+def _slot_seconds(slots: Sequence[tuple[float, int]], start: float, end: float) -> float:
+    changes = [-math.inf, *(since for since, _ in slots[1:]), math.inf]
+    spans = pairwise(min(max(moment, start), end) for moment in changes)
+    return sum(many * (stop - begun) for (_, many), (begun, stop) in zip(slots, spans, strict=True))
