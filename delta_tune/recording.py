@@ -66,6 +66,8 @@ class Recorder(Callback):  # type: ignore[misc]
         if self._tables.trials[number]["state"] != "running":
             waited = result["began"] - self._asked_at.get(number, result["began"])
             self._tables.start(number, result["node"], result["began"], max(0.0, waited), trial.config[GPUS])
+        elif result["node"] != self._tables.trials[number]["node"]:
+            self._tables.move(number, result["node"])
         if OUTCOME not in result:
             self._tables.report(number, result, result["ended"])
             self._progress.epoch(self._tables, number)

@@ -85,9 +85,9 @@ class StudyTables:
         """
         tables = cls(folder, metric)
         try:
-            for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
+            for row in _read_table(folder / EPOCHS_FILE).to_pylist():
                 tables.epochs.setdefault(int(row["trial_id"]), []).append(row)
-            found = pq.read_table(folder / TRIALS_FILE)
+            found = _read_table(folder / TRIALS_FILE)
             for row in found.to_pylist():
                 tables.trials[row["number"]] = row
                 tables.epochs.setdefault(row["number"], [])
@@ -138,6 +138,10 @@ class StudyTables:
         """
         told = {"node": node, "began": began, "start_seconds": start_seconds, "gpus": gpus}
         self._tell(number, {"state": "running", **told})
+
+    def move(self, number: int, node: str) -> None:
+        """A running trial whose worker or node was lost goes on on this node."""
+        self._tell(number, {"node": node})
 
     def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> None:
         """An epoch of a trial, which ended at that time.
@@ -261,6 +265,12 @@ class StudyTables:
         self._journal.clear()
         self._lag, ended = False, time.monotonic()
         self._due = ended + (ended - began) * (1 / WRITING_SHARE - 1)
+
+
+def _read_table(file: Path) -> pa.Table:
+    # Given a path, pyarrow asks for the size before it opens the file, which may have been replaced in between.
+    with pa.OSFile(str(file)) as opened:
+        return pq.read_table(opened)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

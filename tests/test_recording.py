@@ -10,7 +10,7 @@ from delta_tune.config import TrialConfig
 from delta_tune.final import CHECKPOINTS
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
-from delta_tune.results import EPOCH_COLUMNS, ERROR_FILE, NUMBER, OUTCOME, TRIALS_FILE, StudyTables, trial_name
+from delta_tune.results import EPOCH_COLUMNS, ERROR_FILE, GPUS, NUMBER, OUTCOME, TRIALS_FILE, StudyTables, trial_name
 from delta_tune.scheduling import Rungs
 
 
@@ -80,3 +80,16 @@ def test_recorder_writes_the_tables_at_the_end(recorder, tmp_path):
     assert recorder.stop_the_rest()
     assert pq.read_table(tmp_path / TRIALS_FILE)["state"].to_pylist() == ["completed", "stopped"]
     assert not recorder.stop_the_rest()
+
+
+def test_recorder_tells_the_node_that_a_trial_goes_on_on(recorder):
+    tables = recorder._tables
+    tables.add(0, TrialConfig(), {}, {})
+    trial = SimpleNamespace(trial_id="0", config={NUMBER: 0, GPUS: 0.0})
+    seen = []
+    for epoch, node in enumerate(("lost", "lost", "other"), 1):
+        row = dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": epoch, "node": node, "began": 5.0, "ended": 5.0 + epoch}
+        recorder.on_trial_result(0, [], trial, row)
+        seen.append(tables.trials[0]["node"])
+    assert seen == ["lost", "lost", "other"]
+    assert (tables.trials[0]["state"], tables.trials[0]["began"], tables.trials[0]["epochs"]) == ("running", 5.0, 3)
