@@ -71,18 +71,20 @@ def epoch_row(config: dict[str, Any], epoch: int) -> dict[str, Any]:
 class Driver:
     """The driver's parts of a study, as `Study` puts them together."""
 
-    def __init__(self, folder: Path, trials: int) -> None:
-        checked = check_space(load_space(SPACE, TrialConfig(max_epochs=EPOCHS), {}), seed=0)
+    def __init__(self, folder: Path, trials: int, *, epochs: int = EPOCHS, grace_period: int = 1) -> None:
+        checked = check_space(load_space(SPACE, TrialConfig(max_epochs=epochs), {}), seed=0)
         self.out = (folder / "progress.txt").open("w")
         self.progress = Progress(console=Console(file=self.out, highlight=False, soft_wrap=True))
         self.tables = StudyTables(folder, METRIC)
-        self.rungs = Rungs(metric=METRIC, max_epochs=EPOCHS, grace_period=1, reduction_factor=4, num_val=1000)
+        self.rungs = Rungs(
+            metric=METRIC, max_epochs=epochs, grace_period=grace_period, reduction_factor=4, num_val=1000
+        )
         self.searcher = StudySearch(
             checked,
             metric=METRIC,
             sampler="tpe",
             seed=0,
-            max_epochs=EPOCHS,
+            max_epochs=epochs,
             num_trials=trials,
             on_proposal=self.proposed,
         )
