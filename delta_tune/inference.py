@@ -12,8 +12,10 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from pyarrow import fs
 from torch import Tensor, nn
 
+from delta_tune.addresses import is_address, open_address
 from delta_tune.augment import centre
 from delta_tune.config import UserError
 from delta_tune.images import Preprocessing, open_image, to_square
@@ -74,15 +76,26 @@ class Model:
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     """The model of a study's `best` folder (or of the study's own).
 
+    Args:
+        folder: here, or at an address such as s3://bucket/results/photos.
+        device: where it is to predict.
+
     Raises:
         UserError: there is no model there.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG_FILE).exists() and (folder / "best" / CONFIG_FILE).exists():
-        folder = folder / "best"
+    if is_address(folder):
+        filesystem, root = open_address(str(folder).rstrip("/"), "load")
+    else:
+        filesystem, root = fs.LocalFileSystem(), str(Path(folder).absolute())
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        if filesystem.get_file_info(f"{root}/best/{CONFIG_FILE}").is_file:
+            root = f"{root}/best"
+        content = {}
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            with filesystem.open_input_stream(f"{root}/{name}") as stream:
+                content[name] = stream.read()
+        config = json.loads(content[CONFIG_FILE])
+        state = safetensors.torch.load(content[WEIGHTS_FILE])
     except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(
             f"There is no model in {folder} ({error}); give the folder `best` of a finished study."

@@ -8,8 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from pyarrow import fs
 
 from delta_tune import final, inference
+from delta_tune.addresses import as_uri
 from delta_tune.augment import centre
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.models import build_target
@@ -30,6 +32,14 @@ def best(task, tmp_path_factory):
     tables.finish(0, "completed")
     final.keep_winner(task, tables, 0, folder)
     return folder / "best"
+
+
+def test_load_takes_a_study_at_an_address(best, task, bucket):
+    fs.copy_files(str(best), as_uri(f"s3://{bucket}/results/a study/best"))
+    loaded = inference.load(f"s3://{bucket}/results/a study")
+    assert loaded.predict(task.dataset.test.names) == inference.load(best).predict(task.dataset.test.names)
+    with pytest.raises(UserError, match=f"^There is no model in s3://{bucket}/other"):
+        inference.load(f"s3://{bucket}/other")
 
 
 def test_load_predicts_as_the_network_that_was_trained(best, task):
