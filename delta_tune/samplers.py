@@ -15,6 +15,18 @@ WITHOUT_CONDITIONS = ("gp", "cmaes")
 """Samplers that draw a hyperparameter which some trials lack as if no other mattered to it."""
 
 
+MOST_GOOD = 50
+
+
+def good_trials(finished: int) -> int:
+    """How many of the finished trials TPE takes for the good ones: half, at most 50, where Optuna takes a tenth.
+
+    A tenth of a few dozen trials is those with the luckiest validation scores. On recorded curves half of them reaches
+    the target in about half as many epochs (docs/experiments.md, 2026-11-23).
+    """
+    return min((finished + 1) // 2, MOST_GOOD)
+
+
 def make_sampler(kind: Sampler, seed: int, number: int) -> optuna.samplers.BaseSampler:
     """The sampler of one trial. Seeded per trial, so a resumed study draws what the uninterrupted one would have.
 
@@ -23,9 +35,13 @@ def make_sampler(kind: Sampler, seed: int, number: int) -> optuna.samplers.BaseS
     seed = (seed * 1_000_003 + number) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Optuna 6 drops the argument and keeps a tenth; pyproject.toml keeps to 5 until then (optuna v4.9.0's notes).
+        warnings.filterwarnings("ignore", "`gamma` has been deprecated", FutureWarning)
         match kind:
             case "tpe":
-                return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+                return optuna.samplers.TPESampler(
+                    multivariate=True, group=True, constant_liar=True, gamma=good_trials, seed=seed
+                )
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cmaes":
