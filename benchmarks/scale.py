@@ -254,6 +254,10 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         return self._left() <= 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run, and a thread looks on here."""
+        return {}
+
 
 def reports_only(config: dict[str, Any], settings: Any = None) -> None:
     """A trial without a network: what is left is Tune and the driver."""
