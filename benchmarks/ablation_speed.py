@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from delta_tune import ablation
 from delta_tune.attention import ablation_losses
+from delta_tune.background import regularly
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CLASSES, BATCH = 17, 32
@@ -157,20 +157,14 @@ def seconds(call: Callable[[], object]) -> float:
 @contextlib.contextmanager
 def peak_growth() -> Iterator[list[float]]:
     """A list that receives, at the end, the MiB by which this process had grown at its peak."""
-    process, growth, done = psutil.Process(), [0.0], threading.Event()
+    process, growth = psutil.Process(), [0.0]
     before = process.memory_info().rss
 
-    def watch() -> None:
-        while not done.wait(0.01):
-            growth[0] = max(growth[0], (process.memory_info().rss - before) / 2**20)
+    def look() -> None:
+        growth[0] = max(growth[0], (process.memory_info().rss - before) / 2**20)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with regularly(0.01, look):
         yield growth
-    finally:
-        done.set()
-        watcher.join()
 
 
 def engine_seconds(model: nn.Module, images: Tensor, layer: str, chunks: int) -> float:

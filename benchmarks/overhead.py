@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +23,31 @@ import ray
 import torch
 
 import delta_tune
+from delta_tune.background import regularly
 from delta_tune.cluster import ray_cluster
 from delta_tune.time_use import TimeUse
 
 
 class Memory:
-    """Resident memory of this process and of the trials' processes, sampled once a second."""
+    """Resident memory of this process and of the trials' processes."""
 
     def __init__(self) -> None:
         self.driver: list[float] = []
         self.workers: list[float] = []
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._me = psutil.Process()
 
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._done.wait(1):
-            self.driver.append(me.memory_info().rss / 2**20)
-            largest = 0.0
-            for process in me.children(recursive=True):
-                try:
-                    if "ray::ImplicitFunc" in " ".join(process.cmdline()):
-                        largest = max(largest, (process.memory_info().rss - process.memory_info().shared) / 2**20)
-                except psutil.NoSuchProcess:
-                    continue
-            if largest:
-                self.workers.append(largest)
+    def sample(self) -> None:
+        """Look at all processes once."""
+        self.driver.append(self._me.memory_info().rss / 2**20)
+        largest = 0.0
+        for process in self._me.children(recursive=True):
+            try:
+                if "ray::ImplicitFunc" in " ".join(process.cmdline()):
+                    largest = max(largest, (process.memory_info().rss - process.memory_info().shared) / 2**20)
+            except psutil.NoSuchProcess:
+                continue
+        if largest:
+            self.workers.append(largest)
 
 
 def growth(samples: list[float]) -> tuple[float, float]:
@@ -67,7 +57,8 @@ def growth(samples: list[float]) -> tuple[float, float]:
 
 
 def study(what: str, out: str, **settings: Any) -> dict[str, Any]:
-    with Memory() as memory:
+    memory = Memory()
+    with regularly(1, memory.sample):
         result = delta_tune.tune(data="demo", out=out, name=what.replace(" ", "-"), verbose=0, **settings)
     record = json.loads((result.path / "study.json").read_text())
     use = TimeUse(**record["time_use"])

@@ -20,7 +20,6 @@ import math
 import os
 import random
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from delta_tune import running
+from delta_tune.background import regularly
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.cluster import ray_cluster
 from delta_tune.config import TrialConfig
@@ -52,6 +52,7 @@ from delta_tune.spaces import Proposal, load_space
 EPOCHS = 12
 MARKS = (100, 300, 1000, 3000, 10000)
 METRIC = "val_accuracy"
+LOOK_S = 0.5
 MANY = 100_000
 """More trials than Tune comes to in the minutes it has."""
 SPACE = Path(__file__).parent.parent / "search_spaces" / "delta.py"
@@ -186,26 +187,15 @@ def simulated(trials: int, slots: int) -> list[dict[str, float]]:
 
 
 class Watch:
-    """Finished trials, processor time and memory of this process, looked at twice a second."""
+    """Finished trials, processor time and memory of this process."""
 
     def __init__(self, finished: Callable[[], int]) -> None:
         self.samples: list[tuple[float, int, float, float]] = []
-        self._finished, self._done = finished, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._finished = finished
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            self.samples.append((time.perf_counter(), self._finished(), time.process_time(), mib()))
-            if self._done.wait(0.5):
-                return
+    def sample(self) -> None:
+        """Look at this process once."""
+        self.samples.append((time.perf_counter(), self._finished(), time.process_time(), mib()))
 
     def left(self, minutes: float) -> Callable[[], float]:
         """Seconds until so many minutes after the first trial's end: a process takes its time to start."""
@@ -272,7 +262,8 @@ def ours(slots: int, minutes: float) -> dict[str, float]:
         driver = Driver(Path(out), MANY)
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
         session = Session(resources=resources, runner=None, progress=driver.progress)  # type: ignore[arg-type]
-        with Watch(lambda: len(driver.tables.trials) - len(driver.tables.open)) as watch:
+        watch = Watch(lambda: len(driver.tables.trials) - len(driver.tables.open))
+        with regularly(LOOK_S, watch.sample):
             running.run_trials(
                 [],
                 driver.searcher,
@@ -319,7 +310,7 @@ def bare(minutes: float) -> dict[str, float]:
                 storage_path=out, verbose=0, callbacks=[Count()], stop=Deadline(watch.left(minutes))
             ),
         )
-        with watch:
+        with regularly(LOOK_S, watch.sample):
             tuner.fit()
     return watch.told("Tune alone")
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from delta_tune.addresses import is_address, open_address
+from delta_tune.background import regularly
 from delta_tune.cache import content_key
 from delta_tune.checkpoint import RECORD_FILE
 from delta_tune.config import UserError
@@ -247,26 +248,22 @@ def pushed_meanwhile(mirror: Mirror | None, say: Callable[[str], None]) -> Itera
     if mirror is None:
         yield
         return
-    over = threading.Event()
+    silent = False
 
-    def work() -> None:
-        silent = False
-        while not over.wait(INTERVAL_S):
-            try:
-                mirror.push()
-                silent = False
-            except OSError as error:
-                if not silent:
-                    say(f"{mirror.address} does not answer ({error}); it is tried again every {INTERVAL_S:.0f} s.")
-                silent = True
+    def push() -> None:
+        nonlocal silent
+        try:
+            mirror.push()
+            silent = False
+        except OSError as error:
+            if not silent:
+                say(f"{mirror.address} does not answer ({error}); it is tried again every {INTERVAL_S:.0f} s.")
+            silent = True
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
     try:
-        yield
+        with regularly(INTERVAL_S, push):
+            yield
     finally:
-        over.set()
-        thread.join()
         with suppress(OSError):  # said by then, and tried again at the end
             mirror.push()
 

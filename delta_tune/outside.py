@@ -6,13 +6,13 @@ import errno
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
+from delta_tune.background import regularly
 from delta_tune.cluster import Head
 from delta_tune.config import UserError
 
@@ -74,23 +74,17 @@ def watching_head(folder: Path, out: str) -> Iterator[None]:
         folder: of the study.
         out: what holds it, as the user knows it.
     """
-    head, over = Head(), threading.Event()
+    head = Head()
 
-    def watch() -> None:
-        while not over.wait(LOOK_AT_HEAD_S):
-            if head.patience() <= 0:
-                said = _stopped("Ray's head is gone", folder, out)
-                sys.stdout.flush()
-                print(f"launch.py: {said}", file=sys.stderr, flush=True)
-                os._exit(2)
+    def look() -> None:
+        if head.patience() <= 0:
+            said = _stopped("Ray's head is gone", folder, out)
+            sys.stdout.flush()
+            print(f"launch.py: {said}", file=sys.stderr, flush=True)
+            os._exit(2)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with regularly(LOOK_AT_HEAD_S, look):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _stopped(cause: str, folder: Path, out: str) -> str:

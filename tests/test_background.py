@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from delta_tune.background import regularly
+
+
+def test_work_is_done_again_and_again_until_the_end():
+    done, third = [], threading.Event()
+
+    def work():
+        done.append(threading.current_thread())
+        if len(done) == 3:
+            third.set()
+
+    with regularly(0.001, work):
+        assert third.wait(60)
+    many = len(done)
+    time.sleep(0.05)
+    assert len(done) == many >= 3
+    assert threading.current_thread() not in done
+    assert not done[0].is_alive()
+
+
+def test_end_waits_for_work_that_was_begun():
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def work():
+        begun.set()
+        may_end.wait(60)
+        ended.append(True)
+
+    with regularly(0.001, work):
+        assert begun.wait(60)
+        threading.Timer(0.05, may_end.set).start()
+    assert ended
+
+
+def test_thread_ends_with_an_exception_too():
+    before = threading.active_count()
+    with pytest.raises(KeyError), regularly(0.001, lambda: None):
+        raise KeyError
+    assert threading.active_count() == before
