@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -25,6 +26,17 @@ def as_uri(address: str) -> str:
     if base.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in options:
         question, options = "?", f"retry_limit_seconds={GCS_PATIENCE_S}{'&' if options else ''}{options}"
     return quote(base, safe="/:@") + question + options
+
+
+def open_place(place: str | Path, flag: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or an address, and the path there.
+
+    Raises:
+        UserError: as `open_address`.
+    """
+    if is_address(place):
+        return open_address(str(place), flag)
+    return fs.LocalFileSystem(), str(Path(place).absolute())
 
 
 def open_address(address: str, flag: str) -> tuple[fs.FileSystem, str]:

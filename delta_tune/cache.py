@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from delta_tune.addresses import is_address, open_address
+from delta_tune.addresses import open_place
 from delta_tune.config import UserError
 
 
@@ -30,10 +30,7 @@ class Cache:
             UserError: an address that nothing here can open, or a folder that cannot be written to.
         """
         self.location = str(location)
-        if is_address(location):
-            self._filesystem, self._root = open_address(self.location, "cache")
-        else:
-            self._filesystem, self._root = fs.LocalFileSystem(), str(Path(location).absolute())
+        self._filesystem, self._root = open_place(location, "cache")
         if isinstance(self._filesystem, fs.LocalFileSystem):
             above = next(parent for parent in (Path(self._root), *Path(self._root).parents) if parent.exists())
             if not above.is_dir() or not os.access(above, os.W_OK):

@@ -12,10 +12,9 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from pyarrow import fs
 from torch import Tensor, nn
 
-from delta_tune.addresses import is_address, open_address
+from delta_tune.addresses import open_place
 from delta_tune.augment import centre
 from delta_tune.config import UserError
 from delta_tune.images import Preprocessing, open_image, to_square
@@ -83,10 +82,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     Raises:
         UserError: there is no model there.
     """
-    if is_address(folder):
-        filesystem, root = open_address(str(folder).rstrip("/"), "load")
-    else:
-        filesystem, root = fs.LocalFileSystem(), str(Path(folder).absolute())
+    filesystem, root = open_place(folder, "load")
+    root = root.rstrip("/")
     try:
         if filesystem.get_file_info(f"{root}/best/{CONFIG_FILE}").is_file:
             root = f"{root}/best"
