@@ -38,11 +38,10 @@ from delta_tune.background import regularly
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.cluster import ray_cluster
 from delta_tune.config import TrialConfig
-from delta_tune.final import CHECKPOINTS
 from delta_tune.plan import Resources
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
-from delta_tune.results import EPOCH_COLUMNS, NUMBER, StudyTables, trial_name
+from delta_tune.results import CHECKPOINTS, EPOCH_COLUMNS, NUMBER, StudyTables, trial_name
 from delta_tune.sampling import StudySearch
 from delta_tune.scheduling import Rungs
 from delta_tune.session import Session

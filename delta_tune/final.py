@@ -19,10 +19,10 @@ from delta_tune.files import written_whole
 from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE, Model, load
 from delta_tune.probe import centred_batches
 from delta_tune.progress import brief, shown
-from delta_tune.results import EPOCHS_FILE, SCORES, TRIALS_FILE, StudyTables, trial_name, write_json
+from delta_tune.results import CHECKPOINTS, EPOCHS_FILE, SCORES, TRIALS_FILE, StudyTables, trial_name, write_json
 from delta_tune.task import Task
 
-CHECKPOINTS, BEST = "checkpoints", "best"
+BEST = "best"
 
 
 def keep_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> None:

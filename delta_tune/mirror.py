@@ -25,14 +25,13 @@ from delta_tune.background import regularly
 from delta_tune.cache import content_key
 from delta_tune.checkpoint import RECORD_FILE
 from delta_tune.config import UserError
-from delta_tune.results import EPOCHS_FILE, JOURNAL_FILE, STUDY_FILE, TRIALS_FILE
+from delta_tune.results import CHECKPOINTS, EPOCHS_FILE, JOURNAL_FILE, RAY, STUDY_FILE, TRIALS_FILE
 
 INTERVAL_S = 15.0
 WORKPLACE = Path("~/.cache/delta_tune/studies")
 SCHEMES = ("s3://", "gs://", "gcs://")
 LAST = (RECORD_FILE, EPOCHS_FILE, TRIALS_FILE, JOURNAL_FILE, STUDY_FILE)
 """What names other files goes after them, in this order; it was read in the opposite one, so it is the older."""
-CHECKPOINTS, RAY = "checkpoints", "ray"
 
 
 class Mirror:

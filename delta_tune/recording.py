@@ -10,13 +10,13 @@ from typing import Any
 from ray.tune import Callback
 
 from delta_tune.checkpoint import BEST_FILE
-from delta_tune.final import CHECKPOINTS
 from delta_tune.mirror import Mirror
 from delta_tune.outside import StoppedFromOutside
 from delta_tune.packing import twice
 from delta_tune.progress import Progress
 from delta_tune.results import (
     BLOCKED,
+    CHECKPOINTS,
     ERROR_FILE,
     GPUS,
     NUMBER,

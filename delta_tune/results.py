@@ -26,6 +26,8 @@ REPORTED = "reported"
 """Column of the epochs: when the study heard of it, in seconds since 1970. Rungs decide in this order."""
 STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
 JOURNAL_FILE = "journal.jsonl"
+CHECKPOINTS, RAY = "checkpoints", "ray"
+"""Folders in a study's: what its trials are continued from, and Ray Tune's own files."""
 EVENTS = b"delta_tune.events"
 """Key of a table's metadata: how many of the journal's events it holds."""
 WRITING_SHARE = 0.05

@@ -10,7 +10,7 @@ from typing import Any
 
 from delta_tune.config import UserError
 from delta_tune.plain_arm import ARM, arm_of
-from delta_tune.results import FINISHED, REPORTED, WORKER_DIED, StudyTables
+from delta_tune.results import FINISHED, RAY, REPORTED, WORKER_DIED, StudyTables
 from delta_tune.sampling import LOST, StudySearch, Unfinished
 from delta_tune.scheduling import Rungs
 from delta_tune.space_checks import CheckedSpace
@@ -63,7 +63,7 @@ def others_pickles(folder: Path) -> tuple[str, ...]:
     if not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid():
         return ()
     return (
-        f"{folder} belongs to another user. Its tables, JSON and weights are read as data; {folder / 'ray'} holds "
+        f"{folder} belongs to another user. Its tables, JSON and weights are read as data; {folder / RAY} holds "
         f"Ray's state as pickles, which this does not open: do so with Ray's own tools only if you trust their owner.",
     )
 

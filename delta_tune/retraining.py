@@ -13,11 +13,11 @@ import torch
 from delta_tune.checkpoint import last_weights
 from delta_tune.config import TrialConfig
 from delta_tune.confirming import Confirmation
-from delta_tune.final import BEST, CHECKPOINTS, keep_model
+from delta_tune.final import BEST, keep_model
 from delta_tune.mirror import at_hand
 from delta_tune.plan import Resources
 from delta_tune.resampling import all_for_training
-from delta_tune.results import StudyTables, trial_name
+from delta_tune.results import CHECKPOINTS, StudyTables, trial_name
 from delta_tune.session import Session
 from delta_tune.task import Task
 from delta_tune.training import run_trial

@@ -18,7 +18,7 @@ from delta_tune.config import Metric
 from delta_tune.map_sharing import map_budget, map_shelf
 from delta_tune.outside import StoppedFromOutside
 from delta_tune.recording import Recorder
-from delta_tune.results import GPUS, NUMBER, trial_name
+from delta_tune.results import GPUS, NUMBER, RAY, trial_name
 from delta_tune.room import Room
 from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
@@ -80,7 +80,7 @@ def run_trials(
     room = Room(resources, session.progress.say)
     limited = _Limiter(searcher, room)
     recorder.on_lost = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
-    ray_folder = folder / "ray"
+    ray_folder = folder / RAY
     tuner = tune.Tuner(
         tune.with_resources(trial, bundle),
         tune_config=tune.TuneConfig(

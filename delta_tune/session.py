@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from delta_tune.attention_tasks import ray_runner
-from delta_tune.mirror import CHECKPOINTS, Mirror
+from delta_tune.mirror import Mirror
 from delta_tune.plan import Resources
 from delta_tune.probing import Runner
 from delta_tune.progress import Progress
+from delta_tune.results import CHECKPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,19 @@ import pytest
 
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.config import TrialConfig
-from delta_tune.final import CHECKPOINTS
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
-from delta_tune.results import EPOCH_COLUMNS, ERROR_FILE, GPUS, NUMBER, OUTCOME, TRIALS_FILE, StudyTables, trial_name
+from delta_tune.results import (
+    CHECKPOINTS,
+    EPOCH_COLUMNS,
+    ERROR_FILE,
+    GPUS,
+    NUMBER,
+    OUTCOME,
+    TRIALS_FILE,
+    StudyTables,
+    trial_name,
+)
 from delta_tune.scheduling import Rungs
 
 
