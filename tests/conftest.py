@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from nodes import free_port
 from PIL import Image
 from pyarrow import fs
 
@@ -69,9 +70,7 @@ def task(image_folder: Path, tiny_weights: Path) -> Task:
 @pytest.fixture(scope="session")
 def s3_port() -> int:
     """Where the tests' S3 server will be: the variables must be there before Ray's workers are started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port: int = free_port()
     os.environ |= {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "x",

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from nodes import free_port
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from delta_tune.cli import parser
@@ -304,8 +304,7 @@ class Slurm:
         for name in ("srun", "ray", "python"):
             (folder / "bin" / name).write_text(FAKE)
             (folder / "bin" / name).chmod(0o755)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.address = f"127.0.0.1:{port}"
         environment = {
             "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
