@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -36,14 +36,14 @@ class Room:
         self,
         resources: Resources,
         say: Callable[[str], None],
-        nodes: Callable[[], Sequence[Node]] = alive_nodes,
+        nodes: Callable[[], Iterable[Node]] = alive_nodes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._resources, self._say, self._nodes, self._clock = resources, say, nodes, clock
-        self._looked = -math.inf
-        self._fit = self._known = resources.slots
+        self._looked = clock()
+        self._fit = fitting(resources, nodes())
         self._none_since: float | None = None
-        self.history = [(time.time(), resources.slots)]
+        self.history = [(time.time(), self._fit)]
         """Since when (seconds since 1970) how many trials fitted at a time."""
 
     @property
@@ -69,17 +69,22 @@ class Room:
             return
         self._looked = now
         resources = self._resources
-        self._fit = sum(node.slots(resources.cpus_per_trial, resources.gpus_per_trial) for node in self._nodes())
+        self._fit = fitting(resources, self._nodes())
         if self._fit == 0 and self._none_since is None:
             self._none_since = now
             minutes = f"{NODE_WAIT_S / 60:g} minutes"
             self._say(f"No node has room for {wanted(resources)} any more; waiting up to {minutes} for one.")
         elif self._fit > 0:
             self._none_since = None
-            if self._fit != self._known:
+            known = self.history[-1][1]
+            if self._fit != known:
                 self.history.append((time.time(), self._fit))
-                self._say(f"The cluster has room for {self._fit} trials at a time now, it had for {self._known}.")
-            self._known = self._fit
+                self._say(f"The cluster has room for {self._fit} trials at a time now, it had for {known}.")
+
+
+def fitting(resources: Resources, nodes: Iterable[Node]) -> int:
+    """Trials that fit on these nodes at a time."""
+    return sum(node.slots(resources.cpus_per_trial, resources.gpus_per_trial) for node in nodes)
 
 
 def wanted(resources: Resources) -> str:
@@ -94,7 +99,7 @@ def await_room(resources: Resources, say: Callable[[str], None]) -> None:
     Raises:
         UserError: none came in time.
     """
-    if any(node.slots(resources.cpus_per_trial, resources.gpus_per_trial) for node in alive_nodes()):
+    if fitting(resources, alive_nodes()):
         return
     minutes = f"{NODE_WAIT_S / 60:g} minutes"
     say(f"No node has room for {wanted(resources)} yet; asking for one, and waiting up to {minutes}.")

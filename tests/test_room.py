@@ -42,6 +42,14 @@ def test_limit_is_what_fits_on_the_nodes_of_the_moment():
     ]
 
 
+def test_nothing_is_said_of_a_cluster_that_stays_as_it_is():
+    said = []
+    few = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=2, most=2)  # fewer trials than there is room for
+    room = Room(few, said.append, nodes=lambda: (Node(16, 0),), clock=lambda: 0.0)
+    assert room.limit == 2
+    assert said == []
+
+
 def test_nodes_are_looked_at_now_and_then_only():
     watched = Watched()
     assert watched.room.limit == 4
