@@ -1,6 +1,6 @@
 """What many trials cost the driver: time and memory a trial as their number grows.
 
-    python benchmarks/scale.py [--trials 3000] [--slots 64] [--minutes 5] [--quick] [--json FILE]
+    python benchmarks/scale.py [--trials 3000] [--slots 64] [--minutes 5] [--epoch-seconds 2] [--quick] [--json FILE]
 
 First the driver's path alone: searcher (TPE on `search_spaces/delta.py`), rungs, recorder, tables and progress are
 driven by hand with simulated epochs. Times are the processor's, a trial, over the trials since the row before: a part
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,8 @@ from delta_tune.space_checks import check_space
 from delta_tune.spaces import Proposal, load_space
 
 EPOCHS = 12
+EPOCH_SECONDS = 2.0
+"""Tune fills its slots only where a trial takes longer than a process to start: else the first ones do all the work."""
 MARKS = (100, 300, 1000, 3000, 10000)
 METRIC = "val_accuracy"
 LOOK_S = 0.5
@@ -248,15 +251,17 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         return {}
 
 
-def reports_only(config: dict[str, Any], settings: Any = None) -> None:
+def reports_only(config: dict[str, Any], settings: Any = None, *, epoch_seconds: float) -> None:
     """A trial without a network: what is left is Tune and the driver."""
     for epoch in range(1, EPOCHS + 1):
+        time.sleep(epoch_seconds)
         tune.report(epoch_row(config, epoch))
 
 
-def ours(slots: int, minutes: float) -> dict[str, float]:
+def ours(slots: int, minutes: float, epoch_seconds: float) -> dict[str, float]:
     # Workers need not import torch for this
-    running.run_tune_trial, running.WorkerSettings = reports_only, SimpleNamespace  # type: ignore
+    running.run_tune_trial = partial(reports_only, epoch_seconds=epoch_seconds)  # type: ignore
+    running.WorkerSettings = SimpleNamespace  # type: ignore
     with tempfile.TemporaryDirectory() as out:
         driver = Driver(Path(out), MANY)
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
@@ -290,8 +295,12 @@ def ours(slots: int, minutes: float) -> dict[str, float]:
     return told
 
 
-def bare(minutes: float) -> dict[str, float]:
+def bare(minutes: float, epoch_seconds: float) -> dict[str, float]:
     """Tune as it comes."""
+
+    def trial(config: dict[str, Any]) -> None:
+        reports_only(config, epoch_seconds=epoch_seconds)
+
     ended = 0
 
     class Count(tune.Callback):  # type: ignore[misc]
@@ -302,7 +311,7 @@ def bare(minutes: float) -> dict[str, float]:
     watch = Watch(lambda: ended)
     with tempfile.TemporaryDirectory() as out:
         tuner = tune.Tuner(
-            tune.with_resources(reports_only, {"cpu": 1}),
+            tune.with_resources(trial, {"cpu": 1}),
             param_space={"lr": tune.loguniform(1e-4, 1e-2)},
             tune_config=tune.TuneConfig(num_samples=MANY, reuse_actors=True, metric=METRIC, mode="max"),
             run_config=tune.RunConfig(
@@ -319,6 +328,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3000, help="simulated ones; 0 for none")
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=5.0, help="of each of the two runs on Ray; 0 for none")
+    parser.add_argument("--epoch-seconds", type=float, default=EPOCH_SECONDS, help="an epoch's sleep on Ray")
     parser.add_argument("--quick", action="store_true", help="300 trials, and a minute on 8 slots")
     parser.add_argument("--json", type=Path, help="write the same figures here")
     arguments = parser.parse_args()
@@ -334,9 +344,19 @@ def main() -> None:
         "simulated": simulated(trials, slots) if trials else [],
     }
     if minutes:
-        ray.init("local", num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        # One machine starts all slots' processes: niced and given a minute each, as Ray has it, they never come
+        patient = {"worker_niceness": 0, "worker_register_timeout_seconds": 900}
+        ray.init(
+            "local",
+            num_cpus=slots,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _system_config=patient,
+        )
         with ray_cluster("local"):
-            figures |= {"ours": ours(slots, minutes), "bare": bare(minutes)}
+            figures["ours"] = ours(slots, minutes, arguments.epoch_seconds)
+            figures["bare"] = bare(minutes, arguments.epoch_seconds)
         ray.shutdown()
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

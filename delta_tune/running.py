@@ -73,9 +73,11 @@ def run_trials(
     def trial(config: dict[str, Any]) -> None:
         run_tune_trial(config, settings)
 
+    cpus = resources.cpus_per_trial
+
     def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         gpus = {"GPU": config[GPUS]} if config[GPUS] else {}
-        return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, **gpus}])
+        return tune.PlacementGroupFactory([{"CPU": cpus, **gpus}])
 
     room = Room(resources, session.progress.say)
     limited = _Limiter(searcher, room)
