@@ -11,15 +11,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.config import METRICS
 from delta_tune.evaluation import classification_metrics, wilson_interval
 from delta_tune.files import written_whole
-from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE, Model, load
-from delta_tune.probe import centred_batches
+from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE
 from delta_tune.progress import brief, shown
-from delta_tune.results import CHECKPOINTS, EPOCHS_FILE, SCORES, TRIALS_FILE, StudyTables, trial_name, write_json
+from delta_tune.results import (
+    CHECKPOINTS,
+    EPOCHS_FILE,
+    REPORT_FILE,
+    SCORES,
+    TRIALS_FILE,
+    StudyTables,
+    trial_name,
+    write_json,
+)
 from delta_tune.task import Task
 
 BEST = "best"
@@ -60,21 +69,17 @@ def keep_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -
     )
 
 
-def score_test(task: Task, best: Path, device: torch.device | str) -> dict[str, Any] | None:
-    """Score the model on the test split, with a 95 % interval of its accuracy; None where there is no such split.
+def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
+    """The model's scores on the test split, with a 95 % interval of its accuracy.
 
     The caller writes every scoring down: a second one is no longer an honest estimate.
+
+    Args:
+        task: which has a test split.
+        best: the model's folder.
+        logits: its (N, K) for that split.
     """
-    if task.dataset.test is None:
-        return None
-    model: Model = load(best, device)
-    with torch.inference_mode():
-        logits = torch.cat(
-            [
-                model.network(images).float().cpu()
-                for images in centred_batches(task.dataset.test, task.backbone.preprocessing, torch.device(device))
-            ]
-        )
+    assert task.dataset.test is not None
     labels = torch.from_numpy(np.array(task.dataset.test.labels))
     scores = {f"test_{name}": value for name, value in classification_metrics(logits, labels).items()}
     low, high = wilson_interval(scores["test_accuracy"], len(labels))
@@ -135,6 +140,8 @@ def summary(
         said.append(f"Model: {folder / BEST} ({model})")
     said += remarks
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
+    if (folder / REPORT_FILE).exists():
+        said.append(f"Report: {folder / REPORT_FILE}")
     if resume:
         said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
     return said

@@ -26,6 +26,8 @@ REPORTED = "reported"
 """Column of the epochs: when the study heard of it, in seconds since 1970. Rungs decide in this order."""
 STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
 JOURNAL_FILE = "journal.jsonl"
+ATTENTION_FILE = Path("attention") / "attention.parquet"
+REPORT_FILE = "report.html"
 CHECKPOINTS, RAY = "checkpoints", "ray"
 """Folders in a study's: what its trials are continued from, and Ray Tune's own files."""
 EVENTS = b"delta_tune.events"
@@ -80,11 +82,27 @@ class StudyTables:
 
     @classmethod
     def read(cls, folder: Path, metric: Metric) -> StudyTables:
-        """The tables that an earlier session left, with what its journal adds. Nothing is changed on disk.
+        """The tables that an earlier session left, or one is writing, with what its journal adds.
+
+        Nothing is changed on disk.
 
         Raises:
             UserError: a table is missing or damaged.
         """
+        while True:
+            stamps = _stamps(folder)
+            try:
+                tables = cls._read(folder, metric)
+            except UserError:
+                if stamps == _stamps(folder):
+                    raise
+            else:
+                if stamps == _stamps(folder):
+                    return tables
+
+    @classmethod
+    def _read(cls, folder: Path, metric: Metric) -> StudyTables:
+        """Both tables and the journal, which belong together if none was written whole in the meantime."""
         tables = cls(folder, metric)
         try:
             for row in _read_table(folder / EPOCHS_FILE).to_pylist():
@@ -267,6 +285,10 @@ class StudyTables:
         self._journal.clear()
         self._lag, ended = False, time.monotonic()
         self._due = ended + (ended - began) * (1 / WRITING_SHARE - 1)
+
+
+def _stamps(folder: Path) -> list[int]:
+    return [file.stat().st_mtime_ns for file in (folder / TRIALS_FILE, folder / EPOCHS_FILE) if file.exists()]
 
 
 def _read_table(file: Path) -> pa.Table:

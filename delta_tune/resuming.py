@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from optuna.distributions import BaseDistribution, distribution_to_json
 
 from delta_tune.config import UserError
 from delta_tune.plain_arm import ARM, arm_of
@@ -18,12 +21,19 @@ from delta_tune.task import Task
 
 
 def begun_with(task: Task, checked: CheckedSpace) -> dict[str, Any]:
-    """What `study.json` says of the data, the weights and the space."""
+    """What `study.json` says of the data, the weights and the space.
+
+    Of a hyperparameter whose distribution depends on others, the one that was drawn first stands for all.
+    """
+    known: dict[str, BaseDistribution] = {}
+    for proposal in checked.drawn:
+        known = dict(proposal.distributions) | known
     splits = {"train": task.dataset.train, "val": task.dataset.val, "test": task.dataset.test}
     return {
         "fingerprints": {"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint},
         "images": {name: len(split) for name, split in splits.items() if split is not None},
         "space": checked.space.source,
+        "distributions": {name: json.loads(distribution_to_json(each)) for name, each in known.items()},
     }
 
 

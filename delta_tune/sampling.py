@@ -20,7 +20,7 @@ from delta_tune.results import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
 from delta_tune.samplers import make_sampler
 from delta_tune.space_checks import CheckedSpace
 from delta_tune.spaces import Answer, Proposal, Space
-from delta_tune.storage import make_room
+from delta_tune.storage import make_room, quiet_optuna
 
 INFEASIBLE = "trains"
 """Name of the constraint that diverged and failed configurations violate (Optuna ranks them last and learns)."""
@@ -53,9 +53,7 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
         self.proposal: Proposal | None = None
         self._searched, self._kind, self._seed_of_study, self._max_epochs = space, sampler, seed, max_epochs
         self._values: dict[str, dict[int, float]] = {}
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # else a line that a study was created
-        try:
+        with quiet_optuna():
             super().__init__(
                 space=self._define,
                 metric=metric,
@@ -64,8 +62,6 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
                 study_name=name,
                 storage=storage,
             )
-        finally:
-            optuna.logging.set_verbosity(verbosity)
 
     def suggest_numbered(
         self, trial_id: str, number: int, point: Mapping[str, Any] | None, values: Mapping[int, float]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_tune import plan
+from delta_tune import plan, report
+from delta_tune.background import regularly
 from delta_tune.cluster import ray_cluster
 from delta_tune.everywhere import refuse_unseen
 from delta_tune.mirror import pushed_meanwhile
@@ -41,7 +42,8 @@ def tune(**settings: Any) -> StudyResult:
         await_room(resources, study.progress.say)
         study.open()
         session = begin(resources, study.progress, study.mirror)
-        with pushed_meanwhile(study.mirror, study.progress.say):
+        page = regularly(report.INTERVAL_S, study.reporter.now_and_then)
+        with pushed_meanwhile(study.mirror, study.progress.say), page:
             study.search(session)
             study.confirm(session)
     with told_in_a_sentence(folder, study.out):

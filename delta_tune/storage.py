@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -29,6 +30,17 @@ def open_storage(address: str) -> BaseStorage:
             f"--storage {address} cannot be opened ({reason}); give a database URL such as sqlite:///studies.db, "
             f"or the path of a journal file."
         ) from error
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Within it Optuna does not tell on stderr that a study was created."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def make_room(storage: BaseStorage, names: Iterable[str], *, resume: bool) -> None:

@@ -23,13 +23,25 @@ from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, keep_winner, score_test, summary
+from delta_tune.map_pictures import PICTURES_FILE, keep_pictures
 from delta_tune.mirror import INTERVAL_S, RemoteStudies, push_or_refuse
 from delta_tune.packing import measure_on_cluster
 from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
+from delta_tune.predictions import PREDICTIONS_FILE, keep_predictions, split_logits
 from delta_tune.progress import Progress, clock
 from delta_tune.recording import Recorder
-from delta_tune.results import CHECKPOINTS, FINISHED, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
+from delta_tune.report import Reporter
+from delta_tune.results import (
+    ATTENTION_FILE,
+    CHECKPOINTS,
+    FINISHED,
+    SCORES,
+    STUDY_FILE,
+    StudyTables,
+    trial_name,
+    write_json,
+)
 from delta_tune.resuming import begun_with, others_pickles, refuse_another_study, restore, seconds_spent
 from delta_tune.retraining import described, keep_retrained, on_all_images
 from delta_tune.running import run_trials
@@ -47,7 +59,6 @@ SHARED_CACHE = ".cache"
 LOOK_AT_BUDGET_S = 1.0
 SLACK = 0.05
 """Part of the time for the final model that may lie beyond the budget."""
-ATTENTION_FILE = Path("attention") / "attention.parquet"
 DATA_OPTIONS = (
     "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
 )  # fmt: skip
@@ -62,6 +73,7 @@ class StudyResult:
         best_metrics: of the winner's best epoch, with `test_…` where there is a test split.
         trials: a row per trial, as in `trials.parquet`.
         path: the study's folder.
+        report: its page, None where that could not be made.
         summary: what was found, in sentences.
     """
 
@@ -69,6 +81,7 @@ class StudyResult:
     best_metrics: dict[str, Any]
     trials: pa.Table
     path: Path
+    report: Path | None
     summary: str
 
 
@@ -129,6 +142,7 @@ class Study:
             resume=config.resume,
         )
         self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials, self.mirror)
+        self.reporter = Reporter(self.folder, self.progress.say)
         self._interrupted = False
         self._confirmation: Confirmation | None = None
         self._retrained = self._reserve_told = False
@@ -321,11 +335,11 @@ class Study:
         model = self.record.get("model", "")
         # A study that goes on later must not have looked at its test split.
         if winner is not None and not self._interrupted and all(scoring["model"] != model for scoring in scorings):
-            test = score_test(self.task, best, device)
-            scorings += [{"trial": winner, "model": model, **test}] if test else []
+            self._judge(winner, model, device)
         if not self._interrupted:
             self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._keep_time()
+        page = self.reporter.write()
         self.progress.methods(tables)
         remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]
         said = summary(
@@ -347,8 +361,21 @@ class Study:
             best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,
             trials=tables.table(),
             path=self.folder,
+            report=page,
             summary="\n".join(said),
         )
+
+    def _judge(self, winner: int, model: str, device: str) -> None:
+        """Score the final model on test, or on validation if there is no test split and it was not trained on it."""
+        dataset, best = self.task.dataset, self.folder / BEST
+        name = "val" if dataset.test is None else "test"
+        if name == "test" or not self._retrained:
+            logits = split_logits(self.task, dataset.for_name(name), best, device)
+            if name == "test":
+                scored = score_test(self.task, best, logits)
+                self.record["test_scorings"].append({"trial": winner, "model": model, **scored})
+            keep_predictions(self.task, name, logits, self.folder / PREDICTIONS_FILE)
+        keep_pictures(self.task, best, self.folder / PICTURES_FILE)
 
     def _keep_time(self) -> None:
         """Write down how long the study has run in all its sessions: its time budget counts them all."""

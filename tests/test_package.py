@@ -17,12 +17,13 @@ TRAINER = [
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("trees", "sources", "splits", "images", "reading", "data", "resampling", "augment"),
     *("weights", "layers", "models", "features", "folding", "regularizers"),
-    *("evaluation", "inference", "probe", "probe_images", "probing", "task"),
+    *("evaluation", "inference", "probe", "probe_images", "probing", "task", "predictions", "map_pictures"),
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
     *("background", "settings", "journal", "results", "mirror", "time_use", "evidence", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
+    *("figures", "report"),
     *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
     *("recording", "plan", "trial_plan", "room", "session", "running"),
     *("resuming", "confirming", "retraining", "study"),
