@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import TrialState
-from optuna.visualization import plot_parallel_coordinate
+from plotly.colors import sample_colorscale
 
 from delta_tune.config import METRICS, Metric
 from delta_tune.evaluation import wilson_interval
@@ -156,7 +156,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
             hovertemplate="%{text}<br>%{x}, %{y}",
         )
     menus = []
-    for axis, shown, left in (("y", second, 0.0), ("x", first, 0.5)):
+    for axis, shown, left in (("y", second, 0.0), ("x", first, 0.6)):
         buttons = [
             {
                 "label": f"{axis}: {name}",
@@ -174,18 +174,41 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
 
 
 def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
-    """Optuna's parallel coordinates of the trials of the best trial's method that have all of its hyperparameters."""
+    """A line for each trial of the best trial's method, through its hyperparameters to its score.
+
+    Optuna's is drawn for white paper, and Plotly's own needs WebGL, which not every browser has.
+    """
     if tables.leader is None:
         return None
     method = tables.trials[tables.leader]["config.regularizer"]
-    study = optuna_study(tables, parameters, method)
-    names = [name for name in parameters if name in study.best_trial.params and name != METHOD]
-    if len(study.get_trials(states=[TrialState.COMPLETE])) < 2 or not names:
+    numbers = tables.ranked(method)
+    names = [name for name in parameters if name != METHOD and all(name in tables.params(n) for n in numbers)]
+    if len(numbers) < 2 or not names:
         return None
-    figure = plot_parallel_coordinate(study, params=names, target_name=tables.metric)
-    figure.update_layout({**LAYOUT, "margin": {"l": 64, "r": 64, "t": 64, "b": 40}, "title": None})
-    figure.update_traces(line={"colorscale": SCALE})
-    return figure
+    scores = [tables.best_row(n)[tables.metric] for n in numbers]
+    columns = {name: [tables.params(n)[name] for n in numbers] for name in names} | {tables.metric: scores}
+    heights = [_heights(values, parameters.get(name)) for name, values in columns.items()]
+    shares = _heights(scores, None) if METRICS[tables.metric] == "max" else [1 - s for s in _heights(scores, None)]
+    figure = _figure()
+    for row in reversed(range(len(numbers))):  # the best one on top
+        figure.add_scatter(
+            x=list(columns),
+            y=[each[row] for each in heights],
+            mode="lines",
+            line={"color": sample_colorscale(SCALE, shares[row])[0], "width": 1.5 + 2.5 * (row == 0)},
+            name=f"trial {numbers[row]}",
+            hovertext=_said(tables, numbers[row]),
+            customdata=[_number(values[row]) for values in columns.values()],
+            hovertemplate="%{hovertext}<br>%{x} %{customdata}<extra></extra>",
+            opacity=0.8,
+        )
+    for (name, values), places in zip(columns.items(), heights, strict=True):
+        figure.add_vline(x=name, line={"color": GREY, "width": 1})
+        for place, value in {round(place, 6): value for place, value in zip(places, values, strict=True)}.items():
+            if place in (0, 1) or isinstance(parameters.get(name), CategoricalDistribution):
+                figure.add_annotation(x=name, y=place, text=_number(value), showarrow=False, xshift=8, xanchor="left")
+    figure.update_layout(showlegend=False, margin={"r": 80})
+    return _axes(figure, {"type": "category", "side": "top"}, {"visible": False, "range": [-0.04, 1.04]})
 
 
 def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) -> go.Figure | None:
@@ -285,18 +308,16 @@ def timeline(tables: StudyTables) -> go.Figure | None:
     return _axes(figure, {"type": "date", "title": "time (UTC)"}, {"title": "slot", "dtick": 1, "tick0": 0})
 
 
-def optuna_study(tables: StudyTables, parameters: Parameters, method: str | None = None) -> optuna.Study:
-    """The trials (of one method) as Optuna's, for its own plots: complete, pruned, or failed.
+def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
+    """The trials as Optuna's, for its evaluators: complete, pruned, or failed.
 
     The method is a hyperparameter too where there are several.
     """
-    several = methods_of(tables) if method is None else []
+    several = methods_of(tables)
     known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
     with quiet_optuna():
         study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")
     for number, row in tables.trials.items():
-        if method not in (None, row["config.regularizer"]):
-            continue
         params = {k: v for k, v in _coordinates(tables, number).items() if k in known}
         state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
         study.add_trial(
@@ -309,6 +330,21 @@ def optuna_study(tables: StudyTables, parameters: Parameters, method: str | None
             )
         )
     return study
+
+
+def _heights(values: Sequence[Any], distribution: BaseDistribution | None) -> list[float]:
+    """Where values stand on an axis from the lowest, 0, to the highest, 1."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices = [str(choice) for choice in distribution.choices]
+        values = [choices.index(str(value)) for value in values]
+    elif getattr(distribution, "log", False):
+        values = [math.log(value) for value in values]
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:

@@ -23,7 +23,7 @@ from delta_tune.task import Task
 
 PICTURES_FILE = Path("report") / "feature_maps.parquet"
 PHOTOS, CHANNELS = 3, 4
-TILE = 72
+TILE = 56
 GAP = 4
 DARK, MIDDLE, BRIGHT = "#000004", "#bb3754", "#fcffa4"
 

@@ -106,8 +106,9 @@ class Reporter:
         except Exception as error:  # whatever Plotly, Optuna or a disk raise: the search is worth more than its page
             if not self._told:
                 self._told = True
+                cause = next(iter(str(error).strip().splitlines()), "no cause is known")
                 self._say(
-                    f"{self._folder / REPORT_FILE} cannot be written ({type(error).__name__}: {error}); "
+                    f"{self._folder / REPORT_FILE} cannot be written ({type(error).__name__}: {cause}); "
                     f"python -m delta_tune report {self._folder} tries it again."
                 )
             return None
@@ -139,7 +140,7 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
         ),
         "parallel": (
             figures.parallel(tables, parameters),
-            "Trials of full budget of the best trial's method. Drag along an axis to choose among them.",
+            "The best trial's method: a line for each trial of full budget, the best one thick, bright is better.",
         ),
         "importances": (
             figures.importances(tables, parameters, thorough=not running),

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+from studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial, random_trials, tables_in
+
+from delta_tune import figures
+from delta_tune.evaluation import wilson_interval
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Two methods; trials of all kinds of ends."""
+    tables = tables_in(tmp_path)
+    random_trials(tables, 40)
+    return tables
+
+
+@pytest.fixture
+def empty(tmp_path):
+    return tables_in(tmp_path)
+
+
+def points(trace):
+    return [(x, y) for x, y in zip(trace.x, trace.y, strict=True) if x is not None]
+
+
+def test_learning_curves_show_every_epoch_of_every_trial_once(tables):
+    *curves, best = figures.learning_curves(tables, []).data
+    expected = [(row["epoch"], row["val_accuracy"]) for rows in tables.epochs.values() for row in rows]
+    assert sorted(point for trace in curves for point in points(trace)) == sorted(expected)
+    assert [y for _, y in points(best)] == [row["val_accuracy"] for row in tables.epochs[tables.leader]]
+
+
+def test_learning_curves_leave_trials_that_ended_early_grey(tables):
+    grey = next(t for t in figures.learning_curves(tables, []).data if t.line.color == figures.GREY)
+    early = [n for n, row in tables.trials.items() if row["state"] != "completed"]
+    assert len(points(grey)) == sum(len(tables.epochs[n]) for n in early)
+
+
+def test_learning_curves_leave_a_gap_between_trials_and_where_a_score_is_no_number(empty):
+    add_trial(empty, 0, "completed")
+    add_trial(empty, 1, "completed")
+    empty.epochs[0][2]["val_accuracy"] = float("nan")
+    (curve, _) = figures.learning_curves(empty, []).data
+    assert [y is None for y in curve.y].count(True) == 3
+    assert len(curve.x) == len(curve.text) == 2 * (MAX_EPOCHS + 1)
+
+
+def test_learning_curves_mark_the_rungs(tables):
+    shapes = figures.learning_curves(tables, [2, 5]).layout.shapes
+    assert [shape.x0 for shape in shapes] == [2, 5]
+
+
+def test_nothing_is_drawn_of_a_study_without_epochs(empty):
+    add_trial(empty, 0, "failed", error="no")
+    for drawn in (
+        figures.learning_curves(empty, [2]),
+        figures.methods(empty, None, 50),
+        figures.pairs(empty, DISTRIBUTIONS),
+        figures.parallel(empty, DISTRIBUTIONS),
+        figures.importances(empty, DISTRIBUTIONS, thorough=True),
+        figures.timeline(empty),
+        figures.attention([]),
+    ):
+        assert drawn is None
+
+
+def test_methods_put_the_diamond_on_the_best_with_the_interval_of_its_images(tables):
+    drawn = figures.methods(tables, None, 50)
+    _, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["delta"])
+    best = max(
+        max(row["val_accuracy"] for row in tables.epochs[n])
+        for n, row in tables.trials.items()
+        if row["state"] == "completed" and row["config.regularizer"] == "delta"
+    )
+    low, high = wilson_interval(best, 50)
+    assert diamond.x == (best,)
+    assert (best - diamond.error_x.arrayminus[0], best + diamond.error_x.array[0]) == pytest.approx((low, high))
+
+
+def test_methods_of_a_confirmed_study_show_its_runs(tables):
+    scores = {"delta": [0.9, 0.8, 0.85], "l2": [0.7, 0.75, 0.72]}
+    drawn = figures.methods(tables, {"scores": scores, "metric": "val_accuracy"}, 50)
+    dots, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["l2"])
+    assert list(dots.x) == scores["l2"]
+    assert diamond.x[0] == pytest.approx(np.mean(scores["l2"]))
+    assert diamond.error_x.array[0] == pytest.approx(np.std(scores["l2"], ddof=1))
+
+
+def test_pairs_place_each_trial_once_by_its_own_hyperparameters(tables):
+    drawn = figures.pairs(tables, DISTRIBUTIONS)
+    shown = [point for trace in drawn.data for point in zip(trace.x, trace.y, strict=True)]
+    expected = [(tables.params(n).get("alpha"), tables.params(n)["lr"]) for n in tables.trials]
+    assert sorted(map(str, shown)) == sorted(map(str, expected))
+
+
+def test_pairs_menus_hold_every_hyperparameter_for_both_axes(tables):
+    for axis, menu in zip("yx", figures.pairs(tables, DISTRIBUTIONS).layout.updatemenus, strict=True):
+        assert [button.label for button in menu.buttons] == [f"{axis}: {name}" for name in DISTRIBUTIONS]
+        sizes = {tuple(len(values) for values in button.args[0][axis]) for button in menu.buttons}
+        assert len(sizes) == 1
+
+
+def test_optuna_study_has_each_trial_as_it_ended(tables):
+    study = figures.optuna_study(tables, DISTRIBUTIONS)
+    for trial, (number, row) in zip(study.trials, tables.trials.items(), strict=True):
+        expected = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
+        assert trial.state == expected
+        assert trial.params == tables.params(number)
+        assert trial.intermediate_values == {r["epoch"]: r["val_accuracy"] for r in tables.epochs[number]}
+    assert study.best_value == max(r["val_accuracy"] for r in tables.epochs[tables.leader])
+
+
+def test_optuna_study_takes_a_value_outside_the_range_that_stands_for_all(empty):
+    add_trial(empty, 0, "completed", lr=0.5)
+    assert figures.optuna_study(empty, DISTRIBUTIONS).trials[0].params["lr"] == 0.5
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_importances_find_the_hyperparameter_that_decides(empty, thorough):
+    """Of trials of one method, whose scores their learning rates alone decide."""
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        add_trial(empty, number, "completed", lr=10 ** rng.uniform(-4, -1), alpha=10 ** rng.uniform(-2, 1))
+    drawn = figures.importances(empty, DISTRIBUTIONS, thorough=thorough)
+    assert [trace.name for trace in drawn.data] == ["PED-ANOVA", "fANOVA"][: 1 + thorough]
+    for trace in drawn.data:
+        share = dict(zip(trace.y, trace.x, strict=True))
+        assert share.keys() == {"lr", "alpha"}
+        assert share["lr"] > 3 * share["alpha"]
+
+
+def test_importances_are_not_shown_of_a_few_trials(empty):
+    for number in range(figures.MIN_TRIALS - 1):
+        add_trial(empty, number, "completed", lr=10 ** -(1 + number / 5), alpha=1 + number)
+    assert figures.importances(empty, DISTRIBUTIONS, thorough=False) is None
+
+
+def test_parallel_has_a_line_for_each_trial_of_the_best_method_through_its_values(tables):
+    drawn = figures.parallel(tables, DISTRIBUTIONS)
+    method = tables.trials[tables.leader]["config.regularizer"]
+    numbers = tables.ranked(method)
+    lr = np.log([tables.params(n)["lr"] for n in numbers])
+    score = np.array([tables.best_row(n)["val_accuracy"] for n in numbers])
+    for trace in drawn.data:
+        row = numbers.index(int(trace.name.removeprefix("trial ")))
+        heights = dict(zip(trace.x, trace.y, strict=True))
+        assert heights["lr"] == pytest.approx((lr[row] - lr.min()) / (lr.max() - lr.min()))
+        assert heights["val_accuracy"] == pytest.approx((score[row] - score.min()) / (score.max() - score.min()))
+    assert len(drawn.data) == len(numbers)
+
+
+def test_parallel_shows_choices_by_name(empty):
+    for number, size in enumerate((16, 32, 16)):
+        add_trial(empty, number, "completed")
+        empty.trials[number]["suggested"] = json.dumps({"batch_size": size})
+    drawn = figures.parallel(empty, {"batch_size": CategoricalDistribution([16, 32])})
+    said = {(note.x, note.y): note.text for note in drawn.layout.annotations}
+    assert (said["batch_size", 0], said["batch_size", 1]) == ("16", "32")
+
+
+def test_attention_weights_times_channels_are_one_on_average_and_sorted():
+    weights = np.random.default_rng(0).dirichlet(np.ones(20))
+    (curve,) = figures.attention([{"layer": "a", "estimator": "exact", "W": weights.tolist()}]).data
+    assert np.mean(curve.y) == pytest.approx(1)
+    assert list(curve.y) == sorted(curve.y, reverse=True)
+    assert curve.x[-1] == 1
+
+
+def test_confusion_shades_shares_of_the_true_class():
+    (drawn,) = figures.confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]).data
+    np.testing.assert_allclose(drawn.z, [[0.75, 0.25], [0, 0]])
+
+
+def test_timeline_has_no_two_trials_in_a_lane_at_a_time(tables):
+    bars = [
+        (lane, datetime.datetime.fromisoformat(base).timestamp(), milliseconds / 1000)
+        for trace in figures.timeline(tables).data
+        for lane, base, milliseconds in zip(trace.y, trace.base, trace.x, strict=True)
+    ]
+    assert len(bars) == sum(bool(row.get("ended")) for row in tables.trials.values())
+    for lane in {lane for lane, *_ in bars}:
+        spans = sorted((began, began + seconds) for where, began, seconds in bars if where == lane)
+        assert all(end <= start + 0.002 for (_, end), (start, _) in itertools.pairwise(spans))
