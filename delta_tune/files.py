@@ -9,7 +9,11 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
-    """A temporary name beside `file` to write to; it takes the file's name when the block ends without an exception."""
+    """A temporary name beside `file` to write to; it takes the file's name at the block's end, or goes with an exception."""
     partial = file.with_name(f".{file.name}.partial")
-    yield partial
-    partial.replace(file)
+    try:
+        yield partial
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

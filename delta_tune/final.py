@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -67,6 +68,11 @@ def keep_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -
             "preprocessing": dataclasses.asdict(task.backbone.preprocessing),
         },
     )
+
+
+def add_to_config(best: Path, told: Mapping[str, Any]) -> None:
+    """Add what became known of the model to its `config.json`."""
+    write_json(best / CONFIG_FILE, json.loads((best / CONFIG_FILE).read_text()) | dict(told))
 
 
 def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:

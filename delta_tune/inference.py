@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from delta_tune.addresses import open_place
 from delta_tune.augment import centre
 from delta_tune.config import UserError
-from delta_tune.images import Preprocessing, open_image, to_square
+from delta_tune.images import Pixels, Preprocessing, open_image, to_square
 from delta_tune.models import build_architecture
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 BATCH_SIZE = 64
+OneImage = str | Path | bytes | Image.Image | np.ndarray | Tensor
+Images = OneImage | Iterable[OneImage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +46,68 @@ class Model:
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         self.preprocessing = Preprocessing(**stored)
 
-    def predict(self, images: Iterable[str | Path | bytes | Image.Image]) -> list[Prediction]:
-        """Classify paths, encoded images or PIL images.
+    def predict(self, images: Images, *, batch_size: int = BATCH_SIZE) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: one, or an iterable of: paths, encoded images, PIL images, uint8 arrays (H, W, 3) or (H, W), uint8
+                tensors (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
+            batch_size: images that go through the network at a time, ≥ 1.
 
         Raises:
-            UserError: an image that cannot be read.
+            UserError: an image that cannot be read, or an array of another type or shape.
         """
-        if isinstance(images, str | Path | bytes | Image.Image):
-            images = [images]
         p = self.preprocessing
-        pixels = [to_square(open_image(image), p.stored_size, p.interpolation) for image in images]
-        return [
-            Prediction(
-                self.classes[int(row.argmax())],
-                float(row.max()),
-                dict(zip(self.classes, map(float, row), strict=True)),
-            )
-            for row in self._probabilities(pixels)
-        ]
+        found: list[Prediction] = []
+        each = iter(_one_by_one(images))
+        while pixels := [to_square(image, p.stored_size, p.interpolation) for image in islice(each, batch_size)]:
+            found += [
+                Prediction(
+                    self.classes[int(row.argmax())],
+                    float(row.max()),
+                    dict(zip(self.classes, map(float, row), strict=True)),
+                )
+                for row in self._probabilities(np.stack(pixels))
+            ]
+        return found
 
-    def _probabilities(self, pixels: list[np.ndarray]) -> np.ndarray:
+    def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device
-        rows: list[Tensor] = []
         with torch.inference_mode():
-            for start in range(0, len(pixels), BATCH_SIZE):
-                batch = torch.from_numpy(np.stack(pixels[start : start + BATCH_SIZE])).to(device)
-                rows.append(self.network(centre(batch, self.preprocessing)).float().softmax(1).cpu())
-        return torch.cat(rows).numpy() if rows else np.empty((0, len(self.classes)))
+            logits = self.network(centre(torch.from_numpy(pixels).to(device), self.preprocessing))
+            probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
+        return probabilities
+
+
+def _one_by_one(images: Images) -> Iterator[Image.Image]:
+    if isinstance(images, np.ndarray | Tensor):
+        for pixels in _uint8(images):
+            yield open_image(Image.fromarray(pixels))
+    elif isinstance(images, str | Path | bytes | Image.Image):
+        yield open_image(images)
+    else:
+        for image in images:
+            yield from _one_by_one(image)
+
+
+def _uint8(images: np.ndarray | Tensor) -> Iterable[Pixels]:
+    """The images of an array or tensor, each (H, W, 3) or (H, W)."""
+    kind = "a tensor" if isinstance(images, Tensor) else "an array"
+    given = f"{images.dtype} {tuple(images.shape)}"
+    pixels: np.ndarray | None = None
+    if isinstance(images, np.ndarray):
+        pixels = images
+    elif images.ndim in (3, 4) and images.shape[-3] == 3:
+        pixels = images.detach().movedim(-3, -1).cpu().numpy()
+    if pixels is not None and pixels.dtype == np.uint8:
+        if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3):
+            return [pixels]
+        if pixels.ndim == 4 and pixels.shape[-1] == 3:
+            return list(pixels)
+    shapes = "(3, H, W) or (N, 3, H, W)" if kind == "a tensor" else "(H, W, 3), (H, W) or (N, H, W, 3)"
+    raise UserError(
+        f"Images as {kind} must be uint8 {shapes}, but got {given}; give pixels from 0 to 255, not normalised."
+    )
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:

@@ -72,6 +72,18 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+def images_in(folder: str | Path) -> list[Path]:
+    """The image files of a folder, by name; those of folders in it are not looked for.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    if not found:
+        raise UserError(f"There are no images in {folder}; give image files, or a folder of them.")
+    return found
+
+
 def find_source(data: str | Path, *, seed: int) -> Source:
     """List the examples of `data` (a `Path` is always a file or folder, never `demo`).
 

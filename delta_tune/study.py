@@ -22,9 +22,10 @@ from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
 from delta_tune.files import written_whole
-from delta_tune.final import BEST, keep_winner, score_test, summary
+from delta_tune.final import BEST, add_to_config, keep_winner, score_test, summary
 from delta_tune.map_pictures import PICTURES_FILE, keep_pictures
 from delta_tune.mirror import INTERVAL_S, RemoteStudies, push_or_refuse
+from delta_tune.model_card import write_card
 from delta_tune.packing import measure_on_cluster
 from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
@@ -339,6 +340,9 @@ class Study:
         if not self._interrupted:
             self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._keep_time()
+        if winner is not None:
+            add_to_config(best, {"versions": self.record["versions"]})
+            write_card(best, self.record, self._confirmation.sentences if self._confirmation else ())
         page = self.reporter.write()
         self.progress.methods(tables)
         remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]
@@ -374,6 +378,7 @@ class Study:
             if name == "test":
                 scored = score_test(self.task, best, logits)
                 self.record["test_scorings"].append({"trial": winner, "model": model, **scored})
+                add_to_config(best, {"test": scored})
             keep_predictions(self.task, name, logits, self.folder / PREDICTIONS_FILE)
         keep_pictures(self.task, best, self.folder / PICTURES_FILE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -116,10 +117,37 @@ class Nodes:
             )
         return self._processes[-1]
 
-    def start_head(self, cpus=1):
+    def start_head(self, cpus=1, autoscaling=None):
         flags = ["--head", "--port", str(self.port), "--num-cpus", str(cpus), "--node-ip-address", self._head]
+        if autoscaling:
+            flags += ["--autoscaling-config", str(autoscaling)]
         self.start(*flags, "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard))
         self._wait_for_cpus(cpus)
+
+    def start_autoscaling_head(self, nodes):
+        """A head without CPUs and Ray's own autoscaler, which starts up to so many nodes of one CPU on this machine."""
+        kinds = {
+            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": {"CPU": 1, "object_store_memory": int(MEMORY)}, "node_config": {}}
+            | {"min_workers": 0, "max_workers": nodes},
+        }
+        file = self.place / "autoscaling.json"
+        # Ray's schema wants all of them
+        lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        empty = {key: {} for key in ("docker", "auth", "file_mounts")} | {f"{key}_commands": [] for key in lists}
+        empty |= {key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")}
+        file.write_text(
+            json.dumps(
+                {
+                    **empty,
+                    **{"cluster_name": "here", "max_workers": nodes, "upscaling_speed": 1.0, "idle_timeout_minutes": 5},
+                    **{"provider": {"type": "fake_multinode", "gcs_address": self.address}, "head_node_type": "head"},
+                    **{"available_node_types": kinds, "file_mounts_sync_continuously": False},
+                }
+            )
+        )
+        self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        self.start_head(cpus=0, autoscaling=file)
 
     def add_node(self, cpus_then):
         """A node with one CPU, when this returns it has joined; with how many CPUs the cluster has then."""

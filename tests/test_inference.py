@@ -15,6 +15,7 @@ from delta_tune.addresses import as_uri
 from delta_tune.augment import centre
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.models import build_target
+from delta_tune.predictions import split_logits
 from delta_tune.results import StudyTables
 from delta_tune.training import run_trial
 
@@ -62,6 +63,45 @@ def test_predict_takes_paths_bytes_and_pil_images_alike(best, task):
     assert model.predict(name) == model.predict([name])
 
 
+def test_predict_takes_arrays_and_tensors_as_it_takes_the_image(best, task):
+    images = [Image.open(name) for name in task.dataset.test.names[:2]]
+    batch = np.stack([np.asarray(image) for image in images])
+    model = inference.load(best)
+    expected = model.predict(images)
+    tensor = torch.from_numpy(batch).movedim(-1, 1)
+    for given in (batch, list(batch), tensor, [*tensor], [batch[:1], images[1]]):
+        assert model.predict(given) == expected
+    assert model.predict(batch[0]) == expected[:1]
+
+
+def test_predict_takes_a_grey_array_as_the_grey_image(best):
+    grey = np.random.default_rng(0).integers(0, 255, (70, 80), dtype=np.uint8)
+    model = inference.load(best)
+    assert model.predict(grey) == model.predict(Image.fromarray(grey))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.zeros((8, 8, 3)), r"an array must be uint8 \(H, W, 3\).* got float64 \(8, 8, 3\); give pixels"),
+        (np.zeros((3, 8, 8), np.uint8), r"got uint8 \(3, 8, 8\)"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"a tensor must be uint8 \(3, H, W\).* got torch.uint8 \(8, 8, 3\)"),
+        (torch.zeros(3, 8, 8), r"got torch.float32 \(3, 8, 8\)"),
+    ],
+)
+def test_predict_refuses_arrays_that_may_mean_something_else(best, given, said):
+    with pytest.raises(UserError, match=said):
+        inference.load(best).predict(given)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_predict_does_not_depend_on_the_batch_size(best, task, batch_size):
+    model = inference.load(best)
+    expected = [model.predict(name)[0].probability for name in task.dataset.test.names]
+    found = [p.probability for p in model.predict(task.dataset.test.names, batch_size=batch_size)]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_predict_gives_every_class_its_probability(best, task):
     (prediction,) = inference.load(best).predict([task.dataset.test.names[0]])
     assert tuple(prediction.probabilities) == task.dataset.classes
@@ -93,7 +133,7 @@ def test_best_config_has_all_that_another_program_needs(best, task):
 
 
 def test_score_test_equals_predicting_each_image(best, task):
-    scores = final.score_test(task, best, "cpu")
+    scores = final.score_test(task, best, split_logits(task, task.dataset.test, best, "cpu"))
     predictions = inference.load(best).predict(task.dataset.test.names)
     truth = [task.dataset.classes[k] for k in task.dataset.test.labels]
     assert scores["test_accuracy"] == pytest.approx(

@@ -17,7 +17,17 @@ TRAINER = [
     *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
     *("trees", "sources", "splits", "images", "reading", "data", "resampling", "augment"),
     *("weights", "layers", "models", "features", "folding", "regularizers"),
-    *("evaluation", "inference", "probe", "probe_images", "probing", "task", "predictions", "map_pictures"),
+    *(
+        "evaluation",
+        "inference",
+        "exporting",
+        "probe",
+        "probe_images",
+        "probing",
+        "task",
+        "predictions",
+        "map_pictures",
+    ),
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
@@ -26,8 +36,8 @@ STUDY = [
     *("figures", "report"),
     *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
     *("recording", "plan", "trial_plan", "room", "session", "running"),
-    *("resuming", "confirming", "retraining", "study"),
-    *("search", "cli", "__init__"),
+    *("resuming", "confirming", "retraining", "model_card", "study"),
+    *("comparing", "search", "cli", "tools", "__main__", "__init__"),
 ]
 ORDER = [*TRAINER, *STUDY]
 

@@ -178,3 +178,22 @@ def test_study_that_lost_a_node_ends_cleanly_at_an_interrupt(seen):
     assert seen["status"] == 1, "no trial came to its full budget"
     assert "Interrupted. Carry on with: " in seen["said"]
     assert "Traceback" not in seen["said"]
+
+
+@pytest.mark.cluster
+def test_autoscaler_is_asked_for_a_node_where_none_has_room(image_folder, tiny_weights, tmp_path):
+    (tmp_path / "nodes").mkdir()
+    nodes = Nodes(tmp_path / "nodes")
+    try:
+        nodes.start_autoscaling_head(1)
+        done = nodes.launch(
+            *("--data", image_folder, "--model", "timm:test_resnet", "--weights", tiny_weights, "--image-size", "64"),
+            *("--cache", tmp_path / "cache", "--out", tmp_path, "--name", "study", "--gpus-per-trial", "0"),
+            *("--num-trials", "1", "--max-epochs", "1", "--max-concurrent-trials", "2"),
+        )
+    finally:
+        nodes.end()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No node has room for a trial with 1 CPUs yet; asking for one" in done.stdout
+    (trial,) = StudyTables.read(tmp_path / "study", "val_accuracy").trials.values()
+    assert trial["state"] == "completed"

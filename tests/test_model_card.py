@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from studies import study_json
+
+from delta_tune.model_card import write_card
+
+CONFIG = {
+    "config": {"regularizer": "delta", "lr": 0.01, "weight_decay": None},
+    "epoch": 7,
+    "metrics": {"val_accuracy": 0.91},
+    "backbone": {"model": "timm:test_resnet"},
+    "classes": [f"class {n}" for n in range(30)],
+    "preprocessing": {
+        **{"image_size": 64, "stored_size": 73, "interpolation": "bilinear"},
+        **{"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]},
+    },
+}
+
+
+@pytest.fixture
+def card(tmp_path):
+    """A function from what the study's record says to the card's text."""
+
+    def write(sentences=(), **more):
+        study_json(tmp_path, **{"model": "trial 0", **more})
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+        write_card(tmp_path, json.loads((tmp_path / "study.json").read_text()), sentences)
+        return (tmp_path / "README.md").read_text()
+
+    return write
+
+
+def test_card_tells_data_method_and_preprocessing(card):
+    text = card()
+    assert "photos: 100 train, 50 val, 60 test images. Input: 64 × 64 pixels" in text
+    assert "delta, the weights after epoch 7 (trial 0)" in text
+    assert '"lr": 0.01' in text
+    assert "weight_decay" not in text
+    assert "class 19 …" in text
+    assert "class 20" not in text
+
+
+def test_card_begins_with_front_matter(card):
+    lines = card().splitlines()
+    assert lines[0] == "---"
+    assert 'base_model: "timm:test_resnet"' in lines[: lines.index("---", 1)]
+
+
+def test_card_gives_the_test_score_with_its_interval(card):
+    assert "| test accuracy, 60 images, 95 % interval | 0.9 (0.8 to 0.95) |" in card()
+
+
+def test_card_says_where_nothing_unseen_was_scored(card):
+    assert "never scored on images that had no part in choosing it" in card(test=False)
+    assert "never scored" not in card()
+
+
+def test_card_says_that_one_seed_is_one_seed_unless_it_was_confirmed(card):
+    assert "One training run with one seed" in card()
+    text = card(["Confirmed: delta better."], confirmation={"sentences": []})
+    assert "One training run" not in text
+    assert "Confirmed: delta better." in text
+
+
+def test_card_says_that_the_test_split_was_used_before(card):
+    first = {"model": "trial 3", "images": 60, "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9]}
+    second = {"model": "trial 0", "images": 60, "test_accuracy": 0.9, "test_accuracy_interval": [0.8, 0.95]}
+    assert "had been scored before" in card(test_scorings=[first, second])
