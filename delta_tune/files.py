@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
-    """A temporary name beside `file` to write to; it takes the file's name at the block's end, or goes with an exception."""
+    """A temporary name beside `file` to write to, which becomes `file` at the end, or goes where there was an exception."""
     partial = file.with_name(f".{file.name}.partial")
     try:
         yield partial
