@@ -48,7 +48,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "study": folder.name,
         "data": settings["data"],
         "data_fingerprint": record["fingerprints"]["data"],
-        "model": settings["model"],
+        "model": record["backbone"],
         "method": None if winner is None else tables.trials[winner]["config.regularizer"],
         "metric": settings["metric"],
         "best": best[settings["metric"]] if best else None,

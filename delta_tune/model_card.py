@@ -50,8 +50,8 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 
 {% for sentence in sentences %}
 {{ sentence }}
-{% endfor %}
 
+{% endfor %}
 ## Method
 
 {{ method }}{% if epoch %}, the weights after epoch {{ epoch }}{% endif %} ({{ origin }}):
@@ -84,7 +84,9 @@ def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str]) 
     confirmation = record.get("confirmation")
     metrics, limits = [], []
     for name, value in told["metrics"].items():
-        metrics.append((f"{name.replace('_', ' ')}, by which it was chosen", f"{value:.4g}"))
+        what = ", mean of the confirmation's runs" if confirmation else ""
+        chosen = ", by which it was chosen" if name == settings["metric"] else ""
+        metrics.append((f"{name.replace('_', ' ')}{what}{chosen}", f"{value:.4g}"))
     if test is None:
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:

@@ -240,7 +240,7 @@ def facts(tables: StudyTables, record: Mapping[str, Any]) -> dict[str, str]:
     saved = f", {100 * (1 - bought / full):.0f} % fewer than without ASHA" if full and bought < full else ""
     return {
         "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record['images'].items())} images",
-        "model": f"{settings['model'] or 'the default'}, weights {settings['weights'] or 'the default'}",
+        "model": f"{record['backbone']}, weights {settings['weights'] or 'the default'}",
         "trials": f"{counts or 'none yet'} (of {settings['num_trials']})",
         "epochs": f"{sum(len(rows) for rows in tables.epochs.values())}{saved}",
         "time": clock(record.get("spent_seconds", 0.0)),

@@ -31,6 +31,7 @@ def begun_with(task: Task, checked: CheckedSpace) -> dict[str, Any]:
     splits = {"train": task.dataset.train, "val": task.dataset.val, "test": task.dataset.test}
     return {
         "fingerprints": {"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint},
+        "backbone": task.backbone.model,
         "images": {name: len(split) for name, split in splits.items() if split is not None},
         "space": checked.space.source,
         "distributions": {name: json.loads(distribution_to_json(each)) for name, each in known.items()},

@@ -123,7 +123,7 @@ def _compare(given: argparse.Namespace) -> None:
         table.add_row(
             row["study"] + ("" if row["finished"] else " (unfinished)"),
             Path(row["data"]).name,
-            row["model"] or "the demo's",
+            row["model"],
             row["method"] or "–",
             "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
             accuracy,

