@@ -105,7 +105,7 @@ def test_flowers_tutorial_runs(tmp_path):
         command = line.partition("  #")[0].replace("PHOTOS", str(SHARED / "data" / "flowers17"))
         command = command.replace("mobilenet_v2.pth", str(SHARED / "weights" / "mobilenet_v2.pth"))
         command = command.replace("python launch.py", f"python {ROOT / 'launch.py'}")
-        command = re.sub(r"--num-trials \d+", "--num-trials 2", re.sub(r"--max-epochs \d+", "--max-epochs 1", command))
+        command = re.sub(r"--num-trials \d+", "--num-trials 5", re.sub(r"--max-epochs \d+", "--max-epochs 1", command))
         command = command.replace("--confirm 5", "--confirm 2 --train-per-class 4")
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
