@@ -17,8 +17,9 @@ from delta_tune.config import METRICS
 from delta_tune.evaluation import classification_metrics, wilson_interval
 from delta_tune.files import written_whole
 from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE, Model, load
+from delta_tune.live import shown
 from delta_tune.probe import centred_batches
-from delta_tune.progress import brief, shown
+from delta_tune.progress import brief
 from delta_tune.results import CHECKPOINTS, EPOCHS_FILE, SCORES, TRIALS_FILE, StudyTables, trial_name, write_json
 from delta_tune.task import Task
 

@@ -23,11 +23,12 @@ from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, keep_winner, score_test, summary
+from delta_tune.live import clock
 from delta_tune.mirror import INTERVAL_S, RemoteStudies, push_or_refuse
 from delta_tune.packing import measure_on_cluster
 from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
-from delta_tune.progress import Progress, clock
+from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
 from delta_tune.results import CHECKPOINTS, FINISHED, SCORES, STUDY_FILE, StudyTables, trial_name, write_json
 from delta_tune.resuming import begun_with, others_pickles, refuse_another_study, restore, seconds_spent

@@ -21,7 +21,7 @@ TRAINER = [
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
-    *("background", "settings", "journal", "results", "mirror", "time_use", "evidence", "progress", "packing"),
+    *("background", "settings", "journal", "results", "mirror", "time_use", "evidence", "live", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
     *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
     *("recording", "plan", "trial_plan", "room", "session", "running"),
