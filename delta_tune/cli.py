@@ -95,6 +95,10 @@ def parser() -> argparse.ArgumentParser:
         help="Optuna storage for optuna-dashboard, such as sqlite:///s.db (none)",
     )
     study.add_argument(
+        "--mlflow", metavar="URL", help="send trials there too: http://host:5000 or sqlite:///mlflow.db (none)"
+    )
+    study.add_argument("--wandb", metavar="PROJECT", help="send trials to this Weights & Biases project too (none)")
+    study.add_argument(
         "--cache",
         metavar="DIR|s3://…",
         help="where studies share attention (.cache in the results folder)",

@@ -34,7 +34,7 @@ from delta_tune.training import run_trial
 # What a resumed study may change: how much and where, not what is measured.
 CHANGEABLE = {
     *("num_trials", "time_budget", "confirm", "cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
-    *("address", "out", "name", "resume", "verbose", "cache", "storage"),
+    *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
 }
 
 

@@ -112,7 +112,8 @@ class Progress:
             return
         if not self._has_header:
             self._has_header = True
-            self.say("  ".join(name.rjust(width) for name, width in COLUMNS) + f"   so far ({tables.metric})")
+            far = "" if self._live else f"   so far ({tables.metric})"
+            self.say("  ".join(name.rjust(width) for name, width in COLUMNS) + far)
         trial = tables.trials[number]
         best = trial.get(f"best_{tables.metric}")
         values = (
@@ -125,16 +126,18 @@ class Progress:
             "" if best is None else shown(tables.metric, best),
             f"{trial['train_seconds']:.0f} s",
         )
+        line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, COLUMNS, strict=True))
+        self.say(line if self._live else f"{line}   {self._so_far(tables, total, left)}")
+        if trial.get("error"):
+            self.say(f"         {trial['error']}")
+
+    def _so_far(self, tables: StudyTables, total: int, left: float | None) -> str:
         leader = "–"
         if tables.leader is not None:
             leader = f"{shown(tables.metric, tables.best_row(tables.leader)[tables.metric])} (trial {tables.leader})"
         done = len(tables.trials) - len(tables.open)
-        elapsed = time.monotonic() - self._start
-        line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, COLUMNS, strict=True))
         rest = "" if left is None or done >= total else f", about {clock(left)} left"
-        self.say(f"{line}   best {leader}, {done}/{total} trials, {clock(elapsed)}{rest}")
-        if trial.get("error"):
-            self.say(f"         {trial['error']}")
+        return f"best {leader}, {done}/{total} trials, {clock(time.monotonic() - self._start)}{rest}"
 
     def methods(self, tables: StudyTables) -> None:
         """The best trial of each method, as a table."""

@@ -55,7 +55,7 @@ def dry_run(**settings: Any) -> list[str]:
     Raises:
         UserError: as `tune`.
     """
-    study = Study({**settings, "storage": None})
+    study = Study({**settings, "storage": None, "mlflow": None, "wandb": None})
     with ray_cluster(study.config.address) as cluster:
         resources = study.resources(cluster)
         refuse_unseen(study.out, study.progress.say)

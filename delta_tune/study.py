@@ -42,6 +42,7 @@ from delta_tune.storage import open_storage
 from delta_tune.task import Task, prepare
 from delta_tune.time_budget import LARGEST_SHARE, Reserve, TimeBudget, epoch_seconds, every, reserve
 from delta_tune.time_use import time_use
+from delta_tune.trackers import check_trackers, trackers
 from delta_tune.trial_plan import plan_trials
 
 SHARED_CACHE = ".cache"
@@ -84,6 +85,7 @@ class Study:
             settings = self._remote.begin(dict(settings))
         self.config, self.record = plan.resolve(settings)
         config = self.config
+        check_trackers(config)
         self.progress = Progress(verbose=config.verbose)
         trials = plan_trials(config, self.record)
         self.checked, self.num_trials, self._notes = trials.checked, trials.num_trials, trials.notes
@@ -207,6 +209,7 @@ class Study:
             metric=self.config.metric,
             share_maps=self._shares_maps(resources),
             left=left,
+            loggers=trackers(self.config, self.folder.name, self.tables, self.progress.say),
         )
         self._keep_time()
         most = min(resources.most or self.num_trials, self.num_trials)
