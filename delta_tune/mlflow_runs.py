@@ -54,13 +54,13 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
 
     Args:
         uri: of the tracking server or database.
-        study: name of the MLflow experiment.
-        tables: of the study: they know how a trial ended before this is told.
+        tables: of the study, whose folder's name is the MLflow experiment's; they know how a trial ended before this
+            is told.
         say: told once if MLflow takes no more; the study goes on without it.
     """
 
-    def __init__(self, uri: str, study: str, tables: StudyTables, say: Callable[[str], None]) -> None:
-        super().__init__(tracking_uri=uri, experiment_name=study)
+    def __init__(self, uri: str, tables: StudyTables, say: Callable[[str], None]) -> None:
+        super().__init__(tracking_uri=uri, experiment_name=tables.folder.name)
         self._tables, self._say = tables, say
         self._client = MlflowClient(tracking_uri=uri)
         self._open: set[Any] = set()

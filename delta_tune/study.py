@@ -21,6 +21,7 @@ from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
+from delta_tune.display import html_of, text_of
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, keep_winner, score_test, summary
 from delta_tune.live import clock
@@ -72,6 +73,12 @@ class StudyResult:
     trials: pa.Table
     path: Path
     summary: str
+
+    def __repr__(self) -> str:
+        return text_of(self.summary, self.trials, self.path)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.summary, self.best_config, self.trials)
 
 
 class Study:
@@ -209,7 +216,7 @@ class Study:
             metric=self.config.metric,
             share_maps=self._shares_maps(resources),
             left=left,
-            loggers=trackers(self.config, self.folder.name, self.tables, self.progress.say),
+            loggers=trackers(self.config, self.tables, self.progress.say),
         )
         self._keep_time()
         most = min(resources.most or self.num_trials, self.num_trials)

@@ -11,14 +11,8 @@ from urllib.parse import urlsplit
 from ray.tune.logger import LoggerCallback
 
 from delta_tune.config import UserError
-from delta_tune.results import GPUS, NUMBER, TASK, StudyTables
+from delta_tune.results import StudyTables
 from delta_tune.settings import StudyConfig
-
-# Of a result: what is of Tune's or of ours, and no figure of the trial.
-NO_FIGURES = (
-    *(NUMBER, GPUS, TASK, "node", "began", "ended", "timestamp", "time_since_restore", "time_this_iter_s"),
-    *("iterations_since_restore", "checkpoint_dir_name", "hostname", "node_ip", "pid"),
-)
 
 
 def check_trackers(config: StudyConfig) -> None:
@@ -58,26 +52,23 @@ def check_trackers(config: StudyConfig) -> None:
             ) from error
 
 
-def trackers(config: StudyConfig, study: str, tables: StudyTables, say: Callable[[str], None]) -> list[LoggerCallback]:
+def trackers(config: StudyConfig, tables: StudyTables, say: Callable[[str], None]) -> list[LoggerCallback]:
     """Ray's callbacks for what is asked for.
 
     Args:
         config: of the study, checked by `check_trackers`.
-        study: its name: of the MLflow experiment, and of the group in the wandb project.
-        tables: of the study.
+        tables: of the study; their folder's name is the MLflow experiment's, and the group's in the wandb project.
         say: told if a tool takes no more.
     """
     found: list[LoggerCallback] = []
     if config.mlflow is not None:
         from delta_tune.mlflow_runs import MlflowRuns
 
-        found.append(MlflowRuns(config.mlflow, study, tables, say))
+        found.append(MlflowRuns(config.mlflow, tables, say))
     if config.wandb is not None:
-        from ray.air.integrations.wandb import WandbLoggerCallback
+        from delta_tune.wandb_runs import WandbRuns
 
-        # The processes that send may have been started without this one's variables, on a Ray that was joined.
-        mode = {"mode": os.environ["WANDB_MODE"]} if "WANDB_MODE" in os.environ else {}
-        found.append(WandbLoggerCallback(project=config.wandb, group=study, excludes=list(NO_FIGURES), **mode))
+        found.append(WandbRuns(config.wandb, tables.folder))
     return found
 
 

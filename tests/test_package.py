@@ -25,7 +25,7 @@ STUDY = [
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
     *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
     *("recording", "plan", "trial_plan", "room", "session", "running"),
-    *("mlflow_runs", "trackers", "resuming", "confirming", "retraining", "study"),
+    *("mlflow_runs", "wandb_runs", "trackers", "resuming", "confirming", "retraining", "display", "study"),
     *("search", "cli", "__init__"),
 ]
 ORDER = [*TRAINER, *STUDY]

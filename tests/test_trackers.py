@@ -1,12 +1,14 @@
 """Trials sent to MLflow and Weights & Biases, without a server."""
 
 import importlib.util
-import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 from mlflow.tracking import MlflowClient
+from ray import cloudpickle
 
 import delta_tune
 from delta_tune import trackers as trackers_module
@@ -73,12 +75,13 @@ def test_mlflow_has_a_run_a_trial_with_params_epochs_and_state(settings, tmp_pat
 @pytest.fixture
 def callback(tmp_path):
     """A maker of callbacks for one study of one trial, as its sessions have them."""
-    tables = StudyTables(tmp_path, "val_accuracy")
+    (tmp_path / "study").mkdir()
+    tables = StudyTables(tmp_path / "study", "val_accuracy")  # the experiment has the folder's name
     tables.add(0, TrialConfig(regularizer="l2"), {}, {})
     said = []
 
     def session():
-        made = MlflowRuns(f"sqlite:///{tmp_path}/mlflow.db", "study", tables, said.append)
+        made = MlflowRuns(f"sqlite:///{tmp_path}/mlflow.db", tables, said.append)
         made.setup()
         return made
 
@@ -163,7 +166,7 @@ def test_trackers_without_their_package_name_the_command_that_installs_it(given,
 
 
 def test_trackers_are_none_unless_asked_for(tmp_path):
-    assert trackers(StudyConfig(), "study", StudyTables(tmp_path, "val_accuracy"), print) == []
+    assert trackers(StudyConfig(), StudyTables(tmp_path, "val_accuracy"), print) == []
 
 
 def test_wandb_without_a_key_is_one_sentence(monkeypatch, tmp_path):
@@ -181,21 +184,26 @@ def test_wandb_project_that_is_no_name_is_one_sentence(project):
         check_trackers(StudyConfig(wandb=project))
 
 
-def test_wandb_is_told_project_group_and_figures_alone(tmp_path, monkeypatch):
+def test_wandb_is_told_project_and_group_and_no_key_that_tune_would_pickle(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    (made,) = trackers(StudyConfig(wandb="birds"), "study", StudyTables(tmp_path, "val_accuracy"), print)
+    (made,) = trackers(StudyConfig(wandb="birds"), StudyTables(tmp_path / "study", "val_accuracy"), print)
     assert (made.project, made.group, made.api_key) == ("birds", "study", None)
     assert {"node", "began", "number", "task"} <= set(made.excludes)
+    assert KEY.encode() not in cloudpickle.dumps(made)
 
 
-def test_wandb_runs_offline_lie_in_the_study_and_no_file_of_it_has_the_key(settings, monkeypatch, ray_cluster):
+def files_with(key, folder):
+    return [file for file in folder.rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
+
+
+def test_wandb_runs_offline_lie_in_the_study_and_nothing_has_the_key(settings, monkeypatch, ray_cluster):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
     result = delta_tune.tune(**settings | {"num_trials": 1, "set": {"batch_size": 8}}, wandb="birds")
-    assert list(result.path.rglob("run-*.wandb"))
-    assert "birds" in json.dumps(json.loads((result.path / "study.json").read_text())["settings"])
-    for file in result.path.rglob("*"):
-        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    assert len(list((result.path / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+    assert files_with(KEY, result.path) == []
+    assert files_with(KEY, Path(ray._private.worker._global_node.get_logs_dir_path())) == []
+    assert os.environ["WANDB_API_KEY"] == KEY
 
 
 def test_trackers_module_is_light():
