@@ -105,7 +105,7 @@ class Study:
             image_size=config.image_size,
             seed=config.seed,
             cache=config.cache or config.out.absolute() / SHARED_CACHE,
-            progress=config.verbose > 0,
+            progress=self.progress.bar,
             **{name: getattr(config, name) for name in DATA_OPTIONS},
         )
         plan.check_layers(self.task, self.checked)
