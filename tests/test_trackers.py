@@ -11,7 +11,6 @@ from mlflow.tracking import MlflowClient
 from ray import cloudpickle
 
 import delta_tune
-from delta_tune import trackers as trackers_module
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.mlflow_runs import MlflowRuns
 from delta_tune.results import EPOCH_COLUMNS, NUMBER, StudyTables
@@ -204,8 +203,3 @@ def test_wandb_runs_offline_lie_in_the_study_and_nothing_has_the_key(settings, m
     assert files_with(KEY, result.path) == []
     assert files_with(KEY, Path(ray._private.worker._global_node.get_logs_dir_path())) == []
     assert os.environ["WANDB_API_KEY"] == KEY
-
-
-def test_trackers_module_is_light():
-    assert "mlflow" not in vars(trackers_module)
-    assert os.environ.get("MLFLOW_DISABLE_TELEMETRY") == "true"
