@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import ray
 import torch
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from delta_tune.ablation import IMAGES_AT_ONCE
 from delta_tune.cluster import fetch, shared
+from delta_tune.data import Bar
 from delta_tune.probing import Ablate, Prober, Runner
 
 MAX_DEATHS = 3
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""A progress bar: its text and total; what it yields is told what was done."""
 _Work = tuple[range, tuple[str, ...]]
 
 

@@ -23,7 +23,11 @@ def parser() -> argparse.ArgumentParser:
     defaults = StudyConfig()
     p = argparse.ArgumentParser(
         prog="launch.py",
-        description="Find the best way to fine-tune a pretrained CNN: DELTA, L2-SP and L2, searched with Ray.",
+        usage="launch.py [flags]",
+        description=(
+            "Find the best way to fine-tune a pretrained CNN: DELTA, L2-SP and L2, searched with Ray.\n"
+            "In brackets: what holds where the flag is not given."
+        ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -60,8 +64,12 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--max-epochs", type=int, metavar="N", help=f"epochs of a full trial ({defaults.max_epochs})")
     search.add_argument("--time-budget", metavar="TIME", help="wall clock of the search, such as 45m or 2h (none)")
     search.add_argument("--metric", choices=list(METRICS), help=f"what is optimised ({defaults.metric})")
-    search.add_argument("--mode", choices=["max", "min"], help="as the metric has it")
-    search.add_argument("--sampler", choices=["tpe", "gp", "random", "cmaes", "grid"], help=f"({defaults.sampler})")
+    search.add_argument(
+        "--mode", choices=["max", "min"], help="whether that is to be large or small (as the metric has it)"
+    )
+    search.add_argument(
+        "--sampler", choices=["tpe", "gp", "random", "cmaes", "grid"], help=f"how trials are drawn ({defaults.sampler})"
+    )
     search.add_argument(
         "--grace-period", type=int, metavar="N", help=f"ASHA's first rung in epochs ({defaults.grace_period})"
     )
@@ -75,25 +83,24 @@ def parser() -> argparse.ArgumentParser:
         "--confirm", type=int, metavar="N", help="then compare the methods on N fresh seeds and splits (0)"
     )
     ray = p.add_argument_group("resources")
-    ray.add_argument("--cpus-per-trial", type=float, metavar="N", help=f"({defaults.cpus_per_trial:g})")
+    ray.add_argument(
+        "--cpus-per-trial", type=float, metavar="N", help=f"CPUs of one trial ({defaults.cpus_per_trial:g})"
+    )
     ray.add_argument(
         "--gpus-per-trial",
         type=lambda text: text if text == "auto" else float(text),
         metavar="N|auto",
-        help="fractions share a GPU, auto measures how many can (0, or 1 where there are GPUs)",
+        help="GPUs of one trial: fractions share one, auto measures how many can (0, or 1 where there are GPUs)",
     )
-    ray.add_argument("--max-concurrent-trials", type=int, metavar="N", help="(what the cluster holds)")
+    ray.add_argument(
+        "--max-concurrent-trials", type=int, metavar="N", help="most trials at a time (what the cluster holds)"
+    )
     ray.add_argument(
         "--address", metavar="ADDRESS", help="Ray: local, auto or host:port (local; RAY_ADDRESS is honoured)"
     )
     study = p.add_argument_group("study")
     study.add_argument("--out", metavar="DIR|s3://…", help=f"results folder, or an address ({defaults.out})")
     study.add_argument("--name", metavar="NAME", help="name of the study (data-model-date-time)")
-    study.add_argument(
-        "--storage",
-        metavar="URL|FILE",
-        help="Optuna storage for optuna-dashboard, such as sqlite:///s.db (none)",
-    )
     study.add_argument(
         "--cache",
         metavar="DIR|s3://…",
@@ -104,8 +111,18 @@ def parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--resume", action="store_true", help="carry on the interrupted study of that name")
     study.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    study.add_argument("--seed", type=int, metavar="N", help=f"({defaults.seed})")
+    study.add_argument("--seed", type=int, metavar="N", help=f"of splits, trials and sampler ({defaults.seed})")
     study.add_argument("--verbose", type=int, metavar="0-2", help="0 quiet, 1 trials, 2 epochs too (1)")
+    tools = p.add_argument_group("tools that follow a study")
+    tools.add_argument(
+        "--storage",
+        metavar="URL|FILE",
+        help="Optuna storage for optuna-dashboard, such as sqlite:///s.db (none)",
+    )
+    tools.add_argument(
+        "--mlflow", metavar="URL", help="send trials there too: http://host:5000 or sqlite:///mlflow.db (none)"
+    )
+    tools.add_argument("--wandb", metavar="PROJECT", help="send trials to this Weights & Biases project too (none)")
     return p
 
 

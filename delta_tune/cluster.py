@@ -242,10 +242,10 @@ TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGE
 
 @contextlib.contextmanager
 def quiet_tune(file: Path) -> Iterator[None]:
-    """Within it Ray's own messages go into the study's log instead of the terminal."""
+    """Within it messages of Ray, and of what it calls, go into the study's log instead of the terminal."""
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune")]
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "mlflow", "wandb")]
     before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False

@@ -191,6 +191,7 @@ def confirm(
             metric=metric,
             share_maps=False,
             left=left,
+            title="Confirmation",
         )
         if recorder.stop_the_rest() and (left is None or left() > 0):
             return None, False

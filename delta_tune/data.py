@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from delta_tune.sources import find_source
 from delta_tune.splits import Indices, cut_splits, find_classes, listed, training_subset
 
 __all__ = [
+    "Bar",
     "DamagedImage",
     "Dataset",
     "DecodedImages",
@@ -40,6 +43,9 @@ __all__ = [
     "open_image",
     "to_square",
 ]
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""A progress bar: its text and total; what it yields is told what was done."""
 
 _DEMO_PER_CLASS = 10
 
@@ -101,7 +107,7 @@ def load_dataset(
     skip_damaged: bool = False,
     drop_duplicates: bool = False,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | Bar = False,
     memory_limit: int | None = None,
 ) -> Dataset:
     """Read the splits of `data`, cutting those it lacks from train: stratified and seeded.
@@ -118,7 +124,7 @@ def load_dataset(
         skip_damaged: leave unreadable images out and say so, instead of refusing.
         drop_duplicates: take images that also stand in val or test out of train.
         seed: of the splits, ≥ 0.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, or the bar to show: given a text and a total, told of each image.
         memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
 
     Raises:
@@ -150,8 +156,8 @@ def load_dataset(
     splits: dict[str, Split] = {}
     digests: dict[str, list[bytes]] = {}
     damaged: list[DamagedImage] = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        task = bar.add_task("Reading images", total=num_images)
+    bar: Bar = progress if callable(progress) else partial(_bar, shown=progress)
+    with bar("Reading images", num_images) as advance:
         # Train comes last: what also stands in the others is then known before it is decoded.
         for split in sorted(chosen, key=["test", "val", "train"].index):
             origin = split if split in labels else "train"
@@ -161,7 +167,7 @@ def load_dataset(
                 preprocessing,
                 decode=decoded_size <= limit,
                 leave_out=set().union(*digests.values()) if split == "train" and drop_duplicates else set(),
-                advance=lambda: bar.advance(task),
+                advance=lambda: advance(1),
             )
             kept = chosen[split][found.kept]
             names = tuple(source.splits[origin].names[index] for index in kept.tolist())
@@ -188,6 +194,13 @@ def load_dataset(
         fingerprint=_fingerprint(classes, preprocessing, splits, digests),
         notes=tuple(notes),
     )
+
+
+@contextmanager
+def _bar(text: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
+        bar = bars.add_task(text, total=total)
+        yield lambda count: bars.advance(bar, count)
 
 
 def _check_arguments(

@@ -19,7 +19,8 @@ from delta_tune.config import METRICS
 from delta_tune.evaluation import classification_metrics, wilson_interval
 from delta_tune.files import written_whole
 from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE
-from delta_tune.progress import brief, shown
+from delta_tune.live import shown
+from delta_tune.progress import brief
 from delta_tune.results import (
     CHECKPOINTS,
     EPOCHS_FILE,

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def told_in_a_sentence(folder: Path, out: str) -> Iterator[None]:
 
 
 @contextmanager
-def watching_head(folder: Path, out: str) -> Iterator[None]:
+def watching_head(folder: Path, out: str, before_end: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within it the loss of Ray's head is told in a sentence and ends this process with status 2.
 
     Ray ends it anyway, with status 1 and without our word, once it has waited for a minute; until then its calls
@@ -73,12 +73,14 @@ def watching_head(folder: Path, out: str) -> Iterator[None]:
     Args:
         folder: of the study.
         out: what holds it, as the user knows it.
+        before_end: what is done before that.
     """
     head = Head()
 
     def look() -> None:
         if head.patience() <= 0:
             said = _stopped("Ray's head is gone", folder, out)
+            before_end()
             sys.stdout.flush()
             print(f"launch.py: {said}", file=sys.stderr, flush=True)
             os._exit(2)

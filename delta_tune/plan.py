@@ -18,10 +18,10 @@ import torch
 
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.live import clock
 from delta_tune.models import resolve_layers
 from delta_tune.packing import Footprint, share_of, trials_per_gpu
 from delta_tune.plain_arm import ARM
-from delta_tune.progress import clock
 from delta_tune.results import STUDY_FILE, read_study
 from delta_tune.scheduling import WITHOUT_RUNGS, rung_epochs
 from delta_tune.settings import StudyConfig, study_config
@@ -34,7 +34,7 @@ from delta_tune.training import run_trial
 # What a resumed study may change: how much and where, not what is measured.
 CHANGEABLE = {
     *("num_trials", "time_budget", "confirm", "cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
-    *("address", "out", "name", "resume", "verbose", "cache", "storage"),
+    *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
 }
 
 

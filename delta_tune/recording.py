@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.tune import Callback
 
 from delta_tune.checkpoint import BEST_FILE
+from delta_tune.live import Standing
 from delta_tune.mirror import Mirror
 from delta_tune.outside import StoppedFromOutside
 from delta_tune.packing import twice
@@ -42,6 +44,7 @@ class Recorder(Callback):  # type: ignore[misc]
     ) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
         self._mirror = mirror
+        self.standing = Standing(tables, total)
         self._asked_at: dict[int, float] = {}
         self._cleared = False
         self.on_lost: Callable[[str], None] | None = None
@@ -54,6 +57,17 @@ class Recorder(Callback):  # type: ignore[misc]
     def asked(self, number: int) -> None:
         """A trial was asked for: its start is timed from here."""
         self._asked_at[number] = time.time()
+
+    @contextmanager
+    def shown(self, title: str, slots: Callable[[], int]) -> Iterator[None]:
+        """Within it the user sees where the run stands, under this word; `slots` is how many trials run at a time."""
+        self.standing.begin(slots)
+        with self._progress.live(self.standing, self._tables, title):
+            yield
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that has a worker."""
+        self.standing.started(trial.config[NUMBER])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -70,6 +84,7 @@ class Recorder(Callback):  # type: ignore[misc]
             self._tables.move(number, result["node"])
         if OUTCOME not in result:
             self._tables.report(number, result, result["ended"])
+            self.standing.reported(number, result["epoch"])
             self._progress.epoch(self._tables, number)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -77,6 +92,7 @@ class Recorder(Callback):  # type: ignore[misc]
         result, number = trial.last_result, trial.config[NUMBER]
         if result.get(OUTCOME) == OUT_OF_MEMORY:
             self._tables.run_out_of_memory(number)
+            self.standing.gave_way(number)
             self._progress.say(
                 f"Trial {number} ran out of memory with {trial.config[GPUS]:g} of a GPU; it runs again with "
                 f"{twice(trial.config[GPUS]):g}."
@@ -125,7 +141,8 @@ class Recorder(Callback):  # type: ignore[misc]
             if each is not None:
                 self._clear(each)
         self._cleared = True
-        self._progress.trial(self._tables, number, self._total)
+        self.standing.ended(number)
+        self._progress.trial(self._tables, number, self._total, self.standing.left)
 
     def _clear(self, number: int) -> None:
         """Remove what is no longer needed of a trial."""

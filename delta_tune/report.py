@@ -21,9 +21,9 @@ from plotly.offline import get_plotlyjs
 from delta_tune import figures
 from delta_tune.evaluation import wilson_interval
 from delta_tune.files import written_whole
+from delta_tune.live import clock, shown
 from delta_tune.map_pictures import PICTURES_FILE, read_pictures
 from delta_tune.predictions import PREDICTIONS_FILE, read_predictions
-from delta_tune.progress import clock, shown
 from delta_tune.results import ATTENTION_FILE, REPORT_FILE, StudyTables, read_study
 from delta_tune.scheduling import rung_epochs
 from delta_tune.settings import StudyConfig

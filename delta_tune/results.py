@@ -59,6 +59,11 @@ def trial_name(number: int) -> str:
     return f"{number:05d}"
 
 
+def traceback_file(number: int) -> str:
+    """Where a failed trial's traceback lies, from the folder of its tables."""
+    return f"{CHECKPOINTS}/{trial_name(number)}/{ERROR_FILE}"
+
+
 class StudyTables:
     """`trials.parquet` and `epochs.parquet` of a study folder, in memory and on disk.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import ray
 import torch
 
-from delta_tune.checkpoint import last_weights
+from delta_tune.addresses import is_address
+from delta_tune.checkpoint import RECORD_FILE, last_weights
 from delta_tune.config import TrialConfig
 from delta_tune.confirming import Confirmation
+from delta_tune.data import Bar
 from delta_tune.final import BEST, keep_model
 from delta_tune.mirror import at_hand
 from delta_tune.plan import Resources
@@ -22,6 +25,8 @@ from delta_tune.session import Session
 from delta_tune.task import Task
 from delta_tune.training import run_trial
 from delta_tune.worker import bring
+
+LOOK_S = 1.0
 
 
 class RetrainingDiverged(Exception):
@@ -56,7 +61,8 @@ def keep_retrained(
     task.measure([config], session.device, say, session.runner)
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
-        retrain(task, config, f"{session.checkpoints(folder)}/{checkpoint.name}", session.resources)
+        place = f"{session.checkpoints(folder)}/{checkpoint.name}"
+        retrain(task, config, place, session.resources, session.progress.bar)
     except RetrainingDiverged as error:
         say(f"The final training diverged ({error}); the model is the one that the search kept.")
         return None
@@ -71,7 +77,7 @@ def keep_retrained(
     return trial
 
 
-def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resources) -> None:
+def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resources, bar: Bar) -> None:
     """Train on `task`'s train, on the cluster, and go on where an earlier session stopped.
 
     The weights that count are those after the last epoch in the folder or at the address `checkpoint`: with no image
@@ -83,9 +89,25 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resourc
     # A whole GPU: no other trial runs any more
     gpus = 1.0 if resources.gpus_per_trial else 0.0
     remote: Any = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=gpus, max_retries=3)(_run)
-    error = ray.get(remote.remote(task, config, checkpoint, resources.device, resources.threads))
+    run = remote.remote(task, config, checkpoint, resources.device, resources.threads)
+    with bar("Final training", config.max_epochs) as advance:
+        known = 0
+        while not ray.wait([run], timeout=LOOK_S)[0]:
+            if (done := _epochs_done(checkpoint)) > known:
+                advance(done - known)
+                known = done
+    error = ray.get(run)
     if error:
         raise RetrainingDiverged(error)
+
+
+def _epochs_done(checkpoint: str) -> int:
+    """As the folder has it; an address is not asked, so the bar stands still there."""
+    record = Path(checkpoint) / RECORD_FILE
+    if is_address(checkpoint) or not record.exists():
+        return 0
+    epochs: int = json.loads(record.read_text())["epoch"]
+    return epochs
 
 
 def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:

@@ -56,6 +56,12 @@ class Room:
         return min(most, self._fit + max(1, math.ceil(AHEAD * self._fit)))
 
     @property
+    def slots(self) -> int:
+        """Trials that ran at a time when it was last looked; costs nothing."""
+        fit = self.history[-1][1]
+        return fit if self._resources.most is None else min(fit, self._resources.most)
+
+    @property
     def gone(self) -> str | None:
         """What to tell, once no node has had room for so long that none will."""
         self._look()

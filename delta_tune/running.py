@@ -10,11 +10,12 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.logger import TBXLoggerCallback
+from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from delta_tune.cluster import quiet_tune, shared
 from delta_tune.config import Metric
+from delta_tune.live import Standing
 from delta_tune.map_sharing import map_budget, map_shelf
 from delta_tune.outside import StoppedFromOutside
 from delta_tune.recording import Recorder
@@ -39,6 +40,8 @@ def run_trials(
     metric: Metric,
     share_maps: bool,
     left: Callable[[], float] | None = None,
+    title: str = "Search",
+    loggers: Sequence[LoggerCallback] = (),
 ) -> list[tuple[float, int]]:
     """Run what the searcher proposes until it has no more, the time is over, or the user interrupts.
 
@@ -52,6 +55,8 @@ def run_trials(
         metric: what the searcher and the scheduler look at.
         share_maps: whether trials leave the source's feature maps for one another.
         left: seconds until all trials are stopped, asked again and again; None for no end.
+        title: what a terminal calls the run.
+        loggers: are told of the trials after the recorder.
 
     Returns:
         Since when (seconds since 1970) how many trials could run at a time, as nodes came and went.
@@ -96,13 +101,14 @@ def run_trials(
         run_config=tune.RunConfig(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
-            callbacks=[recorder, TBXLoggerCallback()],
-            stop=_Stopper(left, room),
+            callbacks=[recorder, TBXLoggerCallback(), *loggers],
+            stop=_Stopper(left, room, recorder.standing),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
     )
-    with shared(list(tasks), name), quiet_tune(folder / "study.log"), _maps(settings.maps, session.progress.say):
+    maps, shown = _maps(settings.maps, session.progress.say), recorder.shown(title, lambda: room.slots)
+    with shared(list(tasks), name), quiet_tune(folder / "study.log"), maps, shown:
         tuner.fit()
     if room.gone is not None:
         raise StoppedFromOutside(room.gone)
@@ -133,8 +139,8 @@ class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
 class _Stopper(tune.Stopper):  # type: ignore[misc]
     """Tune's own time budget cannot move while trials run; for trials that no node has room for it waits for ever."""
 
-    def __init__(self, left: Callable[[], float] | None, room: Room) -> None:
-        self._left, self._room = left, room
+    def __init__(self, left: Callable[[], float] | None, room: Room, standing: Standing) -> None:
+        self._left, self._room, self._standing = left, room, standing
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether this trial is to stop: rungs say that."""
@@ -142,7 +148,12 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tune asks several times a second."""
-        return (self._left is not None and self._left() <= 0) or self._room.gone is not None
+        if self._left is not None:
+            left = self._left()
+            self._standing.ends_in(left)
+            if left <= 0:
+                return True
+        return self._room.gone is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; ours has nothing to give it."""

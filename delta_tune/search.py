@@ -33,7 +33,8 @@ def tune(**settings: Any) -> StudyResult:
     """
     study = Study(settings)
     folder = study.folder
-    told, watch = told_in_a_sentence(folder, study.out), watching_head(folder, study.out)
+    told = told_in_a_sentence(folder, study.out)
+    watch = watching_head(folder, study.out, study.progress.close)
     with told, ray_cluster(study.config.address) as cluster, watch:
         resources = study.resources(cluster)
         refuse_unseen(study.out, study.progress.say)
@@ -56,7 +57,7 @@ def dry_run(**settings: Any) -> list[str]:
     Raises:
         UserError: as `tune`.
     """
-    study = Study({**settings, "storage": None})
+    study = Study({**settings, "storage": None, "mlflow": None, "wandb": None})
     with ray_cluster(study.config.address) as cluster:
         resources = study.resources(cluster)
         refuse_unseen(study.out, study.progress.say)

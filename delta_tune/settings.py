@@ -71,6 +71,10 @@ class StudyConfig:
     """Name of the study (data-model-date-time)."""
     storage: str | None = None
     """Optuna storage for optuna-dashboard: a database URL, or the path of a journal file (none)."""
+    mlflow: str | None = None
+    """MLflow server or database that the trials are sent to: http://host:5000, sqlite:///mlflow.db (none)."""
+    wandb: str | None = None
+    """Weights & Biases project that the trials are sent to (none)."""
     cache: str | None = None
     """Folder or s3://… address where studies share attention and features (.cache in the results folder)."""
     start_from: str | None = None

@@ -21,8 +21,10 @@ from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
+from delta_tune.display import html_of, text_of
 from delta_tune.files import written_whole
 from delta_tune.final import BEST, add_to_config, keep_winner, score_test, summary
+from delta_tune.live import clock
 from delta_tune.map_pictures import PICTURES_FILE, keep_pictures
 from delta_tune.mirror import INTERVAL_S, RemoteStudies, push_or_refuse
 from delta_tune.model_card import write_card
@@ -30,7 +32,7 @@ from delta_tune.packing import measure_on_cluster
 from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
 from delta_tune.predictions import PREDICTIONS_FILE, keep_predictions, split_logits
-from delta_tune.progress import Progress, clock
+from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
 from delta_tune.report import Reporter
 from delta_tune.results import (
@@ -54,6 +56,7 @@ from delta_tune.storage import open_storage
 from delta_tune.task import Task, prepare
 from delta_tune.time_budget import LARGEST_SHARE, Reserve, TimeBudget, epoch_seconds, every, reserve
 from delta_tune.time_use import time_use
+from delta_tune.trackers import check_trackers, trackers
 from delta_tune.trial_plan import plan_trials
 
 SHARED_CACHE = ".cache"
@@ -85,6 +88,12 @@ class StudyResult:
     report: Path | None
     summary: str
 
+    def __repr__(self) -> str:
+        return text_of(self.summary, self.trials, self.path)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.summary, self.best_config, self.trials)
+
 
 class Study:
     """A study from its settings on. Made only if everything that can be refused before Ray starts is in order."""
@@ -97,6 +106,7 @@ class Study:
             settings = self._remote.begin(dict(settings))
         self.config, self.record = plan.resolve(settings)
         config = self.config
+        check_trackers(config)
         self.progress = Progress(verbose=config.verbose)
         trials = plan_trials(config, self.record)
         self.checked, self.num_trials, self._notes = trials.checked, trials.num_trials, trials.notes
@@ -109,7 +119,7 @@ class Study:
             image_size=config.image_size,
             seed=config.seed,
             cache=config.cache or config.out.absolute() / SHARED_CACHE,
-            progress=config.verbose > 0,
+            progress=self.progress.bar,
             **{name: getattr(config, name) for name in DATA_OPTIONS},
         )
         plan.check_layers(self.task, self.checked)
@@ -221,6 +231,7 @@ class Study:
             metric=self.config.metric,
             share_maps=self._shares_maps(resources),
             left=left,
+            loggers=trackers(self.config, self.tables, self.progress.say),
         )
         self._keep_time()
         most = min(resources.most or self.num_trials, self.num_trials)

@@ -108,7 +108,7 @@ def _compare(given: argparse.Namespace) -> None:
     from rich.table import Table
 
     from delta_tune.comparing import compare, differences
-    from delta_tune.progress import clock, shown
+    from delta_tune.live import clock, shown
 
     rows = compare(given.folders)
     if given.json:

@@ -25,7 +25,17 @@ from delta_tune.map_sharing import RayMaps
 from delta_tune.mirror import Mirror, at_hand
 from delta_tune.outside import StoppedFromOutside, outside_cause
 from delta_tune.packing import memory_fraction
-from delta_tune.results import BLOCKED, ERROR_FILE, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK, trial_name
+from delta_tune.results import (
+    BLOCKED,
+    ERROR_FILE,
+    GPUS,
+    NUMBER,
+    OUT_OF_MEMORY,
+    OUTCOME,
+    TASK,
+    traceback_file,
+    trial_name,
+)
 from delta_tune.training import Row, run_trial
 from delta_tune.watchdog import FACTOR, limit_of, watched
 
@@ -93,11 +103,11 @@ def _run(
     last: Row,
 ) -> None:
     global _tasks
-    gpus = tune_config[GPUS]
+    gpus, number = tune_config[GPUS], tune_config[NUMBER]
     if (limit := limit_of(folder / HUNG_FILE)) is not None:
         (folder / HUNG_FILE).replace(folder / ERROR_FILE)
         cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"
-        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({ERROR_FILE} says where)"})
+        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({traceback_file(number)} says where)"})
         return
 
     try:
@@ -146,9 +156,8 @@ def _run(
         (folder / ERROR_FILE).write_text(traceback.format_exc())
         if mirror is not None:
             bring(mirror)
-        tune.report(
-            {**last, **told, OUTCOME: "failed", "error": f"{cause} ({Path(where.filename).name}:{where.lineno})"}
-        )
+        place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
+        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({place})"})
         return
     finally:
         give_memory_back()

@@ -31,13 +31,13 @@ TRAINER = [
     *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
 ]
 STUDY = [
-    *("background", "settings", "journal", "results", "mirror", "time_use", "evidence", "progress", "packing"),
+    *("background", "settings", "journal", "results", "mirror", "time_use", "evidence", "live", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
     *("figures", "report"),
     *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
     *("recording", "plan", "trial_plan", "room", "session", "running"),
-    *("resuming", "confirming", "retraining", "model_card", "study"),
-    *("comparing", "search", "cli", "tools", "__main__", "__init__"),
+    *("mlflow_runs", "wandb_runs", "trackers", "resuming", "confirming", "retraining", "model_card", "display"),
+    *("study", "comparing", "search", "cli", "tools", "__main__", "__init__"),
 ]
 ORDER = [*TRAINER, *STUDY]
 

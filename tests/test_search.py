@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 import delta_tune
 from delta_tune import plan, running, study
@@ -105,6 +107,17 @@ def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
     assert model.predict([next(Path(settings["data"]).rglob("*.png"))])[0].label in ("blue", "green", "red")
 
 
+def test_tune_leaves_event_files_that_tensorboard_reads(all_methods):
+    _, result = all_methods
+    data = next((result.path / "ray").rglob("trial-00000/events.out.tfevents*")).read_bytes()
+    tags = set()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])  # a record: length, its checksum, content, its checksum
+        tags |= {value.tag for value in Event.FromString(data[12 : 12 + length]).summary.value}
+        data = data[16 + length :]
+    assert {"ray/tune/val_accuracy", "ray/tune/train_loss"} <= tags
+
+
 def test_tune_trial_equals_the_same_configuration_run_alone(all_methods, task):
     _, result = all_methods
     tables = StudyTables.read(result.path, "val_accuracy")
@@ -148,7 +161,16 @@ def test_tune_records_diverged_and_failed_trials_with_their_cause_and_goes_on(se
         assert bool(row["error"]) == (row["param._kind"] != "learns")
         if row["state"] == "failed":
             assert "Expected more than 1 value per channel" in row["error"]
+            traceback = f"checkpoints/{row['trial_id']}/error.txt"
+            assert traceback in row["error"]
+            assert "Traceback" in (result.path / traceback).read_text()
     assert result.best_config.lr == 1e-4
+
+
+def test_tune_says_nothing_at_verbose_0(settings, capfd):
+    capfd.readouterr()
+    delta_tune.tune(**{**settings, "space": plain, "num_trials": 1, "max_epochs": 1})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_tune_takes_a_function_as_space_and_refuses_an_unknown_setting(settings):

@@ -1,0 +1,61 @@
+"""A study's result as a console and as a notebook show it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from delta_tune.config import TrialConfig
+from delta_tune.results import SCORES
+
+SHOWN_TRIALS = 8
+COLUMNS = ("number", "state", "config.regularizer", "config.lr", "config.alpha", "epochs", "best_epoch")
+
+
+def text_of(summary: str, trials: pa.Table, path: Path) -> str:
+    """`StudyResult(…)` in a line: the first sentence of the summary, the trials by state, the folder."""
+    first = (summary.splitlines() or ["no summary"])[0]
+    return f"StudyResult({first} {_by_state(trials)}; {str(path)!r})"
+
+
+def html_of(summary: str, best: TrialConfig | None, trials: pa.Table) -> str:
+    """The summary, the best configuration, and the best trials by validation accuracy, those of full budget first."""
+    parts = [f"<p>{'<br>'.join(map(escape, summary.splitlines()))}</p>"]
+    if best is not None:
+        config = ", ".join(f"{name}={value!r}" for name, value in best.record().items() if value is not None)
+        parts.append(f"<p>Best configuration: <code>{escape(config)}</code></p>")
+    names = [*COLUMNS, *(f"best_{score}" for score in SCORES)]
+    rows = sorted(trials.select(names).to_pylist(), key=_place)
+    head = _row("th", (name.removeprefix("config.") for name in names))
+    body = "".join(_row("td", (_cell(row[name]) for name in names)) for row in rows[:SHOWN_TRIALS])
+    which = f"the best {SHOWN_TRIALS} of " if len(rows) > SHOWN_TRIALS else ""
+    parts.append(f"<p>By validation accuracy, {which}{escape(_by_state(trials))}:</p>")
+    parts.append(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
+    return "<div>" + "\n".join(parts) + "</div>"
+
+
+def _by_state(trials: pa.Table) -> str:
+    states = Counter(trials["state"].to_pylist())
+    return f"{trials.num_rows} trials ({', '.join(f'{count} {state}' for state, count in sorted(states.items()))})"
+
+
+def _place(row: dict[str, Any]) -> tuple[bool, float, float]:
+    accuracy, loss = row["best_val_accuracy"], row["best_val_loss"]
+    if accuracy is None or loss is None:
+        return True, 1.0, 0.0
+    return row["state"] != "completed", -accuracy, loss
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
