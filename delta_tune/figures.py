@@ -121,7 +121,12 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
     names = methods_of(tables)
     metric: Metric = confirmation["metric"] if confirmation else tables.metric
     figure.update_layout(height=140 + 60 * len(names), showlegend=False)
-    ticks = {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.6, len(names) - 0.4]}
+    ticks = {
+        "tickvals": list(range(len(names))),
+        "ticktext": names,
+        "range": [-0.6, len(names) - 0.4],
+        "automargin": True,
+    }
     return _axes(figure, {"title": metric, **percent(metric)}, ticks)
 
 

@@ -131,8 +131,7 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
         "methods": (figures.methods(tables, confirmation, num_val), methods_caption(tables, confirmation, num_val)),
         "curves": (
             figures.learning_curves(tables, rungs),
-            f"Dotted lines are ASHA's rungs{_after(rungs)}: a trial among the lower ones of its rung ends there. Click "
-            f"a name to hide its curves.",
+            f"{_rungs(rungs)}Click a name to hide its curves.",
         ),
         "pairs": (
             figures.pairs(tables, parameters),
@@ -166,6 +165,7 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
         "plotly": get_plotlyjs(),
         "verdict": verdict(tables, record),
         "remarks": remarks(tables, record),
+        "started_with": shlex.join(["python", *record["command"]]),
         "facts": facts(tables, record),
         "command": None if winner is None else command(tables, record, winner),
         "python": None if winner is None else python(tables, winner),
@@ -307,5 +307,8 @@ def data_uri(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _after(rungs: Sequence[int]) -> str:
-    return f" (after epochs {', '.join(map(str, rungs))})" if rungs else ""
+def _rungs(epochs: Sequence[int]) -> str:
+    if not epochs:
+        return ""
+    after = ", ".join(map(str, epochs))
+    return f"Dotted lines are ASHA's rungs (after epoch {after}): a trial among the lower ones of its rung ends there. "
