@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,33 @@ from delta_tune.results import SCORES
 
 SHOWN_TRIALS = 8
 COLUMNS = ("number", "state", "config.regularizer", "config.lr", "config.alpha", "epochs", "best_epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        best_config: of the winner, a trial of full budget; None where no trial came that far.
+        best_metrics: of the winner's best epoch, with `test_…` where there is a test split.
+        trials: a row per trial, as in `trials.parquet`.
+        path: the study's folder.
+        report: its page, None where that could not be made.
+        summary: what was found, in sentences.
+    """
+
+    best_config: TrialConfig | None
+    best_metrics: dict[str, Any]
+    trials: pa.Table
+    path: Path
+    report: Path | None
+    summary: str
+
+    def __repr__(self) -> str:
+        return text_of(self.summary, self.trials, self.path)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.summary, self.best_config, self.trials)
 
 
 def text_of(summary: str, trials: pa.Table, path: Path) -> str:

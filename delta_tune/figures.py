@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
-import optuna
 import plotly.graph_objects as go
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
-from optuna.trial import TrialState
-from plotly.colors import sample_colorscale
 
 from delta_tune.config import METRICS, Metric
 from delta_tune.evaluation import wilson_interval
 from delta_tune.results import StudyTables
-from delta_tune.storage import quiet_optuna
 
 COLOURS: Final = {  # Okabe and Ito's, which the colour-blind can tell apart
     "delta": "#0072b2",
@@ -30,9 +23,6 @@ COLOURS: Final = {  # Okabe and Ito's, which the colour-blind can tell apart
 }
 GREY, LINE = "#9a9a9a", "rgba(140, 140, 140, 0.3)"
 SCALE = "Viridis"
-METHOD = "regularizer"
-MIN_TRIALS = 10
-"""Of full budget; of fewer the importance of a hyperparameter is chance."""
 LAYOUT: Final = {
     "template": "none",
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -42,7 +32,6 @@ LAYOUT: Final = {
     "hoverlabel": {"namelength": -1},
     "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
 }
-Parameters = Mapping[str, BaseDistribution]
 
 
 def percent(metric: Metric) -> dict[str, Any]:
@@ -60,7 +49,7 @@ def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | No
     """The metric after each epoch of every trial; those that did not come to their full budget are grey."""
     if not any(tables.epochs.values()):
         return None
-    figure, metric = _figure(), tables.metric
+    figure, metric = empty(), tables.metric
     rest = [n for n, row in tables.trials.items() if row["state"] != "completed"]
     groups = [("not completed", rest, GREY)]
     groups += [(method, tables.ranked(method), COLOURS[method]) for method in methods_of(tables)]
@@ -89,7 +78,7 @@ def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | No
         )
     for epoch in rungs:
         figure.add_vline(x=epoch, line={"color": GREY, "dash": "dot", "width": 1})
-    return _axes(figure, {"title": "epoch"}, {"title": metric, **percent(metric)})
+    return with_axes(figure, {"title": "epoch"}, {"title": metric, **percent(metric)})
 
 
 def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> go.Figure | None:
@@ -100,7 +89,7 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
         confirmation: as in `study.json`.
         num_val: images of the validation split, by which the interval of a search's best is reckoned.
     """
-    figure = _figure()
+    figure = empty()
     for place, method in enumerate(methods_of(tables)):
         if confirmation:
             scores = confirmation["scores"].get(method, [])
@@ -127,123 +116,12 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
         "range": [-0.6, len(names) - 0.4],
         "automargin": True,
     }
-    return _axes(figure, {"title": metric, **percent(metric)}, ticks)
-
-
-def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
-    """Any hyperparameter against any other, coloured by the score; two menus choose."""
-    names = list(parameters)
-    if not names or not any(tables.epochs.values()):
-        return None
-    first, second = ("alpha", "lr") if {"alpha", "lr"} <= set(names) else (names[0], names[min(1, len(names) - 1)])
-    groups = {
-        "full budget": [n for n, row in tables.trials.items() if row["state"] == "completed"],
-        "ended early": [n for n, row in tables.trials.items() if row["state"] != "completed" and row["epochs"]],
-        "diverged or failed": [n for n, row in tables.trials.items() if row["state"] in ("diverged", "failed")],
-    }
-    groups["ended early"] = [n for n in groups["ended early"] if n not in groups["diverged or failed"]]
-    values = {name: [[_coordinate(tables, n, name) for n in group] for group in groups.values()] for name in names}
-    figure = _figure()
-    scores = [tables.best_row(n)[tables.metric] for n in groups["full budget"]]
-    looks = (
-        {"color": scores, "colorscale": SCALE, "size": 12, "showscale": True, "colorbar": {"title": tables.metric}},
-        {"color": GREY, "size": 8, "symbol": "circle-open"},
-        {"color": GREY, "size": 8, "symbol": "x"},
-    )
-    for place, ((name, group), marker) in enumerate(zip(groups.items(), looks, strict=True)):
-        figure.add_scatter(
-            x=values[first][place],
-            y=values[second][place],
-            mode="markers",
-            marker=marker,
-            name=name,
-            text=[_said(tables, n) for n in group],
-            hovertemplate="%{text}<br>%{x}, %{y}",
-        )
-    menus = []
-    for axis, shown, left in (("y", second, 0.0), ("x", first, 0.6)):
-        buttons = [
-            {
-                "label": f"{axis}: {name}",
-                "method": "update",
-                "args": [{axis: values[name]}, {f"{axis}axis.{k}": v for k, v in _axis(name, parameters).items()}],
-            }
-            for name in names
-        ]
-        menus.append(
-            {"buttons": buttons, "active": names.index(shown), "x": left, "xanchor": "left", "y": 1.22}
-            | {"bgcolor": "rgba(128,128,128,0.15)", "font": {"color": "#777"}}
-        )
-    figure.update_layout(updatemenus=menus, height=520, margin={"t": 110})
-    return _axes(figure, _axis(first, parameters), _axis(second, parameters))
-
-
-def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
-    """A line for each trial of the best trial's method, through its hyperparameters to its score.
-
-    Optuna's is drawn for white paper, and Plotly's own needs WebGL, which not every browser has.
-    """
-    if tables.leader is None:
-        return None
-    method = tables.trials[tables.leader]["config.regularizer"]
-    numbers = tables.ranked(method)
-    names = [name for name in parameters if name != METHOD and all(name in tables.params(n) for n in numbers)]
-    if len(numbers) < 2 or not names:
-        return None
-    scores = [tables.best_row(n)[tables.metric] for n in numbers]
-    columns = {name: [tables.params(n)[name] for n in numbers] for name in names} | {tables.metric: scores}
-    heights = [_heights(values, parameters.get(name)) for name, values in columns.items()]
-    shares = _heights(scores, None) if METRICS[tables.metric] == "max" else [1 - s for s in _heights(scores, None)]
-    figure = _figure()
-    for row in reversed(range(len(numbers))):  # the best one on top
-        figure.add_scatter(
-            x=list(columns),
-            y=[each[row] for each in heights],
-            mode="lines",
-            line={"color": sample_colorscale(SCALE, shares[row])[0], "width": 1.5 + 2.5 * (row == 0)},
-            name=f"trial {numbers[row]}",
-            hovertext=_said(tables, numbers[row]),
-            customdata=[_number(values[row]) for values in columns.values()],
-            hovertemplate="%{hovertext}<br>%{x} %{customdata}<extra></extra>",
-            opacity=0.8,
-        )
-    for (name, values), places in zip(columns.items(), heights, strict=True):
-        figure.add_vline(x=name, line={"color": GREY, "width": 1})
-        for place, value in {round(place, 6): value for place, value in zip(places, values, strict=True)}.items():
-            if place in (0, 1) or isinstance(parameters.get(name), CategoricalDistribution):
-                figure.add_annotation(x=name, y=place, text=_number(value), showarrow=False, xshift=8, xanchor="left")
-    figure.update_layout(showlegend=False, margin={"r": 80})
-    return _axes(figure, {"type": "category", "side": "top"}, {"visible": False, "range": [-0.04, 1.04]})
-
-
-def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) -> go.Figure | None:
-    """How much of the scores' variation Optuna's evaluators give to each hyperparameter; `thorough` adds fANOVA.
-
-    Of the hyperparameters that all trials of full budget have.
-    """
-    with quiet_optuna():
-        study = optuna_study(tables, parameters)
-        done = study.get_trials(states=[TrialState.COMPLETE])
-        common = [name for name in parameters if all(name in trial.params for trial in done)]
-        common = [name for name in common if len({str(trial.params[name]) for trial in done}) > 1]
-        if len(done) < MIN_TRIALS or len(common) < 2:
-            return None
-        evaluators: dict[str, BaseImportanceEvaluator] = {"PED-ANOVA": PedAnovaImportanceEvaluator()}
-        if thorough and importlib.util.find_spec("sklearn") is not None:
-            evaluators["fANOVA"] = FanovaImportanceEvaluator(n_trees=32, seed=0)
-        figure = _figure()
-        for (name, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
-            figure.add_bar(
-                x=[found[each] for each in common], y=common, orientation="h", name=name, marker={"color": colour}
-            )
-    figure.update_layout(height=140 + 44 * len(common), barmode="group")
-    return _axes(figure, {"title": "share of the variation", "tickformat": ".0%"}, {"automargin": True})
+    return with_axes(figure, {"title": metric, **percent(metric)}, ticks)
 
 
 def attention(rows: Iterable[Mapping[str, Any]]) -> go.Figure | None:
     """The sorted weights of each layer, times its channels: 1 is what every channel has where none is preferred."""
-    figure = _figure()
+    figure = empty()
     for row in rows:
         weights = np.sort(np.asarray(row["W"], dtype=float))[::-1] * len(row["W"])
         share = (np.arange(len(weights)) + 1) / len(weights)
@@ -253,7 +131,7 @@ def attention(rows: Iterable[Mapping[str, Any]]) -> go.Figure | None:
         return None
     figure.add_hline(y=1, line={"color": GREY, "dash": "dot", "width": 1})
     x = {"title": "channels, the most attended first", "tickformat": ".0%"}
-    return _axes(figure, x, {"title": "weight × channels", "type": "log", "dtick": "D2"})
+    return with_axes(figure, x, {"title": "weight × channels", "type": "log", "dtick": "D2"})
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
@@ -265,7 +143,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
     """
     rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     numbers = {"text": matrix, "texttemplate": "%{text}"} if len(classes) <= 15 else {}
-    figure = _figure()
+    figure = empty()
     figure.add_heatmap(
         z=rows,
         x=list(classes),
@@ -281,7 +159,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
     )
     figure.update_layout(height=min(900, 220 + 28 * len(classes)))
     upright = {"autorange": "reversed", "type": "category", "title": "true", "automargin": True}
-    return _axes(figure, {"title": "predicted", "type": "category", "automargin": True}, upright)
+    return with_axes(figure, {"title": "predicted", "type": "category", "automargin": True}, upright)
 
 
 def timeline(tables: StudyTables) -> go.Figure | None:
@@ -290,13 +168,13 @@ def timeline(tables: StudyTables) -> go.Figure | None:
     if not rows:
         return None
     lanes: list[float] = []
-    figure = _figure()
+    figure = empty()
     bars: dict[str, list[tuple[float, float, int, str]]] = {}
     for row in sorted(rows, key=lambda row: row["began"]):
         lane = next((place for place, end in enumerate(lanes) if end <= row["began"]), len(lanes))
         lanes[lane:] = [row["ended"], *lanes[lane + 1 :]]
         kind = row["config.regularizer"] if row["state"] == "completed" else "not completed"
-        bars.setdefault(kind, []).append((row["began"], row["ended"], lane, _said(tables, row["number"])))
+        bars.setdefault(kind, []).append((row["began"], row["ended"], lane, summed_up(tables, row["number"])))
     for kind, each in bars.items():
         figure.add_bar(
             base=[_moment(began) for began, *_ in each],
@@ -310,83 +188,19 @@ def timeline(tables: StudyTables) -> go.Figure | None:
             marker={"color": COLOURS.get(kind, GREY), "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
         )
     figure.update_layout(barmode="overlay", height=140 + 26 * min(len(lanes), 24))
-    return _axes(figure, {"type": "date", "title": "time (UTC)"}, {"title": "slot", "dtick": 1, "tick0": 0})
+    return with_axes(figure, {"type": "date", "title": "time (UTC)"}, {"title": "slot", "dtick": 1, "tick0": 0})
 
 
-def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
-    """The trials as Optuna's, for its evaluators: complete, pruned, or failed.
-
-    The method is a hyperparameter too where there are several.
-    """
-    several = methods_of(tables)
-    known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
-    with quiet_optuna():
-        study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")
-    for number, row in tables.trials.items():
-        params = {k: v for k, v in _coordinates(tables, number).items() if k in known}
-        state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                value=tables.best_row(number)[tables.metric] if state == TrialState.COMPLETE else None,
-                params=params,
-                distributions={name: _widened(known[name], value) for name, value in params.items()},
-                intermediate_values={each["epoch"]: each[tables.metric] for each in tables.epochs[number]},
-            )
-        )
-    return study
-
-
-def _heights(values: Sequence[Any], distribution: BaseDistribution | None) -> list[float]:
-    """Where values stand on an axis from the lowest, 0, to the highest, 1."""
-    if isinstance(distribution, CategoricalDistribution):
-        choices = [str(choice) for choice in distribution.choices]
-        values = [choices.index(str(value)) for value in values]
-    elif getattr(distribution, "log", False):
-        values = [math.log(value) for value in values]
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
-    """A range of another branch of the space may not hold this value."""
-    if (
-        isinstance(distribution, FloatDistribution | IntDistribution)
-        and not distribution.low <= value <= distribution.high
-    ):
-        low, high = min(distribution.low, value), max(distribution.high, value)
-        return type(distribution)(low, high, log=distribution.log)
-    return distribution
-
-
-def _coordinates(tables: StudyTables, number: int) -> dict[str, Any]:
-    return {METHOD: tables.trials[number]["config.regularizer"], **tables.params(number)}
-
-
-def _coordinate(tables: StudyTables, number: int, name: str) -> Any:
-    value = _coordinates(tables, number).get(name)
-    return value if value is None or isinstance(value, int | float | str) else str(value)
-
-
-def _axis(name: str, parameters: Parameters) -> dict[str, Any]:
-    distribution = parameters[name]
-    log = getattr(distribution, "log", False)
-    kind = "category" if isinstance(distribution, CategoricalDistribution) else "log" if log else "linear"
-    return {"title.text": name, "type": kind, "dtick": "D2" if log else None}
-
-
-def _axes(figure: go.Figure, x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
+def with_axes(figure: go.Figure, x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
+    """The figure, with these settings of its axes."""
     common = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE}
     for update, axis in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
         update({**common, **axis})
     return figure
 
 
-def _figure() -> go.Figure:
+def empty() -> go.Figure:
+    """A figure with the page's layout."""
     return go.Figure(layout=LAYOUT)
 
 
@@ -402,7 +216,8 @@ def _middle(scores: Sequence[float], confirmed: bool, metric: Metric, num_val: i
     return middle, {"array": [high - middle], "arrayminus": [middle - low], "symmetric": False}
 
 
-def _said(tables: StudyTables, number: int) -> str:
+def summed_up(tables: StudyTables, number: int) -> str:
+    """A trial in a line."""
     row = tables.trials[number]
     score = row.get(f"best_{tables.metric}")
     told = "no epoch" if score is None else f"{tables.metric} {score:.4g} after {row['epochs']} epochs"

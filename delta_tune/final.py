@@ -20,6 +20,8 @@ from delta_tune.evaluation import classification_metrics, wilson_interval
 from delta_tune.files import written_whole
 from delta_tune.inference import CONFIG_FILE, WEIGHTS_FILE
 from delta_tune.live import shown
+from delta_tune.map_pictures import PICTURES_FILE, keep_pictures
+from delta_tune.predictions import PREDICTIONS_FILE, keep_predictions, split_logits
 from delta_tune.progress import brief
 from delta_tune.results import (
     CHECKPOINTS,
@@ -97,6 +99,27 @@ def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
         **scores,
         "test_accuracy_interval": [low, high],
     }
+
+
+def judge(task: Task, folder: Path, record: dict[str, Any], device: str, *, retrained: bool) -> None:
+    """Score the final model on test, or look at validation if there is no test split and it was not trained on it.
+
+    Args:
+        task: of the study.
+        folder: the study's, where what the model said of each image, and what its channels see, is kept.
+        record: `study.json`; the scoring of a test split is added.
+        device: where the model computes.
+        retrained: whether the model was trained on validation too.
+    """
+    name, best = "val" if task.dataset.test is None else "test", folder / BEST
+    if name == "test" or not retrained:
+        logits = split_logits(task, task.dataset.for_name(name), best, device)
+        if name == "test":
+            scored = score_test(task, best, logits)
+            record["test_scorings"].append({"trial": record["winner"], "model": record["model"], **scored})
+            add_to_config(best, {"test": scored})
+        keep_predictions(task, name, logits, folder / PREDICTIONS_FILE)
+    keep_pictures(task, best, folder / PICTURES_FILE)
 
 
 def summary(

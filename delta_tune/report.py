@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from optuna.distributions import json_to_distribution
 from plotly.offline import get_plotlyjs
 
-from delta_tune import figures
+from delta_tune import figures, space_figures
 from delta_tune.evaluation import wilson_interval
 from delta_tune.files import written_whole
 from delta_tune.live import clock, shown
@@ -134,15 +134,15 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
             f"{_rungs(rungs)}Click a name to hide its curves.",
         ),
         "pairs": (
-            figures.pairs(tables, parameters),
+            space_figures.pairs(tables, parameters),
             "The menus choose the axes. A trial that lacks a hyperparameter of the two is not shown.",
         ),
         "parallel": (
-            figures.parallel(tables, parameters),
+            space_figures.parallel(tables, parameters),
             "The best trial's method: a line for each trial of full budget, the best one thick, bright is better.",
         ),
         "importances": (
-            figures.importances(tables, parameters, thorough=not running),
+            space_figures.importances(tables, parameters, thorough=not running),
             "Of the trials of full budget, which ASHA chose: what made a trial bad from the start has little part in "
             "it. Where the evaluators differ, believe neither.",
         ),
@@ -280,7 +280,7 @@ def python(tables: StudyTables, number: int) -> str:
     return f"delta_tune.TrialConfig(\n{inner})"
 
 
-def trial_rows(tables: StudyTables, parameters: figures.Parameters) -> list[dict[str, Any]]:
+def trial_rows(tables: StudyTables, parameters: space_figures.Parameters) -> list[dict[str, Any]]:
     """The table of trials, the best first: those of full budget, then the others by how far they came."""
     place = {number: rank for rank, number in enumerate(tables.ranked())}
     order = sorted(tables.trials, key=lambda n: (place.get(n, len(place)), -tables.trials[n]["epochs"], n))

@@ -7,12 +7,13 @@ from typing import Any
 from delta_tune import plan, report
 from delta_tune.background import regularly
 from delta_tune.cluster import ray_cluster
+from delta_tune.display import StudyResult
 from delta_tune.everywhere import refuse_unseen
 from delta_tune.mirror import pushed_meanwhile
 from delta_tune.outside import told_in_a_sentence, watching_head
 from delta_tune.room import await_room
 from delta_tune.session import begin
-from delta_tune.study import Study, StudyResult
+from delta_tune.study import Study
 
 __all__ = ["StudyResult", "dry_run", "tune"]
 

@@ -6,32 +6,27 @@ import dataclasses
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_tune import plan
 from delta_tune.addresses import is_address
 from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.cluster import Cluster
-from delta_tune.config import TrialConfig, UserError
+from delta_tune.config import UserError
 from delta_tune.confirming import Confirmation, as_json, confirm
-from delta_tune.display import html_of, text_of
+from delta_tune.display import StudyResult
 from delta_tune.files import written_whole
-from delta_tune.final import BEST, add_to_config, keep_winner, score_test, summary
+from delta_tune.final import BEST, add_to_config, judge, keep_winner, summary
 from delta_tune.live import clock
-from delta_tune.map_pictures import PICTURES_FILE, keep_pictures
 from delta_tune.mirror import INTERVAL_S, RemoteStudies, push_or_refuse
 from delta_tune.model_card import write_card
 from delta_tune.packing import measure_on_cluster
 from delta_tune.plain_arm import groups_of, sharing_rungs
 from delta_tune.plan import Resources
-from delta_tune.predictions import PREDICTIONS_FILE, keep_predictions, split_logits
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
 from delta_tune.report import Reporter
@@ -66,33 +61,6 @@ SLACK = 0.05
 DATA_OPTIONS = (
     "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyResult:
-    """What a study found.
-
-    Attributes:
-        best_config: of the winner, a trial of full budget; None where no trial came that far.
-        best_metrics: of the winner's best epoch, with `test_…` where there is a test split.
-        trials: a row per trial, as in `trials.parquet`.
-        path: the study's folder.
-        report: its page, None where that could not be made.
-        summary: what was found, in sentences.
-    """
-
-    best_config: TrialConfig | None
-    best_metrics: dict[str, Any]
-    trials: pa.Table
-    path: Path
-    report: Path | None
-    summary: str
-
-    def __repr__(self) -> str:
-        return text_of(self.summary, self.trials, self.path)
-
-    def _repr_html_(self) -> str:
-        return html_of(self.summary, self.best_config, self.trials)
 
 
 class Study:
@@ -347,7 +315,7 @@ class Study:
         model = self.record.get("model", "")
         # A study that goes on later must not have looked at its test split.
         if winner is not None and not self._interrupted and all(scoring["model"] != model for scoring in scorings):
-            self._judge(winner, model, device)
+            judge(self.task, self.folder, self.record, device, retrained=self._retrained)
         if not self._interrupted:
             self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._keep_time()
@@ -379,19 +347,6 @@ class Study:
             report=page,
             summary="\n".join(said),
         )
-
-    def _judge(self, winner: int, model: str, device: str) -> None:
-        """Score the final model on test, or on validation if there is no test split and it was not trained on it."""
-        dataset, best = self.task.dataset, self.folder / BEST
-        name = "val" if dataset.test is None else "test"
-        if name == "test" or not self._retrained:
-            logits = split_logits(self.task, dataset.for_name(name), best, device)
-            if name == "test":
-                scored = score_test(self.task, best, logits)
-                self.record["test_scorings"].append({"trial": winner, "model": model, **scored})
-                add_to_config(best, {"test": scored})
-            keep_predictions(self.task, name, logits, self.folder / PREDICTIONS_FILE)
-        keep_pictures(self.task, best, self.folder / PICTURES_FILE)
 
     def _keep_time(self) -> None:
         """Write down how long the study has run in all its sessions: its time budget counts them all."""

@@ -9,8 +9,8 @@ import nbformat
 import pytest
 
 from delta_tune.config import TrialConfig
+from delta_tune.display import StudyResult
 from delta_tune.results import EPOCH_COLUMNS, StudyTables
-from delta_tune.study import StudyResult
 
 STATES = {0: "completed", 1: "pruned", 2: "completed", 3: "failed", **dict.fromkeys(range(4, 12), "pruned")}
 
@@ -29,6 +29,7 @@ def make_result(folder):
         best_metrics={"val_accuracy": 0.75},
         trials=tables.table(),
         path=Path(folder),
+        report=None,
         summary="Best: l2 with <b>tags</b> & more.\nTables: there",
     )
 
@@ -82,7 +83,9 @@ def test_html_has_the_best_trials_of_full_budget_first(result):
 
 def test_html_of_a_study_without_a_winner_has_no_configuration(tmp_path):
     tables = StudyTables(tmp_path, "val_accuracy")
-    empty = StudyResult(best_config=None, best_metrics={}, trials=tables.table(), path=tmp_path, summary="")
+    empty = StudyResult(
+        best_config=None, best_metrics={}, trials=tables.table(), path=tmp_path, report=None, summary=""
+    )
     assert "Best configuration" not in empty._repr_html_()
     assert "0 trials" in repr(empty)
 

@@ -2,15 +2,12 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import json
 
 import numpy as np
 import pytest
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState
 from studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial, random_trials, tables_in
 
-from delta_tune import figures
+from delta_tune import figures, space_figures
 from delta_tune.evaluation import wilson_interval
 
 
@@ -63,9 +60,9 @@ def test_nothing_is_drawn_of_a_study_without_epochs(empty):
     for drawn in (
         figures.learning_curves(empty, [2]),
         figures.methods(empty, None, 50),
-        figures.pairs(empty, DISTRIBUTIONS),
-        figures.parallel(empty, DISTRIBUTIONS),
-        figures.importances(empty, DISTRIBUTIONS, thorough=True),
+        space_figures.pairs(empty, DISTRIBUTIONS),
+        space_figures.parallel(empty, DISTRIBUTIONS),
+        space_figures.importances(empty, DISTRIBUTIONS, thorough=True),
         figures.timeline(empty),
         figures.attention([]),
     ):
@@ -92,78 +89,6 @@ def test_methods_of_a_confirmed_study_show_its_runs(tables):
     assert list(dots.x) == scores["l2"]
     assert diamond.x[0] == pytest.approx(np.mean(scores["l2"]))
     assert diamond.error_x.array[0] == pytest.approx(np.std(scores["l2"], ddof=1))
-
-
-def test_pairs_place_each_trial_once_by_its_own_hyperparameters(tables):
-    drawn = figures.pairs(tables, DISTRIBUTIONS)
-    shown = [point for trace in drawn.data for point in zip(trace.x, trace.y, strict=True)]
-    expected = [(tables.params(n).get("alpha"), tables.params(n)["lr"]) for n in tables.trials]
-    assert sorted(map(str, shown)) == sorted(map(str, expected))
-
-
-def test_pairs_menus_hold_every_hyperparameter_for_both_axes(tables):
-    for axis, menu in zip("yx", figures.pairs(tables, DISTRIBUTIONS).layout.updatemenus, strict=True):
-        assert [button.label for button in menu.buttons] == [f"{axis}: {name}" for name in DISTRIBUTIONS]
-        sizes = {tuple(len(values) for values in button.args[0][axis]) for button in menu.buttons}
-        assert len(sizes) == 1
-
-
-def test_optuna_study_has_each_trial_as_it_ended(tables):
-    study = figures.optuna_study(tables, DISTRIBUTIONS)
-    for trial, (number, row) in zip(study.trials, tables.trials.items(), strict=True):
-        expected = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
-        assert trial.state == expected
-        assert trial.params == tables.params(number)
-        assert trial.intermediate_values == {r["epoch"]: r["val_accuracy"] for r in tables.epochs[number]}
-    assert study.best_value == max(r["val_accuracy"] for r in tables.epochs[tables.leader])
-
-
-def test_optuna_study_takes_a_value_outside_the_range_that_stands_for_all(empty):
-    add_trial(empty, 0, "completed", lr=0.5)
-    assert figures.optuna_study(empty, DISTRIBUTIONS).trials[0].params["lr"] == 0.5
-
-
-@pytest.mark.parametrize("thorough", [False, True])
-def test_importances_find_the_hyperparameter_that_decides(empty, thorough):
-    """Of trials of one method, whose scores their learning rates alone decide."""
-    rng = np.random.default_rng(0)
-    for number in range(60):
-        add_trial(empty, number, "completed", lr=10 ** rng.uniform(-4, -1), alpha=10 ** rng.uniform(-2, 1))
-    drawn = figures.importances(empty, DISTRIBUTIONS, thorough=thorough)
-    assert [trace.name for trace in drawn.data] == ["PED-ANOVA", "fANOVA"][: 1 + thorough]
-    for trace in drawn.data:
-        share = dict(zip(trace.y, trace.x, strict=True))
-        assert share.keys() == {"lr", "alpha"}
-        assert share["lr"] > 3 * share["alpha"]
-
-
-def test_importances_are_not_shown_of_a_few_trials(empty):
-    for number in range(figures.MIN_TRIALS - 1):
-        add_trial(empty, number, "completed", lr=10 ** -(1 + number / 5), alpha=1 + number)
-    assert figures.importances(empty, DISTRIBUTIONS, thorough=False) is None
-
-
-def test_parallel_has_a_line_for_each_trial_of_the_best_method_through_its_values(tables):
-    drawn = figures.parallel(tables, DISTRIBUTIONS)
-    method = tables.trials[tables.leader]["config.regularizer"]
-    numbers = tables.ranked(method)
-    lr = np.log([tables.params(n)["lr"] for n in numbers])
-    score = np.array([tables.best_row(n)["val_accuracy"] for n in numbers])
-    for trace in drawn.data:
-        row = numbers.index(int(trace.name.removeprefix("trial ")))
-        heights = dict(zip(trace.x, trace.y, strict=True))
-        assert heights["lr"] == pytest.approx((lr[row] - lr.min()) / (lr.max() - lr.min()))
-        assert heights["val_accuracy"] == pytest.approx((score[row] - score.min()) / (score.max() - score.min()))
-    assert len(drawn.data) == len(numbers)
-
-
-def test_parallel_shows_choices_by_name(empty):
-    for number, size in enumerate((16, 32, 16)):
-        add_trial(empty, number, "completed")
-        empty.trials[number]["suggested"] = json.dumps({"batch_size": size})
-    drawn = figures.parallel(empty, {"batch_size": CategoricalDistribution([16, 32])})
-    said = {(note.x, note.y): note.text for note in drawn.layout.annotations}
-    assert (said["batch_size", 0], said["batch_size", 1]) == ("16", "32")
 
 
 def test_attention_weights_times_channels_are_one_on_average_and_sorted():

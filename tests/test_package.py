@@ -33,7 +33,7 @@ TRAINER = [
 STUDY = [
     *("background", "settings", "journal", "results", "mirror", "time_use", "evidence", "live", "progress", "packing"),
     *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
-    *("figures", "report"),
+    *("figures", "space_figures", "report"),
     *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
     *("recording", "plan", "trial_plan", "room", "session", "running"),
     *("mlflow_runs", "wandb_runs", "trackers", "resuming", "confirming", "retraining", "model_card", "display"),
