@@ -221,7 +221,7 @@ def lines(
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
         f"Hooks     {layers}",
         f"Space     {space.name}: {describe(space)}".rstrip(": "),
-        f"          samples {', '.join(names) or 'nothing: everything is set'}" + (f"; {turns} in turns" if turns else ""),
+        f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),
         f"          {len(checked.points)} starting points first",
         *(f"          {sentence}" for sentence in checked.said),
         f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "

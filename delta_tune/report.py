@@ -196,7 +196,7 @@ def verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
         return "No trial has come to its full budget" + ("." if "finished" in record else " yet.")
     metric, winner = tables.metric, ranked[0]
     method, score = tables.trials[winner]["config.regularizer"], tables.best_row(winner)[tables.metric]
-    said = f"{method} {shown(metric, score)} on {record['images']['val']} validation images"
+    said = f"{method}: {metric} {shown(metric, score)} on {record['images']['val']} images"
     plain = tables.ranked("l2")
     if method == "l2" or not plain:
         return f"{said}: the best of {len(ranked)} trials of full budget, not confirmed."
