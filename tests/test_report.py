@@ -66,8 +66,8 @@ def test_verdict_compares_the_best_of_each_method(folder):
         method: max(tables.best_row(n)["val_accuracy"] for n in tables.ranked(method)) for method in ("delta", "l2")
     }
     assert report.verdict(tables, read_study(folder)) == (
-        f"delta: val_accuracy {100 * best['delta']:.1f} % on 50 images, plain l2 {100 * best['l2']:.1f} %: the best trial "
-        f"of each, not confirmed."
+        f"delta: val_accuracy {100 * best['delta']:.1f} % on 50 images, plain l2 {100 * best['l2']:.1f} %: the best "
+        f"trial of each, not confirmed."
     )
 
 
