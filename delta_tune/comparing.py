@@ -39,7 +39,7 @@ def _row(folder: Path) -> dict[str, Any]:
     settings = record["settings"]
     tables = StudyTables.read(folder, settings["metric"])
     states = [row["state"] for row in tables.trials.values()]
-    winner = record.get("winner", tables.leader)
+    winner = record.get("winner", tables.leader) if "finished" in record else tables.leader
     tests = [scoring for scoring in record["test_scorings"] if scoring["model"] == record.get("model")]
     best = None if tables.leader is None else tables.best_row(tables.leader)
     split = "test" if tests else "val"

@@ -49,12 +49,16 @@ def keep_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> N
 def keep_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -> None:
     """A folder of weights and all that another program needs to predict with them.
 
+    What was kept beside it of another model's predictions and maps is taken away.
+
     Args:
         task: what they were trained for.
         weights: a safetensors file.
         told: where they come from: trial, epoch, config, metrics.
         best: the folder.
     """
+    for told_of_another in (PREDICTIONS_FILE, PICTURES_FILE):
+        (best.parent / told_of_another).unlink(missing_ok=True)
     best.mkdir(exist_ok=True)
     with written_whole(best / WEIGHTS_FILE) as partial:
         shutil.copyfile(weights, partial)

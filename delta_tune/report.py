@@ -117,7 +117,7 @@ class Reporter:
 def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dict[str, Any]:
     """What the template is given."""
     settings, confirmation = record["settings"], record.get("confirmation")
-    running = "finished" not in record
+    running = is_running(record)
     parameters = {
         name: json_to_distribution(json.dumps(each)) for name, each in record.get("distributions", {}).items()
     }
@@ -125,7 +125,7 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
     predictions = read_predictions(folder / PREDICTIONS_FILE)
     rungs = rung_epochs(settings["max_epochs"], settings["grace_period"], settings["reduction_factor"])
     num_val = record["images"]["val"]
-    winner = record.get("winner", tables.leader)
+    winner = tables.leader if running else record.get("winner", tables.leader)
     small = predictions is not None and len(predictions.classes) <= MOST_CLASSES
     drawn = {
         "methods": (figures.methods(tables, confirmation, num_val), methods_caption(tables, confirmation, num_val)),
@@ -185,6 +185,11 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
     }
 
 
+def is_running(record: Mapping[str, Any]) -> bool:
+    """Whether no session of the study has come to its end, or another one began since."""
+    return not record.keys() & {"finished", "interrupted"}
+
+
 def verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
     """What the study found, in a sentence."""
     if record.get("confirmation"):
@@ -193,7 +198,7 @@ def verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
             return str(found)
     ranked = tables.ranked()
     if not ranked:
-        return "No trial has come to its full budget" + ("." if "finished" in record else " yet.")
+        return "No trial has come to its full budget" + (" yet." if is_running(record) else ".")
     metric, winner = tables.metric, ranked[0]
     method, score = tables.trials[winner]["config.regularizer"], tables.best_row(winner)[tables.metric]
     said = f"{method}: {metric} {shown(metric, score)} on {record['images']['val']} images"

@@ -164,6 +164,8 @@ class Study:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "test_scorings": [],
         }
+        for how in ("finished", "interrupted"):
+            self.record.pop(how, None)
         self.record = begun | self.record | {"settings": plan.jsonable(self.config, self.folder) | {"out": self.out}}
         self.tables.write()  # before the file that says there is a study to resume
         write_json(self.folder / STUDY_FILE, self.record)
@@ -316,8 +318,8 @@ class Study:
         # A study that goes on later must not have looked at its test split.
         if winner is not None and not self._interrupted and all(scoring["model"] != model for scoring in scorings):
             judge(self.task, self.folder, self.record, device, retrained=self._retrained)
-        if not self._interrupted:
-            self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        ended = "interrupted" if self._interrupted else "finished"
+        self.record[ended] = datetime.now(UTC).isoformat(timespec="seconds")
         self._keep_time()
         if winner is not None:
             add_to_config(best, {"versions": self.record["versions"]})

@@ -15,7 +15,7 @@ from delta_tune.addresses import as_uri
 from delta_tune.augment import centre
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.models import build_target
-from delta_tune.predictions import split_logits
+from delta_tune.predictions import PREDICTIONS_FILE, split_logits
 from delta_tune.results import StudyTables
 from delta_tune.training import run_trial
 
@@ -112,6 +112,13 @@ def test_predict_names_an_image_it_cannot_read(best, tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(UserError, match=r"a\.jpg"):
         inference.load(best).predict([tmp_path / "a.jpg"])
+
+
+def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / PREDICTIONS_FILE).touch()
+    final.keep_model(task, best / "model.safetensors", {}, tmp_path / "best")
+    assert not (tmp_path / PREDICTIONS_FILE).exists()
 
 
 def test_load_takes_the_study_folder_too(best):

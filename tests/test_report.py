@@ -97,6 +97,21 @@ def test_running_study_loads_itself_again_and_a_finished_one_does_not(tmp_path, 
     assert 'http-equiv="refresh"' not in page(folder).replace(report.get_plotlyjs(), "")
 
 
+def test_interrupted_study_says_so_and_does_not_load_itself_again(tmp_path):
+    folder = study(tmp_path / "study", one, finished=False, interrupted="2026-11-23T02:00:00+00:00")
+    own = page(folder).replace(report.get_plotlyjs(), "")
+    assert "interrupted 2026-11-23T02:00:00+00:00" in own
+    assert "http-equiv" not in own
+
+
+def test_running_study_shows_its_leader_and_a_finished_one_its_winner(tmp_path):
+    for finished in (False, True):
+        folder = study(tmp_path / f"{finished}", two_methods, finished=finished, winner=1)
+        best = max(range(4), key=lambda n: tables_in(folder).read(folder, "val_accuracy").best_row(n)["val_accuracy"])
+        expected = 1 if finished else best
+        assert f'Best configuration <span class="quiet">trial {expected}</span>' in page(folder)
+
+
 def test_what_users_write_is_no_html_of_the_page(tmp_path):
     nasty = "</script><script>alert(1)</script>"
     folder = study(tmp_path / "study", lambda t: add_trial(t, 0, "failed", error=nasty), name="<b>&")
