@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from delta_tune.addresses import open_place
 from delta_tune.augment import centre
 from delta_tune.config import UserError
-from delta_tune.images import Pixels, Preprocessing, open_image, to_square
+from delta_tune.images import DamagedImage, Pixels, Preprocessing, open_image, to_square
 from delta_tune.models import build_architecture
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -55,8 +55,10 @@ class Model:
             batch_size: images that go through the network at a time, ≥ 1.
 
         Raises:
-            UserError: an image that cannot be read, or an array of another type or shape.
+            UserError: an image that cannot be read, an array of another type or shape, or a batch size below 1.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
         p = self.preprocessing
         found: list[Prediction] = []
         each = iter(_one_by_one(images))
@@ -79,15 +81,21 @@ class Model:
         return probabilities
 
 
-def _one_by_one(images: Images) -> Iterator[Image.Image]:
+def _one_by_one(images: Images, name: str = "the image") -> Iterator[Image.Image]:
+    """Each image; `name` is what one that is no path is called."""
     if isinstance(images, np.ndarray | Tensor):
         for pixels in _uint8(images):
             yield open_image(Image.fromarray(pixels))
-    elif isinstance(images, str | Path | bytes | Image.Image):
+    elif isinstance(images, str | Path):
         yield open_image(images)
+    elif isinstance(images, bytes | Image.Image):
+        try:
+            yield open_image(images)
+        except DamagedImage as error:
+            raise DamagedImage(name, error.args[1]) from error
     else:
-        for image in images:
-            yield from _one_by_one(image)
+        for place, image in enumerate(images):
+            yield from _one_by_one(image, f"the image at index {place}")
 
 
 def _uint8(images: np.ndarray | Tensor) -> Iterable[Pixels]:
@@ -99,7 +107,7 @@ def _uint8(images: np.ndarray | Tensor) -> Iterable[Pixels]:
         pixels = images
     elif images.ndim in (3, 4) and images.shape[-3] == 3:
         pixels = images.detach().movedim(-3, -1).cpu().numpy()
-    if pixels is not None and pixels.dtype == np.uint8:
+    if pixels is not None and pixels.dtype == np.uint8 and 0 not in pixels.shape[-3:]:
         if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3):
             return [pixels]
         if pixels.ndim == 4 and pixels.shape[-1] == 3:
@@ -118,8 +126,15 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         device: where it is to predict.
 
     Raises:
-        UserError: there is no model there.
+        UserError: there is no model there, or the device cannot be used.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such name, no such hardware; a PyTorch without its support
+        cause = str(error).splitlines()[0]
+        raise UserError(
+            f"The device {device} cannot be used ({cause}); give cpu, or cuda where PyTorch finds a GPU."
+        ) from error
     filesystem, root = open_place(folder, "load")
     root = root.rstrip("/")
     try:

@@ -87,6 +87,7 @@ def test_predict_takes_a_grey_array_as_the_grey_image(best):
         (np.zeros((3, 8, 8), np.uint8), r"got uint8 \(3, 8, 8\)"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"a tensor must be uint8 \(3, H, W\).* got torch.uint8 \(8, 8, 3\)"),
         (torch.zeros(3, 8, 8), r"got torch.float32 \(3, 8, 8\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"got uint8 \(0, 8, 3\)"),
     ],
 )
 def test_predict_refuses_arrays_that_may_mean_something_else(best, given, said):
@@ -100,6 +101,12 @@ def test_predict_does_not_depend_on_the_batch_size(best, task, batch_size):
     expected = [model.predict(name)[0].probability for name in task.dataset.test.names]
     found = [p.probability for p in model.predict(task.dataset.test.names, batch_size=batch_size)]
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_predict_refuses_batches_of_nothing(best, task, batch_size):
+    with pytest.raises(UserError, match=f"batch_size must be ≥ 1, but got {batch_size}"):
+        inference.load(best).predict(task.dataset.test.names, batch_size=batch_size)
 
 
 def test_predict_gives_every_class_its_probability(best, task):
@@ -119,6 +126,18 @@ def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, ta
     (tmp_path / PREDICTIONS_FILE).touch()
     final.keep_model(task, best / "model.safetensors", {}, tmp_path / "best")
     assert not (tmp_path / PREDICTIONS_FILE).exists()
+
+
+def test_predict_names_the_place_of_bytes_it_cannot_read(best, task):
+    good = Path(task.dataset.test.names[0]).read_bytes()
+    with pytest.raises(UserError, match=r"^the image at index 2 cannot be read"):
+        inference.load(best).predict([good, good, b"no image"])
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_load_refuses_a_device_that_is_not_there(best, device):
+    with pytest.raises(UserError, match=f"^The device {device} cannot be used .*; give cpu, or cuda where"):
+        inference.load(best, device)
 
 
 def test_load_takes_the_study_folder_too(best):
