@@ -34,8 +34,9 @@ def export(model: Model, kind: Format, file: Path) -> None:
     """Write a model to a file, whole or not at all.
 
     ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
-    any N; classes and preprocessing stand in the file too (ONNX: `metadata_props`, TorchScript: the extra file
-    `config.json`). The state dict has the names of torchvision's or timm's own constructor.
+    any N; classes and preprocessing stand in the file too (ONNX: JSON in `metadata_props`, with the layout of `input`
+    and `output`; TorchScript: the extra file `config.json`). The state dict has the names of torchvision's or timm's
+    own constructor.
 
     Args:
         model: on CPU, in eval mode.
@@ -91,7 +92,19 @@ def _onnx(model: Model, file: Path) -> None:
         )
     assert program is not None
     proto = program.model_proto
-    told = {"classes": model.config["classes"], "preprocessing": model.config["preprocessing"]}
+    size = model.preprocessing.image_size
+    told = {
+        "classes": model.config["classes"],
+        "preprocessing": model.config["preprocessing"],
+        "input": {
+            **{"name": "images", "type": "float32", "layout": "NCHW", "shape": ["N", 3, size, size], "channels": "RGB"},
+            "values": "(pixel / 255 - preprocessing.mean) / preprocessing.std",
+        },
+        "output": {
+            **{"name": "logits", "type": "float32", "shape": ["N", len(model.classes)], "order": "classes"},
+            "values": "logits; softmax makes them probabilities",
+        },
+    }
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in told.items()})
     onnx.save(proto, str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -93,14 +93,28 @@ def _export(given: argparse.Namespace) -> None:
     file: Path = given.output or Path(f"model{SUFFIXES[given.format]}")
     if not file.absolute().parent.is_dir():
         raise UserError(f"--output {file} has no folder to lie in; make {file.absolute().parent} first.")
-    export(load(given.folder), given.format, file)
+    if file.is_dir():
+        raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
+    model = load(given.folder)
+    try:
+        export(model, given.format, file)
+    except OSError as error:
+        raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
     print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+
+
+def _here(command: str, folder: str) -> str:
+    from delta_tune.addresses import is_address
+
+    if is_address(folder):
+        raise UserError(f"{command} takes a folder on this machine, but got {folder}; copy it here first.")
+    return folder
 
 
 def _report(given: argparse.Namespace) -> None:
     from delta_tune.report import write_report
 
-    print(write_report(given.folder))
+    print(write_report(_here("report", given.folder)))
 
 
 def _compare(given: argparse.Namespace) -> None:
@@ -110,11 +124,13 @@ def _compare(given: argparse.Namespace) -> None:
     from delta_tune.comparing import compare, differences
     from delta_tune.live import clock, shown
 
-    rows = compare(given.folders)
+    rows = compare([_here("compare", folder) for folder in given.folders])
     if given.json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("study", "data", "model", "method", "best", "accuracy (95 % interval)", "trials", "epochs", "time")
+    table = Table(
+        *("study", "data", "images", "model", "method", "best", "accuracy (95 % interval)", "trials", "epochs", "time")
+    )
     for row in rows:
         accuracy = "–"
         if row["interval"] is not None:
@@ -123,6 +139,7 @@ def _compare(given: argparse.Namespace) -> None:
         table.add_row(
             row["study"] + ("" if row["finished"] else " (unfinished)"),
             Path(row["data"]).name,
+            ", ".join(f"{count} {split}" for split, count in row["images"].items()) or "–",
             row["model"],
             row["method"] or "–",
             "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from studies import add_trial, study_json, tables_in
 
@@ -36,8 +38,22 @@ def test_row_without_a_test_split_has_the_validation_accuracy(tmp_path):
 def test_differences_say_that_images_are_not_the_same(tmp_path):
     rows = compare([study(tmp_path / "a"), study(tmp_path / "b", fingerprints={"data": "other", "weights": "w"})])
     assert differences(rows) == [
-        "The images, or their splits, are not the same: a higher score may be due to easier images."
+        "The images, their splits or their preprocessing are not the same: a higher score may be due to that alone."
     ]
+
+
+def test_differences_say_that_validation_is_no_test(tmp_path):
+    (said,) = differences(compare([study(tmp_path / "a"), study(tmp_path / "b", test=False)]))
+    assert "others of validation" in said
+
+
+def test_row_of_an_early_study_leaves_out_what_it_did_not_write_down(tmp_path):
+    folder = study(tmp_path / "a")
+    record = json.loads((folder / "study.json").read_text())
+    del record["backbone"], record["images"]
+    (folder / "study.json").write_text(json.dumps(record))
+    (row,) = compare([folder])
+    assert (row["model"], row["images"], row["accuracy"], row["interval"]) == ("resnet50", {}, 0.9, None)
 
 
 def test_differences_say_that_intervals_overlap(tmp_path):
@@ -46,7 +62,13 @@ def test_differences_say_that_intervals_overlap(tmp_path):
 
 def test_differences_say_nothing_where_scores_lie_apart():
     rows = [
-        {"data_fingerprint": "d", "metric": "val_accuracy", "interval": interval}
+        {
+            "data_fingerprint": "d",
+            "metric": "val_accuracy",
+            "accuracy_of": "test",
+            "accuracy": 0.5,
+            "interval": interval,
+        }
         for interval in ((0.1, 0.2), (0.5, 0.6))
     ]
     assert differences(rows) == []

@@ -61,6 +61,26 @@ def test_onnx_is_valid_and_tells_classes_and_preprocessing(onnx_file, model):
     assert told["preprocessing"] == model.config["preprocessing"]
 
 
+def test_onnx_tells_its_input_so_that_another_program_can_predict(onnx_file, model):
+    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    given, (node,) = told["input"], session.get_inputs()
+    assert (given["name"], given["shape"]) == (node.name, node.shape)
+    assert told["output"]["shape"] == session.get_outputs()[0].shape
+    size = given["shape"][2]
+    pixels = np.random.default_rng(1).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    values = (pixels / 255 - told["preprocessing"]["mean"]) / told["preprocessing"]["std"]
+    (logits,) = session.run(None, {given["name"]: values.transpose(2, 0, 1)[None].astype(given["type"])})
+    # The image as it is kept before its centre is taken: nothing is resized, so both programs see the same pixels
+    stored = model.preprocessing.stored_size
+    start = round((stored - size) / 2)
+    whole = np.zeros((stored, stored, 3), np.uint8)
+    whole[start : start + size, start : start + size] = pixels
+    (prediction,) = model.predict(whole)
+    shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    np.testing.assert_allclose(shares, list(prediction.probabilities.values()), atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_gives_the_logits_and_tells_classes(model, images, expected, tmp_path):
     exporting.export(model, "torchscript", tmp_path / "model.pt")

@@ -72,6 +72,10 @@ def test_predict_shows_a_table(folder, task, capsys, monkeypatch):
         (["predict", "EMPTY", "a.jpg"], "There is no model in"),
         (["predict", "FOLDER", "a.jpg", "--top", "0"], "--top must be ≥ 1, but got 0."),
         (["export", "FOLDER", "--format", "onnx", "--output", "EMPTY/no/model.onnx"], "has no folder to lie in"),
+        (["export", "FOLDER", "--format", "state_dict", "--output", "EMPTY"], "is a folder; give a file, such as"),
+        (["predict", "FOLDER", "a.jpg", "--device", "nonsense"], "The device nonsense cannot be used"),
+        (["compare", "s3://bucket/study"], "compare takes a folder on this machine, but got s3://bucket/study"),
+        (["report", "s3://bucket/study"], "report takes a folder on this machine, but got s3://bucket/study"),
         (["compare", "EMPTY"], "There is no study in"),
         (["report", "EMPTY"], "There is no study in"),
     ],
@@ -91,6 +95,16 @@ def test_export_writes_the_file_that_is_asked_for(folder, tmp_path, capsys, monk
     assert (tmp_path / "model.pth").exists()
 
 
+def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "export", full)
+    status, _, err = run(capsys, "export", folder, "--format", "state_dict", "--output", tmp_path / "m.pth")
+    assert status == 2
+    assert err.endswith("m.pth cannot be written (No space left on device); give another file.\n")
+
+
 def test_formats_are_those_of_the_exporter():
     assert tools.FORMATS == exporting.FORMATS
 
@@ -101,9 +115,10 @@ def test_report_writes_the_page_and_says_where(folder, capsys):
 
 
 def test_compare_shows_studies_side_by_side(folder, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "240")
     _, out, _ = run(capsys, "compare", folder, folder)
     assert out.count("test 90.0 % (79.9 to 95.3 %)") == 2
+    assert out.count("100 train, 50 val, 60 test") == 2
     assert "overlap" in out
     rows = json.loads(run(capsys, "compare", folder, "--json")[1])
     assert rows[0]["accuracy"] == 0.9
