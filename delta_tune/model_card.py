@@ -16,8 +16,8 @@ MANY_CLASSES = 20
 TEMPLATE = """\
 ---
 library_name: delta-tune
+pipeline_tag: image-classification
 tags: [image-classification, transfer-learning, {{ method }}]
-base_model: {{ backbone | tojson }}
 metrics: [accuracy]
 ---
 # {{ name }}
@@ -70,24 +70,27 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 """
 
 
-def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str]) -> None:
+def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str], *, retrained: bool) -> None:
     """Write the model card beside the model.
 
     Args:
         best: the model's folder.
         record: `study.json`.
         sentences: what the study found on the way, such as the confirmation's verdict.
+        retrained: whether the model was trained anew after a confirmation, whose means its metrics then are.
     """
     told = json.loads((best / "config.json").read_text())
     settings, splits = record["settings"], record["images"]
     test = next((scoring for scoring in record["test_scorings"] if scoring["model"] == record["model"]), None)
-    confirmation = record.get("confirmation")
+    confirmed = record["winner"] in record.get("confirmation", {"trials": {}})["trials"].values()
     metrics, limits = [], []
     for name, value in told["metrics"].items():
-        what = ", mean of the confirmation's runs" if confirmation else ""
+        what = ", mean of the confirmation's runs" if retrained else ""
         chosen = ", by which it was chosen" if name == settings["metric"] else ""
         metrics.append((f"{name.replace('_', ' ')}{what}{chosen}", f"{value:.4g}"))
-    if test is None:
+    if test is None and retrained:
+        limits.append("It was itself never scored: the metric is that of other runs of its configuration.")
+    elif test is None:
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:
         low, high = test["test_accuracy_interval"]
@@ -99,7 +102,7 @@ def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str]) 
         )
         if record["test_scorings"].index(test):
             limits.append("The test split had been scored before for another model of this study.")
-    if not confirmation:
+    if not confirmed:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(TEMPLATE).render(

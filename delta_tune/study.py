@@ -323,7 +323,8 @@ class Study:
         self._keep_time()
         if winner is not None:
             add_to_config(best, {"versions": self.record["versions"]})
-            write_card(best, self.record, self._confirmation.sentences if self._confirmation else ())
+            confirmed = self._confirmation.sentences if self._confirmation else ()
+            write_card(best, self.record, confirmed, retrained=self._retrained)
         page = self.reporter.write()
         self.progress.methods(tables)
         remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]

@@ -145,7 +145,7 @@ def test_study_at_an_address_is_whole_there_and_is_resumed_on_another_machine(
     assert [name for name in found if name.startswith("checkpoints")] == [f"checkpoints/{winner}/best.safetensors"]
     assert record["settings"]["out"] == settings["out"]
     assert pq.read_table(first.path / "trials.parquet").equals(first.trials)
-    for name in ("trials.parquet", "epochs.parquet", "best/model.safetensors"):
+    for name in ("trials.parquet", "epochs.parquet", "best/model.safetensors", "best/config.json", "best/README.md"):
         assert found[name] == (first.path / name).read_bytes()
     assert safetensors.torch.load(found["best/model.safetensors"])
     assert any(name.startswith("ray/run-1/") for name in found)

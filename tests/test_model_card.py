@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from studies import study_json
 
 from delta_tune.model_card import write_card
@@ -24,10 +25,10 @@ CONFIG = {
 def card(tmp_path):
     """A function from what the study's record says to the card's text."""
 
-    def write(sentences=(), **more):
-        study_json(tmp_path, **{"model": "trial 0", **more})
+    def write(sentences=(), *, retrained=False, **more):
+        study_json(tmp_path, **{"model": "trial 0", "winner": 0, **more})
         (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-        write_card(tmp_path, json.loads((tmp_path / "study.json").read_text()), sentences)
+        write_card(tmp_path, json.loads((tmp_path / "study.json").read_text()), sentences, retrained=retrained)
         return (tmp_path / "README.md").read_text()
 
     return write
@@ -44,9 +45,13 @@ def test_card_tells_data_method_and_preprocessing(card):
 
 
 def test_card_begins_with_front_matter(card):
-    lines = card().splitlines()
-    assert lines[0] == "---"
-    assert 'base_model: "timm:test_resnet"' in lines[: lines.index("---", 1)]
+    _, front, _ = card().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "delta-tune",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "transfer-learning", "delta"],
+        "metrics": ["accuracy"],
+    }
 
 
 def test_card_gives_the_test_score_with_its_interval(card):
@@ -60,9 +65,25 @@ def test_card_says_where_nothing_unseen_was_scored(card):
 
 def test_card_says_that_one_seed_is_one_seed_unless_it_was_confirmed(card):
     assert "One training run with one seed" in card()
-    text = card(["Confirmed: delta better."], confirmation={"sentences": []})
+    text = card(["Confirmed: delta better."], confirmation={"trials": {"delta": 0}})
     assert "One training run" not in text
     assert "Confirmed: delta better." in text
+
+
+def test_card_calls_only_a_retrained_models_metrics_means(card):
+    confirmation = {"trials": {"delta": 0}}
+    assert "| val accuracy, by which it was chosen | 0.91 |" in card(confirmation=confirmation)
+    text = card(confirmation=confirmation, retrained=True)
+    assert "| val accuracy, mean of the confirmation's runs, by which it was chosen | 0.91 |" in text
+
+
+def test_card_of_a_model_that_was_not_among_the_confirmed_says_one_seed(card):
+    assert "One training run with one seed" in card(confirmation={"trials": {"l2": 3}})
+
+
+def test_card_of_a_retrained_model_without_test_says_that_it_was_never_scored(card):
+    text = card(test=False, retrained=True, confirmation={"trials": {"delta": 0}})
+    assert "itself never scored: the metric is that of other runs" in text
 
 
 def test_card_says_that_the_test_split_was_used_before(card):

@@ -105,6 +105,10 @@ def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
     assert [f.name for f in (result.path / "checkpoints").iterdir()] == [f"{study['winner']:05d}"]
     model = delta_tune.load(result.path / "best")
     assert model.predict([next(Path(settings["data"]).rglob("*.png"))])[0].label in ("blue", "green", "red")
+    config = json.loads((result.path / "best" / "config.json").read_text())
+    assert config["versions"] == study["versions"]
+    assert config["test"]["test_accuracy"] == study["test_scorings"][0]["test_accuracy"]
+    assert "test accuracy, 15 images, 95 % interval" in (result.path / "best" / "README.md").read_text()
 
 
 def test_tune_leaves_event_files_that_tensorboard_reads(all_methods):
@@ -204,6 +208,9 @@ def test_tune_confirms_the_space_against_plain_l2_and_retrains_the_best(settings
     assert study["model"] == f"trial {study['winner']} retrained on 54 images"
     assert [scoring["model"] for scoring in study["test_scorings"]] == [study["model"]], "the test split is scored once"
     assert len(delta_tune.load(confirmed.path / "best").predict([next(Path(settings["data"]).rglob("*.png"))])) == 1
+    card = (confirmed.path / "best" / "README.md").read_text()
+    assert "mean of the confirmation's runs" in card
+    assert f"({study['model']})" in card
     before = (confirmed.path / "confirm" / "trials.parquet").read_bytes()
     again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
     assert (again.path / "confirm" / "trials.parquet").read_bytes() == before, "nothing is run again"
