@@ -110,6 +110,7 @@ result
 """
 
 
+@pytest.mark.slow
 def test_notebook_shows_plain_lines_and_the_result_as_html(tmp_path):
     tables = tmp_path / "study"
     tables.mkdir()

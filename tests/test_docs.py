@@ -85,7 +85,7 @@ def place(image_folder, tiny_weights, tmp_path, monkeypatch, ray_cluster):
     }
 
 
-@pytest.mark.docs
+@pytest.mark.slow
 def test_readmes_python_runs(place, capsys):
     run = 0
     for text in blocks(ROOT / "README.md", "python"):
@@ -100,7 +100,7 @@ def test_readmes_python_runs(place, capsys):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
-@pytest.mark.docs
+@pytest.mark.slow
 def test_flowers_tutorial_runs(tmp_path):
     """Its commands in their order, on the photos that lie beside this checkout, with a small budget."""
     for line in "".join(blocks(ROOT / "docs" / "flowers.md", "sh")).replace("\\\n", " ").splitlines():

@@ -53,6 +53,7 @@ def runs_of(uri):
     return client, {run.data.tags["trial_name"]: run for run in runs}
 
 
+@pytest.mark.slow
 def test_mlflow_has_a_run_a_trial_with_params_epochs_and_state(settings, tmp_path, ray_cluster):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     result = delta_tune.tune(**settings, mlflow=uri)
@@ -195,6 +196,7 @@ def files_with(key, folder):
     return [file for file in folder.rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
 
 
+@pytest.mark.slow
 def test_wandb_runs_offline_lie_in_the_study_and_nothing_has_the_key(settings, monkeypatch, ray_cluster):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
