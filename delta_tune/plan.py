@@ -31,6 +31,9 @@ from delta_tune.task import Task
 from delta_tune.time_budget import reserve
 from delta_tune.training import run_trial
 
+NAMES_NOT_PATHS = ("demo", "default")
+"""Of data and weights; a folder of that name is not meant."""
+
 # What a resumed study may change: how much and where, not what is measured.
 CHANGEABLE = {
     *("num_trials", "time_budget", "confirm", "cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
@@ -291,7 +294,7 @@ def jsonable(config: StudyConfig, folder: Path) -> dict[str, Any]:
     else:
         settings["space"] = str(find_space(config.space))
     for name in ("data", "weights", "start_from"):
-        if settings[name] is not None and Path(settings[name]).exists():
+        if settings[name] not in (None, *NAMES_NOT_PATHS) and Path(settings[name]).exists():
             settings[name] = str(Path(settings[name]).absolute())
     return settings
 

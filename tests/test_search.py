@@ -333,6 +333,17 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(settings):
     assert not (settings["out"] / "study").exists()
 
 
+def test_settings_keep_a_name_that_a_folder_here_has_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "photos"):
+        (tmp_path / name).mkdir()
+    for data, kept in (("demo", "demo"), ("photos", str(tmp_path / "photos"))):
+        config = study_config(
+            {"data": data, "model": "resnet18", "weights": "default", "space": "search_spaces/demo.py"}
+        )
+        assert plan.jsonable(config, tmp_path / "study")["data"] == kept
+
+
 def test_resume_refuses_other_settings(settings):
     folder = settings["out"] / "study"
     folder.mkdir()
