@@ -25,6 +25,7 @@ from delta_tune.background import regularly
 from delta_tune.cache import content_key
 from delta_tune.checkpoint import RECORD_FILE
 from delta_tune.config import UserError
+from delta_tune.files import written_whole
 from delta_tune.results import CHECKPOINTS, EPOCHS_FILE, JOURNAL_FILE, RAY, STUDY_FILE, TRIALS_FILE
 
 INTERVAL_S = 15.0
@@ -63,7 +64,11 @@ class Mirror:
         """Bring one file here."""
         here = self.folder / path
         here.parent.mkdir(parents=True, exist_ok=True)
-        with self._filesystem.open_input_stream(str(self._root / path)) as source, here.open("wb") as file:
+        with (
+            self._filesystem.open_input_stream(str(self._root / path)) as source,
+            written_whole(here) as partial,
+            partial.open("wb") as file,
+        ):
             shutil.copyfileobj(source, file, 2**23)
         self._pushed[PurePosixPath(path)] = _stamp(here)
         return here
