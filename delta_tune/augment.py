@@ -46,7 +46,7 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     if kind == "crop_flip":
         corners = (draws[:, 1:3] * (stored - size + 1)).long()
     else:
-        corners = torch.full((num_images, 2), _margin(stored, size))
+        corners = torch.full((num_images, 2), margin(stored, size))
     return _normalise(_crop(images, corners, flipped, size), preprocessing)
 
 
@@ -61,11 +61,12 @@ def centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         float32 (B, 3, S, S), channels last in memory.
     """
     size = preprocessing.image_size
-    start = _margin(images.shape[1], size)
+    start = margin(images.shape[1], size)
     return _normalise(images[:, start : start + size, start : start + size], preprocessing)
 
 
-def _margin(stored: int, size: int) -> int:
+def margin(stored: int, size: int) -> int:
+    """Pixels that the centre of `size` leaves above it and on its left in a square of `stored`."""
     return round((stored - size) / 2)  # rounds half to even, as torchvision's CenterCrop
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.evaluation import wilson_interval
-from delta_tune.results import StudyTables, read_study
+from delta_tune.results import StudyTables, read_study, scoring_of
 
 
 def compare(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -44,11 +44,11 @@ def _row(folder: Path) -> dict[str, Any]:
     tables = StudyTables.read(folder, settings["metric"])
     states = [row["state"] for row in tables.trials.values()]
     winner = record.get("winner", tables.leader) if "finished" in record else tables.leader
-    tests = [scoring for scoring in record["test_scorings"] if scoring["model"] == record.get("model")]
+    test = scoring_of(record["test_scorings"], record.get("model"))
     best = None if tables.leader is None else tables.best_row(tables.leader)
-    split = "test" if tests else "val"
+    split = "test" if test else "val"
     images: dict[str, int] = record.get("images", {})  # studies of the first days do not say
-    accuracy: float | None = tests[0]["test_accuracy"] if tests else best["val_accuracy"] if best else None
+    accuracy: float | None = test[0]["test_accuracy"] if test else best["val_accuracy"] if best else None
     return {
         "study": folder.name,
         "data": settings["data"],

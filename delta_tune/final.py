@@ -30,6 +30,7 @@ from delta_tune.results import (
     SCORES,
     TRIALS_FILE,
     StudyTables,
+    scoring_of,
     trial_name,
     write_json,
 )
@@ -163,14 +164,13 @@ def summary(
             f"after epoch {tables.best_row(winner)['epoch']} (trial {winner})."
         )
         said += _against_plain(tables, method, score)
-        for place, test in enumerate(scorings):
-            if test["model"] == model:
-                low, high = test["test_accuracy_interval"]
-                times = "scored once" if place == 0 else f"scoring {place + 1} of this split, so not an unseen one"
-                said.append(
-                    f"Test: accuracy {100 * test['test_accuracy']:.1f} % on {test['images']} images, {times} "
-                    f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
-                )
+        if (found := scoring_of(scorings, model)) is not None:
+            test, times = found
+            low, high = test["test_accuracy_interval"]
+            said.append(
+                f"Test: accuracy {100 * test['test_accuracy']:.1f} % on {test['images']} images, {times} "
+                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
+            )
         said.append(f"Model: {folder / BEST} ({model})")
     said += remarks
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from delta_tune.augment import margin
 from delta_tune.data import Split
 from delta_tune.files import written_whole
 from delta_tune.images import Pixels, Preprocessing
@@ -131,6 +132,6 @@ def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAI
 def cropped(pixels: Pixels, preprocessing: Preprocessing) -> Image.Image:
     """The centre of a stored square (R, R, 3) that is the network's input."""
     image = Image.fromarray(pixels)
-    start = round((image.width - preprocessing.image_size) / 2)
+    start = margin(image.width, preprocessing.image_size)
     end = start + preprocessing.image_size
     return image.crop((start, start, end, end))

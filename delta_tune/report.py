@@ -24,7 +24,7 @@ from delta_tune.files import written_whole
 from delta_tune.live import clock, shown
 from delta_tune.map_pictures import PICTURES_FILE, read_pictures
 from delta_tune.predictions import PREDICTIONS_FILE, read_predictions
-from delta_tune.results import ATTENTION_FILE, REPORT_FILE, StudyTables, read_study
+from delta_tune.results import ATTENTION_FILE, REPORT_FILE, StudyTables, read_study, scoring_of
 from delta_tune.scheduling import rung_epochs
 from delta_tune.settings import StudyConfig
 from delta_tune.time_use import TimeUse
@@ -45,7 +45,6 @@ DATA_FLAGS = (
 class Plot:
     """A figure with what it shows, in a sentence or two."""
 
-    name: str
     figure: str
     """JSON that may stand in a script element."""
     caption: str
@@ -171,7 +170,7 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
         "python": None if winner is None else python(tables, winner),
         "winner": winner,
         "plots": {
-            name: Plot(name=name, figure=embedded(figure), caption=caption)
+            name: Plot(figure=embedded(figure), caption=caption)
             for name, (figure, caption) in drawn.items()
             if figure is not None
         },
@@ -212,14 +211,13 @@ def verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
 def remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
     """What else one has to know to believe the verdict, or not."""
     said = []
-    for place, test in enumerate(record["test_scorings"]):
-        if test["model"] == record.get("model"):
-            low, high = test["test_accuracy_interval"]
-            times = "scored once" if place == 0 else f"scoring {place + 1} of this split, so not an unseen one"
-            said.append(
-                f"Test accuracy of the final model ({test['model']}): {100 * test['test_accuracy']:.1f} % on "
-                f"{test['images']} images, {times}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %."
-            )
+    if (found := scoring_of(record["test_scorings"], record.get("model"))) is not None:
+        test, times = found
+        low, high = test["test_accuracy_interval"]
+        said.append(
+            f"Test accuracy of the final model ({test['model']}): {100 * test['test_accuracy']:.1f} % on "
+            f"{test['images']} images, {times}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %."
+        )
     confirmation = record.get("confirmation")
     if confirmation:
         said += [sentence for sentence in confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
@@ -295,15 +293,15 @@ def trial_rows(tables: StudyTables, parameters: space_figures.Parameters) -> lis
             "number": number,
             "row": tables.trials[number],
             "best": tables.trials[number].get(best),
-            "params": {name: tables.params(number).get(name) for name in parameters},
+            "params": dict.fromkeys(parameters) | tables.params(number),
         }
         for number in order
     ]
 
 
-def embedded(figure: go.Figure | None) -> str:
+def embedded(figure: go.Figure) -> str:
     """A figure as JSON; what would end the script element it stands in is escaped."""
-    return "" if figure is None else str(figure.to_json()).replace("<", "\\u003c")
+    return str(figure.to_json()).replace("<", "\\u003c")
 
 
 def data_uri(image: bytes) -> str:

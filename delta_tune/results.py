@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -321,6 +321,19 @@ def read_study(folder: Path) -> dict[str, Any]:
     except ValueError as error:  # no JSON, or no text at all
         raise UserError(f"{folder / STUDY_FILE} is damaged ({error}); start a new study.") from None
     return content
+
+
+def scoring_of(scorings: Sequence[Mapping[str, Any]], model: str | None) -> tuple[Mapping[str, Any], str] | None:
+    """A model's scoring of the test split, and in words how often that had been scored; None where there is none.
+
+    Args:
+        scorings: `test_scorings` of `study.json`.
+        model: as `study.json` names it.
+    """
+    for place, scoring in enumerate(scorings):
+        if scoring["model"] == model:
+            return scoring, "scored once" if place == 0 else f"scoring {place + 1} of this split, so not an unseen one"
+    return None
 
 
 def _trial_columns(helpers: list[str]) -> list[tuple[str, pa.DataType | None]]:

@@ -31,12 +31,11 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
     if not names or not any(tables.epochs.values()):
         return None
     first, second = ("alpha", "lr") if {"alpha", "lr"} <= set(names) else (names[0], names[min(1, len(names) - 1)])
-    groups = {
-        "full budget": [n for n, row in tables.trials.items() if row["state"] == "completed"],
-        "ended early": [n for n, row in tables.trials.items() if row["state"] != "completed" and row["epochs"]],
-        "diverged or failed": [n for n, row in tables.trials.items() if row["state"] in ("diverged", "failed")],
-    }
-    groups["ended early"] = [n for n in groups["ended early"] if n not in groups["diverged or failed"]]
+    groups: dict[str, list[int]] = {"full budget": [], "ended early": [], "diverged or failed": []}
+    kinds = {"completed": "full budget", "diverged": "diverged or failed", "failed": "diverged or failed"}
+    for number, row in tables.trials.items():
+        if row["epochs"] or row["state"] in kinds:
+            groups[kinds.get(row["state"], "ended early")].append(number)
     values = {name: [[_coordinate(tables, n, name) for n in group] for group in groups.values()] for name in names}
     figure = empty()
     scores = [tables.best_row(n)[tables.metric] for n in groups["full budget"]]
@@ -116,22 +115,21 @@ def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) 
 
     Of the hyperparameters that all trials of full budget have.
     """
-    with quiet_optuna():
-        study = optuna_study(tables, parameters)
-        done = study.get_trials(states=[TrialState.COMPLETE])
-        common = [name for name in parameters if all(name in trial.params for trial in done)]
-        common = [name for name in common if len({str(trial.params[name]) for trial in done}) > 1]
-        if len(done) < MIN_TRIALS or len(common) < 2:
-            return None
-        evaluators: dict[str, BaseImportanceEvaluator] = {"PED-ANOVA": PedAnovaImportanceEvaluator()}
-        if thorough and importlib.util.find_spec("sklearn") is not None:
-            evaluators["fANOVA"] = FanovaImportanceEvaluator(n_trees=32, seed=0)
-        figure = empty()
-        for (name, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
-            figure.add_bar(
-                x=[found[each] for each in common], y=common, orientation="h", name=name, marker={"color": colour}
-            )
+    study = optuna_study(tables, parameters)
+    done = study.get_trials(states=[TrialState.COMPLETE])
+    common = [name for name in parameters if all(name in trial.params for trial in done)]
+    common = [name for name in common if len({str(trial.params[name]) for trial in done}) > 1]
+    if len(done) < MIN_TRIALS or len(common) < 2:
+        return None
+    evaluators: dict[str, BaseImportanceEvaluator] = {"PED-ANOVA": PedAnovaImportanceEvaluator()}
+    if thorough and importlib.util.find_spec("sklearn") is not None:
+        evaluators["fANOVA"] = FanovaImportanceEvaluator(n_trees=32, seed=0)
+    figure = empty()
+    for (name, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
+        figure.add_bar(
+            x=[found[each] for each in common], y=common, orientation="h", name=name, marker={"color": colour}
+        )
     figure.update_layout(height=140 + 44 * len(common), barmode="group")
     return with_axes(figure, {"title": "share of the variation", "tickformat": ".0%"}, {"automargin": True})
 

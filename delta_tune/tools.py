@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from delta_tune.cli import EXIT_MISTAKE
 from delta_tune.config import UserError
 
-EXIT_MISTAKE = 2
 FORMATS = ("onnx", "torchscript", "state_dict")
 FOLDER = "a study's folder, or its best/"
 
