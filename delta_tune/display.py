@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import METRICS, Metric, TrialConfig
 from delta_tune.results import SCORES
 
 SHOWN_TRIALS = 8
@@ -29,6 +30,7 @@ class StudyResult:
         path: the study's folder.
         report: its page, None where that could not be made.
         summary: what was found, in sentences.
+        metric: that ranks the trials.
     """
 
     best_config: TrialConfig | None
@@ -37,12 +39,13 @@ class StudyResult:
     path: Path
     report: Path | None
     summary: str
+    metric: Metric = "val_accuracy"
 
     def __repr__(self) -> str:
         return text_of(self.summary, self.trials, self.path)
 
     def _repr_html_(self) -> str:
-        return html_of(self.summary, self.best_config, self.trials)
+        return html_of(self.summary, self.best_config, self.trials, self.metric)
 
 
 def text_of(summary: str, trials: pa.Table, path: Path) -> str:
@@ -51,18 +54,18 @@ def text_of(summary: str, trials: pa.Table, path: Path) -> str:
     return f"StudyResult({first} {_by_state(trials)}; {str(path)!r})"
 
 
-def html_of(summary: str, best: TrialConfig | None, trials: pa.Table) -> str:
-    """The summary, the best configuration, and the best trials by validation accuracy, those of full budget first."""
+def html_of(summary: str, best: TrialConfig | None, trials: pa.Table, metric: Metric) -> str:
+    """The summary, the best configuration, and the best trials by a metric, those of full budget first."""
     parts = [f"<p>{'<br>'.join(map(escape, summary.splitlines()))}</p>"]
     if best is not None:
         config = ", ".join(f"{name}={value!r}" for name, value in best.record().items() if value is not None)
         parts.append(f"<p>Best configuration: <code>{escape(config)}</code></p>")
     names = [*COLUMNS, *(f"best_{score}" for score in SCORES)]
-    rows = sorted(trials.select(names).to_pylist(), key=_place)
+    rows = sorted(trials.select(names).to_pylist(), key=lambda row: _place(row, metric))
     head = _row("th", (name.removeprefix("config.") for name in names))
     body = "".join(_row("td", (_cell(row[name]) for name in names)) for row in rows[:SHOWN_TRIALS])
     which = f"the best {SHOWN_TRIALS} of " if len(rows) > SHOWN_TRIALS else ""
-    parts.append(f"<p>By validation accuracy, {which}{escape(_by_state(trials))}:</p>")
+    parts.append(f"<p>By {metric}, {which}{escape(_by_state(trials))}:</p>")
     parts.append(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
     return "<div>" + "\n".join(parts) + "</div>"
 
@@ -72,11 +75,11 @@ def _by_state(trials: pa.Table) -> str:
     return f"{trials.num_rows} trials ({', '.join(f'{count} {state}' for state, count in sorted(states.items()))})"
 
 
-def _place(row: dict[str, Any]) -> tuple[bool, float, float]:
-    accuracy, loss = row["best_val_accuracy"], row["best_val_loss"]
-    if accuracy is None or loss is None:
-        return True, 1.0, 0.0
-    return row["state"] != "completed", -accuracy, loss
+def _place(row: dict[str, Any], metric: Metric) -> tuple[bool, float, float]:
+    score, loss = row[f"best_{metric}"], row["best_val_loss"]
+    if score is None or loss is None:
+        return True, math.inf, 0.0
+    return row["state"] != "completed", -score if METRICS[metric] == "max" else score, loss
 
 
 def _cell(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from delta_tune.files import written_whole
+from delta_tune.results import scoring_of
 
 CARD_FILE = "README.md"
 MANY_CLASSES = 20
@@ -81,27 +82,26 @@ def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str], 
     """
     told = json.loads((best / "config.json").read_text())
     settings, splits = record["settings"], record["images"]
-    test = next((scoring for scoring in record["test_scorings"] if scoring["model"] == record["model"]), None)
+    scored = scoring_of(record["test_scorings"], record["model"])
     confirmed = record["winner"] in record.get("confirmation", {"trials": {}})["trials"].values()
     metrics, limits = [], []
     for name, value in told["metrics"].items():
         what = ", mean of the confirmation's runs" if retrained else ""
         chosen = ", by which it was chosen" if name == settings["metric"] else ""
         metrics.append((f"{name.replace('_', ' ')}{what}{chosen}", f"{value:.4g}"))
-    if test is None and retrained:
+    if scored is None and retrained:
         limits.append("It was itself never scored: the metric is that of other runs of its configuration.")
-    elif test is None:
+    elif scored is None:
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:
+        test, times = scored
         low, high = test["test_accuracy_interval"]
         metrics.append(
             (
-                f"test accuracy, {test['images']} images, 95 % interval",
+                f"test accuracy, {test['images']} images, {times}, 95 % interval",
                 f"{test['test_accuracy']:.4g} ({low:.4g} to {high:.4g})",
             )
         )
-        if record["test_scorings"].index(test):
-            limits.append("The test split had been scored before for another model of this study.")
     if not confirmed:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)

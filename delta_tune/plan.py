@@ -14,10 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from delta_tune.cluster import Cluster
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.devices import torch_threads
 from delta_tune.live import clock
 from delta_tune.models import resolve_layers
 from delta_tune.packing import Footprint, share_of, trials_per_gpu
@@ -191,15 +190,11 @@ def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> 
 
 def epoch_seconds(task: Task, config: TrialConfig, threads: int) -> float:
     """Wall clock of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        probe = dataclasses.replace(config, regularizer="delta_uniform", behavior_scale="raw", max_epochs=1)
+    probe = dataclasses.replace(config, regularizer="delta_uniform", behavior_scale="raw", max_epochs=1)
+    with torch_threads(threads):
         start = time.perf_counter()
         run_trial(task, probe)
         return time.perf_counter() - start
-    finally:
-        torch.set_num_threads(before)
 
 
 def lines(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from delta_tune.augment import centre
 from delta_tune.data import Split
+from delta_tune.devices import torch_threads
 from delta_tune.features import feature_maps, head_inputs, tail
 from delta_tune.images import Preprocessing
 from delta_tune.models import Backbone, build_source, build_target
@@ -44,8 +45,9 @@ def measure_features(
     with torch.inference_mode(), feature_maps(source, layers) as maps:
         for images in centred_batches(split, backbone.preprocessing, device):
             features.append(head_inputs(source, backbone.head, images).float().cpu().numpy())
-            for layer in layers:
-                sums[layer] += maps[layer].float().square().mean().item() * len(images)
+            with torch_threads(1):
+                for layer in layers:
+                    sums[layer] += maps[layer].float().square().mean().item() * len(images)
     return np.concatenate(features), {layer: total / len(split) for layer, total in sums.items()}
 
 
@@ -71,11 +73,12 @@ def trained_head(
         with torch.no_grad():
             return F.cross_entropy(logits(x[held_out]), y[held_out]).item()
 
-    penalty = min(PENALTIES, key=held_out_loss) if len(held_out) else PENALTIES[1]
-    head.load_state_dict(start)
-    _fit(head, logits, x, y, penalty)
-    with torch.no_grad():
-        fitted = logits(x).float().cpu()
+    with torch_threads(1):  # the study is the same on a machine with more of them
+        penalty = min(PENALTIES, key=held_out_loss) if len(held_out) else PENALTIES[1]
+        head.load_state_dict(start)
+        _fit(head, logits, x, y, penalty)
+        with torch.no_grad():
+            fitted = logits(x).float().cpu()
     return {name: value.cpu().numpy() for name, value in head.state_dict().items()}, fitted
 
 

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import json
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from optuna.distributions import json_to_distribution
 from plotly.offline import get_plotlyjs
 
 from delta_tune import figures, space_figures
+from delta_tune.background import Share
 from delta_tune.evaluation import wilson_interval
 from delta_tune.files import written_whole
 from delta_tune.live import clock, shown
@@ -86,17 +86,14 @@ class Reporter:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
-        self._due = 0.0
+        self._share = Share(SHARE)
         self._told = False
 
     def now_and_then(self) -> None:
         """Make the page unless that has taken more than its share of the time."""
-        if time.monotonic() < self._due:
-            return
-        began = time.monotonic()
-        self.write()
-        ended = time.monotonic()
-        self._due = ended + (ended - began) * (1 / SHARE - 1)
+        if self._share.free:
+            with self._share.taken():
+                self.write()
 
     def write(self) -> Path | None:
         """Make the page; None where that did not work."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from delta_tune.background import Share
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
 from delta_tune.files import written_whole
 from delta_tune.journal import Journal
@@ -83,7 +84,8 @@ class StudyTables:
         """The first of `ranked`, so that nobody has to look through all trials each time that one ends."""
         self._journal = Journal(folder / JOURNAL_FILE)
         self._lag = False
-        self._due: float | None = None
+        self._written = False
+        self._share = Share(WRITING_SHARE)
 
     @classmethod
     def read(cls, folder: Path, metric: Metric) -> StudyTables:
@@ -192,7 +194,7 @@ class StudyTables:
 
     def _tell(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
         """An event: what changes of a trial's row, and an epoch of it."""
-        if self._due is None:  # what was read, with a journal that may end in half a line
+        if not self._written:  # what was read, with a journal that may end in half a line
             self.write()
         self._journal.append({"number": number, "trial": trial, "epoch": epoch})
         self._lag = True
@@ -274,12 +276,15 @@ class StudyTables:
 
     def catch_up(self) -> None:
         """Write the tables if the journal is ahead of them and writing has taken no more than its share of the time."""
-        if self._lag and self._due is not None and time.monotonic() >= self._due:
+        if self._lag and self._written and self._share.free:
             self.write()
 
     def write(self) -> None:
         """Both tables, each whole or not at all; then the journal has nothing to add."""
-        began = time.monotonic()
+        with self._share.taken():
+            self._write()
+
+    def _write(self) -> None:
         rows = [row for number in sorted(self.epochs) for row in self.epochs[number]]
         kinds = {"trial_id": pa.string(), "epoch": pa.int32()} | dict.fromkeys((*EPOCH_COLUMNS, REPORTED), pa.float64())
         epochs = pa.table({name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in kinds.items()})
@@ -288,8 +293,7 @@ class StudyTables:
             with written_whole(self.folder / name) as partial:
                 pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.told)}), partial)
         self._journal.clear()
-        self._lag, ended = False, time.monotonic()
-        self._due = ended + (ended - began) * (1 / WRITING_SHARE - 1)
+        self._lag, self._written = False, True
 
 
 def _stamps(folder: Path) -> list[int]:

@@ -75,6 +75,7 @@ class Study:
         self.config, self.record = plan.resolve(settings)
         config = self.config
         check_trackers(config)
+        storage = None if config.storage is None else open_storage(config.storage)
         self.progress = Progress(verbose=config.verbose)
         trials = plan_trials(config, self.record)
         self.checked, self.num_trials, self._notes = trials.checked, trials.num_trials, trials.notes
@@ -117,7 +118,7 @@ class Study:
             num_trials=self.num_trials,
             on_proposal=self._proposed,
             name=self.folder.name,
-            storage=None if config.storage is None else open_storage(config.storage),
+            storage=storage,
             resume=config.resume,
         )
         self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials, self.mirror)
@@ -349,6 +350,7 @@ class Study:
             path=self.folder,
             report=page,
             summary="\n".join(said),
+            metric=self.config.metric,
         )
 
     def _keep_time(self) -> None:

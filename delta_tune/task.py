@@ -26,8 +26,8 @@ from delta_tune.probe_images import ProbeImages, surprise
 from delta_tune.probing import MAX_PROBE_IMAGES, Prober, Runner, in_this_process, measure_layers, with_agreement
 from delta_tune.regularizers import channel_factors
 
-SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 1"
-PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 3"
+SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
+PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 4"
 
 
 @dataclass(kw_only=True)

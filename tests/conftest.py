@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import studies
 import timm
 import torch
 from nodes import free_port
 from PIL import Image
 from pyarrow import fs
 
+from delta_tune.results import StudyTables
 from delta_tune.task import Task, prepare
 
 # Workers are started by the tests' Ray: two threads each on two cores would only slow one another down.
@@ -65,6 +67,19 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(image_folder: Path, tiny_weights: Path) -> Task:
     """The task of the two; trials leave it as it is, apart from what was measured for them."""
     return prepare(image_folder, f"timm:{TINY}", str(tiny_weights), image_size=IMAGE_SIZE)
+
+
+@pytest.fixture
+def no_trials(tmp_path: Path) -> StudyTables:
+    """Tables of a study that has none."""
+    return StudyTables(tmp_path, "val_accuracy")
+
+
+@pytest.fixture
+def forty_trials(no_trials: StudyTables) -> StudyTables:
+    """Two methods; trials of all kinds of ends."""
+    studies.random_trials(no_trials, 40)
+    return no_trials
 
 
 @pytest.fixture(scope="session")

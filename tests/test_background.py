@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from delta_tune.background import regularly
+from delta_tune import background
+from delta_tune.background import Share, regularly
 
 
 def test_work_is_done_again_and_again_until_the_end():
@@ -44,3 +45,23 @@ def test_thread_ends_with_an_exception_too():
     with pytest.raises(KeyError), regularly(0.001, lambda: None):
         raise KeyError
     assert threading.active_count() == before
+
+
+def test_a_share_of_the_time_is_kept_to(monkeypatch):
+    """A piece of 3 s that may take a quarter is followed by 9 s without, also where it raised."""
+    now = [100.0]
+    monkeypatch.setattr(background.time, "monotonic", lambda: now[0])
+    share = Share(0.25)
+    assert share.free
+
+    def fail():
+        with share.taken():
+            now[0] += 3
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    now[0] = 111.9
+    assert not share.free
+    now[0] = 112.1
+    assert share.free

@@ -15,14 +15,14 @@ from delta_tune.results import EPOCH_COLUMNS, StudyTables
 STATES = {0: "completed", 1: "pruned", 2: "completed", 3: "failed", **dict.fromkeys(range(4, 12), "pruned")}
 
 
-def make_result(folder):
+def make_result(folder, metric="val_accuracy"):
     """Twelve trials, the third the best of the two of full budget, and a pruned one above it."""
-    tables = StudyTables(Path(folder), "val_accuracy")
+    tables = StudyTables(Path(folder), metric)
     for number, state in STATES.items():
         tables.add(number, TrialConfig(regularizer="l2", lr=0.01), {}, {})
         if state != "failed":
             score = {0: 0.5, 1: 0.9, 2: 0.75}.get(number, 0.1)
-            tables.report(number, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "val_accuracy": score})
+            tables.report(number, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, metric: score})
         tables.finish(number, state, "it <broke>" if state == "failed" else None)
     return StudyResult(
         best_config=tables.config(2),
@@ -31,6 +31,7 @@ def make_result(folder):
         path=Path(folder),
         report=None,
         summary="Best: l2 with <b>tags</b> & more.\nTables: there",
+        metric=metric,
     )
 
 
@@ -74,10 +75,15 @@ def test_html_says_verdict_and_best_configuration_escaped(result):
     assert "alpha" not in cells.texts["code"][0], "what does not apply is left out"
 
 
-def test_html_has_the_best_trials_of_full_budget_first(result):
-    text = result._repr_html_()
+@pytest.mark.parametrize(
+    ("metric", "first"),
+    [("val_accuracy", ["2", "0", "1"]), ("val_macro_f1", ["2", "0", "1"]), ("val_loss", ["0", "2"])],
+)
+def test_html_has_the_best_trials_of_full_budget_first_by_the_metric(metric, first, tmp_path):
+    text = make_result(tmp_path, metric)._repr_html_()
     rows = [row.split("</td>")[0].rpartition(">")[2] for row in text.split("<tr>")[2:]]
-    assert rows[:3] == ["2", "0", "1"]
+    assert rows[: len(first)] == first
+    assert f"By {metric}, the best 8 of" in text
     assert len(rows) == 8
 
 

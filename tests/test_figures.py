@@ -5,76 +5,63 @@ import itertools
 
 import numpy as np
 import pytest
-from studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial, random_trials, tables_in
+from studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial
 
 from delta_tune import figures, space_figures
 from delta_tune.evaluation import wilson_interval
-
-
-@pytest.fixture
-def tables(tmp_path):
-    """Two methods; trials of all kinds of ends."""
-    tables = tables_in(tmp_path)
-    random_trials(tables, 40)
-    return tables
-
-
-@pytest.fixture
-def empty(tmp_path):
-    return tables_in(tmp_path)
 
 
 def points(trace):
     return [(x, y) for x, y in zip(trace.x, trace.y, strict=True) if x is not None]
 
 
-def test_learning_curves_show_every_epoch_of_every_trial_once(tables):
-    *curves, best = figures.learning_curves(tables, []).data
-    expected = [(row["epoch"], row["val_accuracy"]) for rows in tables.epochs.values() for row in rows]
+def test_learning_curves_show_every_epoch_of_every_trial_once(forty_trials):
+    *curves, best = figures.learning_curves(forty_trials, []).data
+    expected = [(row["epoch"], row["val_accuracy"]) for rows in forty_trials.epochs.values() for row in rows]
     assert sorted(point for trace in curves for point in points(trace)) == sorted(expected)
-    assert [y for _, y in points(best)] == [row["val_accuracy"] for row in tables.epochs[tables.leader]]
+    assert [y for _, y in points(best)] == [row["val_accuracy"] for row in forty_trials.epochs[forty_trials.leader]]
 
 
-def test_learning_curves_leave_trials_that_ended_early_grey(tables):
-    grey = next(t for t in figures.learning_curves(tables, []).data if t.line.color == figures.GREY)
-    early = [n for n, row in tables.trials.items() if row["state"] != "completed"]
-    assert len(points(grey)) == sum(len(tables.epochs[n]) for n in early)
+def test_learning_curves_leave_trials_that_ended_early_grey(forty_trials):
+    grey = next(t for t in figures.learning_curves(forty_trials, []).data if t.line.color == figures.GREY)
+    early = [n for n, row in forty_trials.trials.items() if row["state"] != "completed"]
+    assert len(points(grey)) == sum(len(forty_trials.epochs[n]) for n in early)
 
 
-def test_learning_curves_leave_a_gap_between_trials_and_where_a_score_is_no_number(empty):
-    add_trial(empty, 0, "completed")
-    add_trial(empty, 1, "completed")
-    empty.epochs[0][2]["val_accuracy"] = float("nan")
-    (curve, _) = figures.learning_curves(empty, []).data
+def test_learning_curves_leave_a_gap_between_trials_and_where_a_score_is_no_number(no_trials):
+    add_trial(no_trials, 0, "completed")
+    add_trial(no_trials, 1, "completed")
+    no_trials.epochs[0][2]["val_accuracy"] = float("nan")
+    (curve, _) = figures.learning_curves(no_trials, []).data
     assert [y is None for y in curve.y].count(True) == 3
     assert len(curve.x) == len(curve.text) == 2 * (MAX_EPOCHS + 1)
 
 
-def test_learning_curves_mark_the_rungs(tables):
-    shapes = figures.learning_curves(tables, [2, 5]).layout.shapes
+def test_learning_curves_mark_the_rungs(forty_trials):
+    shapes = figures.learning_curves(forty_trials, [2, 5]).layout.shapes
     assert [shape.x0 for shape in shapes] == [2, 5]
 
 
-def test_nothing_is_drawn_of_a_study_without_epochs(empty):
-    add_trial(empty, 0, "failed", error="no")
+def test_nothing_is_drawn_of_a_study_without_epochs(no_trials):
+    add_trial(no_trials, 0, "failed", error="no")
     for drawn in (
-        figures.learning_curves(empty, [2]),
-        figures.methods(empty, None, 50),
-        space_figures.pairs(empty, DISTRIBUTIONS),
-        space_figures.parallel(empty, DISTRIBUTIONS),
-        space_figures.importances(empty, DISTRIBUTIONS, thorough=True),
-        figures.timeline(empty),
+        figures.learning_curves(no_trials, [2]),
+        figures.methods(no_trials, None, 50),
+        space_figures.pairs(no_trials, DISTRIBUTIONS),
+        space_figures.parallel(no_trials, DISTRIBUTIONS),
+        space_figures.importances(no_trials, DISTRIBUTIONS, thorough=True),
+        figures.timeline(no_trials),
         figures.attention([]),
     ):
         assert drawn is None
 
 
-def test_methods_put_the_diamond_on_the_best_with_the_interval_of_its_images(tables):
-    drawn = figures.methods(tables, None, 50)
+def test_methods_put_the_diamond_on_the_best_with_the_interval_of_its_images(forty_trials):
+    drawn = figures.methods(forty_trials, None, 50)
     _, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["delta"])
     best = max(
-        max(row["val_accuracy"] for row in tables.epochs[n])
-        for n, row in tables.trials.items()
+        max(row["val_accuracy"] for row in forty_trials.epochs[n])
+        for n, row in forty_trials.trials.items()
         if row["state"] == "completed" and row["config.regularizer"] == "delta"
     )
     low, high = wilson_interval(best, 50)
@@ -82,9 +69,9 @@ def test_methods_put_the_diamond_on_the_best_with_the_interval_of_its_images(tab
     assert (best - diamond.error_x.arrayminus[0], best + diamond.error_x.array[0]) == pytest.approx((low, high))
 
 
-def test_methods_of_a_confirmed_study_show_its_runs(tables):
+def test_methods_of_a_confirmed_study_show_its_runs(forty_trials):
     scores = {"delta": [0.9, 0.8, 0.85], "l2": [0.7, 0.75, 0.72]}
-    drawn = figures.methods(tables, {"scores": scores, "metric": "val_accuracy"}, 50)
+    drawn = figures.methods(forty_trials, {"scores": scores, "metric": "val_accuracy"}, 50)
     dots, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["l2"])
     assert list(dots.x) == scores["l2"]
     assert diamond.x[0] == pytest.approx(np.mean(scores["l2"]))
@@ -104,13 +91,13 @@ def test_confusion_shades_shares_of_the_true_class():
     np.testing.assert_allclose(drawn.z, [[0.75, 0.25], [0, 0]])
 
 
-def test_timeline_has_no_two_trials_in_a_lane_at_a_time(tables):
+def test_timeline_has_no_two_trials_in_a_lane_at_a_time(forty_trials):
     bars = [
         (lane, datetime.datetime.fromisoformat(base).timestamp(), milliseconds / 1000)
-        for trace in figures.timeline(tables).data
+        for trace in figures.timeline(forty_trials).data
         for lane, base, milliseconds in zip(trace.y, trace.base, trace.x, strict=True)
     ]
-    assert len(bars) == sum(bool(row.get("ended")) for row in tables.trials.values())
+    assert len(bars) == sum(bool(row.get("ended")) for row in forty_trials.trials.values())
     for lane in {lane for lane, *_ in bars}:
         spans = sorted((began, began + seconds) for where, began, seconds in bars if where == lane)
         assert all(end <= start + 0.002 for (_, end), (start, _) in itertools.pairwise(spans))

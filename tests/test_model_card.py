@@ -55,7 +55,7 @@ def test_card_begins_with_front_matter(card):
 
 
 def test_card_gives_the_test_score_with_its_interval(card):
-    assert "| test accuracy, 60 images, 95 % interval | 0.9 (0.8 to 0.95) |" in card()
+    assert "| test accuracy, 60 images, scored once, 95 % interval | 0.9 (0.8 to 0.95) |" in card()
 
 
 def test_card_says_where_nothing_unseen_was_scored(card):
@@ -89,4 +89,4 @@ def test_card_of_a_retrained_model_without_test_says_that_it_was_never_scored(ca
 def test_card_says_that_the_test_split_was_used_before(card):
     first = {"model": "trial 3", "images": 60, "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9]}
     second = {"model": "trial 0", "images": 60, "test_accuracy": 0.9, "test_accuracy_interval": [0.8, 0.95]}
-    assert "had been scored before" in card(test_scorings=[first, second])
+    assert "scoring 2 of this split, so not an unseen one" in card(test_scorings=[first, second])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from studies import CLASSES, add_trial, attention_file, random_trials, study_json, tables_in
 
-from delta_tune import cli, report
+from delta_tune import background, cli, report
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.predictions import PREDICTIONS_FILE, keep_predictions
 from delta_tune.results import StudyTables, read_study
@@ -154,7 +154,7 @@ def test_reporter_tells_once_that_the_page_cannot_be_made_and_goes_on(tmp_path):
 
 def test_reporter_keeps_to_its_share_of_the_time(folder, monkeypatch):
     now, made = [0.0], []
-    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(background.time, "monotonic", lambda: now[0])
 
     def slow(folder):
         now[0] += 2.0

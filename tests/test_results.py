@@ -166,13 +166,13 @@ def slow(monkeypatch):
     monkeypatch.setattr("delta_tune.results.WRITING_SHARE", 1e-9)
 
 
-def test_tables_of_a_session_that_was_killed_have_all_that_the_journal_says(tables, slow):
+def test_tables_of_a_session_that_was_killed_have_all_that_the_journal_says(slow, tables):
     for _ in a_study(tables):
         assert rows_of(StudyTables.read(tables.folder, "val_accuracy")) == rows_of(tables)
     assert pq.read_table(tables.folder / TRIALS_FILE).num_rows == 0, "else the journal has not been tried"
 
 
-def test_tables_of_a_kill_before_the_journal_is_removed_are_the_same(tables, slow, monkeypatch):
+def test_tables_of_a_kill_before_the_journal_is_removed_are_the_same(slow, tables, monkeypatch):
     for _ in a_study(tables):
         with monkeypatch.context() as patch:
             patch.setattr(Journal, "clear", lambda journal: None)
@@ -180,7 +180,7 @@ def test_tables_of_a_kill_before_the_journal_is_removed_are_the_same(tables, slo
         assert rows_of(StudyTables.read(tables.folder, "val_accuracy")) == rows_of(tables)
 
 
-def test_tables_are_not_changed_by_a_journal_that_was_copied_before_them(tables, slow):
+def test_tables_are_not_changed_by_a_journal_that_was_copied_before_them(slow, tables):
     for number, _ in enumerate(a_study(tables)):
         if number == 20:
             older = (tables.folder / JOURNAL_FILE).read_text()
@@ -189,7 +189,7 @@ def test_tables_are_not_changed_by_a_journal_that_was_copied_before_them(tables,
     assert rows_of(StudyTables.read(tables.folder, "val_accuracy")) == rows_of(tables)
 
 
-def test_tables_with_a_journal_are_written_as_tables_without_one(tables, slow, tmp_path):
+def test_tables_with_a_journal_are_written_as_tables_without_one(slow, tables, tmp_path):
     for _ in a_study(tables):
         pass
     (tmp_path / "whole").mkdir()
@@ -202,7 +202,7 @@ def test_tables_with_a_journal_are_written_as_tables_without_one(tables, slow, t
     assert not (tables.folder / JOURNAL_FILE).exists()
 
 
-def test_tables_lose_no_more_than_the_event_that_was_being_written(tables, slow):
+def test_tables_lose_no_more_than_the_event_that_was_being_written(slow, tables):
     add(tables, 0, [0.5, 0.75])
     file = tables.folder / JOURNAL_FILE
     file.write_text(file.read_text()[:-9])
@@ -212,7 +212,7 @@ def test_tables_lose_no_more_than_the_event_that_was_being_written(tables, slow)
     assert [row["val_accuracy"] for row in StudyTables.read(tables.folder, "val_accuracy").epochs[0]] == [0.5, 0.25]
 
 
-def test_tables_that_are_read_change_nothing_on_disk(tables, slow):
+def test_tables_that_are_read_change_nothing_on_disk(slow, tables):
     add(tables, 0, [0.5])
     before = {file.name: file.read_bytes() for file in tables.folder.iterdir()}
     StudyTables.read(tables.folder, "val_accuracy").conclude(0, "completed")
@@ -261,7 +261,7 @@ def slowly(now, write_table):
     return write
 
 
-def test_tables_refuse_a_damaged_journal(tables, slow):
+def test_tables_refuse_a_damaged_journal(slow, tables):
     add(tables, 0, [0.5])
     file = tables.folder / JOURNAL_FILE
     file.write_text("{" + file.read_text())

@@ -6,59 +6,47 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
-from studies import DISTRIBUTIONS, add_trial, random_trials, tables_in
+from studies import DISTRIBUTIONS, add_trial
 
 from delta_tune import space_figures
 
 
-@pytest.fixture
-def tables(tmp_path):
-    tables = tables_in(tmp_path)
-    random_trials(tables, 40)
-    return tables
-
-
-@pytest.fixture
-def empty(tmp_path):
-    return tables_in(tmp_path)
-
-
-def test_pairs_place_each_trial_once_by_its_own_hyperparameters(tables):
-    drawn = space_figures.pairs(tables, DISTRIBUTIONS)
+def test_pairs_place_each_trial_once_by_its_own_hyperparameters(forty_trials):
+    drawn = space_figures.pairs(forty_trials, DISTRIBUTIONS)
     shown = [point for trace in drawn.data for point in zip(trace.x, trace.y, strict=True)]
-    expected = [(tables.params(n).get("alpha"), tables.params(n)["lr"]) for n in tables.trials]
+    expected = [(forty_trials.params(n).get("alpha"), forty_trials.params(n)["lr"]) for n in forty_trials.trials]
     assert sorted(map(str, shown)) == sorted(map(str, expected))
 
 
-def test_pairs_menus_hold_every_hyperparameter_for_both_axes(tables):
-    for axis, menu in zip("yx", space_figures.pairs(tables, DISTRIBUTIONS).layout.updatemenus, strict=True):
+def test_pairs_menus_hold_every_hyperparameter_for_both_axes(forty_trials):
+    for axis, menu in zip("yx", space_figures.pairs(forty_trials, DISTRIBUTIONS).layout.updatemenus, strict=True):
         assert [button.label for button in menu.buttons] == [f"{axis}: {name}" for name in DISTRIBUTIONS]
         sizes = {tuple(len(values) for values in button.args[0][axis]) for button in menu.buttons}
         assert len(sizes) == 1
 
 
-def test_optuna_study_has_each_trial_as_it_ended(tables):
-    study = space_figures.optuna_study(tables, DISTRIBUTIONS)
-    for trial, (number, row) in zip(study.trials, tables.trials.items(), strict=True):
+def test_optuna_study_has_each_trial_as_it_ended(forty_trials):
+    study = space_figures.optuna_study(forty_trials, DISTRIBUTIONS)
+    for trial, (number, row) in zip(study.trials, forty_trials.trials.items(), strict=True):
         expected = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
         assert trial.state == expected
-        assert trial.params == tables.params(number)
-        assert trial.intermediate_values == {r["epoch"]: r["val_accuracy"] for r in tables.epochs[number]}
-    assert study.best_value == max(r["val_accuracy"] for r in tables.epochs[tables.leader])
+        assert trial.params == forty_trials.params(number)
+        assert trial.intermediate_values == {r["epoch"]: r["val_accuracy"] for r in forty_trials.epochs[number]}
+    assert study.best_value == max(r["val_accuracy"] for r in forty_trials.epochs[forty_trials.leader])
 
 
-def test_optuna_study_takes_a_value_outside_the_range_that_stands_for_all(empty):
-    add_trial(empty, 0, "completed", lr=0.5)
-    assert space_figures.optuna_study(empty, DISTRIBUTIONS).trials[0].params["lr"] == 0.5
+def test_optuna_study_takes_a_value_outside_the_range_that_stands_for_all(no_trials):
+    add_trial(no_trials, 0, "completed", lr=0.5)
+    assert space_figures.optuna_study(no_trials, DISTRIBUTIONS).trials[0].params["lr"] == 0.5
 
 
 @pytest.mark.parametrize("thorough", [False, True])
-def test_importances_find_the_hyperparameter_that_decides(empty, thorough):
+def test_importances_find_the_hyperparameter_that_decides(no_trials, thorough):
     """Of trials of one method, whose scores their learning rates alone decide."""
     rng = np.random.default_rng(0)
     for number in range(60):
-        add_trial(empty, number, "completed", lr=10 ** rng.uniform(-4, -1), alpha=10 ** rng.uniform(-2, 1))
-    drawn = space_figures.importances(empty, DISTRIBUTIONS, thorough=thorough)
+        add_trial(no_trials, number, "completed", lr=10 ** rng.uniform(-4, -1), alpha=10 ** rng.uniform(-2, 1))
+    drawn = space_figures.importances(no_trials, DISTRIBUTIONS, thorough=thorough)
     assert [trace.name for trace in drawn.data] == ["PED-ANOVA", "fANOVA"][: 1 + thorough]
     for trace in drawn.data:
         share = dict(zip(trace.y, trace.x, strict=True))
@@ -66,18 +54,18 @@ def test_importances_find_the_hyperparameter_that_decides(empty, thorough):
         assert share["lr"] > 3 * share["alpha"]
 
 
-def test_importances_are_not_shown_of_a_few_trials(empty):
+def test_importances_are_not_shown_of_a_few_trials(no_trials):
     for number in range(space_figures.MIN_TRIALS - 1):
-        add_trial(empty, number, "completed", lr=10 ** -(1 + number / 5), alpha=1 + number)
-    assert space_figures.importances(empty, DISTRIBUTIONS, thorough=False) is None
+        add_trial(no_trials, number, "completed", lr=10 ** -(1 + number / 5), alpha=1 + number)
+    assert space_figures.importances(no_trials, DISTRIBUTIONS, thorough=False) is None
 
 
-def test_parallel_has_a_line_for_each_trial_of_the_best_method_through_its_values(tables):
-    drawn = space_figures.parallel(tables, DISTRIBUTIONS)
-    method = tables.trials[tables.leader]["config.regularizer"]
-    numbers = tables.ranked(method)
-    lr = np.log([tables.params(n)["lr"] for n in numbers])
-    score = np.array([tables.best_row(n)["val_accuracy"] for n in numbers])
+def test_parallel_has_a_line_for_each_trial_of_the_best_method_through_its_values(forty_trials):
+    drawn = space_figures.parallel(forty_trials, DISTRIBUTIONS)
+    method = forty_trials.trials[forty_trials.leader]["config.regularizer"]
+    numbers = forty_trials.ranked(method)
+    lr = np.log([forty_trials.params(n)["lr"] for n in numbers])
+    score = np.array([forty_trials.best_row(n)["val_accuracy"] for n in numbers])
     for trace in drawn.data:
         row = numbers.index(int(trace.name.removeprefix("trial ")))
         heights = dict(zip(trace.x, trace.y, strict=True))
@@ -86,10 +74,10 @@ def test_parallel_has_a_line_for_each_trial_of_the_best_method_through_its_value
     assert len(drawn.data) == len(numbers)
 
 
-def test_parallel_shows_choices_by_name(empty):
+def test_parallel_shows_choices_by_name(no_trials):
     for number, size in enumerate((16, 32, 16)):
-        add_trial(empty, number, "completed")
-        empty.trials[number]["suggested"] = json.dumps({"batch_size": size})
-    drawn = space_figures.parallel(empty, {"batch_size": CategoricalDistribution([16, 32])})
+        add_trial(no_trials, number, "completed")
+        no_trials.trials[number]["suggested"] = json.dumps({"batch_size": size})
+    drawn = space_figures.parallel(no_trials, {"batch_size": CategoricalDistribution([16, 32])})
     said = {(note.x, note.y): note.text for note in drawn.layout.annotations}
     assert (said["batch_size", 0], said["batch_size", 1]) == ("16", "32")

@@ -47,6 +47,20 @@ def test_a_study_that_never_began_makes_room(address):
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://me:secret@host/db",
+        "postgresql://host/db?user=me&password=secret",
+        "mysql+pymysql://host/db?passwd=secret",
+    ],
+)
+def test_password_is_refused_and_not_repeated(address):
+    with pytest.raises(UserError, match=r"holds a password.*PGPASSWORD") as refused:
+        open_storage(address)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "address", ["nosql://host/db", "sqlite:////no/such/folder/studies.db", "/no/such/folder/j.log"]
 )
 def test_storage_that_cannot_be_opened_is_one_sentence(address):
