@@ -27,8 +27,8 @@ from delta_tune.images import (
     open_image,
     to_square,
 )
-from delta_tune.reading import read_examples
-from delta_tune.sources import find_source
+from delta_tune.reading import ReadExamples, read_examples
+from delta_tune.sources import Source, find_source
 from delta_tune.splits import Indices, cut_splits, find_classes, listed, training_subset
 
 __all__ = [
@@ -153,35 +153,23 @@ def load_dataset(
     num_images = sum(len(indices) for indices in chosen.values())
     decoded_size = num_images * preprocessing.stored_size**2 * 3
     limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
-    splits: dict[str, Split] = {}
-    digests: dict[str, list[bytes]] = {}
-    damaged: list[DamagedImage] = []
     bar: Bar = progress if callable(progress) else partial(_bar, shown=progress)
     with bar("Reading images", num_images) as advance:
-        # Train comes last: what also stands in the others is then known before it is decoded.
-        for split in sorted(chosen, key=["test", "val", "train"].index):
-            origin = split if split in labels else "train"
-            found = read_examples(
-                source.splits[origin],
-                chosen[split],
-                preprocessing,
-                decode=decoded_size <= limit,
-                leave_out=set().union(*digests.values()) if split == "train" and drop_duplicates else set(),
-                advance=lambda: advance(1),
-            )
-            kept = chosen[split][found.kept]
-            names = tuple(source.splits[origin].names[index] for index in kept.tolist())
-            splits[split] = Split(images=found.images, labels=labels[origin][kept], names=names)
-            digests[split] = found.digests
-            damaged += found.damaged
-            if found.num_left_out:
-                notes.append(f"{_images(found.num_left_out)} of train also in val or test, taken out of train.")
-    if damaged:
-        count = _images(len(damaged))
-        which = listed([f"{name} ({reason})" for name, reason in (error.args for error in damaged)], 3)
-        if not skip_damaged:
-            raise UserError(f"{count} cannot be read: {which}; repair or remove them, or pass --skip-damaged.")
-        notes.append(f"{count} could not be read and were left out: {which}.")
+        found = _read_splits(
+            source,
+            chosen,
+            preprocessing,
+            decode=decoded_size <= limit,
+            drop_duplicates=drop_duplicates,
+            advance=lambda: advance(1),
+        )
+    notes += _left_out_notes(found, skip_damaged)
+    splits, digests = {}, {split: examples.digests for split, examples in found.items()}
+    for split, examples in found.items():
+        origin = split if split in labels else "train"
+        kept = chosen[split][examples.kept]
+        names = tuple(source.splits[origin].names[index] for index in kept.tolist())
+        splits[split] = Split(images=examples.images, labels=labels[origin][kept], names=names)
     _check_filled(splits, classes)
     notes += _duplicate_notes(digests, drop_duplicates)
     notes.append(_memory_note(splits, decoded_size, limit))
@@ -194,6 +182,30 @@ def load_dataset(
         fingerprint=_fingerprint(classes, preprocessing, splits, digests),
         notes=tuple(notes),
     )
+
+
+def _read_splits(
+    source: Source,
+    chosen: dict[str, Indices],
+    preprocessing: Preprocessing,
+    *,
+    decode: bool,
+    drop_duplicates: bool,
+    advance: Callable[[], None],
+) -> dict[str, ReadExamples]:
+    """The images of each split. Train comes last: what also stands in the others is then known before it is decoded."""
+    found: dict[str, ReadExamples] = {}
+    for split in sorted(chosen, key=["test", "val", "train"].index):
+        others = {digest for examples in found.values() for digest in examples.digests}
+        found[split] = read_examples(
+            source.splits[split if split in source.splits else "train"],
+            chosen[split],
+            preprocessing,
+            decode=decode,
+            leave_out=others if split == "train" and drop_duplicates else set(),
+            advance=advance,
+        )
+    return found
 
 
 @contextmanager
@@ -248,6 +260,25 @@ def _too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | Non
     return [
         f"Classes with fewer than the {per_class} training images asked for give all they have: {listed(short, 5)}."
     ]
+
+
+def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[str]:
+    """What was not taken, and why.
+
+    Raises:
+        UserError: images are damaged and may not be skipped.
+    """
+    notes = []
+    if count := sum(examples.num_left_out for examples in found.values()):
+        notes.append(f"{_images(count)} of train also in val or test, taken out of train.")
+    if damaged := [error.args for examples in found.values() for error in examples.damaged]:
+        which = listed([f"{name} ({reason})" for name, reason in damaged], 3)
+        if not skip_damaged:
+            raise UserError(
+                f"{_images(len(damaged))} cannot be read: {which}; repair or remove them, or pass --skip-damaged."
+            )
+        notes.append(f"{_images(len(damaged))} could not be read and were left out: {which}.")
+    return notes
 
 
 def _duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> list[str]:
