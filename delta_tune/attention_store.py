@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,15 @@ def describe(measured: Mapping[str, LayerAttention]) -> list[str]:
     verdict = noise_verdict({layer: each.reliability for layer, each in measured.items()})
     said = [f"Split-half reliability of W: {figures}.", *([verdict] if verdict else [])]
     return [f"          {sentence}" for sentence in said]
+
+
+def weights_in(file: Path) -> dict[str, np.ndarray]:
+    """Layer → W (C,) as `attention_table` was written there, of the exact losses if there are any; else {}."""
+    if not file.exists():
+        return {}
+    rows = pq.read_table(file, columns=["layer", "estimator", "W"]).to_pylist()
+    estimator = min((row["estimator"] for row in rows), key=lambda name: name != "exact", default=None)
+    return {row["layer"]: np.array(row["W"], dtype=np.float32) for row in rows if row["estimator"] == estimator}
 
 
 def attention_table(measured: Iterable[tuple[str, LayerAttention]]) -> pa.Table:

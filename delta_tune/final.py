@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from delta_tune.attention_store import weights_in
 from delta_tune.checkpoint import BEST_FILE
 from delta_tune.config import METRICS
 from delta_tune.evaluation import classification_metrics, wilson_interval
@@ -24,6 +25,7 @@ from delta_tune.map_pictures import PICTURES_FILE, keep_pictures
 from delta_tune.predictions import PREDICTIONS_FILE, keep_predictions, split_logits
 from delta_tune.progress import brief
 from delta_tune.results import (
+    ATTENTION_FILE,
     CHECKPOINTS,
     EPOCHS_FILE,
     REPORT_FILE,
@@ -124,7 +126,7 @@ def judge(task: Task, folder: Path, record: dict[str, Any], device: str, *, retr
             record["test_scorings"].append({"trial": record["winner"], "model": record["model"], **scored})
             add_to_config(best, {"test": scored})
         keep_predictions(task, name, logits, folder / PREDICTIONS_FILE)
-    keep_pictures(task, best, folder / PICTURES_FILE)
+    keep_pictures(task, weights_in(folder / ATTENTION_FILE), best, folder / PICTURES_FILE)
 
 
 def summary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +48,17 @@ class MapPicture:
     """PNG."""
 
 
-def keep_pictures(task: Task, best: Path, file: Path) -> None:
-    """Draw the maps of the first validation photos of different classes; nothing where no attention was measured."""
-    if not task.attention:
+def keep_pictures(task: Task, attention: Mapping[str, np.ndarray], best: Path, file: Path) -> None:
+    """Draw the maps of the first validation photos of different classes.
+
+    Args:
+        task: whose photos they are.
+        attention: layer → weights (C,); nothing is drawn without.
+        best: folder of the model.
+        file: to write.
+    """
+    if not attention:
         return
-    attention = task.attention.get("exact") or next(iter(task.attention.values()))
     layers, val = list(attention), task.dataset.val
     chosen = np.sort(np.unique(val.labels, return_index=True)[1])[:PHOTOS]
     pixels = val.images.batch(chosen)
@@ -64,7 +71,7 @@ def keep_pictures(task: Task, best: Path, file: Path) -> None:
     for place, index in enumerate(chosen.tolist()):
         photo = thumbnail(pixels[place], task.backbone.preprocessing, 2 * TILE + GAP)
         for layer in layers:
-            weights = attention[layer].weights
+            weights = attention[layer]
             order = np.argsort(-weights, kind="stable")
             many = min(CHANNELS, len(order) // 2)
             channels = np.concatenate([order[:many], order[len(order) - many :]])

@@ -69,7 +69,7 @@ def write_report(folder: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": data_uri, "clock": clock}
+    environment.filters |= {"data_uri": data_uri, "clock": clock, "when": when}
     text = environment.get_template(TEMPLATE).render(content(folder, record, tables))
     with written_whole(folder / REPORT_FILE) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -157,7 +157,7 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
         "record": record,
         "settings": settings,
         "running": running,
-        "written": datetime.now(UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00"),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "plotly": get_plotlyjs(),
         "verdict": verdict(tables, record),
         "remarks": remarks(tables, record),
@@ -305,6 +305,11 @@ def data_uri(image: bytes) -> str:
     """A picture as an address that needs no network."""
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def when(moment: str) -> str:
+    """A moment of `study.json` for people."""
+    return moment.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _rungs(epochs: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from delta_tune.attention_store import (
     from_bytes,
     noise_verdict,
     to_bytes,
+    weights_in,
 )
 
 
@@ -66,3 +67,15 @@ def test_noise_verdict_names_the_layers_that_are_no_better():
     assert noise_verdict({"a": 0.8, "b": 0.6}) is None
     assert "no better than noise in b " in noise_verdict({"a": 0.8, "b": 0.2})
     assert "expect no more of delta than of delta_uniform" in noise_verdict({"a": 0.1, "b": math.nan})
+
+
+def test_weights_in_are_those_of_the_exact_losses_where_there_are_any(tmp_path):
+    file = tmp_path / "attention.parquet"
+    assert weights_in(file) == {}
+    quick, exact = layer([0, 3], estimator="first_order"), layer([3, 0])
+    pq.write_table(attention_table([("a", quick)]), file)
+    assert weights_in(file)["a"].tolist() == quick.weights.tolist()
+    pq.write_table(attention_table([("a", quick), ("a", exact), ("b", exact)]), file)
+    assert {name: each.tolist() for name, each in weights_in(file).items()} == dict.fromkeys(
+        "ab", exact.weights.tolist()
+    )

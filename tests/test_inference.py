@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -12,11 +14,13 @@ from pyarrow import fs
 
 from delta_tune import final, inference
 from delta_tune.addresses import as_uri
+from delta_tune.attention_store import LayerAttention, attention_table
 from delta_tune.augment import centre
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.map_pictures import PICTURES_FILE, read_pictures
 from delta_tune.models import build_target
 from delta_tune.predictions import PREDICTIONS_FILE, split_logits
-from delta_tune.results import StudyTables
+from delta_tune.results import ATTENTION_FILE, StudyTables
 from delta_tune.training import run_trial
 
 
@@ -167,3 +171,14 @@ def test_score_test_equals_predicting_each_image(best, task):
     )
     low, high = scores["test_accuracy_interval"]
     assert low < scores["test_accuracy"] < high or scores["test_accuracy"] == high
+
+
+def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best, task, tmp_path):
+    shutil.copytree(best, tmp_path / "best")
+    (tmp_path / ATTENTION_FILE).parent.mkdir()
+    measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
+    pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
+    record = {"winner": 0, "model": "trial 0", "test_scorings": []}
+    final.judge(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
+    assert {picture.layer for picture in read_pictures(tmp_path / PICTURES_FILE)} == {"layer1"}
+    assert len(record["test_scorings"]) == 1

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import io
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from PIL import Image
 
 from delta_tune import map_pictures
-from delta_tune.attention_store import LayerAttention
 from delta_tune.augment import centre
 from delta_tune.final import keep_model
 from delta_tune.map_pictures import CHANNELS, GAP, TILE
@@ -26,14 +24,13 @@ def drawn(task, tmp_path_factory):
     keep_model(task, place / "weights.safetensors", {}, place / "best")
     rng = np.random.default_rng(1)
     losses = {layer: rng.normal(0, 0.5, count).astype(np.float32) for layer, count in (("layer1", 32), ("layer3", 48))}
-    measured = {name: LayerAttention(losses=each, reliability=0.9, images=9) for name, each in losses.items()}
-    with_attention = dataclasses.replace(task, attention={"exact": measured})
-    map_pictures.keep_pictures(with_attention, place / "best", place / "report" / "maps.parquet")
-    return with_attention, map_pictures.read_pictures(place / "report" / "maps.parquet")
+    weights = {name: np.exp(each) / np.exp(each).sum() for name, each in losses.items()}
+    map_pictures.keep_pictures(task, weights, place / "best", place / "report" / "maps.parquet")
+    return weights, map_pictures.read_pictures(place / "report" / "maps.parquet")
 
 
-def test_pictures_are_of_photos_of_different_classes_for_each_layer(drawn):
-    task, pictures = drawn
+def test_pictures_are_of_photos_of_different_classes_for_each_layer(drawn, task):
+    _, pictures = drawn
     names = list(dict.fromkeys(each.image for each in pictures))
     label_of = dict(zip(task.dataset.val.names, task.dataset.val.labels.tolist(), strict=True))
     assert len({label_of[name] for name in names}) == len(names) == map_pictures.PHOTOS
@@ -41,17 +38,17 @@ def test_pictures_are_of_photos_of_different_classes_for_each_layer(drawn):
 
 
 def test_channels_are_the_most_and_the_least_attended(drawn):
-    task, pictures = drawn
+    attention, pictures = drawn
     for each in pictures:
-        losses = task.attention["exact"][each.layer].losses
-        order = sorted(range(len(losses)), key=lambda c: -losses[c])
+        weights = attention[each.layer]
+        order = sorted(range(len(weights)), key=lambda c: -weights[c])
         assert list(each.channels) == order[:CHANNELS] + order[-CHANNELS:]
         assert sorted(each.weights, reverse=True) == list(each.weights)
         assert each.weights[0] > 1 > each.weights[-1]
 
 
-def test_pictures_show_the_maps_of_their_channels_stretched_to_their_range(drawn):
-    task, pictures = drawn
+def test_pictures_show_the_maps_of_their_channels_stretched_to_their_range(drawn, task):
+    _, pictures = drawn
     found = {}
     source = build_source(task.backbone)
     source.layer1.register_forward_hook(lambda module, args, output: found.update(maps=output.detach().clone()))
@@ -80,5 +77,5 @@ def test_map_that_is_the_same_everywhere_is_dark():
 
 
 def test_nothing_is_drawn_without_attention(task, tmp_path):
-    map_pictures.keep_pictures(dataclasses.replace(task, attention={}), tmp_path, tmp_path / "maps.parquet")
+    map_pictures.keep_pictures(task, {}, tmp_path, tmp_path / "maps.parquet")
     assert map_pictures.read_pictures(tmp_path / "maps.parquet") == []
