@@ -166,6 +166,8 @@ def summary(
             f"after epoch {tables.best_row(winner)['epoch']} (trial {winner})."
         )
         said += _against_plain(tables, method, score)
+    said += remarks
+    if ranked:
         if (found := scoring_of(scorings, model)) is not None:
             test, times = found
             low, high = test["test_accuracy_interval"]
@@ -174,7 +176,6 @@ def summary(
                 f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
             )
         said.append(f"Model: {folder / BEST} ({model})")
-    said += remarks
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if (folder / REPORT_FILE).exists():
         said.append(f"Report: {folder / REPORT_FILE}")
