@@ -119,7 +119,7 @@ def _report(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from delta_tune.comparing import compare, differences
     from delta_tune.live import clock, shown
@@ -128,26 +128,30 @@ def _compare(given: argparse.Namespace) -> None:
     if given.json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table(
-        *("study", "data", "images", "model", "method", "best", "accuracy (95 % interval)", "trials", "epochs", "time")
-    )
+    columns = []
     for row in rows:
         accuracy = "–"
         if row["interval"] is not None:
             low, high = row["interval"]
             accuracy = f"{row['accuracy_of']} {100 * row['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
-        table.add_row(
-            row["study"] + ("" if row["finished"] else " (unfinished)"),
-            Path(row["data"]).name,
-            ", ".join(f"{count} {split}" for split, count in row["images"].items()) or "–",
-            row["model"],
-            row["method"] or "–",
-            "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
-            accuracy,
-            ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
-            str(row["epochs"]),
-            "–" if row["seconds"] is None else clock(row["seconds"]),
+        columns.append(
+            {
+                "study": row["study"] + ("" if row["finished"] else " (unfinished)"),
+                "data": Path(row["data"]).name,
+                "images": ", ".join(f"{count} {split}" for split, count in row["images"].items()) or "–",
+                "model": row["model"],
+                "method": row["method"] or "–",
+                "best": "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
+                "accuracy (95 %)": accuracy,
+                "trials": ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
+                "epochs": str(row["epochs"]),
+                "time": "–" if row["seconds"] is None else clock(row["seconds"]),
+            }
         )
+    first, *lines = ([name, *(column[name] for column in columns)] for name in columns[0])
+    table = Table(*(Column(cell, overflow="fold") for cell in first))  # a study's column: 80 signs hold two or three
+    for line in lines:
+        table.add_row(*line)
     console = Console(highlight=False, markup=False)
     console.print(table)
     for sentence in differences(rows):
