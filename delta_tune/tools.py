@@ -130,10 +130,7 @@ def _compare(given: argparse.Namespace) -> None:
         return
     columns = []
     for row in rows:
-        accuracy = "–"
-        if row["interval"] is not None:
-            low, high = row["interval"]
-            accuracy = f"{row['accuracy_of']} {100 * row['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
+        accuracy, interval = row["accuracy"], row["interval"]
         columns.append(
             {
                 "study": row["study"] + ("" if row["finished"] else " (unfinished)"),
@@ -142,7 +139,8 @@ def _compare(given: argparse.Namespace) -> None:
                 "model": row["model"],
                 "method": row["method"] or "–",
                 "best": "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
-                "accuracy (95 %)": accuracy,
+                "accuracy": "–" if accuracy is None else f"{row['accuracy_of']} {100 * accuracy:.1f} %",
+                "95 % interval": "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
                 "trials": ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
                 "epochs": str(row["epochs"]),
                 "time": "–" if row["seconds"] is None else clock(row["seconds"]),

@@ -118,8 +118,9 @@ def test_compare_shows_studies_side_by_side(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = run(capsys, "compare", folder, folder)
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
-    assert ["images", "100 train, 50 val, 60 test", "100 train, 50 val, 60 test"] in cells
-    assert ["accuracy (95 %)", "test 90.0 % (79.9 to 95.3 %)", "test 90.0 % (79.9 to 95.3 %)"] in cells
+    assert ["images", *["100 train, 50 val, 60 test"] * 2] in cells
+    assert ["accuracy", "test 90.0 %", "test 90.0 %"] in cells
+    assert ["95 % interval", "79.9 to 95.3 %", "79.9 to 95.3 %"] in cells
     assert "overlap" in out
     rows = json.loads(run(capsys, "compare", folder, "--json")[1])
     assert rows[0]["accuracy"] == 0.9
