@@ -39,11 +39,6 @@ def open_place(place: str | Path, flag: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), str(Path(place).absolute())
 
 
-def without_password(address: str) -> str:
-    """The address for a message."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", address)
-
-
 def open_address(address: str, flag: str) -> tuple[fs.FileSystem, str]:
     """The file system of an address, and the path there; the usual variables have endpoint and credentials.
 

@@ -28,7 +28,7 @@ from delta_tune.images import (
     to_square,
 )
 from delta_tune.reading import ReadExamples, read_examples
-from delta_tune.sources import Source, find_source
+from delta_tune.sources import Examples, find_source
 from delta_tune.splits import Indices, cut_splits, find_classes, listed, training_subset
 
 __all__ = [
@@ -153,10 +153,11 @@ def load_dataset(
     num_images = sum(len(indices) for indices in chosen.values())
     decoded_size = num_images * preprocessing.stored_size**2 * 3
     limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
+    examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
     bar: Bar = progress if callable(progress) else partial(_bar, shown=progress)
     with bar("Reading images", num_images) as advance:
         found = _read_splits(
-            source,
+            examples,
             chosen,
             preprocessing,
             decode=decoded_size <= limit,
@@ -164,12 +165,11 @@ def load_dataset(
             advance=lambda: advance(1),
         )
     notes += _left_out_notes(found, skip_damaged)
-    splits, digests = {}, {split: examples.digests for split, examples in found.items()}
-    for split, examples in found.items():
-        origin = split if split in labels else "train"
-        kept = chosen[split][examples.kept]
-        names = tuple(source.splits[origin].names[index] for index in kept.tolist())
-        splits[split] = Split(images=examples.images, labels=labels[origin][kept], names=names)
+    splits, digests = {}, {split: read.digests for split, read in found.items()}
+    for split, read in found.items():
+        kept = chosen[split][read.kept]
+        names = tuple(examples[split].names[index] for index in kept.tolist())
+        splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
     _check_filled(splits, classes)
     notes += _duplicate_notes(digests, drop_duplicates)
     notes.append(_memory_note(splits, decoded_size, limit))
@@ -185,7 +185,7 @@ def load_dataset(
 
 
 def _read_splits(
-    source: Source,
+    examples: dict[str, Examples],
     chosen: dict[str, Indices],
     preprocessing: Preprocessing,
     *,
@@ -196,13 +196,15 @@ def _read_splits(
     """The images of each split. Train comes last: what also stands in the others is then known before it is decoded."""
     found: dict[str, ReadExamples] = {}
     for split in sorted(chosen, key=["test", "val", "train"].index):
-        others = {digest for examples in found.values() for digest in examples.digests}
+        leave_out: set[bytes] = set()
+        if split == "train" and drop_duplicates:
+            leave_out = leave_out.union(*(read.digests for read in found.values()))
         found[split] = read_examples(
-            source.splits[split if split in source.splits else "train"],
+            examples[split],
             chosen[split],
             preprocessing,
             decode=decode,
-            leave_out=others if split == "train" and drop_duplicates else set(),
+            leave_out=leave_out,
             advance=advance,
         )
     return found
@@ -269,9 +271,9 @@ def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[
         UserError: images are damaged and may not be skipped.
     """
     notes = []
-    if count := sum(examples.num_left_out for examples in found.values()):
+    if count := sum(read.num_left_out for read in found.values()):
         notes.append(f"{_images(count)} of train also in val or test, taken out of train.")
-    if damaged := [error.args for examples in found.values() for error in examples.damaged]:
+    if damaged := [error.args for read in found.values() for error in read.damaged]:
         which = listed([f"{name} ({reason})" for name, reason in damaged], 3)
         if not skip_damaged:
             raise UserError(

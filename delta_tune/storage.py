@@ -26,8 +26,7 @@ def open_storage(address: str) -> BaseStorage:
     Raises:
         UserError: it cannot be opened, or holds a password.
     """
-    if "://" in address:
-        _refuse_password(address)
+    _refuse_password(address)
     try:
         return RDBStorage(address) if "://" in address else JournalStorage(JournalFileBackend(address))
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
@@ -42,7 +41,7 @@ def _refuse_password(address: str) -> None:
     try:
         url = make_url(address)
     except SQLAlchemyError:
-        return  # Optuna says what is wrong with it
+        return  # a path; or Optuna says what is wrong with it
     if url.password is not None or url.query.keys() & PASSWORD_OPTIONS:
         hidden = url.set(query={name: "…" if name in PASSWORD_OPTIONS else v for name, v in url.query.items()})
         raise UserError(

@@ -37,6 +37,7 @@ from delta_tune.results import (
     SCORES,
     STUDY_FILE,
     StudyTables,
+    scoring_of,
     trial_name,
     write_json,
 )
@@ -317,7 +318,7 @@ class Study:
             self.record |= {"winner": winner, "model": f"trial {winner}"}
         model = self.record.get("model", "")
         # A study that goes on later must not have looked at its test split.
-        if winner is not None and not self._interrupted and all(scoring["model"] != model for scoring in scorings):
+        if winner is not None and not self._interrupted and scoring_of(scorings, model) is None:
             judge(self.task, self.folder, self.record, device, retrained=self._retrained)
         ended = "interrupted" if self._interrupted else "finished"
         self.record[ended] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -342,7 +343,8 @@ class Study:
             self.progress.say(line)
         if self.mirror is not None:
             push_or_refuse(self.mirror, whole=True)
-        test_scores: dict[str, Any] = next((scoring for scoring in scorings if scoring["model"] == model), {})
+        scored = scoring_of(scorings, model)
+        test_scores = {} if scored is None else dict(scored[0])
         return StudyResult(
             best_config=None if winner is None else tables.config(winner),
             best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,

@@ -117,35 +117,37 @@ def _report(given: argparse.Namespace) -> None:
     print(write_report(_here("report", given.folder)))
 
 
+def _compared(row: dict[str, Any]) -> dict[str, str]:
+    """What is shown of a study: name → cell."""
+    from delta_tune.live import clock, shown
+
+    accuracy, interval = row["accuracy"], row["interval"]
+    return {
+        "study": row["study"] + ("" if row["finished"] else " (unfinished)"),
+        "data": Path(row["data"]).name,
+        "images": ", ".join(f"{count} {split}" for split, count in row["images"].items()) or "–",
+        "model": row["model"],
+        "method": row["method"] or "–",
+        "best": "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
+        "accuracy": "–" if accuracy is None else f"{row['accuracy_of']} {100 * accuracy:.1f} %",
+        "95 % interval": "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
+        "trials": ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
+        "epochs": str(row["epochs"]),
+        "time": "–" if row["seconds"] is None else clock(row["seconds"]),
+    }
+
+
 def _compare(given: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
     from delta_tune.comparing import compare, differences
-    from delta_tune.live import clock, shown
 
     rows = compare([_here("compare", folder) for folder in given.folders])
     if given.json:
         print(json.dumps(rows, indent=2))
         return
-    columns = []
-    for row in rows:
-        accuracy, interval = row["accuracy"], row["interval"]
-        columns.append(
-            {
-                "study": row["study"] + ("" if row["finished"] else " (unfinished)"),
-                "data": Path(row["data"]).name,
-                "images": ", ".join(f"{count} {split}" for split, count in row["images"].items()) or "–",
-                "model": row["model"],
-                "method": row["method"] or "–",
-                "best": "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
-                "accuracy": "–" if accuracy is None else f"{row['accuracy_of']} {100 * accuracy:.1f} %",
-                "95 % interval": "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
-                "trials": ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
-                "epochs": str(row["epochs"]),
-                "time": "–" if row["seconds"] is None else clock(row["seconds"]),
-            }
-        )
+    columns = [_compared(row) for row in rows]
     first, *lines = ([name, *(column[name] for column in columns)] for name in columns[0])
     table = Table(*(Column(cell, overflow="fold") for cell in first))  # a study's column: 80 signs hold two or three
     for line in lines:

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from ray.tune.logger import LoggerCallback
 
-from delta_tune.addresses import without_password
 from delta_tune.config import UserError
 from delta_tune.results import StudyTables
 from delta_tune.settings import StudyConfig
@@ -24,7 +23,7 @@ def check_trackers(config: StudyConfig) -> None:
     """
     if config.mlflow is not None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as Ray's is off
-        _need("mlflow", "mlflow-skinny", f"--mlflow {without_password(config.mlflow)}")
+        _need("mlflow", "mlflow-skinny", f"--mlflow {_without_password(config.mlflow)}")
         if "://" not in config.mlflow and not config.mlflow.startswith("databricks"):
             raise UserError(
                 f"--mlflow takes an address, but got {config.mlflow!r}; give that of a server, such as "
@@ -32,7 +31,7 @@ def check_trackers(config: StudyConfig) -> None:
             )
         if urlsplit(config.mlflow).password is not None:
             raise UserError(
-                f"--mlflow {without_password(config.mlflow)} holds a password, which study.json would show; set "
+                f"--mlflow {_without_password(config.mlflow)} holds a password, which study.json would show; set "
                 f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's own, such as PGPASSWORD) instead."
             )
         from delta_tune.mlflow_runs import check_mlflow
@@ -76,3 +75,7 @@ def trackers(config: StudyConfig, tables: StudyTables, say: Callable[[str], None
 def _need(module: str, package: str, asked: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{asked} needs a package that is not installed; install it with: pip install {package}")
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", uri)

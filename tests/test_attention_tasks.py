@@ -5,11 +5,11 @@ import time
 
 import psutil
 import pytest
-import torch
 
 from delta_tune.ablation import IMAGES_AT_ONCE
 from delta_tune.attention_tasks import ray_runner, split
 from delta_tune.config import TrialConfig
+from delta_tune.devices import torch_threads
 from delta_tune.probing import in_this_process
 from delta_tune.task import Task
 
@@ -34,10 +34,8 @@ def measured(task, runner, estimator="exact"):
 @pytest.fixture(scope="module")
 def alone(task):
     """What one process finds, with as many threads as an actor has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield measured(task, in_this_process)
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield measured(task, in_this_process)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
