@@ -24,7 +24,7 @@ from delta_tune.scheduling import Rungs
 from delta_tune.session import Session
 from delta_tune.task import Task
 
-FOLDER = "confirm"
+CONFIRM = "confirm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def confirm(
     say = session.progress.say
     metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
     chosen, remark = contenders(tables, groups)
-    own = folder / FOLDER
+    own = folder / CONFIRM
     own.mkdir(exist_ok=True)
     found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)
     runs = runs_of(tables, chosen, repetitions, seed)

@@ -71,7 +71,7 @@ class Resources:
         return "cuda" if self.gpus_per_trial > 0 else "cpu"
 
 
-def allot(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Callable[[], Footprint]) -> Resources:
+def allocate(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Callable[[], Footprint]) -> Resources:
     """The resources of one trial; `measure` is asked where it is to be found out how many share a GPU.
 
     Raises:
@@ -101,7 +101,7 @@ def allot(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Calla
     )
 
 
-def resolve(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
+def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
     """The settings of the study, and `study.json` of the one that is resumed (else nothing).
 
     A resumed study has its settings already: those that are given again must agree, or be of the kind that may change.
@@ -115,7 +115,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
     if config.name is None:
         raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
     record = read_study(config.out / config.name)
-    for name, value in jsonable(config, config.out).items():
+    for name, value in settings_for_json(config, config.out).items():
         if name in given and name not in CHANGEABLE and value != record["settings"][name]:
             raise UserError(
                 f"{config.out / config.name} was begun with {name} {record['settings'][name]!r} and cannot be resumed "
@@ -148,7 +148,7 @@ def study_folder(config: StudyConfig, name: str) -> Path:
     return folder
 
 
-def num_trials(config: StudyConfig, checked: CheckedSpace) -> tuple[int, str | None]:
+def count_trials(config: StudyConfig, checked: CheckedSpace) -> tuple[int, str | None]:
     """The trials of the study, and a sentence where it is not what was asked for.
 
     Balanced methods get equal numbers; `grid` has as many as there are starting points.
@@ -188,7 +188,7 @@ def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> 
     return trials * (1 - without) * staged
 
 
-def epoch_seconds(task: Task, config: TrialConfig, threads: int) -> float:
+def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Wall clock of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
     probe = dataclasses.replace(config, regularizer="delta_uniform", behavior_scale="raw", max_epochs=1)
     with torch_threads(threads):
@@ -197,7 +197,7 @@ def epoch_seconds(task: Task, config: TrialConfig, threads: int) -> float:
         return time.perf_counter() - start
 
 
-def lines(
+def plan_lines(
     config: StudyConfig, folder: Path, task: Task, checked: CheckedSpace, trials: int, resources: Resources
 ) -> list[str]:
     """The plan in sentences."""
@@ -237,7 +237,7 @@ def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int
     """The expected wall clock of the search, in a sentence."""
     if resources.device != "cpu":
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
-    seconds = epoch_seconds(task, checked.drawn[0].config, resources.threads)
+    seconds = time_one_epoch(task, checked.drawn[0].config, resources.threads)
     bought = expected_epochs(trials, config, checked)
     then = ""
     if config.confirm:
@@ -281,7 +281,7 @@ def check_layers(task: Task, checked: CheckedSpace) -> None:
         resolve_layers(task.backbone, layers)
 
 
-def jsonable(config: StudyConfig, folder: Path) -> dict[str, Any]:
+def settings_for_json(config: StudyConfig, folder: Path) -> dict[str, Any]:
     """Settings as they go into `study.json`: paths absolute, so a study is resumed from anywhere, functions by name."""
     settings = dataclasses.asdict(config) | {"name": folder.name, "out": str(folder.parent), "resume": False}
     if callable(config.space):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_tune import plan, report
 from delta_tune.background import regularly
 from delta_tune.cluster import ray_cluster
 from delta_tune.display import StudyResult
 from delta_tune.everywhere import refuse_unseen
 from delta_tune.mirror import pushed_meanwhile
 from delta_tune.outside import told_in_a_sentence, watching_head
+from delta_tune.plan import estimate
+from delta_tune.report import INTERVAL_S as REPORT_INTERVAL_S
 from delta_tune.room import await_room
 from delta_tune.session import begin
 from delta_tune.study import Study
@@ -44,7 +45,7 @@ def tune(**settings: Any) -> StudyResult:
         await_room(resources, study.progress.say)
         study.open()
         session = begin(resources, study.progress, study.mirror)
-        page = regularly(report.INTERVAL_S, study.reporter.now_and_then)
+        page = regularly(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with pushed_meanwhile(study.mirror, study.progress.say), page:
             study.search(session)
             study.confirm(session)
@@ -64,5 +65,5 @@ def dry_run(**settings: Any) -> list[str]:
         refuse_unseen(study.out, study.progress.say)
     return [
         *study.plan(resources),
-        plan.estimate(study.task, study.config, study.checked, study.num_trials, resources),
+        estimate(study.task, study.config, study.checked, study.num_trials, resources),
     ]

@@ -29,7 +29,7 @@ ALLOWED_DATA = (
 )
 CACHE = Path("~/.cache/delta_tune")
 
-_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
     for names in ("avif bmp gif ico jfif jp2 jpe jpeg jpg", "pbm pgm png pnm ppm tga tif tiff webp")
@@ -91,15 +91,15 @@ def find_source(data: str | Path, *, seed: int) -> Source:
         UserError: it is not there, or is nothing of what is allowed.
     """
     if data == "demo":
-        return _demo(seed)
+        return from_demo(seed)
     if isinstance(data, str) and data.startswith("torchvision:"):
-        return _torchvision(data.removeprefix("torchvision:"))
+        return from_torchvision(data.removeprefix("torchvision:"))
     tree = open_tree(data)
     root = tree.root
     if tree.is_file(root):
         if not root.endswith(".parquet"):
             raise UserError(f"{str(data)!r} is a file, but no .parquet file; data is {ALLOWED_DATA}.")
-        return Source(name=tree.name.removesuffix(".parquet"), splits={"train": _parquet(tree, [root])})
+        return Source(name=tree.name.removesuffix(".parquet"), splits={"train": from_parquet(tree, [root])})
     if not tree.is_folder(root):
         above = os.path.dirname(root)
         siblings = [os.path.basename(path) for path in tree.folders(above) + tree.files(above)]
@@ -107,19 +107,19 @@ def find_source(data: str | Path, *, seed: int) -> Source:
             f"There is no {str(data)!r}{nearest(os.path.basename(root), siblings)}; data is {ALLOWED_DATA}."
         )
     files = [file for folder in (root, *tree.folders(root)) for file in tree.files(folder) if file.endswith(".parquet")]
-    return _parquet_folder(tree, sorted(files, key=Path)) if files else _image_folder(tree)
+    return from_parquet_folder(tree, sorted(files, key=Path)) if files else from_image_folder(tree)
 
 
 # ---------------------------------------------------------------------------------------------------- image folders
 
 
-def _image_folder(tree: Tree) -> Source:
+def from_image_folder(tree: Tree) -> Source:
     folders = _class_names(tree, tree.root)
     # A split holds class folders; a folder named train that holds images itself is a class (of vehicles, say).
-    named = {name: path for name, path in folders.items() if name.lower() in _SPLIT_NAMES and _class_names(tree, path)}
+    named = {name: path for name, path in folders.items() if name.lower() in SPLIT_NAMES and _class_names(tree, path)}
     splits: dict[str, str] = {}
     for name, path in named.items():
-        split = _SPLIT_NAMES[name.lower()]
+        split = SPLIT_NAMES[name.lower()]
         if split in splits:
             raise UserError(
                 f"{tree.shown(splits[split])!r} and {tree.shown(path)!r} are one split by their names; leave one of "
@@ -179,14 +179,14 @@ def _class_folders(tree: Tree, root: str, *, may_be_empty: bool) -> tuple[Exampl
 # ---------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet_folder(tree: Tree, files: list[str]) -> Source:
+def from_parquet_folder(tree: Tree, files: list[str]) -> Source:
     splits: dict[str, list[str]] = {}
     others = []
     for file in files:
         # train-00000-of-00002.parquet as Hugging Face names its files, or train/anything.parquet.
         folder, name = os.path.split(file)
         names = (re.split(r"[-_.]", name)[0], os.path.basename(folder) if folder != tree.root else "")
-        split = next((_SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES), None)
+        split = next((SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES), None)
         if split is None:
             others.append(file)
         else:
@@ -200,10 +200,12 @@ def _parquet_folder(tree: Tree, files: list[str]) -> Source:
         )
     first = os.path.basename(others[0]) if others else ""
     notes = (f"{len(others)} Parquet files of no split were not read: {first}, …",) if others else ()
-    return Source(name=tree.name, splits={split: _parquet(tree, found) for split, found in splits.items()}, notes=notes)
+    return Source(
+        name=tree.name, splits={split: from_parquet(tree, found) for split, found in splits.items()}, notes=notes
+    )
 
 
-def _parquet(tree: Tree, files: list[str]) -> Examples:
+def from_parquet(tree: Tree, files: list[str]) -> Examples:
     """The rows of some files. Images are read a row group at a time, so that a file need not fit into memory."""
     labels: list[str] = []
     names: list[str] = []
@@ -280,7 +282,7 @@ def _label_names(file: str, table: Any, schema: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ torchvision
 
 
-def _torchvision(name: str) -> Source:
+def from_torchvision(name: str) -> Source:
     from torchvision import datasets
 
     known = sorted([*_BY_SPLIT, *_BY_FLAG, *_WHOLE], key=str.lower)
@@ -348,7 +350,7 @@ def _torchvision_labels(dataset: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- demo
 
 
-def _demo(seed: int) -> Source:
+def from_demo(seed: int) -> Source:
     """The handwritten digits that scikit-learn brings: 997 for training, 300 validation, 500 test."""
     try:
         from sklearn.datasets import load_digits

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from delta_tune import plan
 from delta_tune.addresses import is_address
 from delta_tune.attention_store import attention_table, noise_verdict
 from delta_tune.cluster import Cluster
@@ -26,7 +25,19 @@ from delta_tune.mirror import INTERVAL_S, RemoteStudies, push_or_refuse
 from delta_tune.model_card import write_card
 from delta_tune.packing import measure_on_cluster
 from delta_tune.plain_arm import groups_of, sharing_rungs
-from delta_tune.plan import Resources
+from delta_tune.plan import (
+    Resources,
+    allocate,
+    check_layers,
+    final_takes_val,
+    git_commit,
+    growth,
+    new_name,
+    plan_lines,
+    resolve_settings,
+    settings_for_json,
+    study_folder,
+)
 from delta_tune.progress import Progress
 from delta_tune.recording import Recorder
 from delta_tune.report import Reporter
@@ -73,7 +84,7 @@ class Study:
         self._remote = RemoteStudies(address) if is_address(address) else None
         if self._remote is not None:
             settings = self._remote.begin(dict(settings))
-        self.config, self.record = plan.resolve(settings)
+        self.config, self.record = resolve_settings(settings)
         config = self.config
         check_trackers(config)
         storage = None if config.storage is None else open_storage(config.storage)
@@ -81,7 +92,7 @@ class Study:
         trials = plan_trials(config, self.record)
         self.checked, self.num_trials, self._notes = trials.checked, trials.num_trials, trials.notes
         if config.name:
-            self.folder = plan.study_folder(config, config.name)
+            self.folder = study_folder(config, config.name)
         self.task: Task = prepare(
             config.data,
             config.model,
@@ -92,9 +103,9 @@ class Study:
             progress=self.progress.bar,
             **{name: getattr(config, name) for name in DATA_OPTIONS},
         )
-        plan.check_layers(self.task, self.checked)
+        check_layers(self.task, self.checked)
         if not config.name:
-            self.folder = plan.study_folder(config, plan.new_name(self.task))
+            self.folder = study_folder(config, new_name(self.task))
         self.mirror = None if self._remote is None else self._remote.mirror(self.folder.name)
         self.out = str(self.folder.parent) if self._remote is None else self._remote.address
         self.tables = StudyTables(self.folder, config.metric)
@@ -138,11 +149,11 @@ class Study:
             UserError: more than the cluster has.
         """
         configs = [proposal.config for proposal in self.checked.drawn]
-        return plan.allot(self.config, cluster, self.num_trials, lambda: measure_on_cluster(self.task, configs))
+        return allocate(self.config, cluster, self.num_trials, lambda: measure_on_cluster(self.task, configs))
 
     def plan(self, resources: Resources) -> list[str]:
         """What is about to be done, in sentences."""
-        said = plan.lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
+        said = plan_lines(self.config, self.folder, self.task, self.checked, self.num_trials, resources)
         if self.mirror is not None:
             said.insert(1, f"          kept at {self.mirror.address}, at most {INTERVAL_S:.0f} s behind")
         return [*said, *(f"          {note}" for note in self._notes)]
@@ -161,14 +172,16 @@ class Study:
         begun = {
             **begun_with(self.task, self.checked),
             "versions": {name: version(name) for name in packages},
-            "git_commit": plan.git_commit(),
+            "git_commit": git_commit(),
             "command": sys.argv,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "test_scorings": [],
         }
         for how in ("finished", "interrupted"):
             self.record.pop(how, None)
-        self.record = begun | self.record | {"settings": plan.jsonable(self.config, self.folder) | {"out": self.out}}
+        self.record = (
+            begun | self.record | {"settings": settings_for_json(self.config, self.folder) | {"out": self.out}}
+        )
         self.tables.write()  # before the file that says there is a study to resume
         write_json(self.folder / STUDY_FILE, self.record)
         if self.mirror is not None:
@@ -237,7 +250,7 @@ class Study:
             epoch_seconds=epoch_seconds(self.tables, groups_of(self.checked)),
             max_epochs=self.config.max_epochs,
             slots=session.resources.slots,
-            growth=plan.growth(self.config, self.task),
+            growth=growth(self.config, self.task),
             split_seconds=self.record.get("attention_seconds", 0.0),
         )
 
@@ -280,7 +293,7 @@ class Study:
         if self._confirmation is None:
             return
         self.record["confirmation"] = as_json(self._confirmation)
-        task = on_all_images(self.task) if plan.final_takes_val(config) else self.task
+        task = on_all_images(self.task) if final_takes_val(config) else self.task
         model = described(task, self._confirmation)
         self._retrained = self.record.get("model") == model and (self.folder / BEST).exists()
         if self._retrained:

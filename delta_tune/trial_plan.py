@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from delta_tune import plan
 from delta_tune.config import TrialConfig
 from delta_tune.earlier import best_configurations, starting_from
 from delta_tune.plain_arm import lacks_plain_l2, with_plain_l2
+from delta_tune.plan import count_trials
 from delta_tune.samplers import check_sampler
 from delta_tune.settings import StudyConfig
 from delta_tune.space_checks import CheckedSpace, check_space
@@ -44,7 +44,7 @@ def plan_trials(config: StudyConfig, record: dict[str, Any]) -> TrialPlan:
     base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
     checked = check_space(load_space(config.space, base, config.set), config.seed)
     remark = check_sampler(config.sampler, checked)
-    trials, note = plan.num_trials(config, checked)
+    trials, note = count_trials(config, checked)
     beside = confirmed = None
     if config.confirm and config.sampler != "grid" and lacks_plain_l2(checked):
         checked = with_plain_l2(checked, config.seed)

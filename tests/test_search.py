@@ -16,9 +16,10 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 import delta_tune
-from delta_tune import plan, running, study
+from delta_tune import running, study
 from delta_tune.config import UserError
 from delta_tune.packing import Footprint
+from delta_tune.plan import Resources, settings_for_json
 from delta_tune.results import StudyTables
 from delta_tune.settings import study_config
 from delta_tune.training import run_trial
@@ -241,7 +242,7 @@ def test_tune_carries_nothing_over_from_trial_to_trial(settings, tmp_path):
 @pytest.fixture
 def named_gpus(monkeypatch):
     """Trials are scheduled on the GPU that is a name only, and train on the CPU."""
-    monkeypatch.setattr(plan.Resources, "device", "cpu")
+    monkeypatch.setattr(Resources, "device", "cpu")
 
 
 def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small(settings, named_gpus, monkeypatch):
@@ -341,13 +342,13 @@ def test_settings_keep_a_name_that_a_folder_here_has_too(tmp_path, monkeypatch):
         config = study_config(
             {"data": data, "model": "resnet18", "weights": "default", "space": "search_spaces/demo.py"}
         )
-        assert plan.jsonable(config, tmp_path / "study")["data"] == kept
+        assert settings_for_json(config, tmp_path / "study")["data"] == kept
 
 
 def test_resume_refuses_other_settings(settings):
     folder = settings["out"] / "study"
     folder.mkdir()
-    begun = plan.jsonable(study_config({**settings, "space": "search_spaces/demo.py"}), folder)
+    begun = settings_for_json(study_config({**settings, "space": "search_spaces/demo.py"}), folder)
     (folder / "study.json").write_text(json.dumps({"settings": begun}))
     with pytest.raises(UserError, match="max_epochs"):
         delta_tune.tune(name="study", out=settings["out"], resume=True, max_epochs=9)
