@@ -26,8 +26,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from delta_tune import ablation
-from delta_tune.attention import ablation_losses
+from delta_tune.attention import ablation
+from delta_tune.attention.channel_losses import ablation_losses
 from delta_tune.background import regularly
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

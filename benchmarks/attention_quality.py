@@ -25,11 +25,13 @@ import torch
 from ablation_speed import BATCH, LAYERS, PIXELS, SHARED, loop, seconds
 from torch import Tensor
 
-from delta_tune.attention import attention_weights, correlation, first_order_losses_per_image, rank_correlation
-from delta_tune.probe import centred_batches, measure_features, trained_head
-from delta_tune.probe_images import ProbeImages, surprise
-from delta_tune.probing import FIRST_ROUND, Prober, measure_layers, population_mean
-from delta_tune.task import Task, prepare
+from delta_tune.attention.channel_losses import first_order_losses_per_image
+from delta_tune.attention.measurement import FIRST_ROUND, Prober, measure_layers, population_mean
+from delta_tune.attention.probe_head import measure_features, trained_head
+from delta_tune.attention.probe_sample import ProbeImages, surprise
+from delta_tune.attention.weights import attention_weights, correlation, rank_correlation
+from delta_tune.data.batches import centred_batches
+from delta_tune.training.task import Task, prepare
 
 REFERENCE_IMAGES = 128
 NETS = {

@@ -28,13 +28,13 @@ import torch
 import torch.nn.functional as F
 
 import delta_tune
+from delta_tune.cluster.gpu_sharing import heaviest, measure_footprint, share_of, trials_per_gpu
 from delta_tune.config import TrialConfig
-from delta_tune.devices import autocast, on_device
-from delta_tune.features import feature_maps
-from delta_tune.models import build_target
-from delta_tune.packing import heaviest, measure_footprint, share_of, trials_per_gpu
-from delta_tune.task import Task
-from delta_tune.training import run_trial
+from delta_tune.models.backbones import build_target
+from delta_tune.models.devices import autocast, on_device
+from delta_tune.models.feature_maps import feature_maps
+from delta_tune.training.task import Task
+from delta_tune.training.trial import run_trial
 
 TURNS = 5
 figures: dict[str, Any] = {}

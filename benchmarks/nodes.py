@@ -25,9 +25,9 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from scale import METRIC, Driver, epoch_row
 
-from delta_tune import running
-from delta_tune.plan import Resources
-from delta_tune.session import Session
+from delta_tune.cluster.resources import Resources
+from delta_tune.search import runner
+from delta_tune.search.session import Session
 
 NODES = (1, 2, 4)
 SLOTS_PER_NODE = 2
@@ -56,7 +56,7 @@ def study(nodes: int, trials: int, epoch_seconds: float) -> dict[str, float]:
             slots = nodes * SLOTS_PER_NODE
             resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
             session = Session(resources=resources, runner=None, progress=driver.progress)  # type: ignore[arg-type]
-            running.run_trials(
+            runner.run_trials(
                 [], driver.searcher, driver.rungs, driver.recorder, session, folder=Path(out), metric=METRIC,
                 share_maps=False,
             )  # fmt: skip
@@ -79,8 +79,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the same figures here")
     arguments = parser.parse_args()
     trials = 32 if arguments.quick else arguments.trials
-    running.run_tune_trial = partial(sleeping, epoch_seconds=arguments.epoch_seconds)  # type: ignore
-    running.WorkerSettings = SimpleNamespace  # type: ignore
+    runner.run_tune_trial = partial(sleeping, epoch_seconds=arguments.epoch_seconds)  # type: ignore
+    runner.WorkerSettings = SimpleNamespace  # type: ignore
     print(f"ray {ray.__version__}, {os.cpu_count()} cores; {trials} trials of {EPOCHS * arguments.epoch_seconds:g} s")
     print(f"{'nodes':>5} {'slots':>5} {'wall s':>7} {'ideal s':>8} {'above ideal':>12} {'times one node':>15}")
     figures = []

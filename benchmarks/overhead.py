@@ -24,8 +24,8 @@ import torch
 
 import delta_tune
 from delta_tune.background import regularly
-from delta_tune.cluster import ray_cluster
-from delta_tune.time_use import TimeUse
+from delta_tune.cluster.connection import ray_cluster
+from delta_tune.results.utilization import TimeUse
 
 
 class Memory:

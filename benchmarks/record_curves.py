@@ -28,12 +28,13 @@ import ray
 import torch
 
 import delta_tune
-from delta_tune.cluster import fetch, ray_cluster, shared
+from delta_tune.cluster.connection import ray_cluster
+from delta_tune.cluster.shared_objects import fetch, shared
 from delta_tune.config import TrialConfig
-from delta_tune.files import written_whole
-from delta_tune.space_checks import random_answer
-from delta_tune.spaces import Space, SpaceTrial
-from delta_tune.training import run_trial
+from delta_tune.filesystem.atomic import written_whole
+from delta_tune.spaces.space import Space, SpaceTrial
+from delta_tune.spaces.validation import random_answer
+from delta_tune.training.trial import run_trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 EPOCHS = 12

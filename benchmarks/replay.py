@@ -29,11 +29,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from delta_tune.config import Metric
-from delta_tune.results import NUMBER, OUTCOME
-from delta_tune.sampling import StudySearch, Unfinished
-from delta_tune.scheduling import Rungs
-from delta_tune.space_checks import CheckedSpace, random_answer
-from delta_tune.spaces import Proposal, Space
+from delta_tune.search.asha import Rungs
+from delta_tune.search.messages import NUMBER, OUTCOME
+from delta_tune.search.optuna_search import StudySearch, Unfinished
+from delta_tune.spaces.space import Proposal, Space
+from delta_tune.spaces.validation import CheckedSpace, random_answer
 
 
 @dataclass(frozen=True, kw_only=True)

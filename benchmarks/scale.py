@@ -34,20 +34,21 @@ from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from delta_tune import running
 from delta_tune.background import regularly
-from delta_tune.checkpoint import BEST_FILE
-from delta_tune.cluster import ray_cluster
+from delta_tune.cluster.connection import ray_cluster
+from delta_tune.cluster.resources import Resources
 from delta_tune.config import TrialConfig
-from delta_tune.plan import Resources
-from delta_tune.progress import Progress
-from delta_tune.recording import Recorder
-from delta_tune.results import CHECKPOINTS, EPOCH_COLUMNS, NUMBER, StudyTables, trial_name
-from delta_tune.sampling import StudySearch
-from delta_tune.scheduling import Rungs
-from delta_tune.session import Session
-from delta_tune.space_checks import check_space
-from delta_tune.spaces import Proposal, load_space
+from delta_tune.console.progress import Progress
+from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, trial_name
+from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.search import runner
+from delta_tune.search.asha import Rungs
+from delta_tune.search.messages import NUMBER
+from delta_tune.search.optuna_search import StudySearch
+from delta_tune.search.recorder import Recorder
+from delta_tune.search.session import Session
+from delta_tune.spaces.space import Proposal, load_space
+from delta_tune.spaces.validation import check_space
 
 EPOCHS = 12
 EPOCH_SECONDS = 2.0
@@ -260,15 +261,15 @@ def reports_only(config: dict[str, Any], settings: Any = None, *, epoch_seconds:
 
 def ours(slots: int, minutes: float, epoch_seconds: float) -> dict[str, float]:
     # Workers need not import torch for this
-    running.run_tune_trial = partial(reports_only, epoch_seconds=epoch_seconds)  # type: ignore
-    running.WorkerSettings = SimpleNamespace  # type: ignore
+    runner.run_tune_trial = partial(reports_only, epoch_seconds=epoch_seconds)  # type: ignore
+    runner.WorkerSettings = SimpleNamespace  # type: ignore
     with tempfile.TemporaryDirectory() as out:
         driver = Driver(Path(out), MANY)
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
         session = Session(resources=resources, runner=None, progress=driver.progress)  # type: ignore[arg-type]
         watch = Watch(lambda: len(driver.tables.trials) - len(driver.tables.open))
         with regularly(LOOK_S, watch.sample):
-            running.run_trials(
+            runner.run_trials(
                 [],
                 driver.searcher,
                 driver.rungs,

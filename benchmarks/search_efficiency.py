@@ -47,8 +47,8 @@ from replay import (
 from scipy.stats import spearmanr
 
 from delta_tune.config import Metric, TrialConfig
-from delta_tune.space_checks import CheckedSpace, check_space
-from delta_tune.spaces import Space
+from delta_tune.spaces.space import Space
+from delta_tune.spaces.validation import CheckedSpace, check_space
 
 BASE = TrialConfig(max_epochs=EPOCHS)
 RECIPE = {"lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "_schedule": "cosine"}

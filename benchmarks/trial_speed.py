@@ -31,12 +31,12 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import delta_tune
-from delta_tune.augment import augment
-from delta_tune.cluster import ray_cluster
+from delta_tune.cluster.connection import ray_cluster
+from delta_tune.cluster.source_map_store import RayMaps, map_budget, map_shelf
 from delta_tune.config import TrialConfig
-from delta_tune.map_sharing import RayMaps, map_budget, map_shelf
-from delta_tune.task import Task
-from delta_tune.training import run_trial
+from delta_tune.data.augmentation import augment
+from delta_tune.training.task import Task
+from delta_tune.training.trial import run_trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 NETS = {

@@ -32,7 +32,7 @@ from ray import tune
 from torch import Tensor, nn
 
 import delta_tune
-from delta_tune.cluster import quiet_tune, ray_cluster
+from delta_tune.cluster.connection import quiet_tune, ray_cluster
 
 LAYERS = ("blocks.1.1.conv_pwl", "blocks.2.1.conv_pwl", "blocks.4.2.conv_pwl", "blocks.6.0.conv_pwl")
 PIXELS, CLASSES, BATCH, BETA = 64, 10, 16, 0.01

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from delta_tune import attention
-    from delta_tune.config import TrialConfig, UserError
-    from delta_tune.inference import Model, Prediction, load
-    from delta_tune.search import StudyResult, tune
-    from delta_tune.settings import StudyConfig
-    from delta_tune.task import Task, prepare
-    from delta_tune.training import TrialResult, run_trial
+    from delta_tune.config import StudyConfig, TrialConfig, UserError
+    from delta_tune.inference.model import Model, Prediction, load
+    from delta_tune.results.study_result import StudyResult
+    from delta_tune.study.tune import tune
+    from delta_tune.training.task import Task, prepare
+    from delta_tune.training.trial import TrialResult, run_trial
 
 __all__ = [
     "Model",
@@ -31,12 +31,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "config": ("TrialConfig", "UserError"),
-    "inference": ("Model", "Prediction", "load"),
-    "settings": ("StudyConfig",),
-    "search": ("StudyResult", "tune"),
-    "task": ("Task", "prepare"),
-    "training": ("TrialResult", "run_trial"),
+    "config": ("StudyConfig", "TrialConfig", "UserError"),
+    "inference.model": ("Model", "Prediction", "load"),
+    "results.study_result": ("StudyResult",),
+    "study.tune": ("tune",),
+    "training.task": ("Task", "prepare"),
+    "training.trial": ("TrialResult", "run_trial"),
 }
 
 

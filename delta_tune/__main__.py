@@ -1,6 +1,6 @@
 """`python -m delta_tune predict | export | report | compare`."""
 
-from delta_tune.tools import main
+from delta_tune.cli.commands import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-import studies
 import timm
 import torch
-from nodes import free_port
+from helpers import studies
+from helpers.nodes import free_port
 from PIL import Image
 from pyarrow import fs
 
-from delta_tune.results import StudyTables
-from delta_tune.task import Task, prepare
+from delta_tune.results.tables import StudyTables
+from delta_tune.training.task import Task, prepare
 
 # Workers are started by the tests' Ray: two threads each on two cores would only slow one another down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -18,12 +18,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from nodes import free_port
+from helpers.nodes import free_port
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from delta_tune.cli import parser
+from delta_tune.cli.launch import parser
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 FILES = ["aws.yaml", "gcp.yaml", "rayjob.yaml", "slurm.sh"]
 CLOUDS = ["aws.yaml", "gcp.yaml"]

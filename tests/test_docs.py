@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from delta_tune import cli, tools
+import delta_tune
+from delta_tune.cli import commands as subcommands
+from delta_tune.cli import launch
 
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(delta_tune.__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
@@ -43,7 +45,7 @@ def commands(document):
 def test_commands_are_ones_that_the_programs_take(document):
     for program, words in commands(document):
         words = ["1" if word == "N" else word for word in words]
-        parser = cli.parser() if program == "launch.py" else tools.parser()
+        parser = launch.parser() if program == "launch.py" else subcommands.parser()
         if words != ["--help"]:
             parser.parse_args(words)  # ends the process, and so the test, where it does not take them
 
@@ -144,7 +146,7 @@ def test_readmes_mistake_is_answered_as_it_says(tmp_path):
 def test_flags_that_are_named_alone_exist(name):
     text = (ROOT / f"{name}.md").read_text()
     flags = {flag for each in re.findall(r"`(--[^`]+)`", re.sub(BLOCK, "", text)) for flag in FLAG.findall(each)}
-    sources = "".join((ROOT / "delta_tune" / f"{module}.py").read_text() for module in ("cli", "tools"))
+    sources = "".join((ROOT / "delta_tune" / f"{module}.py").read_text() for module in ("cli/launch", "cli/commands"))
     assert flags <= set(FLAG.findall(sources))
 
 

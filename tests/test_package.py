@@ -1,7 +1,10 @@
-"""The shape of the house: public names, types, and imports that run downwards only."""
+"""The shape of the house: public names, types, and packages that import downwards only."""
+
+from __future__ import annotations
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,49 +13,55 @@ import delta_tune
 
 PACKAGE = Path(delta_tune.__file__).parent
 
-# Lowest first: a module imports only modules above it in this list. What stands down to `training` fine-tunes one
-# network in one process and knows neither Ray nor Optuna.
-TRAINER = [
-    *("config", "files", "addresses", "cache", "devices"),
-    *("convolution", "tracing", "ablation_plan", "ablation", "attention", "attention_store"),
-    *("trees", "sources", "splits", "images", "reading", "data", "resampling", "augment"),
-    *("weights", "layers", "models", "features", "folding", "regularizers"),
-    *(
-        "evaluation",
-        "inference",
-        "exporting",
-        "probe",
-        "probe_images",
-        "probing",
-        "task",
-        "predictions",
-        "map_pictures",
-    ),
-    *("map_shelf", "source_maps", "objective", "checkpoint", "training"),
+# Lowest first. A package imports those of lower layers only, and packages of one layer do not import each other.
+LAYERS = [
+    {"config", "background"},
+    {"filesystem"},
+    {"data", "results"},
+    {"models", "spaces", "console"},
+    {"attention"},
+    {"training"},
+    {"cluster", "inference"},
+    {"search"},
+    {"report", "tracking"},
+    {"study"},
+    {"cli"},
 ]
-STUDY = [
-    *("background", "settings", "journal", "results", "mirror", "time_use", "evidence", "live", "progress", "packing"),
-    *("spaces", "space_checks", "plain_arm", "time_budget", "earlier", "samplers", "storage", "sampling", "scheduling"),
-    *("figures", "space_figures", "report"),
-    *("joining", "cluster", "everywhere", "outside", "attention_tasks", "map_sharing", "final", "watchdog", "worker"),
-    *("recording", "plan", "trial_plan", "room", "session", "running"),
-    *("mlflow_runs", "wandb_runs", "trackers", "resuming", "confirming", "retraining", "model_card", "display"),
-    *("study", "comparing", "search", "cli", "tools", "__main__", "__init__"),
-]
-ORDER = [*TRAINER, *STUDY]
+KNOW_RAY = {"cluster", "search", "tracking", "study"}
+KNOW_OPTUNA = {"spaces", "search", "report", "tracking", "study"}
+MODULES = sorted(str(file.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for file in PACKAGE.rglob("*.py"))
+INSIDE = [module for module in MODULES if module not in ("__init__", "__main__")]
+
+
+def package_of(module):
+    return module.partition(".")[0]
+
+
+def text_of(module):
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
 
 
 def imported(module):
-    """The first names of what a module imports anywhere in its text; those of the package in full."""
+    """What a module imports anywhere in its text, in full: `delta_tune.config.errors`, `ray.tune`."""
     names = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse(text_of(module))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}.py has a relative import"
-            whole = node.module == "delta_tune"
-            names |= {f"delta_tune.{alias.name}" for alias in node.names} if whole else {node.module}
+            assert node.level == 0, f"{module} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return names
+
+
+def own_imports(module):
+    """Modules of ours that a module imports; a package stands for its `__init__`."""
+    names = {name.removeprefix("delta_tune.") for name in imported(module) if name.startswith("delta_tune.")}
+    return {name if name in MODULES else f"{name}.__init__" for name in names} & set(MODULES)
+
+
+def outside_imports(module):
+    """First names of the packages of others that a module imports."""
+    return {name.partition(".")[0] for name in imported(module)} - {"delta_tune"}
 
 
 def test_all_is_sorted():
@@ -83,34 +92,41 @@ def test_package_has_types():
     assert (PACKAGE / "py.typed").exists()
 
 
-def test_modules_are_all_in_the_order():
-    assert sorted(ORDER) == sorted(file.stem for file in PACKAGE.glob("*.py"))
+def test_each_package_has_a_layer():
+    assert sorted(package for layer in LAYERS for package in layer) == sorted(set(map(package_of, INSIDE)))
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_modules_import_only_what_is_below_them(module):
-    below = {f"delta_tune.{name}" for name in ORDER[: ORDER.index(module)]}
-    assert {name for name in imported(module) if name.startswith("delta_tune")} <= below
+@pytest.mark.parametrize("module", INSIDE)
+def test_modules_import_packages_of_lower_layers_only(module):
+    package = package_of(module)
+    layer = next(number for number, packages in enumerate(LAYERS) if package in packages)
+    allowed = {package}.union(*LAYERS[:layer])
+    assert {package_of(name) for name in own_imports(module)} <= allowed
 
 
-@pytest.mark.parametrize("module", TRAINER)
-def test_modules_of_the_trainer_know_neither_ray_nor_optuna(module):
-    assert not {name.partition(".")[0] for name in imported(module)} & {"ray", "optuna"}
+def test_modules_import_each_other_without_cycles():
+    tuple(TopologicalSorter({module: own_imports(module) - {module} for module in INSIDE}).static_order())
+
+
+@pytest.mark.parametrize(("library", "packages"), [("ray", KNOW_RAY), ("optuna", KNOW_OPTUNA)])
+def test_only_some_packages_know_a_library(library, packages):
+    assert {package_of(module) for module in INSIDE if library in outside_imports(module)} <= packages
 
 
 def test_modules_do_not_import_the_shipped_search_spaces():
-    assert not any("search_spaces" in name for module in ORDER for name in imported(module))
+    assert not any("search_spaces" in outside_imports(module) for module in MODULES)
 
 
-def test_configuration_needs_the_standard_library_alone():
-    assert {name.partition(".")[0] for name in imported("config")} <= sys.stdlib_module_names
+@pytest.mark.parametrize("module", [module for module in MODULES if package_of(module) == "config"])
+def test_configuration_needs_the_standard_library_alone(module):
+    assert outside_imports(module) <= sys.stdlib_module_names
 
 
-def test_the_processes_of_shelves_do_not_wait_for_torch():
-    for module in ("map_shelf", "cluster"):
-        assert not {name.partition(".")[0] for name in imported(module)} & {"torch", "numpy", "timm"}
+@pytest.mark.parametrize("module", ["training.source_map_index", "cluster.shared_objects"])
+def test_the_processes_of_shelves_do_not_wait_for_torch(module):
+    assert not outside_imports(module) & {"torch", "numpy", "timm"}
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", MODULES)
 def test_modules_begin_with_a_docstring(module):
-    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+    assert ast.get_docstring(ast.parse(text_of(module)))

@@ -1,0 +1,120 @@
+"""Which channels matter for the target classes: DELTA's attention weights (arXiv 1901.09229), and their reliability.
+
+`d_j` is what switching channel j off costs: the mean over probe images of CE(channel j off) − CE(intact), signed. "Off"
+zeroes the output channel of the hooked module, for a convolution before its batch norm. The weights are the softmax of
+z-scored d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delta_tune.attention.ablation import channel_losses
+from delta_tune.config import UserError, nearest
+
+
+def ablation_losses(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    layers: Sequence[str],
+    *,
+    byte_budget: int = 2**30,
+    progress: Callable[[int, int], None] | None = None,
+    notes: list[str] | None = None,
+) -> dict[str, Tensor]:
+    """`d` of every channel: {layer: float32 (C,)}, on CPU. The mean over images of `ablation_losses_per_image`."""
+    losses = ablation_losses_per_image(
+        model, images, labels, layers, byte_budget=byte_budget, progress=progress, notes=notes
+    )
+    return {layer: each.double().mean(0).float() for layer, each in losses.items()}
+
+
+def ablation_losses_per_image(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    layers: Sequence[str],
+    *,
+    byte_budget: int = 2**30,
+    progress: Callable[[int, int], None] | None = None,
+    notes: list[str] | None = None,
+) -> dict[str, Tensor]:
+    """What switching a channel off costs each image: {layer: float32 (N, C)}, on CPU.
+
+    Args:
+        model: in eval mode, with a trained head; it is left as it was, bit for bit.
+        images: float (N, 3, H, W), normalised, where the model is.
+        labels: int64 (N,), in [0, K).
+        layers: names of modules with output (B, C, H, W).
+        byte_budget: bound on the memory that stacked variants take.
+        progress: called with (done, total), in channels × images.
+        notes: takes a sentence for every layer without shortcuts, and why it has none.
+
+    Raises:
+        UserError: a layer that the model does not have.
+        ValueError: a model in training mode, shapes that do not fit, a layer that the forward does not reach.
+    """
+    _check(model, images, labels, layers)
+    return channel_losses(model, images, labels, layers, byte_budget=byte_budget, progress=progress, notes=notes)
+
+
+def first_order_losses(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """The estimate −Σ z · ∂CE/∂z of `ablation_losses`, z the layer's output: {layer: float32 (C,)}, on CPU."""
+    losses = first_order_losses_per_image(model, images, labels, layers)
+    return {layer: each.double().mean(0).float() for layer, each in losses.items()}
+
+
+def first_order_losses_per_image(
+    model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str], *, batch_size: int = 32
+) -> dict[str, Tensor]:
+    """`first_order_losses` of each image: {layer: float32 (N, C)}, on CPU; one forward and one backward for all layers.
+
+    A poor stand-in where the head is fitted well, because its gradient is then almost zero: compare before use.
+    """
+    _check(model, images, labels, layers)
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    losses: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    try:
+        for layer in layers:
+
+            def keep(module: nn.Module, inputs: object, output: Tensor, layer: str = layer) -> Tensor:
+                outputs[layer] = output if output.requires_grad else output.detach().requires_grad_()
+                return outputs[layer].clone()  # the next module may write to what it is given
+
+            handles.append(model.get_submodule(layer).register_forward_hook(keep))
+        for start in range(0, len(images), batch_size):
+            block, targets = images[start : start + batch_size], labels[start : start + batch_size]
+            with torch.inference_mode(False), torch.enable_grad():
+                loss = F.cross_entropy(model(block), targets, reduction="sum")
+                gradients = torch.autograd.grad(loss, [outputs[layer] for layer in losses])
+            for layer, gradient in zip(losses, gradients, strict=True):
+                product = outputs[layer].detach() * gradient
+                losses[layer].append(-product.flatten(2).sum(2) if product.dim() > 2 else -product)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {layer: torch.cat(blocks).float().cpu() for layer, blocks in losses.items()}
+
+
+def _check(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str]) -> None:
+    modules = dict(model.named_modules())
+    for layer in layers:
+        if layer not in modules or not layer:
+            raise UserError(f"the model has no layer {layer!r}{nearest(layer, modules)}: name a module of the model")
+    if not layers:
+        raise ValueError("at least one layer must be named")
+    indifferent = (nn.Linear, nn.Conv2d)  # a head put in after eval()
+    training = [name for name, module in modules.items() if module.training and not isinstance(module, indifferent)]
+    if training:
+        name = training[0] or type(model).__name__
+        raise ValueError(f"the model must be in eval mode, but {name} is in training mode: call model.eval()")
+    if images.dim() != 4 or len(images) == 0 or not images.is_floating_point():
+        raise ValueError(f"images must be float (N, 3, H, W) with N ≥ 1, but got {images.dtype} {tuple(images.shape)}")
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 ({len(images)},), but got {labels.dtype} {tuple(labels.shape)}")

@@ -1,0 +1,123 @@
+"""Attention as it is kept: losses, weights, and how far they can be trusted, a row per layer in a Parquet file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from delta_tune.attention.weights import attention_weights, perplexity
+from delta_tune.config import AttentionEstimator, TrialConfig
+
+NOISE = 0.5
+"""Below this reliability more of a layer's weights is noise than signal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerAttention:
+    """What was measured of one layer."""
+
+    losses: np.ndarray
+    """d, float32 (C,): mean loss with a channel off minus the intact loss."""
+    reliability: float
+    """Split-half reliability of W at the default temperature, Spearman–Brown corrected to all images, ≤ 1; NaN where
+    there is nothing to correlate."""
+    images: int
+    """Probe images."""
+    estimator: AttentionEstimator = "exact"
+    first_order_agreement: float = math.nan
+    """Spearman's correlation of the first-order estimate with the exact losses of the same images; NaN where it was
+    not computed."""
+
+    @property
+    def perplexity(self) -> float:
+        """Of W at the default temperature, as a share of C."""
+        return perplexity(torch.from_numpy(self.weights))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """W at the default temperature, float32 (C,)."""
+        return attention_weights(torch.from_numpy(self.losses), TrialConfig().attention_temperature).numpy()
+
+    @property
+    def negative_share(self) -> float:
+        """Of channels whose absence lowers the loss."""
+        return float((self.losses < 0).mean())
+
+
+def noise_verdict(measured: Mapping[str, float]) -> str | None:
+    """Of layer → reliability: which layers' weights are no better than noise, in a sentence; None where all are."""
+    noisy = [layer for layer, reliability in measured.items() if not reliability >= NOISE]
+    if not noisy:
+        return None
+    if len(noisy) == len(measured):
+        return (
+            f"Attention is no better than noise (reliability below {NOISE} in every layer): "
+            f"expect no more of delta than of delta_uniform."
+        )
+    return f"Attention is no better than noise in {', '.join(noisy)} (reliability below {NOISE})."
+
+
+def describe(measured: Mapping[str, LayerAttention]) -> list[str]:
+    """How far the weights can be trusted, in sentences."""
+    figures = ", ".join(
+        f"{layer} {each.reliability:.2f} ({each.images} images)".replace("nan", "unknown")
+        for layer, each in measured.items()
+    )
+    verdict = noise_verdict({layer: each.reliability for layer, each in measured.items()})
+    said = [f"Split-half reliability of W: {figures}.", *([verdict] if verdict else [])]
+    return [f"          {sentence}" for sentence in said]
+
+
+def weights_in(file: Path) -> dict[str, np.ndarray]:
+    """Layer → W (C,) as `attention_table` was written there, of the exact losses if there are any; else {}."""
+    if not file.exists():
+        return {}
+    rows = pq.read_table(file, columns=["layer", "estimator", "W"]).to_pylist()
+    estimator = min((row["estimator"] for row in rows), key=lambda name: name != "exact", default=None)
+    return {row["layer"]: np.array(row["W"], dtype=np.float32) for row in rows if row["estimator"] == estimator}
+
+
+def attention_table(measured: Iterable[tuple[str, LayerAttention]]) -> pa.Table:
+    """A row per layer and estimator: `d`, `W` at the default temperature, and the figures on them."""
+    rows = list(measured)
+    vectors = pa.list_(pa.float32())
+    figures = ("reliability", "perplexity", "negative_share", "first_order_agreement")
+    return pa.table(
+        {
+            "layer": [layer for layer, _ in rows],
+            "estimator": [each.estimator for _, each in rows],
+            "images": pa.array([each.images for _, each in rows], type=pa.int64()),
+            "d": pa.array([each.losses for _, each in rows], type=vectors),
+            "W": pa.array([each.weights for _, each in rows], type=vectors),
+            **{name: pa.array([getattr(each, name) for _, each in rows], type=pa.float64()) for name in figures},
+        }
+    )
+
+
+def to_bytes(layer: str, measured: LayerAttention) -> bytes:
+    """A Parquet file of one row of `attention_table`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(attention_table([(layer, measured)]), sink)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def from_bytes(content: bytes) -> LayerAttention:
+    """What `to_bytes` was given.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError: it is damaged.
+    """
+    table = pq.read_table(pa.BufferReader(content))
+    if table.num_rows != 1:
+        raise ValueError(f"{table.num_rows} rows instead of one")
+    row = table.to_pylist()[0]
+    fields = {f.name: row["d" if f.name == "losses" else f.name] for f in dataclasses.fields(LayerAttention)}
+    return LayerAttention(**fields | {"losses": np.array(row["d"], dtype=np.float32)})

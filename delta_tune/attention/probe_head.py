@@ -1,0 +1,85 @@
+"""What is measured on the frozen source before any trial: head inputs, the size of its maps, a probe head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delta_tune.data.batches import centred_batches
+from delta_tune.data.dataset import Split
+from delta_tune.models.backbones import Backbone, build_source, build_target
+from delta_tune.models.devices import torch_threads
+from delta_tune.models.feature_maps import feature_maps, head_inputs, tail
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the probe head, chosen on held-out images
+
+
+def measure_features(
+    backbone: Backbone, split: Split, layers: Sequence[str], device: torch.device
+) -> tuple[np.ndarray, dict[str, float]]:
+    """One pass of the source over the un-augmented images of a split.
+
+    Returns:
+        The head's inputs, float32 (N, D) or (N, C, h, w), and for each layer the mean of FM_s² over images, channels
+        and positions (the `relative` behaviour scale, method.md).
+    """
+    source = build_source(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    features: list[np.ndarray] = []
+    sums = dict.fromkeys(layers, 0.0)
+    with torch.inference_mode(), feature_maps(source, layers) as maps:
+        for images in centred_batches(split, backbone.preprocessing, device):
+            features.append(head_inputs(source, backbone.head, images).float().cpu().numpy())
+            with torch_threads(1):
+                for layer in layers:
+                    sums[layer] += maps[layer].float().square().mean().item() * len(images)
+    return np.concatenate(features), {layer: total / len(split) for layer, total in sums.items()}
+
+
+def trained_head(
+    backbone: Backbone, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, device: torch.device
+) -> tuple[dict[str, np.ndarray], Tensor]:
+    """A head trained on the source's features by L-BFGS (attention step 1), and its logits (N, K) for them, on CPU.
+
+    The L2 penalty of the head is chosen on a held-out fifth of the images; seeded.
+    """
+    model = build_target(backbone, num_classes, torch.Generator().manual_seed(seed)).eval().to(device)
+    model.requires_grad_(False)
+    head = model.get_submodule(backbone.head)
+    logits = tail(model, backbone.head, image_size=backbone.preprocessing.image_size)
+    x, y = torch.tensor(features, device=device), torch.tensor(labels, device=device)
+    start = {name: value.clone() for name, value in head.state_dict().items()}
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y))).to(device)
+    held_out, rest = order[: len(y) // 5], order[len(y) // 5 :]
+
+    def held_out_loss(penalty: float) -> float:
+        head.load_state_dict(start)
+        _fit(head, logits, x[rest], y[rest], penalty)
+        with torch.no_grad():
+            return F.cross_entropy(logits(x[held_out]), y[held_out]).item()
+
+    with torch_threads(1):  # the study is the same on a machine with more of them
+        penalty = min(PENALTIES, key=held_out_loss) if len(held_out) else PENALTIES[1]
+        head.load_state_dict(start)
+        _fit(head, logits, x, y, penalty)
+        with torch.no_grad():
+            fitted = logits(x).float().cpu()
+    return {name: value.cpu().numpy() for name, value in head.state_dict().items()}, fitted
+
+
+def _fit(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:
+    head.requires_grad_(True)
+    parameters = list(head.parameters())
+    optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits(x), y) + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    head.requires_grad_(False)

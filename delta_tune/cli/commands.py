@@ -1,0 +1,158 @@
+"""`python -m delta_tune`: what one does with a study once it is there. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from delta_tune.cli.launch import EXIT_MISTAKE
+from delta_tune.config import UserError
+
+FORMATS = ("onnx", "torchscript", "state_dict")
+FOLDER = "a study's folder, or its best/"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    p = argparse.ArgumentParser(
+        prog="python -m delta_tune",
+        description="Use a finished study; `python launch.py` starts one.",
+        allow_abbrev=False,
+    )
+    commands = p.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    predict = _command(commands, "predict", _predict, "classify images")
+    predict.add_argument("folder", metavar="FOLDER", help=f"{FOLDER}, here or at s3://…")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("--top", type=int, default=2, metavar="K", help="classes to show (2)")
+    predict.add_argument("--device", default="cpu", help="where to compute, such as cuda (cpu)")
+    predict.add_argument("--json", action="store_true", help="print every class's probability as JSON")
+    export = _command(commands, "export", _export, "write the model for other programs")
+    export.add_argument("folder", metavar="FOLDER", help=f"{FOLDER}, here or at s3://…")
+    export.add_argument("--format", choices=FORMATS, required=True)
+    export.add_argument("--output", type=Path, metavar="FILE", help="(model.onnx, .pt or .pth, here)")
+    report = _command(commands, "report", _report, "write report.html anew")
+    report.add_argument("folder", metavar="FOLDER", help="a study's folder")
+    compare = _command(commands, "compare", _compare, "put studies side by side")
+    compare.add_argument("folders", nargs="+", metavar="FOLDER", help="studies' folders")
+    compare.add_argument("--json", action="store_true", help="print the rows as JSON")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 2 for a mistake in what was asked for."""
+    given = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
+    try:
+        given.run(given)
+    except UserError as error:
+        print(f"delta_tune: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    return 0
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], said: str) -> Any:
+    made = commands.add_parser(name, help=said, description=f"{said.capitalize()}.", allow_abbrev=False)
+    made.set_defaults(run=run)
+    return made
+
+
+def _predict(given: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from delta_tune.data.sources.image_folder import images_in
+    from delta_tune.inference.model import load
+
+    if given.top < 1:
+        raise UserError(f"--top must be ≥ 1, but got {given.top}.")
+    model = load(given.folder, given.device)
+    names = [name for image in given.images for name in (images_in(image) if Path(image).is_dir() else [image])]
+    predictions = model.predict(names)
+    if given.json:
+        rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("image", "label", "probability", *(["then"] if given.top > 1 else []))
+    for name, prediction in zip(names, predictions, strict=True):
+        ranked = sorted(prediction.probabilities.items(), key=lambda each: -each[1])[1 : given.top]
+        rest = ", ".join(f"{label} {100 * share:.1f} %" for label, share in ranked)
+        table.add_row(
+            *(str(name), prediction.label, f"{100 * prediction.probability:.1f} %"), *([rest] if given.top > 1 else [])
+        )
+    Console(highlight=False, markup=False).print(table)
+
+
+def _export(given: argparse.Namespace) -> None:
+    from delta_tune.inference.export import SUFFIXES, export
+    from delta_tune.inference.model import load
+
+    file: Path = given.output or Path(f"model{SUFFIXES[given.format]}")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"--output {file} has no folder to lie in; make {file.absolute().parent} first.")
+    if file.is_dir():
+        raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
+    model = load(given.folder)
+    try:
+        export(model, given.format, file)
+    except OSError as error:
+        raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
+    print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+
+
+def _here(command: str, folder: str) -> str:
+    from delta_tune.filesystem.uris import is_address
+
+    if is_address(folder):
+        raise UserError(f"{command} takes a folder on this machine, but got {folder}; copy it here first.")
+    return folder
+
+
+def _report(given: argparse.Namespace) -> None:
+    from delta_tune.report.page import write_report
+
+    print(write_report(_here("report", given.folder)))
+
+
+def _compared(row: dict[str, Any]) -> dict[str, str]:
+    """What is shown of a study: name → cell."""
+    from delta_tune.console.format import clock, shown
+
+    accuracy, interval = row["accuracy"], row["interval"]
+    return {
+        "study": row["study"] + ("" if row["finished"] else " (unfinished)"),
+        "data": Path(row["data"]).name,
+        "images": ", ".join(f"{count} {split}" for split, count in row["images"].items()) or "–",
+        "model": row["model"],
+        "method": row["method"] or "–",
+        "best": "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
+        "accuracy": "–" if accuracy is None else f"{row['accuracy_of']} {100 * accuracy:.1f} %",
+        "95 % interval": "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
+        "trials": ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
+        "epochs": str(row["epochs"]),
+        "time": "–" if row["seconds"] is None else clock(row["seconds"]),
+    }
+
+
+def _compare(given: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from delta_tune.results.comparison import compare, differences
+
+    rows = compare([_here("compare", folder) for folder in given.folders])
+    if given.json:
+        print(json.dumps(rows, indent=2))
+        return
+    columns = [_compared(row) for row in rows]
+    first, *lines = ([name, *(column[name] for column in columns)] for name in columns[0])
+    table = Table(*(Column(cell, overflow="fold") for cell in first))  # a study's column: 80 signs hold two or three
+    for line in lines:
+        table.add_row(*line)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for sentence in differences(rows):
+        console.print(sentence)

@@ -1,0 +1,1 @@
+"""The Ray cluster: connection, nodes, resources, shared objects, failures."""

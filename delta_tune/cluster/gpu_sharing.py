@@ -1,0 +1,122 @@
+"""How many trials share a GPU: memory and work of one short trial, measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.training.task import Task
+from delta_tune.training.trial import Row, run_trial
+
+CONTEXT_BYTES = 600 * 2**20
+"""What CUDA and its libraries take in each process beside torch's allocator."""
+SPARE = 1.1
+"""Room left above the measured peak: other images, other kernels."""
+STEPS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """What one trial asks of a GPU."""
+
+    peak: int
+    """Bytes that torch's allocator held at most."""
+    total: int
+    """Bytes of the GPU."""
+    busy: float
+    """Share of an epoch's wall clock in which the GPU computed, in (0, 1]."""
+    images_per_second: float
+
+    @property
+    def sentence(self) -> str:
+        """For the study's plan."""
+        return (
+            f"measured: a trial needs {self.peak / 2**30:.1f} of {self.total / 2**30:.0f} GiB and keeps the GPU busy "
+            f"{100 * self.busy:.0f} % of the time ({self.images_per_second:.0f} images a second)"
+        )
+
+
+def trials_per_gpu(footprint: Footprint, cpus_per_gpu: float, cpus_per_trial: float) -> int:
+    """How many fit, at least 1: by memory, by the GPU's time (more would only queue), by the CPUs that feed them."""
+    by_memory = int(footprint.total / (SPARE * footprint.peak + CONTEXT_BYTES))
+    by_time = -int(-1 // footprint.busy)
+    return max(1, min(by_memory, by_time, int(cpus_per_gpu / cpus_per_trial)))
+
+
+def share_of(trials: int) -> float:
+    """Each one's part of a GPU, in Ray's ten-thousandths, so that as many really fit."""
+    return 10_000 // trials / 10_000
+
+
+def twice(gpus: float) -> float:
+    """A part of a GPU for a trial that needs more: half as many share it."""
+    return share_of(max(1, round(1 / gpus) // 2))
+
+
+def memory_fraction(gpus: float, total: int) -> float:
+    """What a trial with that part of a GPU of `total` bytes may allocate, as torch counts it: without its context."""
+    return max(0.01, gpus - CONTEXT_BYTES / total)
+
+
+def heaviest(configs: Sequence[TrialConfig]) -> TrialConfig:
+    """The configuration that needs most memory, as one that needs no attention; both networks where any has both."""
+    largest = max(configs, key=lambda config: (config.regularizer != "l2_fe", config.batch_size))
+    if any(config.uses_behavior for config in configs):
+        largest = dataclasses.replace(largest, regularizer="delta_uniform", behavior_scale="raw")
+    return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0)
+
+
+def measure_footprint(task: Task, config: TrialConfig) -> Footprint:
+    """Train two short epochs on this process's GPU and look at the second.
+
+    Raises:
+        UserError: torch cannot use the GPU that Ray counts here.
+    """
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"Ray counts GPUs that torch {torch.__version__} cannot use there; install a torch with CUDA on all "
+            f"nodes, or give --gpus-per-trial 0 to train on CPUs."
+        )
+    device = torch.device("cuda")
+    train, val = (split.first(STEPS * config.batch_size) for split in (task.dataset.train, task.dataset.val))
+    short = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, train=train, val=val))
+    torch.cuda.reset_peak_memory_stats(device)
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    start = wall = 0.0
+
+    def report(row: Row) -> None:
+        nonlocal start, wall
+        torch.cuda.synchronize(device)
+        if row["epoch"] == 1:
+            profiler.start()
+            start = time.perf_counter()
+        else:
+            wall = time.perf_counter() - start
+            profiler.stop()
+
+    result = run_trial(short, config, report, device=device)
+    computed = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+    return Footprint(
+        peak=torch.cuda.max_memory_reserved(device),
+        total=torch.cuda.get_device_properties(device).total_memory,
+        busy=min(1.0, max(0.01, computed / wall)),
+        images_per_second=len(train) / result.epochs[-1]["seconds"],
+    )
+
+
+def measure_on_cluster(task: Task, configs: Sequence[TrialConfig]) -> Footprint:
+    """`measure_footprint` of the heaviest configuration, in a process of its own with a whole GPU of the cluster.
+
+    Raises:
+        UserError: as there.
+    """
+    measure: Any = ray.remote(num_gpus=1, max_calls=1)(measure_footprint)
+    footprint: Footprint = ray.get(measure.remote(task, heaviest(configs)))
+    return footprint

@@ -1,0 +1,79 @@
+"""The nodes of a Ray cluster and how many trials fit on them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from delta_tune.config import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one machine lends."""
+
+    cpus: float
+    gpus: float
+
+    def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
+        """Trials that fit on it at a time."""
+        by_cpu = self.cpus / cpus_per_trial if cpus_per_trial else math.inf
+        by_gpu = self.gpus / gpus_per_trial if gpus_per_trial else math.inf
+        if 0 < gpus_per_trial < 1:  # a trial's part lies on one GPU
+            by_gpu = int(self.gpus) * int(1 / gpus_per_trial + 1e-9)
+        return int(min(by_cpu, by_gpu) + 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a study may use."""
+
+    where: str
+    nodes: tuple[Node, ...]
+    may_grow: bool = False
+    """Whether nodes may join: not on a Ray of our own."""
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        many = f"{len(self.nodes)} nodes, " if len(self.nodes) != 1 else ""
+        return f"{self.where} ({many}{self.cpus:g} CPUs, {self.gpus:g} GPUs)"
+
+    def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
+        """Trials that run at a time.
+
+        Raises:
+            UserError: not even one fits on any node.
+        """
+        if found := sum(node.slots(cpus_per_trial, gpus_per_trial) for node in self.nodes):
+            return found
+        most = max(node.gpus for node in self.nodes)
+        asked = f"--gpus-per-trial {gpus_per_trial:g}"
+        allowed = f"allowed is at most {most:g}" if most else "leave it out to train on CPUs"
+        kind = "GPUs"
+        if gpus_per_trial <= most:
+            most = max(node.cpus for node in self.nodes if node.gpus >= gpus_per_trial)
+            asked = f"--cpus-per-trial {cpus_per_trial:g}"
+            allowed, kind = f"allowed is at most {most:g}", "CPUs"
+        later = (
+            "; if its autoscaler can add such nodes, say with --max-concurrent-trials how many may run"
+            if self.may_grow
+            else ""
+        )
+        raise UserError(f"{asked} asks for more {kind} than a node of {self} has ({most:g}); {allowed}{later}.")
+
+
+def alive_nodes() -> tuple[Node, ...]:
+    """The nodes of the Ray that was joined, as they are now."""
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(Node(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in found)

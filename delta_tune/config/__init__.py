@@ -1,0 +1,45 @@
+"""What a user can ask for: a trial's configuration, a study's settings, the methods. Standard library only."""
+
+from delta_tune.config.errors import UserError, nearest
+from delta_tune.config.study import StudyConfig, study_config
+from delta_tune.config.trial import (
+    LAYER_CHOICES,
+    METRICS,
+    TRIAL_FIELDS,
+    AttentionEstimator,
+    Augmentation,
+    BatchNorm,
+    BehaviorScale,
+    Metric,
+    Mode,
+    Regularizer,
+    Sampler,
+    Schedule,
+    TrialConfig,
+    check_names,
+    parse_layers,
+    parse_setting,
+)
+
+__all__ = [
+    "LAYER_CHOICES",
+    "METRICS",
+    "TRIAL_FIELDS",
+    "AttentionEstimator",
+    "Augmentation",
+    "BatchNorm",
+    "BehaviorScale",
+    "Metric",
+    "Mode",
+    "Regularizer",
+    "Sampler",
+    "Schedule",
+    "StudyConfig",
+    "TrialConfig",
+    "UserError",
+    "check_names",
+    "nearest",
+    "parse_layers",
+    "parse_setting",
+    "study_config",
+]

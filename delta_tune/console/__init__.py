@@ -1,0 +1,1 @@
+"""Progress of a study on the terminal."""

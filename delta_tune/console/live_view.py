@@ -1,0 +1,166 @@
+"""Where a run of trials stands, counted event by event, and how a terminal shows it."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from rich.console import RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from delta_tune.config import Metric
+from delta_tune.console.format import clock, shown
+from delta_tune.results.tables import StudyTables
+
+BAR_WIDTH = 32
+
+
+class Standing:
+    """Counts of a run of trials.
+
+    Told of events in Tune's loop, and read by the thread that draws: nobody looks through all trials meanwhile.
+
+    Args:
+        tables: of the run.
+        total: its trials.
+        clock: seconds.
+    """
+
+    def __init__(self, tables: StudyTables, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tables, self.total, self._clock = tables, total, clock
+        self._lock = threading.Lock()
+        self._slots: Callable[[], int] = lambda: 1
+        self._deadline: float | None = None
+        self._began = clock()
+        self._started: dict[int, float] = {}
+        self._epochs: dict[int, int] = {}
+        self._seconds = self._ended = 0.0
+        self.done = self.bought = self.saved = 0
+        self.best = "–"
+
+    def begin(self, slots: Callable[[], int]) -> None:
+        """Count what is there, earlier sessions' trials too.
+
+        Args:
+            slots: how many trials run at a time at this moment; asked from any thread.
+        """
+        with self._lock:
+            self._began, self._slots = self._clock(), slots
+            self._started, self._epochs, self._seconds, self._ended = {}, {}, 0.0, 0.0
+            self.done = self.bought = self.saved = 0
+            for number, row in self._tables.trials.items():
+                self.bought += row["epochs"]
+                if number not in self._tables.open and row["state"] != "stopped":
+                    self._count(number)
+            self._look_at_leader()
+
+    def started(self, number: int) -> None:
+        """A trial was given its place; a trial whose worker was lost is given one again."""
+        with self._lock:
+            self._started.setdefault(number, self._clock())
+            self._epochs.setdefault(number, self._tables.trials[number]["epochs"])
+
+    def reported(self, number: int, epoch: int) -> None:
+        """A trial is done with an epoch."""
+        with self._lock:
+            self.bought += epoch - self._epochs.get(number, 0)
+            self._epochs[number] = epoch
+
+    def gave_way(self, number: int) -> None:
+        """A trial left its place and is to run again."""
+        with self._lock:
+            self._started.pop(number, None)
+            self._epochs.pop(number, None)
+
+    def ended(self, number: int) -> None:
+        """A trial is over, and the tables know how."""
+        with self._lock:
+            since = self._started.pop(number, None)
+            self._epochs.pop(number, None)
+            if since is not None:
+                self._seconds += self._clock() - since
+                self._ended += 1
+            self._count(number)
+            self._look_at_leader()
+
+    def ends_in(self, seconds: float) -> None:
+        """All trials are stopped then, done or not."""
+        self._deadline = self._clock() + seconds
+
+    @property
+    def running(self) -> dict[int, int]:
+        """Trials that have a place, and the epochs that each is done with."""
+        with self._lock:
+            return {number: self._epochs.get(number, 0) for number in self._started}
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, this session's."""
+        return self._clock() - self._began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rest will take if its trials take as long as those that ended here; None before any has."""
+        with self._lock:
+            if not self._ended:
+                return None
+            now, mean = self._clock(), self._seconds / self._ended
+            rests = [max(0.0, mean - (now - since)) for since in self._started.values()]
+            waiting = max(0, self.total - self.done - len(rests))
+            left = max([(waiting * mean + sum(rests)) / max(1, self._slots()), *rests])
+            return left if self._deadline is None else max(0.0, min(left, self._deadline - now))
+
+    def max_epochs(self, number: int) -> int:
+        """The full budget of a trial."""
+        epochs: int = self._tables.trials[number]["config.max_epochs"]
+        return epochs
+
+    def _count(self, number: int) -> None:
+        row = self._tables.trials[number]
+        self.done += 1
+        if row["state"] == "pruned":
+            self.saved += self.max_epochs(number) - row["epochs"]
+
+    def _look_at_leader(self) -> None:
+        if (leader := self._tables.leader) is not None:
+            score, trial = self._tables.best_row(leader)[self._tables.metric], self._tables.trials[leader]
+            self.best = f"{shown(self._tables.metric, score)} (trial {leader}, {trial['config.regularizer']})"
+
+
+def view(standing: Standing, metric: Metric, title: str, gpus: int) -> RenderableType:
+    """A few lines, each cut to the terminal's width."""
+    running = standing.running
+    to_come = max(0, standing.total - standing.done - len(running))
+    left = "–" if standing.left is None else f"about {clock(standing.left)}"
+    use = f"CPU {psutil.cpu_percent():.0f} %"  # since the last call
+    if gpus and (busy := gpu_use(gpus)) is not None:
+        use += f", GPU {busy:.0f} %"
+    trials = [f"{n} (epoch {epochs} of {standing.max_epochs(n)})" for n, epochs in sorted(running.items())]
+    lines = {
+        title: f"{standing.done} of {standing.total} trials done, {len(running)} running, {to_come} to come",
+        "best": f"{metric} {standing.best}",
+        "epochs": f"{standing.bought} bought, {standing.saved} saved by stopping trials early",
+        "time": f"{clock(standing.elapsed)} gone, {left} left; {use}",
+        "trials": ", ".join(trials) or "–",
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_row("", ProgressBar(total=standing.total, completed=standing.done, width=BAR_WIDTH))
+    for name, text in lines.items():
+        grid.add_row(name, Text(text, no_wrap=True, overflow="ellipsis"))
+    return grid
+
+
+def gpu_use(gpus: int) -> float | None:
+    """Mean use of this machine's GPUs in percent; None without the package (nvidia-ml-py) that torch asks."""
+    try:
+        return statistics.mean(torch.cuda.utilization(each) for each in range(gpus))
+    except ModuleNotFoundError:
+        return None

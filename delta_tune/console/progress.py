@@ -1,0 +1,165 @@
+"""What a study says while it runs: a line per trial, under it a live view in a terminal, dated lines in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import rich.progress
+import torch
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from delta_tune.console.format import brief, clock, shown
+from delta_tune.console.live_view import Standing, view
+from delta_tune.results.tables import StudyTables
+
+LOG_WIDTH = 132
+SECONDS_BETWEEN_LINES = 10.0
+VIEWS_PER_SECOND = 2.0
+COLUMNS = (("trial", 5), ("state", 9), ("method", 13), ("lr", 8), ("alpha", 7), ("epochs", 6), ("best", 7), ("time", 7))
+
+
+class Progress:
+    """Prints to the console; `verbose` 0 says nothing, 1 a line per trial, 2 a line per epoch too.
+
+    In a terminal what runs is shown live below the lines. In a notebook lines stand as they are; elsewhere, in a log
+    file, each begins with date and time.
+    """
+
+    def __init__(self, *, verbose: int = 1, console: Console | None = None) -> None:
+        self.verbose = verbose
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:  # a log file has no 80 columns
+            self.console.width = LOG_WIDTH
+        self._dated = not self.console.is_terminal and not self.console.is_jupyter
+        self._moves = self.verbose > 0 and self.console.is_terminal and not self.console.is_dumb_terminal
+        self._live: Live | None = None
+        self._start = time.monotonic()
+        self._has_header = False
+
+    def say(self, text: str) -> None:
+        """A sentence of the study's own."""
+        if self.verbose:
+            if self._dated:
+                now = f"{datetime.now():%Y-%m-%d %H:%M:%S}  "
+                text = "\n".join(now + line for line in text.splitlines())
+            self.console.print(text, markup=False)
+
+    @contextmanager
+    def live(self, standing: Standing, tables: StudyTables, title: str) -> Iterator[None]:
+        """In a terminal a view of the trials that run, below the lines; gone at the end, an exception's too."""
+        if not self._moves:
+            yield
+            return
+        gpus = torch.cuda.device_count()
+
+        def draw() -> RenderableType:
+            return view(standing, tables.metric, title, gpus)
+
+        self._live = Live(
+            get_renderable=draw, console=self.console, refresh_per_second=VIEWS_PER_SECOND, transient=True
+        )
+        try:
+            with self._live:
+                yield
+        finally:
+            self._live = None
+
+    def close(self) -> None:
+        """Leave the terminal as it was, where this process is about to end without another word."""
+        if self._live is not None:
+            self._live.stop()
+
+    @contextmanager
+    def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A piece of work with an estimate of what is left; what is yielded is told what was done.
+
+        A bar in a terminal; elsewhere a line now and then, none at all where the work is short.
+        """
+        if self._moves:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            with rich.progress.Progress(*columns, console=self.console, transient=True) as bars:
+                bar = bars.add_task(text, total=total)
+                yield lambda count: bars.advance(bar, count)
+            return
+        start = said = time.monotonic()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, said
+            done += count
+            now = time.monotonic()
+            if done < total and now - said >= SECONDS_BETWEEN_LINES:
+                said = now
+                self.say(f"{text}: {100 * done // total} %, about {clock((now - start) * (total - done) / done)} left.")
+
+        yield advance
+
+    def epoch(self, tables: StudyTables, number: int) -> None:
+        """An epoch of a trial, at `verbose` 2."""
+        if self.verbose >= 2:
+            row = tables.epochs[number][-1]
+            score = shown(tables.metric, row[tables.metric])
+            self.say(f"  trial {number} epoch {row['epoch']}: train loss {row['train_loss']:.4f}, {score}")
+
+    def trial(self, tables: StudyTables, number: int, total: int, left: float | None = None) -> None:
+        """A trial that ended, and about how many seconds the rest will take."""
+        if not self.verbose:
+            return
+        if not self._has_header:
+            self._has_header = True
+            far = "" if self._live else f"   so far ({tables.metric})"
+            self.say("  ".join(name.rjust(width) for name, width in COLUMNS) + far)
+        trial = tables.trials[number]
+        best = trial.get(f"best_{tables.metric}")
+        values = (
+            str(number),
+            trial["state"],
+            trial["config.regularizer"],
+            f"{trial['config.lr']:.2g}",
+            "" if trial["config.alpha"] is None else f"{trial['config.alpha']:.2g}",
+            str(trial["epochs"]),
+            "" if best is None else shown(tables.metric, best),
+            f"{trial['train_seconds']:.0f} s",
+        )
+        line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, COLUMNS, strict=True))
+        self.say(line if self._live else f"{line}   {self._so_far(tables, total, left)}")
+        if trial.get("error"):
+            self.say(f"         {trial['error']}")
+
+    def _so_far(self, tables: StudyTables, total: int, left: float | None) -> str:
+        leader = "–"
+        if tables.leader is not None:
+            leader = f"{shown(tables.metric, tables.best_row(tables.leader)[tables.metric])} (trial {tables.leader})"
+        done = len(tables.trials) - len(tables.open)
+        rest = "" if left is None or done >= total else f", about {clock(left)} left"
+        return f"best {leader}, {done}/{total} trials, {clock(time.monotonic() - self._start)}{rest}"
+
+    def methods(self, tables: StudyTables) -> None:
+        """The best trial of each method, as a table."""
+        if not self.verbose:
+            return
+        table = Table("method", "trials", "full", "best", "epoch", "configuration", title=f"Best by {tables.metric}")
+        methods = list(dict.fromkeys(t["config.regularizer"] for t in tables.trials.values()))
+        leaders = {method: tables.ranked(method) for method in methods}
+        order = {number: place for place, number in enumerate(tables.ranked())}
+        for method in sorted(methods, key=lambda m: order[leaders[m][0]] if leaders[m] else len(order)):
+            tried = sum(t["config.regularizer"] == method for t in tables.trials.values())
+            if leaders[method]:
+                number = leaders[method][0]
+                row = tables.best_row(number)
+                cells = [shown(tables.metric, row[tables.metric]), str(row["epoch"]), brief(tables, number)]
+            else:
+                cells = ["–", "–", "no trial of full budget: not ranked"]
+            table.add_row(method, str(tried), str(len(leaders[method])), *cells)
+        if not self._dated:
+            self.console.print(table)
+            return
+        with self.console.capture() as captured:
+            self.console.print(table)
+        self.say(captured.get())

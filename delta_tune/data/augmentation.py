@@ -1,0 +1,133 @@
+"""Random crops and flips of a whole batch at once, on the device where it lies.
+
+All random numbers come from the CPU, so that CPU and GPU augment alike, and every kind draws as many of them: a
+generator that also gives the data order gives the same order whatever the augmentation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from delta_tune.config import Augmentation
+from delta_tune.data.images import Preprocessing
+
+_AREA = (0.2, 1.0)
+_RATIO = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+_DRAWS = 3 + 2 * _ATTEMPTS  # an image's flip, top, left; then area and ratio of each attempt at a resized crop
+
+
+def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
+    """Change training images at random, and normalise them.
+
+    Args:
+        images: uint8 (B, R, R, 3), R ≥ `preprocessing.image_size` = S.
+        kind: `crop_flip` (a random S × S square, mirrored or not), `flip` (the centre, mirrored or not), `none` (the
+            centre), or `resized_crop_flip` (.2 to 1 of the area at a ratio of 3/4 to 4/3, resized, mirrored or not, as
+            torchvision's RandomResizedCrop draws them).
+        preprocessing: input size, mean and std.
+        generator: on the CPU; advances by the same amount for every kind.
+
+    Returns:
+        float32 (B, 3, S, S), channels last in memory.
+    """
+    num_images, stored = images.shape[:2]
+    size = preprocessing.image_size
+    draws = torch.rand(num_images, _DRAWS, generator=generator)
+    flipped = draws[:, 0] < 0.5
+    if kind == "resized_crop_flip":
+        return _resized(images, _boxes(draws[:, 1:], stored), flipped, preprocessing)
+    if kind == "none":
+        return centre(images, preprocessing)
+    if kind == "crop_flip":
+        corners = (draws[:, 1:3] * (stored - size + 1)).long()
+    else:
+        corners = torch.full((num_images, 2), margin(stored, size))
+    return _normalise(_crop(images, corners, flipped, size), preprocessing)
+
+
+def centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The centre of the images, normalised, as for evaluation.
+
+    Args:
+        images: uint8 (B, R, R, 3), R ≥ `preprocessing.image_size` = S.
+        preprocessing: input size, mean and std.
+
+    Returns:
+        float32 (B, 3, S, S), channels last in memory.
+    """
+    size = preprocessing.image_size
+    start = margin(images.shape[1], size)
+    return _normalise(images[:, start : start + size, start : start + size], preprocessing)
+
+
+def margin(stored: int, size: int) -> int:
+    """Pixels that the centre of `size` leaves above it and on its left in a square of `stored`."""
+    return round((stored - size) / 2)  # rounds half to even, as torchvision's CenterCrop
+
+
+def _crop(images: Tensor, corners: Tensor, flipped: Tensor, size: int) -> Tensor:
+    """(B, size, size, 3) at `corners` (B, 2: top, left), mirrored where `flipped` (B,).
+
+    Whole rows are gathered first, then the bytes of their columns: six times faster on a CPU than indexing pixels.
+    """
+    num_images, stored = images.shape[:2]
+    steps = torch.arange(size)
+    rows = torch.arange(num_images)[:, None] * stored + corners[:, :1] + steps
+    columns = corners[:, 1:] + torch.where(flipped[:, None], size - 1 - steps, steps)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    strips = images.reshape(num_images * stored, stored * 3).index_select(0, rows.flatten())
+    bytes_of_columns = (columns[:, :, None] * 3 + torch.arange(3, device=images.device)).view(num_images, 1, size * 3)
+    crops = strips.view(num_images, size, stored * 3).gather(2, bytes_of_columns.expand(-1, size, -1))
+    return crops.view(num_images, size, size, 3)
+
+
+def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 (B, S, S, 3) as float32 (B, 3, S, S): (images / 255 - mean) / std."""
+    num_images, size = images.shape[:2]
+    std = torch.tensor(preprocessing.std)
+    # A scale and a shift for each number of a row of pixels: broadcasting over rows is fast, over channels it is not.
+    scale = (1 / (255 * std)).repeat(size).to(images.device)
+    shift = (-torch.tensor(preprocessing.mean) / std).repeat(size).to(images.device)
+    rows = images.to(torch.float32, memory_format=torch.contiguous_format).view(num_images * size, size * 3)
+    return rows.mul_(scale).add_(shift).view(num_images, size, size, 3).permute(0, 3, 1, 2)
+
+
+def _boxes(draws: Tensor, stored: int) -> Tensor:
+    """Boxes (B, 4: top, left, height, width) in whole pixels, from uniform numbers (B, 2 + 2 · attempts).
+
+    As torchvision's RandomResizedCrop: the first attempt whose box fits, else the whole image.
+    """
+    position, attempts = draws[:, :2], draws[:, 2:].double().view(len(draws), _ATTEMPTS, 2)
+    area = stored**2 * (_AREA[0] + (_AREA[1] - _AREA[0]) * attempts[:, :, 0])
+    low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
+    ratio = torch.exp(low + (high - low) * attempts[:, :, 1])
+    sides = torch.stack([torch.sqrt(area / ratio), torch.sqrt(area * ratio)], dim=2).round()
+    fits = (sides <= stored).all(dim=2) & (sides > 0).all(dim=2)
+    first = fits.long().argmax(dim=1)
+    sides = sides[torch.arange(len(draws)), first]
+    sides = torch.where(fits.any(dim=1)[:, None], sides, float(stored)).long()
+    return torch.cat([(position * (stored - sides + 1)).long(), sides], dim=1)
+
+
+def _resized(images: Tensor, boxes: Tensor, flipped: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The boxes of the images, resized to S × S and normalised: bilinear, never looking beyond the box."""
+    num_images, stored = images.shape[:2]
+    size = preprocessing.image_size
+    starts, sides = boxes[:, :2, None].float(), boxes[:, 2:, None].float()
+    centres = (torch.arange(size) + 0.5) / size
+    inside = (centres * sides - 0.5).clamp(min=torch.zeros(1), max=sides - 1)  # (B, 2, S), pixels from the box's corner
+    grid = (2 * (starts + inside) + 1) / stored - 1
+    vertical, horizontal = grid.to(images.device).unbind(1)
+    horizontal = torch.where(flipped[:, None].to(images.device), horizontal.flip(1), horizontal)
+    shape = (num_images, size, size)
+    grid = torch.stack([horizontal[:, None, :].expand(shape), vertical[:, :, None].expand(shape)], dim=3)
+    pixels = images.permute(0, 3, 1, 2).float()
+    resized = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    mean = torch.tensor(preprocessing.mean, device=images.device)[:, None, None]
+    std = torch.tensor(preprocessing.std, device=images.device)[:, None, None]
+    return resized.sub_(255 * mean).div_(255 * std).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,48 @@
+"""Batches of images, in order or shuffled, prepared in the background."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delta_tune.data.augmentation import centre
+from delta_tune.data.dataset import Split
+from delta_tune.data.images import Preprocessing
+
+
+def read_ahead(read: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """`read` of each batch in order, by a thread that is two batches ahead of who asks: decoding hides behind a GPU."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(read, batch) for batch in batches[:2])
+        for batch in batches[2:]:
+            yield coming.popleft().result()
+            coming.append(reader.submit(read, batch))
+        while coming:
+            yield coming.popleft().result()
+
+
+BATCH_SIZE = 64
+
+
+def centred_batches(
+    split: Split, preprocessing: Preprocessing, device: torch.device, indices: np.ndarray | None = None
+) -> Iterator[Tensor]:
+    """The un-augmented images (of these indices) in order, as normalised (B, 3, S, S) float32 channels-last batches."""
+    indices = np.arange(len(split)) if indices is None else indices
+    for start in range(0, len(indices), BATCH_SIZE):
+        pixels = split.images.batch(indices[start : start + BATCH_SIZE])
+        yield centre(torch.from_numpy(pixels).to(device), preprocessing)
+
+
+def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+    """An epoch's index batches. A single image left over joins the batch before: batch norm needs two."""
+    order = torch.randperm(num_images, generator=generator).numpy()
+    batches = [order[start : start + batch_size] for start in range(0, num_images, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches

@@ -1,0 +1,108 @@
+"""Read the examples of a split with threads: each is hashed, checked by decoding it, and kept decoded or encoded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from delta_tune.data.images import (
+    DamagedImage,
+    DecodedImages,
+    EncodedImages,
+    Pixels,
+    Preprocessing,
+    damage,
+    num_threads,
+    open_image,
+    pack,
+    to_png,
+    to_square,
+)
+from delta_tune.data.sources.base import Examples
+from delta_tune.data.splits import Indices
+
+_CHUNK = 512  # images in flight: bounds what threads finish before the collector takes it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadExamples:
+    """What could be read of one split, in order."""
+
+    images: DecodedImages | EncodedImages
+    kept: Indices
+    """Positions of the images among those asked for."""
+    digests: list[bytes]
+    damaged: list[DamagedImage]
+    num_left_out: int
+
+
+def read_examples(
+    examples: Examples,
+    indices: Indices,
+    preprocessing: Preprocessing,
+    *,
+    decode: bool,
+    leave_out: set[bytes],
+    advance: Callable[[], None],
+) -> ReadExamples:
+    """Read some examples with threads, in order. Images whose digest is in `leave_out` are not kept."""
+    size, interpolation = preprocessing.stored_size, preprocessing.interpolation
+
+    def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
+        try:
+            content = examples.read(index)
+            digest = _digest(content)
+            if digest in leave_out:
+                return digest, None
+            square = to_square(open_image(content), size, interpolation)
+        except (OSError, DamagedImage) as error:
+            return DamagedImage(examples.names[index], damage(error))
+        if decode:
+            return digest, square
+        # Of a photo larger than what it is reduced to (losslessly about half of the raw square), the square is kept.
+        if isinstance(content, bytes) and len(content) <= square.nbytes // 2:
+            return digest, content
+        return digest, to_png(square)
+
+    pixels = np.empty((len(indices) if decode else 0, size, size, 3), dtype=np.uint8)
+    files: list[bytes] = []
+    kept: list[int] = []
+    digests: list[bytes] = []
+    damaged: list[DamagedImage] = []
+    num_left_out = 0
+    with ThreadPoolExecutor(examples.readers or num_threads()) as pool:
+        for start in range(0, len(indices), _CHUNK):
+            for offset, loaded in enumerate(pool.map(load, indices[start : start + _CHUNK].tolist())):
+                advance()
+                if isinstance(loaded, DamagedImage):
+                    damaged.append(loaded)
+                    continue
+                digest, content = loaded
+                if content is None:
+                    num_left_out += 1
+                    continue
+                if isinstance(content, bytes):
+                    files.append(content)
+                else:
+                    pixels[len(kept)] = content
+                kept.append(start + offset)
+                digests.append(digest)
+    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack(files), size, interpolation)
+    return ReadExamples(
+        images=images,
+        kept=np.array(kept, dtype=np.int64),
+        digests=digests,
+        damaged=damaged,
+        num_left_out=num_left_out,
+    )
+
+
+def _digest(content: bytes | Image.Image) -> bytes:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).digest()
+    return hashlib.sha256(f"{content.mode} {content.size} ".encode() + content.tobytes()).digest()

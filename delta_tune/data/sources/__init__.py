@@ -1,0 +1,1 @@
+"""Where examples come from: image folders, Parquet, torchvision, the demo."""

@@ -1,0 +1,65 @@
+"""What one study measured and later ones find again: files under the key of everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from pyarrow import fs
+
+from delta_tune.config import UserError
+from delta_tune.filesystem.uris import open_place
+
+
+def content_key(parts: Iterable[str]) -> str:
+    """Hex key of all `parts` in their order."""
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
+
+
+class Cache:
+    """A folder of files that appear whole or not at all, so that studies may share it."""
+
+    def __init__(self, location: str | Path) -> None:
+        """`location`: a local folder, or `s3://bucket/folder` and other addresses that pyarrow.fs knows.
+
+        Raises:
+            UserError: an address that nothing here can open, or a folder that cannot be written to.
+        """
+        self.location = str(location)
+        self._filesystem, self._root = open_place(location, "cache")
+        if isinstance(self._filesystem, fs.LocalFileSystem):
+            above = next(parent for parent in (Path(self._root), *Path(self._root).parents) if parent.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                raise UserError(f"cache {self.location} cannot be written to ({above}); give a folder that can.")
+
+    def path(self, name: str) -> str:
+        """Where the file of that name is, as people read it."""
+        return f"{self._root}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """The file's content; None where there is none.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self._filesystem.get_file_info(self.path(name)).type == fs.FileType.NotFound:
+            return None
+        with self._filesystem.open_input_file(self.path(name)) as file:
+            content: bytes = file.read()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file, or replace it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._filesystem.create_dir(self._root, recursive=True)
+        partial = self.path(f"{name}.{uuid.uuid4().hex}.partial")
+        with self._filesystem.open_output_stream(partial) as file:
+            file.write(content)
+        self._filesystem.move(partial, self.path(name))

@@ -1,0 +1,1 @@
+"""The final model: predict with it, export it, describe it."""

@@ -1,0 +1,125 @@
+"""A fine-tuned model for other programs: ONNX, TorchScript, or a plain state dict; each checked against the model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delta_tune.config import UserError
+from delta_tune.filesystem.atomic import written_whole
+from delta_tune.inference.model import Model
+
+Format = Literal["onnx", "torchscript", "state_dict"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
+TOLERANCE = 1e-4
+"""Of logits, between the model and what was made of it."""
+CHECKED_BATCHES = (1, 3)
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class ExportDiffers(Exception):
+    """What was exported does not compute what the model does."""
+
+
+def export(model: Model, kind: Format, file: Path) -> None:
+    """Write a model to a file, whole or not at all.
+
+    ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
+    any N; classes and preprocessing stand in the file too (ONNX: JSON in `metadata_props`, with the layout of `input`
+    and `output`; TorchScript: the extra file `config.json`). The state dict has the names of torchvision's or timm's
+    own constructor.
+
+    Args:
+        model: on CPU, in eval mode.
+        kind: of the file.
+        file: which it is to be.
+
+    Raises:
+        UserError: ONNX's packages are missing.
+        ExportDiffers: the file's logits for random images differ by more than `TOLERANCE` from the model's.
+    """
+    if kind == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES):
+        raise UserError(
+            f"--format onnx needs the packages {', '.join(ONNX_PACKAGES)}; install them with "
+            f'pip install "delta-tune[onnx]".'
+        )
+    with written_whole(file) as partial:
+        {"onnx": _onnx, "torchscript": _torchscript, "state_dict": _state_dict}[kind](model, partial)
+
+
+def _state_dict(model: Model, file: Path) -> None:
+    torch.save({name: value.contiguous() for name, value in model.network.state_dict().items()}, file)
+
+
+def _torchscript(model: Model, file: Path) -> None:
+    network = model.network.to(memory_format=torch.contiguous_format)
+    with warnings.catch_warnings():
+        # PyTorch would rather have torch.export, whose files need Python; a script needs libtorch alone
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", "`torch.jit", category)
+        # Sizes become constants: the input's is fixed
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        traced = torch.jit.trace(network, _random_images(model, 2))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(file), _extra_files={"config.json": json.dumps(model.config)})
+        read = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
+    _check(model, lambda images: read(images))
+
+
+def _onnx(model: Model, file: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    network = model.network.to(memory_format=torch.contiguous_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's and onnxscript's own deprecations
+        program = torch.onnx.export(
+            network,
+            (_random_images(model, 2),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    size = model.preprocessing.image_size
+    told = {
+        "classes": model.config["classes"],
+        "preprocessing": model.config["preprocessing"],
+        "input": {
+            **{"name": "images", "type": "float32", "layout": "NCHW", "shape": ["N", 3, size, size], "channels": "RGB"},
+            "values": "(pixel / 255 - preprocessing.mean) / preprocessing.std",
+        },
+        "output": {
+            **{"name": "logits", "type": "float32", "shape": ["N", len(model.classes)], "order": "classes"},
+            "values": "logits; softmax makes them probabilities",
+        },
+    }
+    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in told.items()})
+    onnx.save(proto, str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    _check(model, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
+
+
+def _check(model: Model, exported: Callable[[Tensor], Tensor]) -> None:
+    for many in CHECKED_BATCHES:
+        images = _random_images(model, many)
+        with torch.inference_mode():
+            apart = float((model.network(images) - exported(images)).abs().max())
+        if not apart <= TOLERANCE:
+            raise ExportDiffers(f"for {many} random images its logits are {apart:.2g} away, more than {TOLERANCE:g}")
+
+
+def _random_images(model: Model, many: int) -> Tensor:
+    size = model.preprocessing.image_size
+    return torch.from_numpy(np.random.default_rng(many).normal(size=(many, 3, size, size)).astype(np.float32))

@@ -1,0 +1,155 @@
+"""The model in hand: `load(folder).predict(images)`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from delta_tune.config import UserError
+from delta_tune.data.augmentation import centre
+from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, open_image, to_square
+from delta_tune.filesystem.uris import open_place
+from delta_tune.models.backbones import build_architecture
+from delta_tune.results.layout import CONFIG_FILE, WEIGHTS_FILE
+
+BATCH_SIZE = 64
+OneImage = str | Path | bytes | Image.Image | np.ndarray | Tensor
+Images = OneImage | Iterable[OneImage]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable class of one image."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    """Every class, in the order of training."""
+
+
+class Model:
+    """A fine-tuned network with its classes and preprocessing, in eval mode."""
+
+    def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
+        self.network, self.config = network, config
+        self.classes: tuple[str, ...] = tuple(config["classes"])
+        stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
+        self.preprocessing = Preprocessing(**stored)
+
+    def predict(self, images: Images, *, batch_size: int = BATCH_SIZE) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: one, or an iterable of: paths, encoded images, PIL images, uint8 arrays (H, W, 3) or (H, W), uint8
+                tensors (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
+            batch_size: images that go through the network at a time, ≥ 1.
+
+        Raises:
+            UserError: an image that cannot be read, an array of another type or shape, or a batch size below 1.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
+        p = self.preprocessing
+        found: list[Prediction] = []
+        each = iter(_one_by_one(images))
+        while pixels := [to_square(image, p.stored_size, p.interpolation) for image in islice(each, batch_size)]:
+            found += [
+                Prediction(
+                    self.classes[int(row.argmax())],
+                    float(row.max()),
+                    dict(zip(self.classes, map(float, row), strict=True)),
+                )
+                for row in self._probabilities(np.stack(pixels))
+            ]
+        return found
+
+    def _probabilities(self, pixels: Pixels) -> np.ndarray:
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            logits = self.network(centre(torch.from_numpy(pixels).to(device), self.preprocessing))
+            probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
+        return probabilities
+
+
+def _one_by_one(images: Images, name: str = "the image") -> Iterator[Image.Image]:
+    """Each image; `name` is what one that is no path is called."""
+    if isinstance(images, np.ndarray | Tensor):
+        for pixels in _uint8(images):
+            yield open_image(Image.fromarray(pixels))
+    elif isinstance(images, str | Path):
+        yield open_image(images)
+    elif isinstance(images, bytes | Image.Image):
+        try:
+            yield open_image(images)
+        except DamagedImage as error:
+            raise DamagedImage(name, error.args[1]) from error
+    else:
+        for place, image in enumerate(images):
+            yield from _one_by_one(image, f"the image at index {place}")
+
+
+def _uint8(images: np.ndarray | Tensor) -> Iterable[Pixels]:
+    """The images of an array or tensor, each (H, W, 3) or (H, W)."""
+    kind = "a tensor" if isinstance(images, Tensor) else "an array"
+    given = f"{images.dtype} {tuple(images.shape)}"
+    pixels: np.ndarray | None = None
+    if isinstance(images, np.ndarray):
+        pixels = images
+    elif images.ndim in (3, 4) and images.shape[-3] == 3:
+        pixels = images.detach().movedim(-3, -1).cpu().numpy()
+    if pixels is not None and pixels.dtype == np.uint8 and 0 not in pixels.shape[-3:]:
+        if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3):
+            return [pixels]
+        if pixels.ndim == 4 and pixels.shape[-1] == 3:
+            return list(pixels)
+    shapes = "(3, H, W) or (N, 3, H, W)" if kind == "a tensor" else "(H, W, 3), (H, W) or (N, H, W, 3)"
+    raise UserError(
+        f"Images as {kind} must be uint8 {shapes}, but got {given}; give pixels from 0 to 255, not normalised."
+    )
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+    """The model of a study's `best` folder (or of the study's own).
+
+    Args:
+        folder: here, or at an address such as s3://bucket/results/photos.
+        device: where it is to predict.
+
+    Raises:
+        UserError: there is no model there, or the device cannot be used.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such name, no such hardware; a PyTorch without its support
+        cause = str(error).splitlines()[0]
+        raise UserError(
+            f"The device {device} cannot be used ({cause}); give cpu, or cuda where PyTorch finds a GPU."
+        ) from error
+    filesystem, root = open_place(folder, "load")
+    root = root.rstrip("/")
+    try:
+        if filesystem.get_file_info(f"{root}/best/{CONFIG_FILE}").is_file:
+            root = f"{root}/best"
+        content = {}
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            with filesystem.open_input_stream(f"{root}/{name}") as stream:
+                content[name] = stream.read()
+        config = json.loads(content[CONFIG_FILE])
+        state = safetensors.torch.load(content[WEIGHTS_FILE])
+    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"There is no model in {folder} ({error}); give the folder `best` of a finished study."
+        ) from error
+    network = build_architecture(config["backbone"]["model"], config["backbone"]["head"], len(config["classes"]))
+    network.load_state_dict(state)
+    return Model(network.eval().to(device, memory_format=torch.channels_last), config)  # type: ignore[call-overload]

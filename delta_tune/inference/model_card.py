@@ -1,0 +1,125 @@
+"""`best/README.md`: what the model is, how well it does, and what is not known of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from delta_tune.filesystem.atomic import written_whole
+from delta_tune.results.layout import CARD_FILE
+from delta_tune.results.study_record import scoring_of
+
+MANY_CLASSES = 20
+TEMPLATE = """\
+---
+library_name: delta-tune
+pipeline_tag: image-classification
+tags: [image-classification, transfer-learning, {{ method }}]
+metrics: [accuracy]
+---
+# {{ name }}
+
+{{ backbone }}, fine-tuned with {{ method }} to tell {{ classes | length }} classes apart: \
+{{ classes[:many] | join(", ") }}{{ " …" if classes | length > many }}.
+
+```python
+import delta_tune
+
+model = delta_tune.load("best")  # this folder
+model.predict(["photo.jpg"])  # label and probability of each image
+```
+
+`model.safetensors` holds the weights, `config.json` all that another program needs: classes, preprocessing, backbone.
+
+## Data
+
+{{ data }}: {{ images }} images. Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
+the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
+less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | join(", ") }}.
+
+## Metrics
+
+| | |
+|---|---|
+{% for what, value in metrics %}
+| {{ what }} | {{ value }} |
+{% endfor %}
+
+{% for sentence in sentences %}
+{{ sentence }}
+
+{% endfor %}
+## Method
+
+{{ method }}{% if epoch %}, the weights after epoch {{ epoch }}{% endif %} ({{ origin }}):
+
+```json
+{{ config }}
+```
+
+## Limits
+
+- Whatever it is shown, it answers with one of its classes; its probabilities have not been calibrated.
+- The figures hold for images such as those of {{ data }}; nothing else was tried.
+{% for limit in limits %}
+- {{ limit }}
+{% endfor %}
+"""
+
+
+def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str], *, retrained: bool) -> None:
+    """Write the model card beside the model.
+
+    Args:
+        best: the model's folder.
+        record: `study.json`.
+        sentences: what the study found on the way, such as the confirmation's verdict.
+        retrained: whether the model was trained anew after a confirmation, whose means its metrics then are.
+    """
+    told = json.loads((best / "config.json").read_text())
+    settings, splits = record["settings"], record["images"]
+    scored = scoring_of(record["test_scorings"], record["model"])
+    confirmed = record["winner"] in record.get("confirmation", {"trials": {}})["trials"].values()
+    metrics, limits = [], []
+    for name, value in told["metrics"].items():
+        what = ", mean of the confirmation's runs" if retrained else ""
+        chosen = ", by which it was chosen" if name == settings["metric"] else ""
+        metrics.append((f"{name.replace('_', ' ')}{what}{chosen}", f"{value:.4g}"))
+    if scored is None and retrained:
+        limits.append("It was itself never scored: the metric is that of other runs of its configuration.")
+    elif scored is None:
+        limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
+    else:
+        test, times = scored
+        low, high = test["test_accuracy_interval"]
+        metrics.append(
+            (
+                f"test accuracy, {test['images']} images, {times}, 95 % interval",
+                f"{test['test_accuracy']:.4g} ({low:.4g} to {high:.4g})",
+            )
+        )
+    if not confirmed:
+        limits.append("One training run with one seed: another may do better or worse.")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    text = environment.from_string(TEMPLATE).render(
+        name=settings["name"],
+        method=told["config"]["regularizer"],
+        backbone=told["backbone"]["model"],
+        classes=told["classes"],
+        many=MANY_CLASSES,
+        data=settings["data"],
+        images=", ".join(f"{count} {split}" for split, count in splits.items()),
+        preprocessing=told["preprocessing"],
+        metrics=metrics,
+        sentences=list(sentences),
+        epoch=told.get("epoch"),
+        origin=record["model"],
+        config=json.dumps({k: v for k, v in told["config"].items() if v is not None}, indent=2),
+        limits=limits,
+    )
+    with written_whole(best / CARD_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")

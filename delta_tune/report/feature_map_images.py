@@ -1,0 +1,119 @@
+"""Feature maps of the most and the least attended channels of a few photos, as pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageOps
+
+from delta_tune.data.augmentation import centre
+from delta_tune.data.images import Pixels
+from delta_tune.filesystem.atomic import written_whole
+from delta_tune.inference.model import load
+from delta_tune.models.backbones import build_source
+from delta_tune.models.feature_maps import feature_maps
+from delta_tune.report.predictions import thumbnail
+from delta_tune.training.task import Task
+
+PHOTOS, CHANNELS = 3, 4
+TILE = 56
+GAP = 4
+DARK, MIDDLE, BRIGHT = "#000004", "#bb3754", "#fcffa4"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapPicture:
+    """One layer's channels for one photo: columns are channels, the upper row the source's maps, the lower the model's.
+
+    Each map is stretched to its own range: brightness compares places, not channels.
+    """
+
+    image: str
+    photo: bytes
+    """JPEG."""
+    layer: str
+    channels: tuple[int, ...]
+    """The most attended first, then the least attended; the very least last."""
+    weights: tuple[float, ...]
+    """Of these channels, times the layer's channels."""
+    picture: bytes
+    """PNG."""
+
+
+def keep_pictures(task: Task, attention: Mapping[str, np.ndarray], best: Path, file: Path) -> None:
+    """Draw the maps of the first validation photos of different classes.
+
+    Args:
+        task: whose photos they are.
+        attention: layer → weights (C,); nothing is drawn without.
+        best: folder of the model.
+        file: to write.
+    """
+    if not attention:
+        return
+    layers, val = list(attention), task.dataset.val
+    chosen = np.sort(np.unique(val.labels, return_index=True)[1])[:PHOTOS]
+    pixels = val.images.batch(chosen)
+    images = centre(torch.from_numpy(pixels), task.backbone.preprocessing)
+    maps = []
+    for network in (build_source(task.backbone), load(best).network):
+        with torch.inference_mode(), feature_maps(network, layers, stop=True) as found:
+            maps.append({layer: values.float().numpy() for layer, values in found.run(images).items()})
+    rows = []
+    for place, index in enumerate(chosen.tolist()):
+        photo = thumbnail(pixels[place], task.backbone.preprocessing, 2 * TILE + GAP)
+        for layer in layers:
+            weights = attention[layer]
+            order = np.argsort(-weights, kind="stable")
+            many = min(CHANNELS, len(order) // 2)
+            channels = np.concatenate([order[:many], order[len(order) - many :]])
+            shown = [each[layer][place][channels] for each in maps]
+            rows.append(
+                {
+                    "image": val.names[index],
+                    "photo": photo,
+                    "layer": layer,
+                    "channels": channels.tolist(),
+                    "weights": (weights[channels] * len(weights)).tolist(),
+                    "picture": strip(shown),
+                }
+            )
+    file.parent.mkdir(exist_ok=True)
+    with written_whole(file) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)
+
+
+def read_pictures(file: Path) -> list[MapPicture]:
+    """What `keep_pictures` drew."""
+    if not file.exists():
+        return []
+    rows = pq.read_table(file).to_pylist()
+    return [MapPicture(**{**row, "channels": tuple(row["channels"]), "weights": tuple(row["weights"])}) for row in rows]
+
+
+def strip(rows: list[np.ndarray]) -> bytes:
+    """Maps (n, H, W) in rows below one another, each a square of `TILE` pixels; a PNG."""
+    many = len(rows[0])
+    step = TILE + GAP
+    picture = Image.new("RGBA", (many * step - GAP, len(rows) * step - GAP), (0, 0, 0, 0))
+    for down, maps in enumerate(rows):
+        for across, each in enumerate(maps):
+            picture.paste(tile(each), (across * step, down * step))
+    stream = io.BytesIO()
+    picture.quantize(64, method=Image.Quantize.FASTOCTREE).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def tile(values: np.ndarray) -> Image.Image:
+    """A map (H, W), its lowest value dark and its highest bright; one that is the same everywhere is dark."""
+    low, high = float(values.min()), float(values.max())
+    grey: Pixels = (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
+    coloured = ImageOps.colorize(Image.fromarray(grey), DARK, BRIGHT, mid=MIDDLE)
+    return coloured.resize((TILE, TILE), Image.Resampling.NEAREST)

@@ -1,0 +1,232 @@
+"""A study's tables as Plotly figures; colours of text and background are the page's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import plotly.graph_objects as go
+
+from delta_tune.config import METRICS, Metric
+from delta_tune.results.statistics import wilson_interval
+from delta_tune.results.tables import StudyTables
+
+COLOURS: Final = {  # Okabe and Ito's, which the colour-blind can tell apart
+    "delta": "#0072b2",
+    "delta_uniform": "#56b4e9",
+    "l2_sp": "#e69f00",
+    "l2": "#d55e00",
+    "l2_fe": "#cc79a7",
+}
+GREY, LINE = "#9a9a9a", "rgba(140, 140, 140, 0.3)"
+SCALE = "Viridis"
+LAYOUT: Final = {
+    "template": "none",
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "margin": {"l": 64, "r": 24, "t": 24, "b": 56},
+    "height": 420,
+    "hoverlabel": {"namelength": -1},
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+}
+
+
+def percent(metric: Metric) -> dict[str, Any]:
+    """How an axis shows this metric."""
+    return {"tickformat": ".0%"} if METRICS[metric] == "max" else {}
+
+
+def methods_of(tables: StudyTables) -> list[str]:
+    """The methods that were tried, in the colours' order."""
+    found = {row["config.regularizer"] for row in tables.trials.values()}
+    return [name for name in COLOURS if name in found]
+
+
+def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | None:
+    """The metric after each epoch of every trial; those that did not come to their full budget are grey."""
+    if not any(tables.epochs.values()):
+        return None
+    figure, metric = empty(), tables.metric
+    rest = [n for n, row in tables.trials.items() if row["state"] != "completed"]
+    groups = [("not completed", rest, GREY)]
+    groups += [(method, tables.ranked(method), COLOURS[method]) for method in methods_of(tables)]
+    for name, numbers, colour in groups:
+        x: list[int | None] = []
+        y: list[float | None] = []
+        said: list[str] = []
+        for number in numbers:
+            rows = tables.epochs[number]
+            x += [*(row["epoch"] for row in rows), None]
+            y += [*(_finite(row[metric]) for row in rows), None]
+            said += [f"trial {number} ({tables.trials[number]['state']})"] * (len(rows) + 1)
+        if said:
+            thin = {"mode": "lines+markers", "line": {"color": colour, "width": 1.2}, "marker": {"size": 4}}
+            figure.add_scatter(
+                x=x, y=y, text=said, name=name, hovertemplate="%{text}<br>epoch %{x}: %{y}", opacity=0.75, **thin
+            )
+    if tables.leader is not None:
+        rows = tables.epochs[tables.leader]
+        figure.add_scatter(
+            x=[row["epoch"] for row in rows],
+            y=[_finite(row[metric]) for row in rows],
+            name=f"best (trial {tables.leader})",
+            mode="lines",
+            line={"color": COLOURS[tables.trials[tables.leader]["config.regularizer"]], "width": 4},
+        )
+    for epoch in rungs:
+        figure.add_vline(x=epoch, line={"color": GREY, "dash": "dot", "width": 1})
+    return with_axes(figure, {"title": "epoch"}, {"title": metric, **percent(metric)})
+
+
+def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> go.Figure | None:
+    """A point per run and method: of the confirmation's seeds, or of the search's trials of full budget.
+
+    Args:
+        tables: of the study.
+        confirmation: as in `study.json`.
+        num_val: images of the validation split, by which the interval of a search's best is reckoned.
+    """
+    figure = empty()
+    for place, method in enumerate(methods_of(tables)):
+        if confirmation:
+            scores = confirmation["scores"].get(method, [])
+        else:
+            scores = [tables.best_row(n)[tables.metric] for n in tables.ranked(method)]
+        if not scores:
+            continue
+        spread = np.linspace(-0.15, 0.15, len(scores)) if len(scores) > 1 else [0.0]
+        dots = {"color": COLOURS[method], "size": 8, "opacity": 0.5}
+        figure.add_scatter(
+            x=list(scores), y=[place + shift for shift in spread], mode="markers", marker=dots, name=method
+        )
+        middle, bar = _middle(scores, bool(confirmation), tables.metric, num_val)
+        strong = {"color": COLOURS[method], "size": 13, "symbol": "diamond", "line": {"color": GREY, "width": 1}}
+        figure.add_scatter(x=[middle], y=[place], error_x=bar, mode="markers", marker=strong, showlegend=False)
+    if not figure.data:
+        return None
+    names = methods_of(tables)
+    metric: Metric = confirmation["metric"] if confirmation else tables.metric
+    figure.update_layout(height=140 + 60 * len(names), showlegend=False)
+    ticks = {
+        "tickvals": list(range(len(names))),
+        "ticktext": names,
+        "range": [-0.6, len(names) - 0.4],
+        "automargin": True,
+    }
+    return with_axes(figure, {"title": metric, **percent(metric)}, ticks)
+
+
+def attention(rows: Iterable[Mapping[str, Any]]) -> go.Figure | None:
+    """The sorted weights of each layer, times its channels: 1 is what every channel has where none is preferred."""
+    figure = empty()
+    for row in rows:
+        weights = np.sort(np.asarray(row["W"], dtype=float))[::-1] * len(row["W"])
+        share = (np.arange(len(weights)) + 1) / len(weights)
+        name = row["layer"] + ("" if row["estimator"] == "exact" else f" ({row['estimator']})")
+        figure.add_scatter(x=share, y=weights, name=name, mode="lines")
+    if not figure.data:
+        return None
+    figure.add_hline(y=1, line={"color": GREY, "dash": "dot", "width": 1})
+    x = {"title": "channels, the most attended first", "tickformat": ".0%"}
+    return with_axes(figure, x, {"title": "weight × channels", "type": "log", "dtick": "D2"})
+
+
+def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
+    """Rows are the true classes, columns the predicted ones; shares of a row, with the counts in the labels.
+
+    Args:
+        matrix: int (K, K).
+        classes: K names.
+    """
+    rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    numbers = {"text": matrix, "texttemplate": "%{text}"} if len(classes) <= 15 else {}
+    figure = empty()
+    figure.add_heatmap(
+        z=rows,
+        x=list(classes),
+        y=list(classes),
+        customdata=matrix,
+        colorscale=[[0, "rgba(0, 114, 178, 0)"], [1, "rgba(0, 114, 178, 1)"]],
+        zmin=0,
+        zmax=1,
+        showscale=False,
+        hovertemplate="true %{y}, predicted %{x}: %{customdata}",
+        name="",
+        **numbers,
+    )
+    figure.update_layout(height=min(900, 220 + 28 * len(classes)))
+    upright = {"autorange": "reversed", "type": "category", "title": "true", "automargin": True}
+    return with_axes(figure, {"title": "predicted", "type": "category", "automargin": True}, upright)
+
+
+def timeline(tables: StudyTables) -> go.Figure | None:
+    """When each trial ran, packed into as few lanes as there were at a time."""
+    rows = [row for row in tables.trials.values() if row.get("began") and row.get("ended")]
+    if not rows:
+        return None
+    lanes: list[float] = []
+    figure = empty()
+    bars: dict[str, list[tuple[float, float, int, str]]] = {}
+    for row in sorted(rows, key=lambda row: row["began"]):
+        lane = next((place for place, end in enumerate(lanes) if end <= row["began"]), len(lanes))
+        lanes[lane:] = [row["ended"], *lanes[lane + 1 :]]
+        kind = row["config.regularizer"] if row["state"] == "completed" else "not completed"
+        bars.setdefault(kind, []).append((row["began"], row["ended"], lane, summed_up(tables, row["number"])))
+    for kind, each in bars.items():
+        figure.add_bar(
+            base=[_moment(began) for began, *_ in each],
+            x=[1000 * (ended - began) for began, ended, *_ in each],
+            y=[lane for *_, lane, _ in each],
+            text=[said for *_, said in each],
+            textposition="none",
+            hovertemplate="%{text}",
+            orientation="h",
+            name=kind,
+            marker={"color": COLOURS.get(kind, GREY), "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
+        )
+    figure.update_layout(barmode="overlay", height=140 + 26 * min(len(lanes), 24))
+    return with_axes(figure, {"type": "date", "title": "time (UTC)"}, {"title": "slot", "dtick": 1, "tick0": 0})
+
+
+def with_axes(figure: go.Figure, x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
+    """The figure, with these settings of its axes."""
+    common = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE}
+    for update, axis in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+        update({**common, **axis})
+    return figure
+
+
+def empty() -> go.Figure:
+    """A figure with the page's layout."""
+    return go.Figure(layout=LAYOUT)
+
+
+def _middle(scores: Sequence[float], confirmed: bool, metric: Metric, num_val: int) -> tuple[float, dict[str, Any]]:
+    """What a method is judged by, and its error bar: mean and deviation of the seeds, or the best with its interval."""
+    if confirmed:
+        middle = float(np.mean(scores))
+        return middle, {"array": [float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0]}
+    middle = scores[0]
+    if metric != "val_accuracy":
+        return middle, {}
+    low, high = wilson_interval(middle, num_val)
+    return middle, {"array": [high - middle], "arrayminus": [middle - low], "symmetric": False}
+
+
+def summed_up(tables: StudyTables, number: int) -> str:
+    """A trial in a line."""
+    row = tables.trials[number]
+    score = row.get(f"best_{tables.metric}")
+    told = "no epoch" if score is None else f"{tables.metric} {score:.4g} after {row['epochs']} epochs"
+    return f"trial {number}, {row['config.regularizer']}, {row['state']}: {told}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")

@@ -1,0 +1,200 @@
+"""Hyperparameters and scores as Plotly figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
+from optuna.trial import TrialState
+from plotly.colors import sample_colorscale
+
+from delta_tune.config import METRICS
+from delta_tune.report.figures import GREY, SCALE, empty, methods_of, summed_up, with_axes
+from delta_tune.results.tables import StudyTables
+from delta_tune.search.optuna_storage import quiet_optuna
+
+METHOD = "regularizer"
+MIN_TRIALS = 10
+"""Of full budget; of fewer the importance of a hyperparameter is chance."""
+Parameters = Mapping[str, BaseDistribution]
+
+
+def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
+    """Any hyperparameter against any other, coloured by the score; two menus choose."""
+    names = list(parameters)
+    if not names or not any(tables.epochs.values()):
+        return None
+    first, second = ("alpha", "lr") if {"alpha", "lr"} <= set(names) else (names[0], names[min(1, len(names) - 1)])
+    groups: dict[str, list[int]] = {"full budget": [], "ended early": [], "diverged or failed": []}
+    kinds = {"completed": "full budget", "diverged": "diverged or failed", "failed": "diverged or failed"}
+    for number, row in tables.trials.items():
+        if row["epochs"] or row["state"] in kinds:
+            groups[kinds.get(row["state"], "ended early")].append(number)
+    values = {name: [[_coordinate(tables, n, name) for n in group] for group in groups.values()] for name in names}
+    figure = empty()
+    scores = [tables.best_row(n)[tables.metric] for n in groups["full budget"]]
+    looks = (
+        {"color": scores, "colorscale": SCALE, "size": 12, "showscale": True, "colorbar": {"title": tables.metric}},
+        {"color": GREY, "size": 8, "symbol": "circle-open"},
+        {"color": GREY, "size": 8, "symbol": "x"},
+    )
+    for place, ((name, group), marker) in enumerate(zip(groups.items(), looks, strict=True)):
+        figure.add_scatter(
+            x=values[first][place],
+            y=values[second][place],
+            mode="markers",
+            marker=marker,
+            name=name,
+            text=[summed_up(tables, n) for n in group],
+            hovertemplate="%{text}<br>%{x}, %{y}",
+        )
+    menus = []
+    for axis, shown, left in (("y", second, 0.0), ("x", first, 0.6)):
+        buttons = [
+            {
+                "label": f"{axis}: {name}",
+                "method": "update",
+                "args": [{axis: values[name]}, {f"{axis}axis.{k}": v for k, v in _axis(name, parameters).items()}],
+            }
+            for name in names
+        ]
+        menus.append(
+            {"buttons": buttons, "active": names.index(shown), "x": left, "xanchor": "left", "y": 1.22}
+            | {"bgcolor": "rgba(128,128,128,0.15)", "font": {"color": "#777"}}
+        )
+    figure.update_layout(updatemenus=menus, height=520, margin={"t": 110})
+    return with_axes(figure, _axis(first, parameters), _axis(second, parameters))
+
+
+def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
+    """A line for each trial of the best trial's method, through its hyperparameters to its score.
+
+    Optuna's is drawn for white paper, and Plotly's own needs WebGL, which not every browser has.
+    """
+    if tables.leader is None:
+        return None
+    method = tables.trials[tables.leader]["config.regularizer"]
+    numbers = tables.ranked(method)
+    names = [name for name in parameters if name != METHOD and all(name in tables.params(n) for n in numbers)]
+    if len(numbers) < 2 or not names:
+        return None
+    scores = [tables.best_row(n)[tables.metric] for n in numbers]
+    columns = {name: [tables.params(n)[name] for n in numbers] for name in names} | {tables.metric: scores}
+    heights = [_heights(values, parameters.get(name)) for name, values in columns.items()]
+    shares = _heights(scores, None) if METRICS[tables.metric] == "max" else [1 - s for s in _heights(scores, None)]
+    figure = empty()
+    for row in reversed(range(len(numbers))):  # the best one on top
+        figure.add_scatter(
+            x=list(columns),
+            y=[each[row] for each in heights],
+            mode="lines",
+            line={"color": sample_colorscale(SCALE, shares[row])[0], "width": 1.5 + 2.5 * (row == 0)},
+            name=f"trial {numbers[row]}",
+            hovertext=summed_up(tables, numbers[row]),
+            customdata=[_number(values[row]) for values in columns.values()],
+            hovertemplate="%{hovertext}<br>%{x} %{customdata}<extra></extra>",
+            opacity=0.8,
+        )
+    for (name, values), places in zip(columns.items(), heights, strict=True):
+        figure.add_vline(x=name, line={"color": GREY, "width": 1})
+        for place, value in {round(place, 6): value for place, value in zip(places, values, strict=True)}.items():
+            if place in (0, 1) or isinstance(parameters.get(name), CategoricalDistribution):
+                figure.add_annotation(x=name, y=place, text=_number(value), showarrow=False, xshift=8, xanchor="left")
+    figure.update_layout(showlegend=False, margin={"r": 80})
+    return with_axes(figure, {"type": "category", "side": "top"}, {"visible": False, "range": [-0.04, 1.04]})
+
+
+def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) -> go.Figure | None:
+    """How much of the scores' variation Optuna's evaluators give to each hyperparameter; `thorough` adds fANOVA.
+
+    Of the hyperparameters that all trials of full budget have.
+    """
+    study = optuna_study(tables, parameters)
+    done = study.get_trials(states=[TrialState.COMPLETE])
+    common = [name for name in parameters if all(name in trial.params for trial in done)]
+    common = [name for name in common if len({str(trial.params[name]) for trial in done}) > 1]
+    if len(done) < MIN_TRIALS or len(common) < 2:
+        return None
+    evaluators: dict[str, BaseImportanceEvaluator] = {"PED-ANOVA": PedAnovaImportanceEvaluator()}
+    if thorough and importlib.util.find_spec("sklearn") is not None:
+        evaluators["fANOVA"] = FanovaImportanceEvaluator(n_trees=32, seed=0)
+    figure = empty()
+    for (name, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
+        figure.add_bar(
+            x=[found[each] for each in common], y=common, orientation="h", name=name, marker={"color": colour}
+        )
+    figure.update_layout(height=140 + 44 * len(common), barmode="group")
+    return with_axes(figure, {"title": "share of the variation", "tickformat": ".0%"}, {"automargin": True})
+
+
+def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
+    """The trials as Optuna's, for its evaluators: complete, pruned, or failed.
+
+    The method is a hyperparameter too where there are several.
+    """
+    several = methods_of(tables)
+    known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
+    with quiet_optuna():
+        study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")
+    for number, row in tables.trials.items():
+        params = {k: v for k, v in _coordinates(tables, number).items() if k in known}
+        state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=tables.best_row(number)[tables.metric] if state == TrialState.COMPLETE else None,
+                params=params,
+                distributions={name: _widened(known[name], value) for name, value in params.items()},
+                intermediate_values={each["epoch"]: each[tables.metric] for each in tables.epochs[number]},
+            )
+        )
+    return study
+
+
+def _heights(values: Sequence[Any], distribution: BaseDistribution | None) -> list[float]:
+    """Where values stand on an axis from the lowest, 0, to the highest, 1."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices = [str(choice) for choice in distribution.choices]
+        values = [choices.index(str(value)) for value in values]
+    elif getattr(distribution, "log", False):
+        values = [math.log(value) for value in values]
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
+    """A range of another branch of the space may not hold this value."""
+    if (
+        isinstance(distribution, FloatDistribution | IntDistribution)
+        and not distribution.low <= value <= distribution.high
+    ):
+        low, high = min(distribution.low, value), max(distribution.high, value)
+        return type(distribution)(low, high, log=distribution.log)
+    return distribution
+
+
+def _coordinates(tables: StudyTables, number: int) -> dict[str, Any]:
+    return {METHOD: tables.trials[number]["config.regularizer"], **tables.params(number)}
+
+
+def _coordinate(tables: StudyTables, number: int, name: str) -> Any:
+    value = _coordinates(tables, number).get(name)
+    return value if value is None or isinstance(value, int | float | str) else str(value)
+
+
+def _axis(name: str, parameters: Parameters) -> dict[str, Any]:
+    distribution = parameters[name]
+    log = getattr(distribution, "log", False)
+    kind = "category" if isinstance(distribution, CategoricalDistribution) else "log" if log else "linear"
+    return {"title.text": name, "type": kind, "dtick": "D2" if log else None}

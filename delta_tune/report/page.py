@@ -1,0 +1,272 @@
+"""`report.html`: a study on one page that needs nothing but a browser, made from the study's folder alone."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+import pyarrow.parquet as pq
+from optuna.distributions import json_to_distribution
+from plotly.offline import get_plotlyjs
+
+from delta_tune.background import Share
+from delta_tune.config import StudyConfig
+from delta_tune.console.format import clock, shown
+from delta_tune.filesystem.atomic import written_whole
+from delta_tune.report import figures, hyperparameter_figures
+from delta_tune.report.feature_map_images import read_pictures
+from delta_tune.report.predictions import read_predictions
+from delta_tune.report.sentences import is_running, remarks, verdict
+from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
+from delta_tune.results.study_record import read_study
+from delta_tune.results.tables import StudyTables
+from delta_tune.results.utilization import TimeUse
+from delta_tune.search.asha import rung_epochs
+
+TEMPLATE = "report.html.jinja"
+INTERVAL_S = 10.0
+SHARE = 0.02
+"""Part of the time that a report of a running study may take."""
+MOST_CLASSES = 120
+"""Beyond them nobody can read a confusion matrix."""
+DATA_FLAGS = (
+    *("data", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"),
+    *("model", "weights", "image_size", "metric", "max_epochs", "seed"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure with what it shows, in a sentence or two."""
+
+    figure: str
+    """JSON that may stand in a script element."""
+    caption: str
+
+
+def write_report(folder: str | Path) -> Path:
+    """Make the page of a study, finished or not, from what its folder holds.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        UserError: there is no study, or its tables do not read.
+    """
+    folder = Path(folder)
+    record = read_study(folder)
+    tables = StudyTables.read(folder, record["settings"]["metric"])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data_uri": data_uri, "clock": clock, "when": when}
+    text = environment.get_template(TEMPLATE).render(content(folder, record, tables))
+    with written_whole(folder / REPORT_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return folder / REPORT_FILE
+
+
+class Reporter:
+    """Keeps the page up to date while a study runs, and never stands in its way.
+
+    Args:
+        folder: of the study.
+        say: told once if the page cannot be made: what a study found is in its tables, not in its page.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder, self._say = folder, say
+        self._share = Share(SHARE)
+        self._told = False
+
+    def now_and_then(self) -> None:
+        """Make the page unless that has taken more than its share of the time."""
+        if self._share.free:
+            with self._share.taken():
+                self.write()
+
+    def write(self) -> Path | None:
+        """Make the page; None where that did not work."""
+        try:
+            return write_report(self._folder)
+        except Exception as error:  # whatever Plotly, Optuna or a disk raise: the search is worth more than its page
+            if not self._told:
+                self._told = True
+                cause = next(iter(str(error).strip().splitlines()), "no cause is known")
+                self._say(
+                    f"{self._folder / REPORT_FILE} cannot be written ({type(error).__name__}: {cause}); "
+                    f"python -m delta_tune report {self._folder} tries it again."
+                )
+            return None
+
+
+def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dict[str, Any]:
+    """What the template is given."""
+    settings, confirmation = record["settings"], record.get("confirmation")
+    running = is_running(record)
+    parameters = {
+        name: json_to_distribution(json.dumps(each)) for name, each in record.get("distributions", {}).items()
+    }
+    attention = pq.read_table(folder / ATTENTION_FILE).to_pylist() if (folder / ATTENTION_FILE).exists() else []
+    predictions = read_predictions(folder / PREDICTIONS_FILE)
+    rungs = rung_epochs(settings["max_epochs"], settings["grace_period"], settings["reduction_factor"])
+    num_val = record["images"]["val"]
+    winner = tables.leader if running else record.get("winner", tables.leader)
+    small = predictions is not None and len(predictions.classes) <= MOST_CLASSES
+    drawn = {
+        "methods": (figures.methods(tables, confirmation, num_val), methods_caption(tables, confirmation, num_val)),
+        "curves": (
+            figures.learning_curves(tables, rungs),
+            f"{_rungs(rungs)}Click a name to hide its curves.",
+        ),
+        "pairs": (
+            hyperparameter_figures.pairs(tables, parameters),
+            "The menus choose the axes. A trial that lacks a hyperparameter of the two is not shown.",
+        ),
+        "parallel": (
+            hyperparameter_figures.parallel(tables, parameters),
+            "The best trial's method: a line for each trial of full budget, the best one thick, bright is better.",
+        ),
+        "importances": (
+            hyperparameter_figures.importances(tables, parameters, thorough=not running),
+            "Of the trials of full budget, which ASHA chose: what made a trial bad from the start has little part in "
+            "it. Where the evaluators differ, believe neither.",
+        ),
+        "attention": (
+            figures.attention(attention),
+            "At 1, the dotted line, a channel counts as it would without attention (delta_uniform).",
+        ),
+        "confusion": (
+            figures.confusion(predictions.confusion, predictions.classes) if predictions and small else None,
+            "Shares of the true class; point at a field for its images.",
+        ),
+        "timeline": (figures.timeline(tables), "When each trial ran, a lane for each that ran at a time."),
+    }
+    return {
+        "name": folder.name,
+        "record": record,
+        "settings": settings,
+        "running": running,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "plotly": get_plotlyjs(),
+        "verdict": verdict(tables, record),
+        "remarks": remarks(tables, record),
+        "started_with": shlex.join(["python", *record["command"]]),
+        "facts": facts(tables, record),
+        "command": None if winner is None else command(tables, record, winner),
+        "python": None if winner is None else python(tables, winner),
+        "winner": winner,
+        "plots": {
+            name: Plot(figure=embedded(figure), caption=caption)
+            for name, (figure, caption) in drawn.items()
+            if figure is not None
+        },
+        "attention": attention,
+        "pictures": read_pictures(folder / PICTURES_FILE),
+        "predictions": predictions,
+        "columns": list(parameters),
+        "trials": trial_rows(tables, parameters),
+        "time_use": TimeUse(**record["time_use"]).sentence() if record.get("time_use") else None,
+        "shown": lambda value: shown(tables.metric, value),
+    }
+
+
+def facts(tables: StudyTables, record: Mapping[str, Any]) -> dict[str, str]:
+    """The study in figures."""
+    states = [row["state"] for row in tables.trials.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    settings = record["settings"]
+    full = settings["max_epochs"] * sum(state in ("completed", "pruned") for state in states)
+    bought = sum(row["epochs"] for row in tables.trials.values() if row["state"] in ("completed", "pruned"))
+    saved = f", {100 * (1 - bought / full):.0f} % fewer than without ASHA" if full and bought < full else ""
+    return {
+        "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record['images'].items())} images",
+        "model": f"{record['backbone']}, weights {settings['weights'] or 'the default'}",
+        "trials": f"{counts or 'none yet'} (of {settings['num_trials']})",
+        "epochs": f"{sum(len(rows) for rows in tables.epochs.values())}{saved}",
+        "time": clock(record.get("spent_seconds", 0.0)),
+    }
+
+
+def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> str:
+    """What a point of that figure is."""
+    if confirmation:
+        return "A point is a run on a fresh seed and split; the diamond is their mean, the bar a standard deviation."
+    interval = f"; the bar is the 95 % interval of {num_val} images" if tables.metric == "val_accuracy" else ""
+    return f"A point is a trial of full budget on the one validation split; the diamond is the best{interval}."
+
+
+def command(tables: StudyTables, record: Mapping[str, Any], number: int) -> str:
+    """The command that fine-tunes once with a trial's configuration."""
+    settings, defaults = record["settings"], StudyConfig()
+    words = ["python", "launch.py"]
+    for name in DATA_FLAGS:
+        value = settings[name]
+        if value == getattr(defaults, name):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        words += [] if value is True else [str(value)]
+    words += ["--space", settings["space"], "--num-trials", "1"]
+    row = tables.trials[number]
+    fixed = {**settings["set"], "regularizer": row["config.regularizer"], **tables.params(number)}
+    for name, value in fixed.items():
+        words += ["--set", f"{name}={value}"]
+    return shlex.join(words)
+
+
+def python(tables: StudyTables, number: int) -> str:
+    """The same configuration in full, as a call."""
+    config = {name: value for name, value in tables.config(number).record().items() if value is not None}
+    inner = "".join(f"    {name}={value!r},\n" for name, value in config.items())
+    return f"delta_tune.TrialConfig(\n{inner})"
+
+
+def trial_rows(tables: StudyTables, parameters: hyperparameter_figures.Parameters) -> list[dict[str, Any]]:
+    """The table of trials, the best first: those of full budget, then the others by how far they came."""
+    place = {number: rank for rank, number in enumerate(tables.ranked())}
+    order = sorted(tables.trials, key=lambda n: (place.get(n, len(place)), -tables.trials[n]["epochs"], n))
+    best = f"best_{tables.metric}"
+    return [
+        {
+            "number": number,
+            "row": tables.trials[number],
+            "best": tables.trials[number].get(best),
+            "params": dict.fromkeys(parameters) | tables.params(number),
+        }
+        for number in order
+    ]
+
+
+def embedded(figure: go.Figure) -> str:
+    """A figure as JSON; what would end the script element it stands in is escaped."""
+    return str(figure.to_json()).replace("<", "\\u003c")
+
+
+def data_uri(image: bytes) -> str:
+    """A picture as an address that needs no network."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def when(moment: str) -> str:
+    """A moment of `study.json` for people."""
+    return moment.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _rungs(epochs: Sequence[int]) -> str:
+    if not epochs:
+        return ""
+    after = ", ".join(map(str, epochs))
+    return f"Dotted lines are ASHA's rungs (after epoch {after}): a trial among the lower ones of its rung ends there. "

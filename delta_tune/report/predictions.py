@@ -1,0 +1,136 @@
+"""What the final model says of each image of the split that judges it, and its worst mistakes as thumbnails."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from delta_tune.data.augmentation import margin
+from delta_tune.data.batches import centred_batches
+from delta_tune.data.dataset import Split
+from delta_tune.data.images import Pixels, Preprocessing
+from delta_tune.filesystem.atomic import written_whole
+from delta_tune.inference.model import load
+from delta_tune.training.task import Task
+
+WORST = 12
+THUMBNAIL_SIZE = 112
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mistake:
+    """An image that was taken for another class."""
+
+    image: str
+    true: str
+    predicted: str
+    probability: float
+    thumbnail: bytes
+    """JPEG."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """What a model said of a split."""
+
+    split: str
+    classes: tuple[str, ...]
+    confusion: npt.NDArray[np.int64]
+    """(K, K); rows are the true classes."""
+    worst: tuple[Mistake, ...]
+    """The surest first."""
+
+    def recalls(self) -> list[tuple[str, int, float, str]]:
+        """Of each class that the split has: name, images, share found, and what it was most often taken for ("")."""
+        rows = []
+        for place, name in enumerate(self.classes):
+            row = self.confusion[place]
+            if row.sum():
+                others = row.copy()
+                others[place] = 0
+                taken_for = self.classes[int(others.argmax())] if others.any() else ""
+                rows.append((name, int(row.sum()), float(row[place] / row.sum()), taken_for))
+        return rows
+
+
+def split_logits(task: Task, split: Split, best: Path, device: torch.device | str) -> Tensor:
+    """The model's logits of the images of a split in order, float32 (N, K) on CPU."""
+    network = load(best, device).network
+    with torch.inference_mode():
+        batches = centred_batches(split, task.backbone.preprocessing, torch.device(device))
+        return torch.cat([network(images).float().cpu() for images in batches])
+
+
+def keep_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
+    """Write a row for each image of the split `name`: the true and the predicted class with their probabilities.
+
+    The surest mistakes have a thumbnail of what the network saw.
+    """
+    split, classes = task.dataset.for_name(name), task.dataset.classes
+    probabilities = logits.softmax(1).numpy()
+    labels, predicted = np.asarray(split.labels), probabilities.argmax(1)
+    sure = probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:WORST]
+    pixels = split.images.batch(worst)
+    thumbnails = {n: thumbnail(p, task.backbone.preprocessing) for n, p in zip(worst.tolist(), pixels, strict=True)}
+    table = pa.table(
+        {
+            "image": list(split.names),
+            "true": [classes[label] for label in labels],
+            "predicted": [classes[label] for label in predicted],
+            "probability": sure,
+            "probability_of_true": probabilities[np.arange(len(labels)), labels],
+            "thumbnail": pa.array([thumbnails.get(n) for n in range(len(labels))], type=pa.binary()),
+        }
+    )
+    file.parent.mkdir(exist_ok=True)
+    with written_whole(file) as partial:
+        pq.write_table(table.replace_schema_metadata({"split": name, "classes": json.dumps(classes)}), partial)
+
+
+def read_predictions(file: Path) -> Predictions | None:
+    """What `keep_predictions` wrote; None where it has not."""
+    if not file.exists():
+        return None
+    table = pq.read_table(file)
+    classes: Sequence[str] = json.loads(table.schema.metadata[b"classes"])
+    number = {name: place for place, name in enumerate(classes)}
+    rows = table.to_pylist()
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for row in rows:
+        confusion[number[row["true"]], number[row["predicted"]]] += 1
+    worst = sorted((row for row in rows if row["thumbnail"]), key=lambda row: -float(row["probability"]))
+    shown = ("image", "true", "predicted", "probability", "thumbnail")
+    return Predictions(
+        split=table.schema.metadata[b"split"].decode(),
+        classes=tuple(classes),
+        confusion=confusion,
+        worst=tuple(Mistake(**{name: row[name] for name in shown}) for row in worst),
+    )
+
+
+def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAIL_SIZE) -> bytes:
+    """A stored square (R, R, 3) cropped as the network sees it, as a small JPEG."""
+    stream = io.BytesIO()
+    cropped(pixels, preprocessing).resize((size, size), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=80)
+    return stream.getvalue()
+
+
+def cropped(pixels: Pixels, preprocessing: Preprocessing) -> Image.Image:
+    """The centre of a stored square (R, R, 3) that is the network's input."""
+    image = Image.fromarray(pixels)
+    start = margin(image.width, preprocessing.image_size)
+    end = start + preprocessing.image_size
+    return image.crop((start, start, end, end))

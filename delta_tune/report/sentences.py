@@ -1,0 +1,142 @@
+"""What a study found, in sentences: for the terminal, the report and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from delta_tune.config import METRICS
+from delta_tune.console.format import brief, shown
+from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
+from delta_tune.results.statistics import wilson_interval
+from delta_tune.results.study_record import scoring_of
+from delta_tune.results.tables import StudyTables
+
+
+def summary(
+    tables: StudyTables,
+    folder: Path,
+    scorings: list[dict[str, Any]],
+    model: str,
+    remarks: Sequence[str],
+    *,
+    resume: bool,
+    out: str,
+) -> list[str]:
+    """What a study found, in sentences.
+
+    Args:
+        tables: of the search.
+        folder: of the study.
+        scorings: of the test split, in their order.
+        model: which the final one is, as scorings name it.
+        remarks: what else there is to say: the confirmation's verdict, and attention's.
+        resume: whether it was interrupted.
+        out: what holds the folder, as the user knows it.
+    """
+    metric = tables.metric
+    ranked = tables.ranked()
+    said = []
+    if not ranked:
+        states = [str(row["state"]) for row in tables.trials.values()]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+        said.append(f"No trial came to its full budget: {counts}.")
+    else:
+        winner = ranked[0]
+        method = tables.trials[winner]["config.regularizer"]
+        score = tables.best_row(winner)[metric]
+        said.append(
+            f"Best: {method} with {brief(tables, winner)}: {metric} {shown(metric, score)} "
+            f"after epoch {tables.best_row(winner)['epoch']} (trial {winner})."
+        )
+        said += _against_plain(tables, method, score)
+    said += remarks
+    if ranked:
+        if (found := scoring_of(scorings, model)) is not None:
+            test, times = found
+            low, high = test["test_accuracy_interval"]
+            said.append(
+                f"Test: accuracy {100 * test['test_accuracy']:.1f} % on {test['images']} images, {times} "
+                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
+            )
+        said.append(f"Model: {folder / BEST} ({model})")
+    said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
+    if (folder / REPORT_FILE).exists():
+        said.append(f"Report: {folder / REPORT_FILE}")
+    if resume:
+        said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
+    return said
+
+
+def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
+    """How far the winner is from the best of plain L2, or plain L2 from the best of the rest where it won."""
+    if method == "l2":
+        rest = [n for n in tables.ranked() if tables.trials[n]["config.regularizer"] != "l2"]
+        if not rest:
+            return []
+        runner_up, other = tables.trials[rest[0]]["config.regularizer"], tables.best_row(rest[0])[tables.metric]
+        return [
+            f"That is the plain L2 recipe; the best of the other methods is {runner_up} with "
+            f"{shown(tables.metric, other)} (trial {rest[0]})."
+        ]
+    if not any(row["config.regularizer"] == "l2" for row in tables.trials.values()):
+        return []
+    plain = tables.ranked("l2")
+    if not plain:
+        return ["Plain L2 fine-tuning had no trial of full budget, so there is nothing to compare with."]
+    other = tables.best_row(plain[0])[tables.metric]
+    by = f"{100 * (score - other):+.1f} points" if METRICS[tables.metric] == "max" else f"{score - other:+.4f}"
+    return [
+        f"Plain L2: {shown(tables.metric, other)} at its best (trial {plain[0]}), so {method} is {by} on the "
+        f"validation split it was chosen on."
+    ]
+
+
+def is_running(record: Mapping[str, Any]) -> bool:
+    """Whether no session of the study has come to its end, or another one began since."""
+    return not record.keys() & {"finished", "interrupted"}
+
+
+def verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
+    """What the study found, in a sentence."""
+    if record.get("confirmation"):
+        found = next((s for s in record["confirmation"]["sentences"] if s.startswith("Confirmed: ")), None)
+        if found is not None:
+            return str(found)
+    ranked = tables.ranked()
+    if not ranked:
+        return "No trial has come to its full budget" + (" yet." if is_running(record) else ".")
+    metric, winner = tables.metric, ranked[0]
+    method, score = tables.trials[winner]["config.regularizer"], tables.best_row(winner)[tables.metric]
+    said = f"{method}: {metric} {shown(metric, score)} on {record['images']['val']} images"
+    plain = tables.ranked("l2")
+    if method == "l2" or not plain:
+        return f"{said}: the best of {len(ranked)} trials of full budget, not confirmed."
+    other = tables.best_row(plain[0])[metric]
+    return f"{said}, plain l2 {shown(metric, other)}: the best trial of each, not confirmed."
+
+
+def remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
+    """What else one has to know to believe the verdict, or not."""
+    said = []
+    if (found := scoring_of(record["test_scorings"], record.get("model"))) is not None:
+        test, times = found
+        low, high = test["test_accuracy_interval"]
+        said.append(
+            f"Test accuracy of the final model ({test['model']}): {100 * test['test_accuracy']:.1f} % on "
+            f"{test['images']} images, {times}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %."
+        )
+    confirmation = record.get("confirmation")
+    if confirmation:
+        said += [sentence for sentence in confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
+    elif tables.leader is not None:
+        count = record["images"]["val"]
+        accuracy = tables.best_row(tables.leader)["val_accuracy"]
+        low, high = wilson_interval(accuracy, count)
+        said.append(
+            f"The validation score is the one the trial was chosen by, so it flatters; {count} images alone know an "
+            f"accuracy of {100 * accuracy:.1f} % to between {100 * low:.1f} and {100 * high:.1f} %. --confirm 5 "
+            f"compares the methods on fresh seeds and splits."
+        )
+    return [*said, *([record["attention_verdict"]] if record.get("attention_verdict") else [])]

@@ -1,0 +1,64 @@
+"""What repeated runs say about methods: means, and intervals that allow for splits that overlap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+def wilson_interval(proportion: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a proportion seen on `count` examples (Wilson 1927): right near 0 and 1 too."""
+    centre = (proportion + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(proportion * (1 - proportion) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A mean with its interval of confidence."""
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def resampled_interval(values: Sequence[float], train: int, val: int, level: float = LEVEL) -> Interval:
+    """The corrected resampled t interval (Nadeau & Bengio 2003, section 4) of scores, or of differences of scores.
+
+    Splits drawn anew from the same images overlap, so the scores depend on one another and their plain standard error
+    is far too small: the variance of the mean is (1/n + val/train) times that of the values instead of 1/n times.
+
+    Args:
+        values: one for each split, n ≥ 2.
+        train: images a split trains on.
+        val: images it is scored on.
+        level: probability that such an interval holds the expectation, in (0, 1).
+    """
+    assert len(values) >= 2, "one run has no spread"
+    mean, n = float(np.mean(values)), len(values)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt((1 / n + val / train) * np.var(values, ddof=1))
+    return Interval(mean=mean, low=mean - float(half), high=mean + float(half), runs=n)
+
+
+def verdict(
+    first: str, first_scores: Sequence[float], second: str, second_scores: Sequence[float], train: int, val: int
+) -> str:
+    """Two methods on the same seeds and splits, in a sentence; scores are shares of 1, higher is better."""
+    names = (first, first_scores), (second, second_scores)
+    each = [f"{name} {100 * np.mean(s):.1f} ± {100 * np.std(s, ddof=1):.1f}" for name, s in names]
+    gap = resampled_interval([a - b for a, b in zip(first_scores, second_scores, strict=True)], train, val)
+    said = f"{', '.join(each)}: {100 * gap.mean:+.1f} [{100 * gap.low:.1f}, {100 * gap.high:.1f}], {gap.runs} pairs"
+    return said if gap.clear else f"{said}: no difference that this data can show"

@@ -1,0 +1,303 @@
+"""What a study leaves behind: its two tables, which are the truth a resume is rebuilt from, and `study.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from delta_tune.background import Share
+from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.filesystem.atomic import written_whole
+from delta_tune.results.journal import Journal
+from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
+
+State = Literal["waiting", "running", "completed", "pruned", "stopped", "diverged", "failed"]
+FINISHED: tuple[State, ...] = ("completed", "pruned", "diverged", "failed")
+OPEN: tuple[State, ...] = ("waiting", "running")
+SCORES = ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
+EPOCH_COLUMNS = (
+    ("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES, "lr", "seconds", "eval_seconds")
+)  # fmt: skip
+REPORTED = "reported"
+"""Column of the epochs: when the study heard of it, in seconds since 1970. Rungs decide in this order."""
+EVENTS = b"delta_tune.events"
+"""Key of a table's metadata: how many of the journal's events it holds."""
+WRITING_SHARE = 0.05
+"""Part of the time that writing the tables whole may take: it takes longer the more trials there are."""
+
+
+class StudyTables:
+    """`trials.parquet` and `epochs.parquet` of a study folder, in memory and on disk.
+
+    Each event is a line of the journal before anything follows from it, so that a process that is killed loses none.
+    Now and then, and at the end, both tables are written whole and the journal is removed. Files appear whole or not at
+    all and may be read while the study runs. A row says that a trial is finished, or that an epoch is done, only after
+    what a resume needs of it is on disk.
+    """
+
+    def __init__(self, folder: Path, metric: Metric) -> None:
+        self.folder, self.metric = folder, metric
+        self.trials: dict[int, dict[str, Any]] = {}
+        self.epochs: dict[int, list[dict[str, Any]]] = {}
+        self.open: set[int] = set()
+        """Numbers of the trials that wait or run."""
+        self.leader: int | None = None
+        """The first of `ranked`, so that nobody has to look through all trials each time that one ends."""
+        self._journal = Journal(folder / JOURNAL_FILE)
+        self._lag = False
+        self._written = False
+        self._share = Share(WRITING_SHARE)
+
+    @classmethod
+    def read(cls, folder: Path, metric: Metric) -> StudyTables:
+        """The tables that an earlier session left, or one is writing, with what its journal adds.
+
+        Nothing is changed on disk.
+
+        Raises:
+            UserError: a table is missing or damaged.
+        """
+        while True:
+            stamps = _stamps(folder)
+            try:
+                tables = cls._read(folder, metric)
+            except UserError:
+                if stamps == _stamps(folder):
+                    raise
+            else:
+                if stamps == _stamps(folder):
+                    return tables
+
+    @classmethod
+    def _read(cls, folder: Path, metric: Metric) -> StudyTables:
+        """Both tables and the journal, which belong together if none was written whole in the meantime."""
+        tables = cls(folder, metric)
+        try:
+            for row in _read_table(folder / EPOCHS_FILE).to_pylist():
+                tables.epochs.setdefault(int(row["trial_id"]), []).append(row)
+            found = _read_table(folder / TRIALS_FILE)
+            for row in found.to_pylist():
+                tables.trials[row["number"]] = row
+                tables.epochs.setdefault(row["number"], [])
+            # A session that was killed between the two tables left epochs that the journal tells again: that changes
+            # nothing.
+            for event in tables._journal.resume(int((found.schema.metadata or {}).get(EVENTS, 0))):
+                tables._apply(**event)
+            if unknown := tables.epochs.keys() - tables.trials.keys():
+                raise KeyError(f"epochs of unknown trials {sorted(unknown)}")
+            for number, row in tables.trials.items():
+                if tables.epochs[number] and row["epochs"] != len(tables.epochs[number]):
+                    tables._sum_up(number)  # killed between the one table and the other
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{folder} cannot be resumed: its tables do not read ({error}); start a new study."
+            ) from error
+        tables.open = {number for number, row in tables.trials.items() if row["state"] in OPEN}
+        tables.leader = next(iter(tables.ranked()), None)
+        return tables
+
+    def add(self, number: int, config: TrialConfig, params: Mapping[str, Any], helpers: Mapping[str, Any]) -> None:
+        """A trial that was proposed."""
+        row = {
+            "trial_id": trial_name(number),
+            "number": number,
+            "state": "waiting",
+            **{f"config.{name}": value for name, value in config.record().items()},
+            **{f"param.{name}": value for name, value in helpers.items()},
+            "suggested": json.dumps(dict(params)),
+            "epochs": 0,
+            "out_of_memory": 0,
+            "train_seconds": 0.0,
+            "eval_seconds": 0.0,
+        }
+        self._tell(number, row)
+
+    def start(
+        self, number: int, node: str | None, began: float, start_seconds: float | None, gpus: float = 0.0
+    ) -> None:
+        """A trial that a worker began.
+
+        Args:
+            number: of the trial.
+            node: Ray's id of the node.
+            began: seconds since 1970.
+            start_seconds: since it was asked for.
+            gpus: its part of one.
+        """
+        told = {"node": node, "began": began, "start_seconds": start_seconds, "gpus": gpus}
+        self._tell(number, {"state": "running", **told})
+
+    def move(self, number: int, node: str) -> None:
+        """A running trial whose worker or node was lost goes on on this node."""
+        self._tell(number, {"node": node})
+
+    def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> None:
+        """An epoch of a trial, which ended at that time.
+
+        A repeated epoch (a worker died after it) replaces what was known from there on.
+        """
+        told = {"trial_id": trial_name(number), "epoch": row["epoch"], **{k: row[k] for k in EPOCH_COLUMNS}}
+        self._tell(number, {"ended": ended}, told | {REPORTED: time.time()})
+
+    def run_out_of_memory(self, number: int) -> None:
+        """A trial that is to run again with more of a GPU."""
+        self._tell(number, {"state": "waiting", "out_of_memory": self.trials[number]["out_of_memory"] + 1})
+
+    def finish(self, number: int, state: State, error: str | None = None) -> None:
+        """How a trial ended."""
+        self._tell(number, {"state": state, "error": error})
+        self._follow(number)
+
+    def conclude(self, number: int, state: State) -> None:
+        """How a trial of an earlier session ended, which did not come to write it down; on disk with the next write."""
+        self._apply(number, {"state": state})
+        self._follow(number)
+
+    def _tell(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
+        """An event: what changes of a trial's row, and an epoch of it."""
+        if not self._written:  # what was read, with a journal that may end in half a line
+            self.write()
+        self._journal.append({"number": number, "trial": trial, "epoch": epoch})
+        self._lag = True
+        self._apply(number, trial, epoch)
+        self.catch_up()
+
+    def _apply(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
+        """An event, in memory."""
+        row, rows = self.trials.setdefault(number, {}), self.epochs.setdefault(number, [])
+        row |= trial
+        (self.open.add if row["state"] in OPEN else self.open.discard)(number)
+        if epoch is not None:
+            del rows[epoch["epoch"] - 1 :]
+            rows.append(epoch)
+            self._sum_up(number)
+
+    def _follow(self, number: int) -> None:
+        """Keep the leader, now that this trial ended."""
+        if self.trials[number]["state"] == "completed":
+            self.leader = min(number, number if self.leader is None else self.leader, key=self._rank)
+
+    def _sum_up(self, number: int) -> None:
+        """Bring a trial's row up to its epochs."""
+        rows, best = self.epochs[number], self.best_row(number)
+        self.trials[number] |= {
+            "epochs": len(rows),
+            **{name: rows[-1][name] for name in SCORES},
+            **{f"best_{name}": best[name] for name in SCORES},
+            "best_epoch": best["epoch"],
+            "train_seconds": sum(r["seconds"] for r in rows),
+            "eval_seconds": sum(r["eval_seconds"] for r in rows),
+        }
+
+    def best_row(self, number: int) -> dict[str, Any]:
+        """The first epoch of a trial with the best metric."""
+        sign = 1 if METRICS[self.metric] == "max" else -1
+        return max(self.epochs[number], key=lambda row: sign * row[self.metric])
+
+    def ranked(self, regularizer: str | None = None) -> list[int]:
+        """Numbers of the trials of full budget (of one method), best first.
+
+        By the best epoch's metric; equal ones by its validation loss, which a small split resolves more finely.
+        """
+        full = [
+            number
+            for number, trial in self.trials.items()
+            if trial["state"] == "completed" and regularizer in (None, trial["config.regularizer"])
+        ]
+        return sorted(full, key=self._rank)
+
+    def _rank(self, number: int) -> tuple[float, float, int]:
+        row, sign = self.best_row(number), 1 if METRICS[self.metric] == "max" else -1
+        return -sign * row[self.metric], row["val_loss"], number
+
+    def config(self, number: int) -> TrialConfig:
+        """The configuration of a trial."""
+        row = self.trials[number]
+        return TrialConfig.from_record(
+            {name.removeprefix("config."): v for name, v in row.items() if name.startswith("config.")}
+        )
+
+    def params(self, number: int) -> dict[str, Any]:
+        """A trial's coordinates in the space."""
+        found: dict[str, Any] = json.loads(self.trials[number]["suggested"])
+        return found
+
+    def table(self) -> pa.Table:
+        """`trials.parquet` as a table."""
+        rows = [self.trials[number] for number in sorted(self.trials)]
+        helpers = {name for row in rows for name in row if name.startswith("param.")}
+        columns: dict[str, pa.Array] = {}
+        for name, kind in _trial_columns(sorted(helpers)):
+            values = [row.get(name) for row in rows]
+            found = {type(value) for value in values} - {type(None)}
+            if kind is None and len(found) > 1 and found != {int, float}:
+                values = [None if v is None else str(v) for v in values]  # a helper of several types
+            columns[name] = pa.array(values, type=kind)
+        return pa.table(columns)
+
+    def catch_up(self) -> None:
+        """Write the tables if the journal is ahead of them and writing has taken no more than its share of the time."""
+        if self._lag and self._written and self._share.free:
+            self.write()
+
+    def write(self) -> None:
+        """Both tables, each whole or not at all; then the journal has nothing to add."""
+        with self._share.taken():
+            self._write()
+
+    def _write(self) -> None:
+        rows = [row for number in sorted(self.epochs) for row in self.epochs[number]]
+        kinds = {"trial_id": pa.string(), "epoch": pa.int32()} | dict.fromkeys((*EPOCH_COLUMNS, REPORTED), pa.float64())
+        epochs = pa.table({name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in kinds.items()})
+        # Epochs first: a trial's row never claims an epoch that the other table lacks.
+        for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
+            with written_whole(self.folder / name) as partial:
+                pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.told)}), partial)
+        self._journal.clear()
+        self._lag, self._written = False, True
+
+
+def _stamps(folder: Path) -> list[int]:
+    return [file.stat().st_mtime_ns for file in (folder / TRIALS_FILE, folder / EPOCHS_FILE) if file.exists()]
+
+
+def _read_table(file: Path) -> pa.Table:
+    # Given a path, pyarrow asks for the size before it opens the file, which may have been replaced in between.
+    with pa.OSFile(str(file)) as opened:
+        return pq.read_table(opened)
+
+
+def _trial_columns(helpers: list[str]) -> list[tuple[str, pa.DataType | None]]:
+    columns: list[tuple[str, pa.DataType | None]] = [
+        ("trial_id", pa.string()),
+        ("number", pa.int32()),
+        ("state", pa.string()),
+        ("epochs", pa.int32()),
+        *((name, pa.float64()) for name in SCORES),
+        *((f"best_{name}", pa.float64()) for name in SCORES),
+        ("best_epoch", pa.int32()),
+    ]
+    columns += [(f"config.{name}", _arrow_type(hint)) for name, hint in get_type_hints(TrialConfig).items()]
+    columns += [(name, None) for name in helpers]
+    columns += [
+        ("suggested", pa.string()),
+        *((name, pa.float64()) for name in ("train_seconds", "eval_seconds", "start_seconds", "began", "ended")),
+        ("gpus", pa.float64()),
+        ("out_of_memory", pa.int32()),
+        ("node", pa.string()),
+        ("error", pa.string()),
+    ]
+    return columns
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    if get_origin(hint) is Literal:
+        return pa.string()
+    kinds = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+    return next(kinds[kind] for kind in (hint, *get_args(hint)) if kind in kinds)

@@ -1,0 +1,51 @@
+"""A Tune searcher that proposes a fixed list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from delta_tune.config import METRICS, Metric, TrialConfig
+from delta_tune.search.messages import GPUS, NUMBER, TASK
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One configuration on one split."""
+
+    number: int
+    config: TrialConfig
+    repetition: int
+    gpus: float
+
+
+class PlannedRuns(Searcher):  # type: ignore[misc]
+    """Runs that are known beforehand, in their order."""
+
+    def __init__(self, runs: list[Run], metric: Metric, on_proposal: Callable[[Run], None]) -> None:
+        super().__init__(metric=metric, mode=METRICS[metric])
+        self._left, self._on_proposal = list(runs), on_proposal
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The Tune configuration of the next run, or Tune's word for no more."""
+        if not self._left:
+            return str(Searcher.FINISHED)
+        run = self._left.pop(0)
+        self._on_proposal(run)
+        return {NUMBER: run.number, GPUS: run.gpus, TASK: run.repetition, **run.config.record()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing is learnt from it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; ours has nothing to give it, see `save`."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a resumed confirmation is rebuilt from its tables."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as `save`."""

@@ -1,0 +1,151 @@
+"""The hand that writes the study's tables while Tune runs, and clears away what is no longer needed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.tune import Callback
+
+from delta_tune.cluster.failures import StoppedFromOutside
+from delta_tune.cluster.gpu_sharing import twice
+from delta_tune.console.live_view import Standing
+from delta_tune.console.progress import Progress
+from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_name
+from delta_tune.results.mirror import Mirror
+from delta_tune.results.tables import OPEN, State, StudyTables
+from delta_tune.search.asha import Rungs
+from delta_tune.search.messages import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, WORKER_DIED
+
+
+class Recorder(Callback):  # type: ignore[misc]
+    """Tune's events → tables, progress and disk.
+
+    Of the trials that are over only the leader's weights are kept: a study's disk use does not grow with its trials.
+    """
+
+    def __init__(
+        self, tables: StudyTables, scheduler: Rungs, progress: Progress, total: int, mirror: Mirror | None = None
+    ) -> None:
+        self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
+        self._mirror = mirror
+        self.standing = Standing(tables, total)
+        self._asked_at: dict[int, float] = {}
+        self._cleared = False
+        self.on_lost: Callable[[str], None] | None = None
+        """Told Tune's id of a trial whose end Tune told nobody but us."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; the study is resumed from its tables instead."""
+        return {}
+
+    def asked(self, number: int) -> None:
+        """A trial was asked for: its start is timed from here."""
+        self._asked_at[number] = time.time()
+
+    @contextmanager
+    def shown(self, title: str, slots: Callable[[], int]) -> Iterator[None]:
+        """Within it the user sees where the run stands, under this word; `slots` is how many trials run at a time."""
+        self.standing.begin(slots)
+        with self._progress.live(self.standing, self._tables, title):
+            yield
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that has a worker."""
+        self.standing.started(trial.config[NUMBER])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch, or a bad end."""
+        number = trial.config[NUMBER]
+        if result.get(OUTCOME) == BLOCKED:
+            # Before Optuna or the tables hear of it: the trial is as unfinished as the others that were running.
+            raise StoppedFromOutside(result["error"])
+        if self._tables.trials[number]["state"] != "running":
+            waited = result["began"] - self._asked_at.get(number, result["began"])
+            self._tables.start(number, result["node"], result["began"], max(0.0, waited), trial.config[GPUS])
+        elif result["node"] != self._tables.trials[number]["node"]:
+            self._tables.move(number, result["node"])
+        if OUTCOME not in result:
+            self._tables.report(number, result, result["ended"])
+            self.standing.reported(number, result["epoch"])
+            self._progress.epoch(self._tables, number)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that reached its end, was stopped at a rung, or reported a bad end."""
+        result, number = trial.last_result, trial.config[NUMBER]
+        if result.get(OUTCOME) == OUT_OF_MEMORY:
+            self._tables.run_out_of_memory(number)
+            self.standing.gave_way(number)
+            self._progress.say(
+                f"Trial {number} ran out of memory with {trial.config[GPUS]:g} of a GPU; it runs again with "
+                f"{twice(trial.config[GPUS]):g}."
+            )
+            return
+        state: State
+        if OUTCOME in result:
+            state = result[OUTCOME]
+        elif trial.trial_id in self._scheduler.pruned:
+            state = "pruned"
+        else:
+            state = "completed"
+        self._finish(number, state, result.get("error"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial whose worker died too often: exceptions of the trial's own come as reports."""
+        lines = str(trial.get_error() or "no cause is known").strip().splitlines()
+        self._finish(trial.config[NUMBER], "failed", f"{WORKER_DIED}: {lines[-1]}")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Several times a second: let the tables catch up, and look for a trial that Tune gave up without a word.
+
+        It does so where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
+        limit of trials at a time then counts that trial for ever.
+        """
+        self._tables.catch_up()
+        for trial in [trial for trial in self._scheduler.live.values() if trial.status == "ERROR"]:
+            self._scheduler.on_trial_error(None, trial)
+            if self.on_lost is not None:
+                self.on_lost(trial.trial_id)
+            self.on_trial_error(iteration, trials, trial)
+
+    def stop_the_rest(self) -> bool:
+        """Mark what the end of the run left unfinished, and write the tables; whether there was any."""
+        rest = sorted(self._tables.open)
+        for number in rest:
+            self._tables.finish(number, "stopped")
+        self._tables.write()
+        return bool(rest)
+
+    def _finish(self, number: int, state: State, error: str | None) -> None:
+        former = self._tables.leader
+        self._tables.finish(number, state, error)
+        # The first time all of them: an earlier session may have been killed before it cleared up.
+        for each in {number, former} if self._cleared else self._tables.trials:
+            if each is not None:
+                self._clear(each)
+        self._cleared = True
+        self.standing.ended(number)
+        self._progress.trial(self._tables, number, self._total, self.standing.left)
+
+    def _clear(self, number: int) -> None:
+        """Remove what is no longer needed of a trial."""
+        state = self._tables.trials[number]["state"]
+        folder = self._tables.folder / CHECKPOINTS / trial_name(number)
+        if state in (*OPEN, "stopped"):
+            return
+        kept = {"failed": {ERROR_FILE}}.get(state, {BEST_FILE} if number == self._tables.leader else set())
+        if self._mirror is not None:
+            self._mirror.discard(folder, kept)
+        if not folder.exists():
+            return
+        if not kept:
+            shutil.rmtree(folder)
+            return
+        for file in folder.iterdir():
+            if file.name not in kept:
+                file.unlink()

@@ -1,0 +1,178 @@
+"""Trials on Ray Tune: the only place for its running machinery."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.logger import LoggerCallback, TBXLoggerCallback
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from delta_tune.cluster.connection import quiet_tune
+from delta_tune.cluster.failures import StoppedFromOutside
+from delta_tune.cluster.resources import Room
+from delta_tune.cluster.shared_objects import shared
+from delta_tune.cluster.source_map_store import map_budget, map_shelf
+from delta_tune.config import Metric
+from delta_tune.console.live_view import Standing
+from delta_tune.results.layout import RAY, trial_name
+from delta_tune.search.asha import Rungs
+from delta_tune.search.messages import GPUS, NUMBER
+from delta_tune.search.recorder import Recorder
+from delta_tune.search.session import Session
+from delta_tune.search.worker import WorkerSettings, run_tune_trial
+from delta_tune.training.task import Task
+
+MAX_WORKER_DEATHS = 3
+
+
+def run_trials(
+    tasks: Sequence[Task],
+    searcher: Searcher,
+    scheduler: Rungs,
+    recorder: Recorder,
+    session: Session,
+    *,
+    folder: Path,
+    metric: Metric,
+    share_maps: bool,
+    left: Callable[[], float] | None = None,
+    title: str = "Search",
+    loggers: Sequence[LoggerCallback] = (),
+) -> list[tuple[float, int]]:
+    """Run what the searcher proposes until it has no more, the time is over, or the user interrupts.
+
+    Args:
+        tasks: measured; they lie once a node in the object store meanwhile.
+        searcher: proposes trials, each on one of the tasks (`TASK`), and is told of their ends.
+        scheduler: stops them at its rungs.
+        recorder: is told of everything.
+        session: resources of a trial, and who is told how the maps were shared.
+        folder: of the study.
+        metric: what the searcher and the scheduler look at.
+        share_maps: whether trials leave the source's feature maps for one another.
+        left: seconds until all trials are stopped, asked again and again; None for no end.
+        title: what a terminal calls the run.
+        loggers: are told of the trials after the recorder.
+
+    Returns:
+        Since when (seconds since 1970) how many trials could run at a time, as nodes came and went.
+
+    Raises:
+        StoppedFromOutside: no node has had room for a trial for long.
+    """
+    resources = session.resources
+    name = f"{folder}-{uuid.uuid4().hex}"
+    settings = WorkerSettings(
+        shelf=name,
+        checkpoints=session.checkpoints(folder),
+        metric=metric,
+        threads=resources.threads,
+        device=resources.device,
+        maps=f"{name}-maps" if share_maps else None,
+    )
+
+    def trial(config: dict[str, Any]) -> None:
+        run_tune_trial(config, settings)
+
+    cpus = resources.cpus_per_trial
+
+    def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        gpus = {"GPU": config[GPUS]} if config[GPUS] else {}
+        return tune.PlacementGroupFactory([{"CPU": cpus, **gpus}])
+
+    room = Room(resources, session.progress.say)
+    limited = _Limiter(searcher, room)
+    recorder.on_lost = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
+    ray_folder = folder / RAY
+    tuner = tune.Tuner(
+        tune.with_resources(trial, bundle),
+        tune_config=tune.TuneConfig(
+            search_alg=limited,
+            scheduler=scheduler,
+            num_samples=-1,  # the searcher says when it is done
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
+            storage_path=str(ray_folder),
+            callbacks=[recorder, TBXLoggerCallback(), *loggers],
+            stop=_Stopper(left, room, recorder.standing),
+            failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
+            verbose=0,
+        ),
+    )
+    maps, shown = _maps(settings.maps, session.progress.say), recorder.shown(title, lambda: room.slots)
+    with shared(list(tasks), name), quiet_tune(folder / "study.log"), maps, shown:
+        tuner.fit()
+    if room.gone is not None:
+        raise StoppedFromOutside(room.gone)
+    return room.history
+
+
+class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
+    """Tune's, whose limit is fixed, with one that follows the cluster."""
+
+    def __init__(self, searcher: Searcher, room: Room) -> None:
+        super().__init__(searcher, max_concurrent=room.limit)
+        self._room = room
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, where there is room for it."""
+        self.max_concurrent = self._room.limit
+        return super().suggest(trial_id)
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing: a resumed study is rebuilt from its tables."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; ours has nothing to give it."""
+        return {}
+
+
+class _Stopper(tune.Stopper):  # type: ignore[misc]
+    """Tune's own time budget cannot move while trials run; for trials that no node has room for it waits for ever."""
+
+    def __init__(self, left: Callable[[], float] | None, room: Room, standing: Standing) -> None:
+        self._left, self._room, self._standing = left, room, standing
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial is to stop: rungs say that."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tune asks several times a second."""
+        if self._left is not None:
+            left = self._left()
+            self._standing.ends_in(left)
+            if left <= 0:
+                return True
+        return self._room.gone is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings at the start of a run; ours has nothing to give it."""
+        return {}
+
+
+@contextlib.contextmanager
+def _maps(name: str | None, say: Callable[[str], None]) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    budget = map_budget()
+    with map_shelf(name, budget) as shelf:
+        yield
+        say(ray.get(shelf.report.remote()).sentence(budget))
+
+
+def _name(trial: Any) -> str:
+    """Tune's folder of a trial; its own would list every hyperparameter."""
+    return f"trial-{trial_name(trial.config[NUMBER])}"

@@ -1,0 +1,198 @@
+"""What runs in a Ray worker: one trial of a study, from its Tune configuration to its reports."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import socket
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from delta_tune.cluster.failures import StoppedFromOutside, outside_cause
+from delta_tune.cluster.gpu_sharing import memory_fraction
+from delta_tune.cluster.shared_objects import fetch
+from delta_tune.cluster.source_map_store import RayMaps
+from delta_tune.config import Metric, TrialConfig, UserError
+from delta_tune.filesystem.uris import is_address
+from delta_tune.results.layout import ERROR_FILE, RECORD_FILE, traceback_file, trial_name
+from delta_tune.results.mirror import Mirror, at_hand
+from delta_tune.search.messages import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
+from delta_tune.search.watchdog import FACTOR, limit_of, watched
+from delta_tune.training.trial import Row, run_trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What all trials of a study are told."""
+
+    shelf: str
+    checkpoints: str
+    """Folder or address of those of all trials."""
+    metric: Metric
+    threads: int
+    device: str
+    maps: str | None
+    """Name of the shelf where trials share the source's feature maps; None where they do not."""
+
+
+HUNG_FILE = "hung.txt"
+"""In a trial's folder: where its threads were when its process was ended because it hung."""
+
+TRIES, WAIT_S = 5, 10.0
+"""To bring an epoch to an address, and the seconds between."""
+
+_tasks: tuple[str, Any] | None = None
+"""The shared tasks of the study that this process last worked for: a process lives on from trial to trial."""
+
+
+def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> None:
+    """Run one trial and report each epoch.
+
+    An exception of the trial's own is reported as its outcome, never raised: Tune would start the trial anew, and only
+    the death of a worker or a node is worth that.
+    """
+    # By default Tune waits 2 s for a trial's thread to end, then gives up on the actor and forgets to tell the searcher
+    # (ray/tune/execution/tune_controller.py, _on_trial_reset), so that a study on a busy machine would never end.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
+    number = tune_config[NUMBER]
+    config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k not in (NUMBER, GPUS, TASK)})
+    torch.set_num_threads(settings.threads)
+    told = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
+    last: Row = {"epoch": 0, settings.metric: float("nan")}
+
+    place = settings.checkpoints
+    if not is_address(place) and not Path(place).parent.exists():  # a node that joined later than the study looked
+        unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
+        tune.report({**last, **told, OUTCOME: BLOCKED, "error": unseen})
+        return
+    try:
+        with at_hand(f"{place}/{trial_name(number)}") as (folder, mirror):
+            _run(tune_config, config, settings, folder, mirror, told, last)
+    except (OSError, UserError) as error:
+        if not is_address(place):
+            raise
+        tune.report({**last, **told, OUTCOME: BLOCKED, "error": f"{place} cannot be read ({error})"})
+
+
+def _run(
+    tune_config: dict[str, Any],
+    config: TrialConfig,
+    settings: WorkerSettings,
+    folder: Path,
+    mirror: Mirror | None,
+    told: Row,
+    last: Row,
+) -> None:
+    global _tasks
+    gpus, number = tune_config[GPUS], tune_config[NUMBER]
+    if (limit := limit_of(folder / HUNG_FILE)) is not None:
+        (folder / HUNG_FILE).replace(folder / ERROR_FILE)
+        cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"
+        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({traceback_file(number)} says where)"})
+        return
+
+    try:
+        if settings.device == "cuda" and gpus < 1:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
+        if _tasks is None or _tasks[0] != settings.shelf:
+            _tasks = settings.shelf, fetch(settings.shelf)
+        task = _tasks[1][tune_config[TASK]]
+        for other in _tasks[1]:
+            if other is not task:
+                other.forget_networks()
+        with watched(folder / HUNG_FILE) as watch:
+
+            def report(row: Row) -> None:
+                watch.end(row["seconds"] + row["eval_seconds"])
+                if mirror is not None:
+                    bring(mirror)
+                last.update(row)
+                tune.report({**row, **told, "ended": time.time()})
+                watch.begin()
+
+            # The tables at an address may be some epochs behind it, and hear of them now.
+            for row in _earlier_rows(config, folder, mirror) if mirror is not None else ():
+                report(row)
+            result = run_trial(
+                task,
+                config,
+                report,
+                metric=settings.metric,
+                device=settings.device,
+                checkpoint=folder,
+                maps=None if settings.maps is None else RayMaps(settings.maps),
+            )
+    except torch.cuda.OutOfMemoryError as error:
+        outcome = OUT_OF_MEMORY if 0 < gpus < 1 else "failed"
+        tune.report({**last, **told, OUTCOME: outcome, "error": f"the GPU's memory is too small ({error})"})
+        return
+    except Exception as error:
+        if (blocked := outside_cause(error)) is not None:
+            tune.report({**last, **told, OUTCOME: BLOCKED, "error": blocked})
+            return
+        cause = "".join(traceback.format_exception_only(error)).strip()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR_FILE).write_text(traceback.format_exc())
+        if mirror is not None:
+            bring(mirror)
+        place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
+        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({place})"})
+        return
+    finally:
+        give_memory_back()
+    if result.state == "diverged":
+        tune.report({**last, **told, OUTCOME: "diverged", "error": result.error})
+
+
+def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row]:
+    """Of the run that is continued, but for the last, which it reports itself.
+
+    What is no run of this configuration is one that the study knows nothing of any more, and goes.
+    """
+    if not (folder / RECORD_FILE).exists():
+        return []
+    record = json.loads((folder / RECORD_FILE).read_text())
+    if record["config"] != json.loads(json.dumps(config.record())):
+        mirror.clear()
+        return []
+    rows: list[Row] = record["rows"]
+    return rows[:-1]
+
+
+def bring(mirror: Mirror) -> None:
+    """Push, patiently.
+
+    Raises:
+        StoppedFromOutside: the address does not answer as it should.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            mirror.push()
+            return
+        except OSError as error:
+            if not left:
+                raise StoppedFromOutside(f"{mirror.address} cannot be written to ({error})") from error
+            time.sleep(WAIT_S)
+
+
+def give_memory_back() -> None:
+    """Return what a trial leaves behind to the machine: its process lives on, and would grow from trial to trial."""
+    gc.collect()  # networks, hooks and optimizers form cycles
+    if gc.get_freeze_count() == 0:
+        gc.freeze()  # to look through torch, Ray and the rest again after each trial would take half a second
+    # Each trial runs in a thread of its own, for which glibc keeps a heap that it does not shrink by itself.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

@@ -1,0 +1,112 @@
+"""Plain L2 searched beside a space that lacks it, so that a confirmation has something to compare with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, FloatDistribution
+
+from delta_tune.config import TrialConfig
+from delta_tune.results.tables import StudyTables
+from delta_tune.spaces.space import Space, SpaceTrial
+from delta_tune.spaces.validation import CheckedSpace, check_space, contains
+
+ARM = "_arm"
+"""The helper that says which arm a trial is of: `SPACE` (or its method, where methods are balanced) or `PLAIN`."""
+SPACE, PLAIN = "space", "l2"
+_RECIPE = {"lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "weight_decay": 1e-4}
+_WEIGHT_DECAY = FloatDistribution(1e-5, 1e-2, log=True)
+# max_grad_norm is one of plain L2's too, but null unless it is given.
+_OF_PLAIN_L2 = {k for k, v in TrialConfig(regularizer="l2", max_grad_norm=1.0).record().items() if v is not None}
+_SHARED = _OF_PLAIN_L2 - {"regularizer", "weight_decay", "max_epochs", "seed"}
+
+
+def lacks_plain_l2(checked: CheckedSpace) -> bool:
+    """Whether no configuration of the space is plain L2."""
+    return all(proposal.config.regularizer != "l2" for proposal in checked.drawn)
+
+
+def with_plain_l2(checked: CheckedSpace, seed: int) -> CheckedSpace:
+    """The space and plain L2 in turns, each with a sampler of its own.
+
+    L2 is searched over the space's own ranges of what both have (learning rate, batch norm, …) and keeps what the space
+    keeps constant; its weight decay is searched from 1e-5 to 1e-2.
+
+    Args:
+        checked: a space without plain L2.
+        seed: of the random draws that the new space is checked with.
+    """
+    space = checked.space
+    # A space that balances its methods gets L2 as one more of them; any other is one arm as a whole.
+    by_method = space.balance == "regularizer"
+    arms = (*(checked.choices if by_method else (SPACE,)), PLAIN)
+    ranges = _ranges(checked)
+    constants = _constants(checked, ranges)
+    own_method = {name: value for name, value in space.fixed.items() if name == "regularizer"}
+
+    def both(trial: SpaceTrial) -> Mapping[str, Any]:
+        arm = trial.suggest_categorical(ARM, arms)
+        if arm == PLAIN:
+            for name, distribution in ranges.items():
+                trial.suggest(name, distribution)
+            return {**constants, "regularizer": "l2"}
+        inside = {"regularizer": arm} if by_method else own_method
+        trial.fix(inside)
+        return {**(space.function(trial) or {}), **inside}
+
+    def in_arm(point: Mapping[str, Any]) -> dict[str, Any]:
+        if not by_method:
+            return {ARM: SPACE, **point}
+        rest = {name: value for name, value in point.items() if name != "regularizer"}
+        return {ARM: point["regularizer"], **rest} if "regularizer" in point else rest
+
+    recipe = {n: v for n, v in _RECIPE.items() if n in ranges and n not in space.fixed and contains(ranges[n], v)}
+    joined: Space = dataclasses.replace(
+        space,
+        function=both,
+        fixed={name: value for name, value in space.fixed.items() if name not in own_method},
+        start=(*(in_arm(point) for point in checked.points), {ARM: PLAIN, **recipe}),
+        balance=ARM,
+    )
+    return dataclasses.replace(check_space(joined, seed), said=checked.said)
+
+
+Groups = Callable[[StudyTables], dict[int, str]]
+"""Trial number → the group that is compared: its method, or its arm where plain L2 is searched beside a space."""
+
+
+def groups_of(checked: CheckedSpace) -> Groups:
+    """What is compared in a study of this space."""
+    choices = checked.choices if checked.space.balance == ARM else None
+
+    def groups(tables: StudyTables) -> dict[int, str]:
+        methods = {number: row["config.regularizer"] for number, row in tables.trials.items()}
+        return methods if choices is None else {number: arm_of(method, choices) for number, method in methods.items()}
+
+    return groups
+
+
+def sharing_rungs(checked: CheckedSpace) -> Callable[[str], str]:
+    """Method → the group within which trials of this space are stopped: one, or each that gets a budget of its own."""
+    if checked.space.balance == ARM:
+        choices = checked.choices
+        return lambda method: str(arm_of(method, choices))
+    by_method = checked.space.balance == "regularizer"
+    return lambda method: method if by_method else "all"
+
+
+def arm_of(regularizer: str, choices: tuple[Any, ...]) -> Any:
+    """The arm that a trial of this method belongs to, of `with_plain_l2`'s choices."""
+    return regularizer if regularizer in choices else SPACE
+
+
+def _ranges(checked: CheckedSpace) -> dict[str, BaseDistribution]:
+    found = {n: d for p in checked.drawn for n, d in p.distributions.items() if n in _SHARED}
+    return {**found, "weight_decay": _WEIGHT_DECAY}
+
+
+def _constants(checked: CheckedSpace, ranges: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    values = {name: {getattr(p.config, name) for p in checked.drawn} for name in _SHARED if name not in ranges}
+    return {name: next(iter(found)) for name, found in sorted(values.items()) if len(found) == 1}

@@ -1,0 +1,203 @@
+"""Search spaces: define-by-run functions in Optuna's idiom, and the files they come from."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+import delta_tune
+from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError, check_names, nearest
+
+STUDY_FIELDS = ("max_epochs", "seed")  # the same for all trials of a study, else their results do not compare
+
+Answer = Callable[[str, BaseDistribution], Any]
+
+
+class SpaceTrial:
+    """What a space function is given: Optuna's `suggest_…`, with fixed values answered first and every answer noted."""
+
+    def __init__(self, answer: Answer, fixed: Mapping[str, Any]) -> None:
+        self._answer, self._fixed = answer, fixed
+        self.values: dict[str, Any] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
+        """Of what was not fixed: what a sampler has to do with."""
+
+    def fix(self, values: Mapping[str, Any]) -> None:
+        """Answer these names with these values from now on."""
+        self._fixed = {**self._fixed, **values}
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A float in [low, high]."""
+        return float(self.suggest(name, FloatDistribution(low, high, log=log, step=step)))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """An integer in [low, high]."""
+        return int(self.suggest(name, IntDistribution(low, high, log=log, step=step)))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of `choices` (None, bool, int, float or str)."""
+        return self.suggest(name, CategoricalDistribution(choices))
+
+    def suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        """A value of that distribution, as one of the methods above."""
+        if name in self._fixed:
+            value = self._fixed[name]
+            self.values[name] = ",".join(value) if isinstance(value, tuple) else value
+        elif name not in self.values:
+            self.values[name] = self._answer(name, distribution)
+            self.distributions[name] = distribution
+        return self.values[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """One configuration of a space."""
+
+    config: TrialConfig
+    params: dict[str, Any]
+    """What was sampled, by name: the coordinates in the space."""
+    helpers: dict[str, Any]
+    """The suggested values that are no hyperparameters, with their leading underscore."""
+    distributions: dict[str, BaseDistribution]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A search space with its starting points.
+
+    Attributes:
+        function: takes a `SpaceTrial`, returns None or further values.
+        base: the configuration that the space's values are laid over.
+        fixed: values that the user fixed (`--set`).
+        start: points tried before anything is sampled; they may fix only some hyperparameters.
+        balance: name of a categorical hyperparameter of which each choice gets the same number of trials.
+        source: the text of the file or function: a resumed study must have the same.
+    """
+
+    name: str
+    function: Callable[[SpaceTrial], Mapping[str, Any] | None]
+    base: TrialConfig = field(default_factory=TrialConfig)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    start: tuple[dict[str, Any], ...] = ()
+    balance: str | None = None
+    source: str = ""
+
+    def propose(self, answer: Answer) -> Proposal:
+        """The configuration that these answers give.
+
+        Raises:
+            UserError: the function raises, or gives a name or value that is none.
+        """
+        trial = SpaceTrial(answer, self.fixed)
+        try:
+            returned = dict(self.function(trial) or {})
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The space {self.name} raised {type(error).__name__}: {error}, after {trial.values or 'nothing'} was "
+                f"suggested; it may only call trial.suggest_… and return a dict."
+            ) from error
+        for name in trial.values:
+            if name not in TRIAL_FIELDS and not name.startswith("_"):
+                raise UserError(
+                    f"The space {self.name} suggests {name!r}, which is no hyperparameter"
+                    f"{nearest(name, TRIAL_FIELDS)}; the hyperparameters are {', '.join(TRIAL_FIELDS)}, "
+                    f"and a helper's name starts with an underscore."
+                )
+        check_names(returned, f"dict returned by the space {self.name}")
+        own = {k: v for k, v in trial.values.items() if not k.startswith("_")} | returned
+        for name in STUDY_FIELDS:
+            if name in own:
+                raise UserError(
+                    f"The space {self.name} gives {name}, which is the same for all trials of a study; "
+                    f"leave it to --{name.replace('_', '-')}."
+                )
+        own |= {k: v for k, v in self.fixed.items() if not k.startswith("_")}
+        try:
+            config = dataclasses.replace(self.base, **own)
+        except UserError as error:
+            raise UserError(f"The space {self.name} gives {own}: {error}") from None
+        return Proposal(
+            config=config,
+            params={name: trial.values[name] for name in trial.distributions},
+            helpers={k: v for k, v in trial.values.items() if k.startswith("_")},
+            distributions=trial.distributions,
+        )
+
+    def with_fixed(self, **values: Any) -> Space:
+        """The part of the space where these names have these values."""
+        start = tuple(
+            {k: v for k, v in point.items() if k not in values}
+            for point in self.start
+            if all(point.get(k, v) == v for k, v in values.items())
+        )
+        return dataclasses.replace(self, fixed={**self.fixed, **values}, start=start, balance=None)
+
+
+def load_space(space: str | Path | Callable[..., Any], base: TrialConfig, fixed: Mapping[str, Any]) -> Space:
+    """Read a space file: its `space`, `START` and `BALANCE`; or take the function itself (its module's START is not).
+
+    Raises:
+        UserError: no such file, one that does not run, or that has no `space` function.
+    """
+    if callable(space):
+        try:
+            source = inspect.getsource(space)
+        except (OSError, TypeError):  # typed at a prompt, or no function: no text to compare a resumed study with
+            source = ""
+        name = getattr(space, "__name__", repr(space))
+        return Space(name=name, function=space, base=base, fixed=fixed, source=source)
+    file = find_space(space)
+    try:
+        content = runpy.run_path(str(file))
+    except Exception as error:
+        raise UserError(f"The space {space} does not run: {type(error).__name__}: {error}.") from error
+    function = content.get("space")
+    if not callable(function):
+        raise UserError(f"The space {space} has no function `space`; define `def space(trial):` in it.")
+    start, balance = content.get("START", []), content.get("BALANCE")
+    if not isinstance(start, list | tuple) or not all(isinstance(point, dict) for point in start):
+        raise UserError(f"START in {space} must be a list of dicts, but got {start!r}.")
+    text = file.read_text()
+    loaded = Space(
+        name=file.name, function=function, base=base, fixed=fixed, start=tuple(start), balance=balance, source=text
+    )
+    if balance is not None and balance in fixed:
+        return loaded.with_fixed(**{balance: fixed[balance]})
+    return loaded
+
+
+def find_space(space: str | Path) -> Path:
+    """The file of that path, or the shipped one of that name.
+
+    Raises:
+        UserError: neither exists; names the shipped ones.
+    """
+    shipped = Path(delta_tune.__file__).resolve().parents[1] / "search_spaces"
+    own, candidates = Path(space), [Path(space)]
+    if own.parent.name in ("", shipped.name):  # a file that is missing from another folder is none of ours
+        candidates.append(shipped / own.name)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    names = ", ".join(f"search_spaces/{f.name}" for f in sorted(shipped.glob("[a-z]*.py")))
+    raise UserError(f"There is no search space {space}; give a Python file, or one of {names}.")
+
+
+def describe(space: Space) -> str:
+    """The first line of the space file's docstring."""
+    try:
+        return (ast.get_docstring(ast.parse(space.source)) or "").partition("\n")[0]
+    except SyntaxError:  # an indented function's source
+        return ""

@@ -1,0 +1,192 @@
+"""What a search space is put through before the study: its branches, random draws, its starting points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from delta_tune.config import TRIAL_FIELDS, UserError, nearest
+from delta_tune.spaces.space import Answer, Proposal, Space
+
+NUM_RANDOM_DRAWS = 200
+MAX_BRANCHES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSpace:
+    """A space that was run over its branches, with the points to try first."""
+
+    space: Space
+    drawn: tuple[Proposal, ...]
+    points: tuple[dict[str, Any], ...]
+    """Coordinates of the library default, then START."""
+    grid: tuple[dict[str, Any], ...]
+    """Those of START alone."""
+    said: tuple[str, ...]
+    """What the user is told: points left out, and why."""
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The choices of the balanced hyperparameter."""
+        assert self.space.balance is not None
+        distribution = self.drawn[0].distributions[self.space.balance]
+        assert isinstance(distribution, CategoricalDistribution)
+        return tuple(distribution.choices)
+
+
+def check_space(space: Space, seed: int) -> CheckedSpace:
+    """Run the space over its categorical branches and random draws, and replay each starting point.
+
+    Raises:
+        UserError: an unknown name, a value outside its range or choices, a name in a branch that a point does not take.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [*_branches(space, rng), *(space.propose(random_answer(rng)) for _ in range(NUM_RANDOM_DRAWS))]
+    if space.balance is not None and not all(
+        isinstance(p.distributions.get(space.balance), CategoricalDistribution) for p in drawn
+    ):
+        raise UserError(
+            f"BALANCE in {space.name} must name a categorical that is always suggested, not {space.balance!r}."
+        )
+    for name in space.fixed:
+        if name.startswith("_") and not any(name in p.helpers for p in drawn):
+            raise UserError(f"--set {name}: the space {space.name} has no such helper.")
+    points, grid, said = [], [], []
+    default = _default_point(space)
+    if isinstance(default, str):
+        said.append(default)
+    else:
+        points.append(default)
+    for point in space.start:
+        contradicted = {k for k, v in space.fixed.items() if k in point and point[k] != v}
+        if contradicted:
+            said.append(f"The starting point {point} is left out: {', '.join(sorted(contradicted))} is set otherwise.")
+            continue
+        point = {k: v for k, v in point.items() if k not in space.fixed}
+        _check_point(space, point, drawn, rng)
+        if point not in grid:
+            grid.append(point)
+        if point not in points:
+            points.append(point)
+    return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), grid=tuple(grid), said=tuple(said))
+
+
+def random_answer(rng: np.random.Generator) -> Answer:
+    """Answers drawn uniformly (in the logarithm where the distribution is)."""
+
+    def answer(name: str, distribution: BaseDistribution) -> Any:
+        if isinstance(distribution, CategoricalDistribution):
+            return distribution.choices[rng.integers(len(distribution.choices))]
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        low, high = float(distribution.low), float(distribution.high)
+        value = np.exp(rng.uniform(np.log(low), np.log(high))) if distribution.log else rng.uniform(low, high)
+        if distribution.step is not None and not distribution.log:
+            value = low + round((value - low) / distribution.step) * distribution.step
+        value = min(max(value, low), high)
+        return round(value) if isinstance(distribution, IntDistribution) else float(value)
+
+    return answer
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a sampler of this distribution could have given the value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return any(
+            value is choice or (type(value) is type(choice) and value == choice) for choice in distribution.choices
+        )
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not distribution.low <= value <= distribution.high:
+        return False
+    if isinstance(distribution, IntDistribution) and value != int(value):
+        return False
+    steps = (value - distribution.low) / distribution.step if distribution.step and not distribution.log else 0
+    return abs(steps - round(steps)) < 1e-8
+
+
+def _branches(space: Space, rng: np.random.Generator) -> Iterator[Proposal]:
+    """A proposal per combination of categorical answers, depth first."""
+    open_prefixes: list[tuple[int, ...]] = [()]
+    for _ in range(MAX_BRANCHES):
+        if not open_prefixes:
+            return
+        walk = _Walk(open_prefixes.pop(), random_answer(rng))
+        yield space.propose(walk)
+        open_prefixes += walk.turns
+
+
+class _Walk:
+    """Answers along one path: a prefix of choices, then the first choice throughout; notes the turns not taken."""
+
+    def __init__(self, prefix: tuple[int, ...], fallback: Answer) -> None:
+        self._prefix, self._fallback = prefix, fallback
+        self._taken: list[int] = []
+        self.turns: list[tuple[int, ...]] = []
+
+    def __call__(self, name: str, distribution: BaseDistribution) -> Any:
+        if not isinstance(distribution, CategoricalDistribution):
+            return self._fallback(name, distribution)
+        if len(self._taken) < len(self._prefix):
+            self._taken.append(self._prefix[len(self._taken)])
+        else:
+            self.turns += [(*self._taken, other) for other in range(len(distribution.choices) - 1, 0, -1)]
+            self._taken.append(0)
+        return distribution.choices[self._taken[-1]]
+
+
+class _OutsideSpace(UserError):
+    """The point has no value here that the distribution could give."""
+
+
+def _default_point(space: Space) -> dict[str, Any] | str:
+    """The library's default in this space's coordinates, or a sentence why it has none."""
+    return point_at(space, {name: getattr(space.base, name) for name in TRIAL_FIELDS}, "The library default")
+
+
+def point_at(space: Space, values: Mapping[str, Any], what: str) -> dict[str, Any] | str:
+    """These hyperparameters and helpers in the space's coordinates, or a sentence why `what` has none."""
+
+    def answer(name: str, distribution: BaseDistribution) -> Any:
+        value = values.get(name)
+        if name not in values or not contains(distribution, value):
+            raise _OutsideSpace(name if name not in values else f"{name}={value}")
+        return value
+
+    try:
+        return space.propose(answer).params
+    except _OutsideSpace as outside:
+        return f"{what} is left out: {space.name} cannot express {outside}."
+
+
+def _check_point(space: Space, point: dict[str, Any], drawn: list[Proposal], rng: np.random.Generator) -> None:
+    names = {name for p in drawn for name in p.distributions}
+    for name in point:
+        if name not in names:
+            raise UserError(
+                f"The starting point {point} fixes {name!r}, which {space.name} never suggests{nearest(name, names)}; "
+                f"it suggests {', '.join(sorted(names))}."
+            )
+    rest = random_answer(rng)
+
+    def answer(name: str, distribution: BaseDistribution) -> Any:
+        if name not in point:
+            return rest(name, distribution)
+        if not contains(distribution, point[name]):
+            raise UserError(
+                f"The starting point {point} of {space.name} has {name}={point[name]!r}, outside of {distribution}."
+            )
+        return point[name]
+
+    # What the point leaves open may decide which branch is taken, so it is replayed several times.
+    asked = {name for _ in range(20) for name in space.propose(answer).params}
+    missed = sorted(point.keys() - asked)
+    if missed:
+        raise UserError(
+            f"The starting point {point} of {space.name} fixes {', '.join(missed)}, "
+            f"in a branch that the point does not take; leave it out or change the branch."
+        )

@@ -1,0 +1,75 @@
+"""`--start-from`: an earlier study's best configurations as starting points of another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from delta_tune.config import TRIAL_FIELDS, UserError
+from delta_tune.results.layout import STUDY_FILE
+from delta_tune.results.study_record import read_study
+from delta_tune.results.tables import StudyTables
+from delta_tune.spaces.l2_baseline import ARM, arm_of
+from delta_tune.spaces.validation import CheckedSpace, point_at
+
+BEST_OF_EACH_METHOD = 3
+
+Values = dict[str, Any]
+"""A configuration's hyperparameters and helpers, by name."""
+
+
+def best_configurations(study: str, out: Path) -> list[Values]:
+    """The best trials of full budget of an earlier study, at most `BEST_OF_EACH_METHOD` of a method, best first.
+
+    Args:
+        study: its folder, or its name.
+        out: the folder of studies where a name is looked up.
+
+    Raises:
+        UserError: there is no study, its tables do not read, or none of its trials came to its full budget.
+    """
+    folder = Path(study) if (Path(study) / STUDY_FILE).exists() else out / study
+    record = read_study(folder)
+    tables = StudyTables.read(folder, record["settings"]["metric"])
+    chosen: list[int] = []
+    for number in tables.ranked():
+        method = tables.trials[number]["config.regularizer"]
+        had = sum(tables.trials[n]["config.regularizer"] == method for n in chosen)
+        if had < BEST_OF_EACH_METHOD:
+            chosen.append(number)
+    if not chosen:
+        raise UserError(f"--start-from {folder} has no trial of full budget; give a study that has, or leave it out.")
+    return [_values(tables, number) for number in chosen]
+
+
+def starting_from(checked: CheckedSpace, found: Sequence[Values]) -> CheckedSpace:
+    """The space with these configurations tried after the library default and before its own starting points.
+
+    What the space cannot express is left out, and said.
+    """
+    first = [point for point in checked.points if point not in checked.grid]
+    points, said = [], []
+    for values in found:
+        inside = {name: value for name, value in values.items() if name not in checked.space.fixed}
+        if checked.space.balance == ARM:
+            inside[ARM] = arm_of(values["regularizer"], checked.choices)
+        point = point_at(
+            checked.space, inside, f"{values['regularizer']} with lr {values['lr']:.3g} of the other study"
+        )
+        if isinstance(point, str):
+            said.append(point)
+        elif point not in points:
+            points.append(point)
+    own = [point for point in checked.points if point not in first and point not in points]
+    rest = [point for point in points if point not in first]
+    return dataclasses.replace(checked, points=(*first, *rest, *own), said=(*checked.said, *dict.fromkeys(said)))
+
+
+def _values(tables: StudyTables, number: int) -> Values:
+    row, config = tables.trials[number], tables.config(number)
+    helpers = {name.removeprefix("param."): v for name, v in row.items() if name.startswith("param.") and v is not None}
+    values = {name: getattr(config, name) for name in TRIAL_FIELDS}
+    layers = values["layers"]
+    return {**values, "layers": layers if isinstance(layers, str) else ",".join(layers), **helpers}

@@ -1,0 +1,194 @@
+"""`--confirm N`: the best configuration of each method again, on fresh seeds and splits, so that methods compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from delta_tune.config import METRICS, Metric
+from delta_tune.data.resampling import resampled
+from delta_tune.results.layout import CONFIRM, EPOCHS_FILE
+from delta_tune.results.statistics import resampled_interval, verdict
+from delta_tune.results.tables import FINISHED, StudyTables
+from delta_tune.search.asha import Rungs
+from delta_tune.search.planned_runs import PlannedRuns, Run
+from delta_tune.search.recorder import Recorder
+from delta_tune.search.runner import run_trials
+from delta_tune.search.session import Session
+from delta_tune.spaces.l2_baseline import Groups
+from delta_tune.training.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """What the repeated runs say.
+
+    Attributes:
+        metric: what runs are compared by: the study's, or accuracy where that is a loss.
+        scores: method → the metric after the last epoch of each repetition, those alone that all methods finished.
+        trials: method → the trial of the search whose configuration it is.
+        sentences: for the summary.
+    """
+
+    metric: Metric
+    scores: dict[str, list[float]]
+    trials: dict[str, int]
+    sentences: tuple[str, ...]
+
+    @property
+    def best(self) -> str:
+        """The method with the best mean."""
+        return max(self.scores, key=lambda method: float(np.mean(self.scores[method])))
+
+
+def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str | None]:
+    """The best trial of full budget of each group that was searched with as many trials as the others, by its method.
+
+    Also a sentence on those left out: more trials find a better one by luck alone.
+    """
+    group_of = groups(tables)
+    counts = Counter(group_of.values())
+    best = {group: next((n for n in tables.ranked() if group_of[n] == group), None) for group in counts}
+    most = max(counts.values())
+    fair = {
+        tables.trials[n]["config.regularizer"]: n
+        for group, n in best.items()
+        if counts[group] == most and n is not None
+    }
+    left_out = [group for group, n in best.items() if n is None or counts[group] < most]
+    if not left_out:
+        return fair, None
+    return fair, (
+        f"Not compared: {', '.join(left_out)}, searched with fewer than {most} trials or without one of full budget; "
+        f"BALANCE in the space gives each method the same number."
+    )
+
+
+def runs_of(tables: StudyTables, chosen: Mapping[str, int], repetitions: int, seed: int) -> list[Run]:
+    """Every contender on every split, split by split, so that early ones are complete if time runs out."""
+    runs: list[Run] = []
+    for repetition in range(repetitions):
+        for trial in chosen.values():
+            config = dataclasses.replace(tables.config(trial), seed=fresh_seed(seed, repetition))
+            gpus = tables.trials[trial].get("gpus") or 0.0
+            runs.append(Run(number=len(runs), config=config, repetition=repetition, gpus=gpus))
+    return runs
+
+
+def fresh_seed(seed: int, repetition: int) -> int:
+    """A seed that the search did not use."""
+    return int(np.random.SeedSequence([seed, repetition, 20190505]).generate_state(1)[0] % 2**31)
+
+
+def confirm(
+    task: Task,
+    tables: StudyTables,
+    groups: Groups,
+    repetitions: int,
+    session: Session,
+    *,
+    seed: int,
+    folder: Path,
+    max_epochs: int,
+    left: Callable[[], float] | None,
+) -> tuple[Confirmation | None, bool]:
+    """Run what is not finished yet; the result, None where there is nothing to compare, and whether it is whole.
+
+    Args:
+        task: of the search: its train and val are what fresh splits are drawn from.
+        tables: of the search.
+        groups: what is compared.
+        repetitions: seeds and splits, ≥ 2.
+        session: where runs are run.
+        seed: of the study.
+        folder: of the study.
+        max_epochs: of a run.
+        left: seconds until what runs is stopped, as in `run_trials`; repetitions that are whole by then are compared.
+    """
+    say = session.progress.say
+    metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
+    chosen, remark = contenders(tables, groups)
+    own = folder / CONFIRM
+    own.mkdir(exist_ok=True)
+    found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)
+    runs = runs_of(tables, chosen, repetitions, seed)
+    known = {n: found.config(n).record() for n in found.trials}
+    if any(run.number in known and known[run.number] != run.config.record() for run in runs):
+        found = StudyTables(own, metric)  # the search has gone on and found others since
+    open_runs = [run for run in runs if found.trials.get(run.number, {}).get("state") not in FINISHED]
+    if open_runs:
+        say(
+            f"Confirming {', '.join(chosen)} on {repetitions} fresh seeds and splits: "
+            f"{len(open_runs)} of {len(runs)} runs."
+        )
+        tasks = [task.on(resampled(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
+        for repetition in sorted({run.repetition for run in open_runs}):
+            configs = [run.config for run in open_runs if run.repetition == repetition]
+            # Anew for each split: labels of what is now val must not have shaped the attention.
+            tasks[repetition].measure(configs, session.device, say, session.runner)
+        scheduler = Rungs(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
+        recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)
+
+        def proposed(run: Run) -> None:
+            if run.number not in found.trials:
+                found.add(run.number, run.config, {"repetition": run.repetition}, {})
+            recorder.asked(run.number)
+
+        run_trials(
+            tasks,
+            PlannedRuns(open_runs, metric, proposed),
+            scheduler,
+            recorder,
+            session,
+            folder=own,
+            metric=metric,
+            share_maps=False,
+            left=left,
+            title="Confirmation",
+        )
+        if recorder.stop_the_rest() and (left is None or left() > 0):
+            return None, False
+    train, val = len(task.dataset.train), len(task.dataset.val)
+    return _compared(found, runs, chosen, remark, train, val), True
+
+
+def _compared(
+    found: StudyTables, runs: list[Run], chosen: Mapping[str, int], remark: str | None, train: int, val: int
+) -> Confirmation | None:
+    last: dict[int, dict[str, float]] = {}
+    for run in runs:
+        if found.trials.get(run.number, {}).get("state") == "completed":
+            score = found.epochs[run.number][-1][found.metric]
+            last.setdefault(run.repetition, {})[run.config.regularizer] = score
+    whole = [scores for scores in last.values() if len(scores) == len(chosen)]
+    sentences = [] if remark is None else [remark]
+    lost = len({run.repetition for run in runs}) - len(whole)
+    if lost:
+        sentences.append(f"{lost} repetitions are left out: a run of theirs did not end, {found.folder} says why.")
+    if len(whole) < 2 or not chosen:
+        return None
+    scores = {method: [each[method] for each in whole] for method in chosen}
+    result = Confirmation(metric=found.metric, scores=scores, trials=dict(chosen), sentences=())
+    rest = sorted((m for m in scores if m != result.best), key=lambda m: -float(np.mean(scores[m])))
+    for other in rest:
+        sentences.append(f"Confirmed: {verdict(result.best, scores[result.best], other, scores[other], train, val)}.")
+    if not rest:
+        alone = resampled_interval(scores[result.best], train, val)
+        sentences.append(
+            f"Confirmed: {result.best} {100 * alone.mean:.1f} [{100 * alone.low:.1f}, {100 * alone.high:.1f}], "
+            f"{alone.runs} runs; there is no other method to compare it with."
+        )
+    return dataclasses.replace(result, sentences=tuple(sentences))
+
+
+def as_json(confirmation: Confirmation) -> dict[str, Any]:
+    """For `study.json`."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(confirmation)))
+    return content

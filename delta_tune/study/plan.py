@@ -1,0 +1,105 @@
+"""What a study is about to do: everything that can be refused is refused here, and `--dry-run` prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from pathlib import Path
+
+from delta_tune.cluster.resources import Resources
+from delta_tune.config import StudyConfig, TrialConfig
+from delta_tune.console.format import clock
+from delta_tune.models.devices import torch_threads
+from delta_tune.search.asha import WITHOUT_RUNGS, rung_epochs
+from delta_tune.spaces.l2_baseline import ARM
+from delta_tune.spaces.space import describe
+from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.time_budget import growth, reserve
+from delta_tune.training.task import Task
+from delta_tune.training.trial import run_trial
+
+
+def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> float:
+    """Epochs that the study buys if a share of 1/reduction_factor passes each rung."""
+    ends = [*rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor), config.max_epochs]
+    staged = sum(
+        (end - start) / config.reduction_factor**k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+    )
+    without = sum(p.config.regularizer == WITHOUT_RUNGS for p in checked.drawn) / len(checked.drawn)
+    if checked.space.balance == "regularizer":
+        without = checked.choices.count(WITHOUT_RUNGS) / len(checked.choices)
+    return trials * (1 - without) * staged
+
+
+def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
+    """Wall clock of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
+    probe = dataclasses.replace(config, regularizer="delta_uniform", behavior_scale="raw", max_epochs=1)
+    with torch_threads(threads):
+        start = time.perf_counter()
+        run_trial(task, probe)
+        return time.perf_counter() - start
+
+
+def plan_lines(
+    config: StudyConfig, folder: Path, task: Task, checked: CheckedSpace, trials: int, resources: Resources
+) -> list[str]:
+    """The plan in sentences."""
+    data, backbone, space = task.dataset, task.backbone, checked.space
+    sizes = [f"train {len(data.train.labels)}", f"val {len(data.val.labels)}"]
+    if data.test is not None:
+        sizes.append(f"test {len(data.test.labels)}")
+    p = backbone.preprocessing
+    layers = ", ".join(f"{name} ({backbone.channels[name]})" for name in backbone.layers)
+    names = Counter(name for proposal in checked.drawn for name in proposal.params if name != ARM)
+    turns = "the space and plain L2" if space.balance == ARM else space.balance
+    rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
+    bought = expected_epochs(trials, config, checked)
+    apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(space.balance or "", "")
+    said = [
+        f"Study     {folder}",
+        f"Data      {data.name}: {len(data.classes)} classes, {', '.join(sizes)}",
+        *(f"          {note}" for note in data.notes),
+        f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
+        f"Hooks     {layers}",
+        f"Space     {space.name}: {describe(space)}".rstrip(": "),
+        f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),
+        f"          {len(checked.points)} starting points first",
+        *(f"          {sentence}" for sentence in checked.said),
+        f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "
+        f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}{apart}: "
+        f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
+        f"Resources {resources.slots} trials at a time, each with {resources.cpus_per_trial:g} CPUs"
+        + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else "")
+        + f", on {resources.where}",
+        *([f"          {resources.why}"] if resources.why else []),
+    ]
+    return said
+
+
+def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int, resources: Resources) -> str:
+    """The expected wall clock of the search, in a sentence."""
+    if resources.device != "cpu":
+        return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
+    seconds = time_one_epoch(task, checked.drawn[0].config, resources.threads)
+    bought = expected_epochs(trials, config, checked)
+    then = ""
+    if config.confirm:
+        arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}
+        after = reserve(
+            math.inf,
+            repetitions=config.confirm,
+            epoch_seconds=dict.fromkeys(map(str, arms), seconds),
+            max_epochs=config.max_epochs,
+            slots=resources.slots,
+            growth=growth(config, task),
+        )
+        then = (
+            f", then about {clock(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "
+            f"{clock(after.final)} for the final model"
+        )
+    return (
+        f"Time      about {clock(seconds * bought / resources.slots)}{then} "
+        f"({seconds:.1f} s an epoch, measured here with one trial running), attention not included"
+    )

@@ -1,0 +1,123 @@
+"""`--resume`: a study as its tables tell it, and whether it is the same."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, distribution_to_json
+
+from delta_tune.config import UserError
+from delta_tune.results.layout import RAY
+from delta_tune.results.tables import FINISHED, REPORTED, StudyTables
+from delta_tune.search.asha import Rungs
+from delta_tune.search.messages import WORKER_DIED
+from delta_tune.search.optuna_search import LOST, StudySearch, Unfinished
+from delta_tune.spaces.l2_baseline import ARM, arm_of
+from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.training.task import Task
+
+
+def begun_with(task: Task, checked: CheckedSpace) -> dict[str, Any]:
+    """What `study.json` says of the data, the weights and the space.
+
+    Of a hyperparameter whose distribution depends on others, the one that was drawn first stands for all.
+    """
+    known: dict[str, BaseDistribution] = {}
+    for proposal in checked.drawn:
+        known = dict(proposal.distributions) | known
+    splits = {"train": task.dataset.train, "val": task.dataset.val, "test": task.dataset.test}
+    return {
+        "fingerprints": {"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint},
+        "backbone": task.backbone.model,
+        "images": {name: len(split) for name, split in splits.items() if split is not None},
+        "space": checked.space.source,
+        "distributions": {name: json.loads(distribution_to_json(each)) for name, each in known.items()},
+    }
+
+
+def refuse_another_study(record: Mapping[str, Any], folder: Path, task: Task, checked: CheckedSpace) -> None:
+    """What is resumed must be what was begun.
+
+    Args:
+        record: `study.json`.
+        folder: of the study.
+        task: of this session.
+        checked: its space.
+
+    Raises:
+        UserError: the data, the weights or the space are others.
+    """
+    ours = begun_with(task, checked)
+    anew = f"start a new study, with --start-from {folder.name} to begin with what this one found"
+    changed = [name for name, was in record["fingerprints"].items() if ours["fingerprints"][name] != was]
+    if changed:
+        sizes = (record.get("images", {}), ours["images"])
+        was, now = (", ".join(f"{name} {count}" for name, count in images.items()) for images in sizes)
+        images = f" (images: {was} then, {now} now)" if was != now else ""
+        raise UserError(
+            f"{folder} cannot be resumed: its {' and '.join(changed)} changed since{images}; restore them, or {anew}."
+        )
+    if record["space"] != ours["space"]:
+        lines = difflib.ndiff(record["space"].splitlines(), ours["space"].splitlines())
+        difference = next((line for line in lines if line[0] in "+-"), "")
+        raise UserError(
+            f"{folder} cannot be resumed: the search space {checked.space.name} changed since, first {difference!r}; "
+            f"restore it, or {anew}."
+        )
+
+
+def others_pickles(folder: Path) -> tuple[str, ...]:
+    """What to say of a study that another user began: Ray's own files may run anything, ours are only data."""
+    if not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid():
+        return ()
+    return (
+        f"{folder} belongs to another user. Its tables, JSON and weights are read as data; {folder / RAY} holds "
+        f"Ray's state as pickles, which this does not open: do so with Ray's own tools only if you trust their owner.",
+    )
+
+
+def restore(tables: StudyTables, scheduler: Rungs, searcher: StudySearch, max_epochs: int) -> None:
+    """Rebuild rungs and Optuna from the tables of the earlier session.
+
+    Args:
+        tables: of the search; a trial whose end the earlier session did not come to write down ends here.
+        scheduler: new.
+        searcher: new.
+        max_epochs: of a full trial.
+    """
+    told = [(e.get(REPORTED) or 0.0, number, e["epoch"]) for number, rows in tables.epochs.items() for e in rows]
+    for _, number, epoch in sorted(told):
+        row, epochs = tables.trials[number], tables.epochs[number]
+        stop = scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
+        # The session may have been killed between the word that ended a trial and its row.
+        if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= max_epochs):
+            tables.conclude(number, "pruned" if stop else "completed")
+    finished, unfinished = [], []
+    for number in sorted(tables.trials):
+        row = tables.trials[number]
+        values = {epoch["epoch"]: epoch[tables.metric] for epoch in tables.epochs[number]}
+        if row["state"] in FINISHED:
+            lost = row["state"] == "failed" and row["error"].startswith(WORKER_DIED)
+            finished.append((number, tables.params(number), LOST if lost else row["state"], values))
+        else:
+            unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
+    choices = searcher.checked.choices if searcher.checked.space.balance == ARM else None
+    choice_of = None
+    if choices is not None:  # an earlier session may have had no arms yet
+        choice_of = {number: arm_of(row["config.regularizer"], choices) for number, row in tables.trials.items()}
+    searcher.restore_trials(finished, unfinished, choice_of)
+
+
+def seconds_spent(record: Mapping[str, Any], tables: StudyTables) -> float:
+    """Wall clock of the earlier sessions.
+
+    A driver that was killed wrote its tables after `study.json`: up to their last epoch it did run.
+    """
+    last = max((row["ended"] for row in tables.trials.values() if row.get("ended")), default=0.0)
+    unwritten: float = max(0.0, last - record.get("spent_seconds_at", last))
+    return float(record.get("spent_seconds", 0.0)) + unwritten

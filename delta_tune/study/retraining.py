@@ -1,0 +1,118 @@
+"""The confirmed configuration trained once more, on all images that may be used: the study's final model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from delta_tune.cluster.resources import Resources
+from delta_tune.config import TrialConfig
+from delta_tune.data.dataset import Bar
+from delta_tune.data.resampling import all_for_training
+from delta_tune.filesystem.uris import is_address
+from delta_tune.inference.model_folder import keep_model
+from delta_tune.results.layout import BEST, CHECKPOINTS, RECORD_FILE, trial_name
+from delta_tune.results.mirror import at_hand
+from delta_tune.results.tables import StudyTables
+from delta_tune.search.session import Session
+from delta_tune.search.worker import bring
+from delta_tune.study.confirmation import Confirmation
+from delta_tune.training.checkpoint import last_weights
+from delta_tune.training.task import Task
+from delta_tune.training.trial import run_trial
+
+LOOK_S = 1.0
+
+
+class RetrainingDiverged(Exception):
+    """The configuration does not bear the larger training set."""
+
+
+def on_all_images(task: Task) -> Task:
+    """The task with validation as part of train."""
+    return task.on(all_for_training(task.dataset))
+
+
+def described(task: Task, confirmation: Confirmation) -> str:
+    """The final model in words, by which a resumed study knows that it has it."""
+    return f"trial {confirmation.trials[confirmation.best]} retrained on {len(task.dataset.train)} images"
+
+
+def keep_retrained(
+    task: Task, tables: StudyTables, confirmation: Confirmation, session: Session, folder: Path
+) -> int | None:
+    """Train the confirmed configuration and make `best/` of it; the trial it is of, None where it diverged.
+
+    Args:
+        task: what it is trained on.
+        tables: of the search.
+        confirmation: whose best method it is.
+        session: where it is trained.
+        folder: of the study.
+    """
+    trial = confirmation.trials[confirmation.best]
+    config, say = tables.config(trial), session.progress.say
+    say(f"Training the final model: {described(task, confirmation)}, {config.max_epochs} epochs.")
+    task.measure([config], session.device, say, session.runner)
+    checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
+    try:
+        place = f"{session.checkpoints(folder)}/{checkpoint.name}"
+        retrain(task, config, place, session.resources, session.progress.bar)
+    except RetrainingDiverged as error:
+        say(f"The final training diverged ({error}); the model is the one that the search kept.")
+        return None
+    means = {confirmation.metric: float(np.mean(confirmation.scores[confirmation.best]))}
+    told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
+    if session.mirror is not None:
+        session.mirror.fetch_folder(checkpoint)
+    keep_model(task, last_weights(checkpoint), told, folder / BEST)
+    if session.mirror is not None:
+        session.mirror.discard(checkpoint)
+    shutil.rmtree(checkpoint)
+    return trial
+
+
+def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resources, bar: Bar) -> None:
+    """Train on `task`'s train, on the cluster, and go on where an earlier session stopped.
+
+    The weights that count are those after the last epoch in the folder or at the address `checkpoint`: with no image
+    left to choose an epoch by, it is the one that was planned for.
+
+    Raises:
+        RetrainingDiverged: with the reason.
+    """
+    # A whole GPU: no other trial runs any more
+    gpus = 1.0 if resources.gpus_per_trial else 0.0
+    remote: Any = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=gpus, max_retries=3)(_run)
+    run = remote.remote(task, config, checkpoint, resources.device, resources.threads)
+    with bar("Final training", config.max_epochs) as advance:
+        known = 0
+        while not ray.wait([run], timeout=LOOK_S)[0]:
+            if (done := _epochs_done(checkpoint)) > known:
+                advance(done - known)
+                known = done
+    error = ray.get(run)
+    if error:
+        raise RetrainingDiverged(error)
+
+
+def _epochs_done(checkpoint: str) -> int:
+    """As the folder has it; an address is not asked, so the bar stands still there."""
+    record = Path(checkpoint) / RECORD_FILE
+    if is_address(checkpoint) or not record.exists():
+        return 0
+    epochs: int = json.loads(record.read_text())["epoch"]
+    return epochs
+
+
+def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:
+    torch.set_num_threads(threads)
+    with at_hand(checkpoint) as (folder, mirror):
+        report = None if mirror is None else lambda row: bring(mirror)
+        return run_trial(task, config, report, checkpoint=folder, device=device).error

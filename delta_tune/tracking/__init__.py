@@ -1,0 +1,1 @@
+"""Results sent to MLflow and Weights & Biases."""

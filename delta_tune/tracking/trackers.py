@@ -1,0 +1,80 @@
+"""Tools that people have: MLflow and Weights & Biases follow the trials of a search, through Ray's callbacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from ray.tune.logger import LoggerCallback
+
+from delta_tune.config import StudyConfig, UserError
+from delta_tune.results.tables import StudyTables
+
+
+def check_trackers(config: StudyConfig) -> None:
+    """Refuse before any work what could not be followed.
+
+    Raises:
+        UserError: a package is missing, an address does not answer, or there is no key.
+    """
+    if config.mlflow is not None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as Ray's is off
+        _need("mlflow", "mlflow-skinny", f"--mlflow {_without_password(config.mlflow)}")
+        if "://" not in config.mlflow and not config.mlflow.startswith("databricks"):
+            raise UserError(
+                f"--mlflow takes an address, but got {config.mlflow!r}; give that of a server, such as "
+                f"http://host:5000, or of a database, such as sqlite:///mlflow.db."
+            )
+        if urlsplit(config.mlflow).password is not None:
+            raise UserError(
+                f"--mlflow {_without_password(config.mlflow)} holds a password, which study.json would show; set "
+                f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's own, such as PGPASSWORD) instead."
+            )
+        from delta_tune.tracking.mlflow_runs import check_mlflow
+
+        check_mlflow(config.mlflow)
+    if config.wandb is not None:
+        _need("wandb", "wandb", f"--wandb {config.wandb}")
+        if not config.wandb or re.search(r"[/\\#?%:]", config.wandb):
+            raise UserError(f"--wandb takes a project's name without any of / \\ # ? % :, but got {config.wandb!r}.")
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        try:
+            WandbLoggerCallback(project=config.wandb).setup()
+        except ValueError as error:
+            raise UserError(
+                f"--wandb {config.wandb}: there is no key; run `wandb login`, set WANDB_API_KEY, or set "
+                f"WANDB_MODE=offline to keep the runs here."
+            ) from error
+
+
+def trackers(config: StudyConfig, tables: StudyTables, say: Callable[[str], None]) -> list[LoggerCallback]:
+    """Ray's callbacks for what is asked for.
+
+    Args:
+        config: of the study, checked by `check_trackers`.
+        tables: of the study; their folder's name is the MLflow experiment's, and the group's in the wandb project.
+        say: told if a tool takes no more.
+    """
+    found: list[LoggerCallback] = []
+    if config.mlflow is not None:
+        from delta_tune.tracking.mlflow_runs import MlflowRuns
+
+        found.append(MlflowRuns(config.mlflow, tables, say))
+    if config.wandb is not None:
+        from delta_tune.tracking.wandb_runs import WandbRuns
+
+        found.append(WandbRuns(config.wandb, tables.folder))
+    return found
+
+
+def _need(module: str, package: str, asked: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{asked} needs a package that is not installed; install it with: pip install {package}")
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", uri)

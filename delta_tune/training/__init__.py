@@ -1,0 +1,1 @@
+"""One trial: fine-tune one configuration in this process."""

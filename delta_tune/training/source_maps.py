@@ -1,0 +1,84 @@
+"""The frozen source's feature maps of a training batch: computed, or found where another trial of the study left them.
+
+Order, augmentation and seed are the study's, so trials with batches of one size see the same images in the same step,
+and the frozen source says the same about them. Whoever comes to a step first computes its maps before its own forward
+pass; the others look again after theirs, and wait at most half as long as computing would take. What is not there by
+then is computed: a trial that died with its step costs another one at most that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from delta_tune.models.feature_maps import FeatureMaps, feature_maps
+from delta_tune.training.source_map_index import Batch
+
+
+class MapStore(Protocol):
+    """Where trials leave maps for one another. A map is (B, C, H, W), the same to the last bit when it comes back."""
+
+    def ask(self, batch: Batch, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
+        """The maps of at least these layers, if they are there; else whether the asker is the first to come by."""
+
+    def leave(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
+        """Leave maps for others."""
+
+
+class SourceMaps:
+    """The source's maps of one step after the other."""
+
+    def __init__(self, source: nn.Module, layers: tuple[str, ...], store: MapStore | None = None) -> None:
+        self._source, self._layers, self._store = source, layers, store
+        self._hooks: FeatureMaps | None = None
+        self._patience_s = 0.0
+        self._found: Mapping[str, Tensor] | None = None
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Within it maps can be asked for."""
+        with feature_maps(self._source, self._layers, stop=True) as self._hooks:
+            try:
+                yield
+            finally:
+                self._hooks = self._found = None
+
+    def before(self, images: Tensor, batch: Batch) -> None:
+        """Called before the target's forward pass of `images`."""
+        self._found = None
+        if self._store is None:
+            return
+        self._found, first = self._store.ask(batch, self._layers)
+        if first:
+            self._found = self._compute(images)
+            self._store.leave(batch, self._found)
+
+    def after(self, images: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """{layer: (B, C, H, W)}, without gradient; called after it."""
+        if self._found is None and self._store is not None:
+            self._found = self._wait(batch, self._store)
+            if self._found is None:
+                self._found = self._compute(images)
+                self._store.leave(batch, self._found)
+        return self._compute(images) if self._found is None else self._found
+
+    def _wait(self, batch: Batch, store: MapStore) -> Mapping[str, Tensor] | None:
+        deadline = time.perf_counter() + self._patience_s
+        while True:
+            found, first = store.ask(batch, self._layers)
+            if found is not None or first or time.perf_counter() >= deadline:
+                return found
+            time.sleep(self._patience_s / 50)
+
+    def _compute(self, images: Tensor) -> dict[str, Tensor]:
+        assert self._hooks is not None, "maps are asked for within hooked()"
+        start = time.perf_counter()
+        with torch.no_grad():
+            maps = dict(self._hooks.run(images))
+        self._patience_s = (time.perf_counter() - start) / 2
+        return maps

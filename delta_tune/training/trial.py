@@ -1,0 +1,319 @@
+"""One fine-tuning run: `run_trial(task, config, report)`. Knows neither Ray nor Optuna."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.data.augmentation import augment, centre
+from delta_tune.data.batches import read_ahead, shuffled_batches
+from delta_tune.models.backbones import build_target
+from delta_tune.models.devices import autocast, on_device
+from delta_tune.models.feature_maps import tail
+from delta_tune.training.checkpoint import Checkpoint
+from delta_tune.training.metrics import classification_metrics
+from delta_tune.training.objective import PARTS, Objective
+from delta_tune.training.source_map_index import Batch
+from delta_tune.training.source_maps import MapStore
+from delta_tune.training.task import Task
+
+EVAL_BATCH_SIZE = 64
+DIVERGED_FACTOR = 10  # a mean training loss above this multiple of the first batch's is a run that exploded
+
+Row = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class TrialResult:
+    """How one run ended."""
+
+    state: Literal["completed", "diverged"]
+    epochs: list[Row] = field(default_factory=list)
+    """A row per epoch: epoch (from 1), train_loss and its unweighted parts, val_…, lr, seconds, eval_seconds."""
+    best_epoch: int | None = None
+    """The first epoch with the best metric."""
+    error: str | None = None
+    model_state: dict[str, Tensor] | None = None
+    """Weights after the best epoch, on the CPU; None where a checkpoint folder keeps them."""
+
+    @property
+    def best_metrics(self) -> Row:
+        """The row of the best epoch."""
+        return self.epochs[self.best_epoch - 1] if self.best_epoch else {}
+
+
+class Diverged(Exception):
+    """The loss is not finite, or far above where it began."""
+
+
+def run_trial(
+    task: Task,
+    config: TrialConfig,
+    report: Callable[[Row], None] | None = None,
+    *,
+    metric: Metric = "val_accuracy",
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    maps: MapStore | None = None,
+    compile_with: str | None = None,
+    also_score: Mapping[Literal["train", "test"], Collection[int]] | None = None,
+) -> TrialResult:
+    """Fine-tune one configuration and score it on the validation split after every epoch.
+
+    All randomness comes from `config.seed`: on the CPU the same seed, versions and number of threads give the same
+    numbers bit for bit, interrupted and resumed or not.
+
+    Args:
+        task: data and source; what the configuration needs beyond them is measured if it is not there yet.
+        config: the configuration.
+        report: called with each epoch's row once everything that a resume needs of that epoch is on disk; a run that
+            is continued begins with the last row it wrote.
+        metric: what the best epoch is chosen by.
+        device: where to train.
+        checkpoint: folder of this run. Where it holds the same run unfinished, that is continued.
+        maps: where trials share the source's feature maps; it changes no bit of the result.
+        compile_with: backend of torch.compile for the target, such as "inductor"; minutes before the first epoch.
+        also_score: further splits and the epochs after which to score them, into columns of their names. For studies
+            of the search itself: what is chosen by a test split has no test split left.
+
+    Returns:
+        `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
+
+    Raises:
+        UserError: the folder holds a run of another configuration, or `also_score` is asked of l2_fe, which keeps
+            features of train and val alone.
+    """
+    if also_score and config.regularizer == "l2_fe":
+        raise UserError("also_score must be empty for l2_fe, whose features of other splits are not measured.")
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), ExitStack() as stack:
+        run = _Run(task, config, metric, device, checkpoint, maps)
+        run.also_score = also_score or {}
+        if compile_with:
+            # Hooks are compiled in: ones that come later would be left out, and so would those of a network whose code
+            # was compiled before, because torch does not look at hooks when it looks for code to use again.
+            stack.enter_context(run.objective.hooked())
+            torch.compiler.reset()
+            run.logits = torch.compile(run.logits, backend=compile_with)
+        run.restore()
+        if run.rows and report is not None:  # whoever listens may have been lost before it heard of this one
+            report(dict(run.rows[-1]))
+        try:
+            for epoch in range(len(run.rows) + 1, config.max_epochs + 1):
+                run.train_and_score(epoch)
+                if report is not None:
+                    report(dict(run.rows[-1]))
+        except Diverged as reason:
+            return run.result("diverged", str(reason))
+        return run.result("completed")
+
+
+def lr_factor(config: TrialConfig, time_in_epochs: float) -> float:
+    """Learning rate as a factor of the peak, `time_in_epochs` ∈ [0, max_epochs) into the run."""
+    factor = 1.0
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * time_in_epochs / config.max_epochs))
+    elif config.schedule == "step" and time_in_epochs >= config.max_epochs * 2 / 3:
+        factor = 0.1
+    return factor * min(1.0, time_in_epochs / config.warmup_epochs) if config.warmup_epochs else factor
+
+
+class _Run:
+    """The state of one run between its epochs, and how it is written down."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrialConfig,
+        metric: Metric,
+        device: torch.device,
+        checkpoint: Path | None,
+        maps: MapStore | None,
+    ) -> None:
+        self.task, self.config, self.metric, self.device = task, config, metric, device
+        task.measure([config], device)
+        backbone = task.backbone
+        self.model = build_target(backbone, len(task.dataset.classes), torch.Generator().manual_seed(config.seed))
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        head = self.model.get_submodule(backbone.head)
+        self.frozen_features = config.regularizer == "l2_fe"
+        head_parameters = list(head.parameters())
+        groups = [{"params": head_parameters, "multiplier": config.head_lr_multiplier}]
+        if self.frozen_features:
+            self.model.requires_grad_(False)
+            head.requires_grad_(True)
+            self.logits = tail(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
+        else:
+            ids = {id(p) for p in head_parameters}
+            rest = [p for p in self.model.parameters() if id(p) not in ids]
+            groups.insert(0, {"params": rest, "multiplier": 1.0})
+            self.logits = self.model
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov and config.momentum > 0,
+            weight_decay=config.effective_weight_decay,
+        )
+        self.objective = Objective(task, config, self.model, device, maps)
+        half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.average: AveragedModel | None = None
+        if config.average_epochs and not self.frozen_features:
+            steps = len(shuffled_batches(len(task.dataset.train), config.batch_size, torch.Generator()))
+            decay = math.exp(-1 / (config.average_epochs * steps))
+            average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        state = (self.model, self.optimizer, self.scaler, self.average)
+        self.checkpoint = Checkpoint(checkpoint, *state) if checkpoint else None
+        self.also_score: Mapping[Literal["train", "test"], Collection[int]] = {}
+        self.rows: list[Row] = []
+        self.first_loss: float | None = None
+        self.best_epoch: int | None = None
+        self.best_state: dict[str, Tensor] | None = None
+
+    def train_and_score(self, epoch: int) -> None:
+        """One epoch and its row; then the checkpoint."""
+        # Order, augmentation and dropout depend on seed and epoch alone, so a resumed run needs no generator's state.
+        torch.manual_seed(self.config.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        start = time.perf_counter()
+        losses, lr = self._train(epoch, generator)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        trained = time.perf_counter()
+        # Scoring changes no weight: they are on their way to disk meanwhile
+        with self.checkpoint.written(epoch) if self.checkpoint else nullcontext():
+            scores = self._score("val")
+            due = [split for split, epochs in self.also_score.items() if epoch in epochs]
+            also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
+        row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
+        row |= {part: losses.get(part) for part in PARTS}
+        row |= {f"val_{name}": value for name, value in scores.items()} | also
+        row |= {"lr": lr, "seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
+        if not math.isfinite(scores["loss"]):
+            raise Diverged(f"the validation loss is {scores['loss']} after epoch {epoch}")
+        self.rows.append(row)
+        sign = 1 if METRICS[self.metric] == "max" else -1
+        if self.best_epoch is None or sign * row[self.metric] > sign * self.rows[self.best_epoch - 1][self.metric]:
+            self.best_epoch = epoch
+            if self.checkpoint is None:
+                scored = self.model if self.average is None else self.average.module
+                self.best_state = {k: v.detach().cpu().clone() for k, v in scored.state_dict().items()}
+            else:
+                self.checkpoint.keep_best(epoch)
+        if self.checkpoint is not None:
+            names = ("rows", "first_loss", "best_epoch")
+            self.checkpoint.save(epoch, {"config": self.config.record()} | {n: getattr(self, n) for n in names})
+
+    def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
+        config, train = self.config, self.task.dataset.train
+        if self.frozen_features:
+            self.model.eval()
+        else:
+            self.model.train()
+            if config.batch_norm == "frozen":
+                for module in self.model.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        totals: dict[str, Tensor] = {}
+        batches = shuffled_batches(len(train.labels), config.batch_size, generator)
+        with self.objective.hooked():
+            inputs_of = self._inputs("train", batches, generator)
+            for step, (indices, inputs) in enumerate(zip(batches, inputs_of, strict=True)):
+                lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr * group["multiplier"]
+                labels = on_device(train.labels[indices], self.device)
+                batch = Batch(config.seed, config.batch_size, config.augmentation, epoch, step)
+                with autocast(self.device):
+                    self.objective.before(inputs, batch)
+                    logits = self.logits(inputs)
+                    losses = self.objective(logits, labels, inputs, batch)
+                self.optimizer.zero_grad(set_to_none=True)
+                self.scaler.scale(losses["train_loss"]).backward()  # type: ignore[no-untyped-call]
+                if config.max_grad_norm is not None:
+                    self.scaler.unscale_(self.optimizer)
+                    nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                if self.average is not None:
+                    self.average.update_parameters(self.model)
+                for name, loss in losses.items():
+                    totals[name] = totals.get(name, 0) + loss.detach() * len(indices)
+                # On a GPU looking at every step's loss would make it wait: there the epoch's sum tells as well.
+                if self.device.type == "cpu" or self.first_loss is None or step == len(batches) - 1:
+                    self._check(losses["train_loss"].item(), epoch)
+        means = {name: total.item() / len(train.labels) for name, total in totals.items()}
+        self._check(means["train_loss"], epoch)
+        assert self.first_loss is not None
+        if means["train_loss"] > DIVERGED_FACTOR * self.first_loss:
+            raise Diverged(
+                f"the mean training loss of epoch {epoch} is {means['train_loss']:.4g}, "
+                f"over {DIVERGED_FACTOR} times the first batch's {self.first_loss:.4g}"
+            )
+        return means, lr
+
+    def _check(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(f"the training loss is {loss} in epoch {epoch}")
+        if self.first_loss is None:
+            self.first_loss = loss
+
+    def _inputs(
+        self, split: Literal["train", "val", "test"], batches: Sequence[np.ndarray], generator: torch.Generator | None
+    ) -> Iterator[Tensor]:
+        """What enters `logits`: (B, 3, S, S) images, augmented where a generator is given, or the head's inputs."""
+        preprocessing, images = self.task.backbone.preprocessing, self.task.dataset.for_name(split).images
+
+        def read(indices: np.ndarray) -> np.ndarray:
+            return self.task.features[split][indices] if self.frozen_features else images.batch(indices)
+
+        for array in read_ahead(read, batches) if self.device.type == "cuda" else map(read, batches):
+            inputs = on_device(array, self.device)
+            if self.frozen_features:
+                yield inputs
+            elif generator is None:
+                yield centre(inputs, preprocessing)
+            else:
+                yield augment(inputs, self.config.augmentation, preprocessing, generator)
+
+    def _score(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
+        labels = self.task.dataset.for_name(split).labels
+        batches = np.split(np.arange(len(labels)), range(EVAL_BATCH_SIZE, len(labels), EVAL_BATCH_SIZE))
+        self.model.eval()
+        network = self.logits if self.average is None else self.average.module.eval()
+        with torch.inference_mode(), autocast(self.device):
+            logits = [network(inputs) for inputs in self._inputs(split, batches, None)]
+        return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
+
+    def restore(self) -> None:
+        """Continue the unfinished run in the checkpoint folder, if there is one."""
+        record = self.checkpoint.record() if self.checkpoint else None
+        if self.checkpoint is None or record is None:
+            return
+        if record["config"] != json.loads(json.dumps(self.config.record())):
+            raise UserError(
+                f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
+            )
+        self.checkpoint.load(record["epoch"], self.device)
+        self.rows, self.first_loss, self.best_epoch = record["rows"], record["first_loss"], record["best_epoch"]
+
+    def result(self, state: Literal["completed", "diverged"], error: str | None = None) -> TrialResult:
+        """The run as it stands."""
+        return TrialResult(
+            state=state, epochs=self.rows, best_epoch=self.best_epoch, error=error, model_state=self.best_state
+        )

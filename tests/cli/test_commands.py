@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from helpers.studies import add_trial, study_json, tables_in
+from PIL import Image
+
+from delta_tune.cli import commands
+from delta_tune.inference import export
+from delta_tune.inference.model import load
+from delta_tune.inference.model_folder import keep_model
+from delta_tune.models.backbones import build_target
+
+
+@pytest.fixture(scope="module")
+def folder(task, tmp_path_factory):
+    """A study's folder with a model."""
+    place = tmp_path_factory.mktemp("study")
+    study_json(place)
+    tables = tables_in(place)
+    add_trial(tables, 0, "completed")
+    tables.write()
+    network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
+    safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
+    keep_model(task, place / "weights.safetensors", {"config": {}, "metrics": {}}, place / "best")
+    return place
+
+
+def run(capsys, *words):
+    status = commands.main([str(word) for word in words])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_predict_prints_every_probability_as_json(folder, task, capsys):
+    names = task.dataset.test.names[:3]
+    status, out, _ = run(capsys, "predict", folder, *names, "--json")
+    rows = json.loads(out)
+    assert status == 0
+    assert [row["image"] for row in rows] == list(names)
+    for row, prediction in zip(rows, load(folder).predict(names), strict=True):
+        assert row["label"] == prediction.label
+        assert row["probabilities"] == prediction.probabilities
+
+
+def test_predict_takes_the_images_of_a_folder_by_name(folder, tmp_path, capsys):
+    for name in ("b.png", "a.jpg"):
+        Image.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    _, out, _ = run(capsys, "predict", folder, tmp_path, "--json")
+    assert [row["image"] for row in json.loads(out)] == [str(tmp_path / "a.jpg"), str(tmp_path / "b.png")]
+
+
+def test_predict_shows_a_table(folder, task, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "predict", folder, task.dataset.test.names[0], "--top", "3")
+    (prediction,) = load(folder).predict(task.dataset.test.names[:1])
+    assert f"{100 * prediction.probability:.1f} %" in out
+    assert all(label in out for label in prediction.probabilities)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "FOLDER", "missing.jpg"], "missing.jpg cannot be read as an image"),
+        (["predict", "FOLDER", "EMPTY"], "There are no images in"),
+        (["predict", "EMPTY", "a.jpg"], "There is no model in"),
+        (["predict", "FOLDER", "a.jpg", "--top", "0"], "--top must be ≥ 1, but got 0."),
+        (["export", "FOLDER", "--format", "onnx", "--output", "EMPTY/no/model.onnx"], "has no folder to lie in"),
+        (["export", "FOLDER", "--format", "state_dict", "--output", "EMPTY"], "is a folder; give a file, such as"),
+        (["predict", "FOLDER", "a.jpg", "--device", "nonsense"], "The device nonsense cannot be used"),
+        (["compare", "s3://bucket/study"], "compare takes a folder on this machine, but got s3://bucket/study"),
+        (["report", "s3://bucket/study"], "report takes a folder on this machine, but got s3://bucket/study"),
+        (["compare", "EMPTY"], "There is no study in"),
+        (["report", "EMPTY"], "There is no study in"),
+    ],
+)
+def test_mistake_is_told_in_a_sentence_with_status_2(folder, tmp_path, capsys, words, said):
+    words = [word.replace("FOLDER", str(folder)).replace("EMPTY", str(tmp_path)) for word in words]
+    status, out, err = run(capsys, *words)
+    assert (status, out) == (2, "")
+    assert err.startswith("delta_tune: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_export_writes_the_file_that_is_asked_for(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "export", folder, "--format", "state_dict")[0] == 0
+    assert (tmp_path / "model.pth").exists()
+
+
+def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "export", full)
+    status, _, err = run(capsys, "export", folder, "--format", "state_dict", "--output", tmp_path / "m.pth")
+    assert status == 2
+    assert err.endswith("m.pth cannot be written (No space left on device); give another file.\n")
+
+
+def test_formats_are_those_of_the_exporter():
+    assert commands.FORMATS == export.FORMATS
+
+
+def test_report_writes_the_page_and_says_where(folder, capsys):
+    assert run(capsys, "report", folder)[1] == f"{folder / 'report.html'}\n"
+    assert (folder / "report.html").stat().st_size > 1e6
+
+
+def test_compare_shows_studies_side_by_side(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "compare", folder, folder)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    assert ["images", *["100 train, 50 val, 60 test"] * 2] in cells
+    assert ["accuracy", "test 90.0 %", "test 90.0 %"] in cells
+    assert ["95 % interval", "79.9 to 95.3 %", "79.9 to 95.3 %"] in cells
+    assert "overlap" in out
+    rows = json.loads(run(capsys, "compare", folder, "--json")[1])
+    assert rows[0]["accuracy"] == 0.9
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from delta_tune.tools import parser; parser().format_help(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_module_without_a_command_shows_its_help():
+    done = subprocess.run([sys.executable, "-m", "delta_tune"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "predict" in done.stdout

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import contextlib
+import time
+
+import psutil
+import pytest
+
+from delta_tune.attention.ablation import IMAGES_AT_ONCE
+from delta_tune.attention.measurement import in_this_process
+from delta_tune.cluster.attention_workers import ray_runner, split
+from delta_tune.config import TrialConfig
+from delta_tune.models.devices import torch_threads
+from delta_tune.training.task import Task
+
+LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
+
+
+@contextlib.contextmanager
+def no_bar(text, total):
+    yield lambda count: None
+
+
+def runner(slots, bar=no_bar):
+    return ray_runner(cpus=1, gpus=0, slots=slots, threads=1, device="cpu", bar=bar)
+
+
+def measured(task, runner, estimator="exact"):
+    fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0)
+    fresh.measure([TrialConfig(layers=LAYERS, attention_estimator=estimator)], runner=runner)
+    return {layer: each.losses.tolist() for layer, each in fresh.attention[estimator].items()}
+
+
+@pytest.fixture(scope="module")
+def alone(task):
+    """What one process finds, with as many threads as an actor has."""
+    with torch_threads(1):
+        yield measured(task, in_this_process)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_split_covers_every_image_and_layer_once_in_whole_blocks(slots):
+    pieces = split(range(40, 92), ("a", "b"), slots)
+    covered = [(position, layer) for positions, layers in pieces for position in positions for layer in layers]
+    assert sorted(covered) == [(position, layer) for position in range(40, 92) for layer in ("a", "b")]
+    assert all(positions.start % IMAGES_AT_ONCE == 0 for positions, _ in pieces)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_losses_do_not_depend_on_where_they_are_computed(task, alone, ray_cluster, slots):
+    assert measured(task, runner(slots)) == alone
+
+
+def test_first_order_losses_do_not_depend_on_it_either(task, alone, ray_cluster):
+    assert measured(task, runner(2), "first_order") == measured(task, in_this_process, "first_order")
+
+
+def test_progress_reaches_the_announced_total(task, ray_cluster):
+    totals = []
+
+    @contextlib.contextmanager
+    def bar(text, total):
+        done = []
+        yield done.append
+        totals.append((sum(done), total))
+
+    measured(task, runner(1, bar))
+    assert totals
+    assert all(done == total > 0 for done, total in totals)
+
+
+def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
+    killed, pieces = [], []
+
+    @contextlib.contextmanager
+    def killing_bar(text, total):
+        def advance(count):
+            pieces.append(count)
+            if not killed:
+                (actor,) = actors()
+                killed.append(actor.pid)
+                actor.kill()
+
+        yield advance
+
+    assert measured(task, runner(1, killing_bar)) == alone
+    assert killed
+    assert len(pieces) == 5  # 36 images in blocks of 8, each counted once
+
+
+def test_actors_are_gone_afterwards(task, ray_cluster):
+    measured(task, runner(2))
+    deadline = time.monotonic() + 30
+    while actors() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not actors()
+
+
+def actors():
+    """The processes of this session's actors."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since they were listed
+            if "ray::_Actor" in " ".join(process.cmdline()):
+                found.append(process)
+    return found

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from delta_tune.cluster.gpu_sharing import (
+    CONTEXT_BYTES,
+    Footprint,
+    heaviest,
+    measure_footprint,
+    memory_fraction,
+    share_of,
+    trials_per_gpu,
+    twice,
+)
+from delta_tune.config import TrialConfig, UserError
+
+GIB = 2**30
+
+
+def footprint(peak=2 * GIB, total=24 * GIB, busy=0.1):
+    return Footprint(peak=peak, total=total, busy=busy, images_per_second=100.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus", "trials"),
+    [
+        (footprint(busy=0.1), 16, 8),  # memory: 24 / (2.2 + 0.59)
+        (footprint(busy=0.3), 16, 4),  # time: the fourth one fills the rest
+        (footprint(busy=0.5), 16, 2),
+        (footprint(busy=1.0), 16, 1),
+        (footprint(busy=0.1), 3, 3),  # CPUs
+        (footprint(peak=30 * GIB), 16, 1),  # too large altogether: the trial will say so
+        (footprint(), 0.5, 1),
+    ],
+)
+def test_as_many_trials_share_a_gpu_as_the_scarcest_allows(asked, cpus, trials):
+    assert trials_per_gpu(asked, cpus, 1) == trials
+
+
+@pytest.mark.parametrize("trials", range(1, 40))
+def test_so_many_shares_fit_and_no_more(trials):
+    assert trials * share_of(trials) <= 1
+    assert (trials + 1) * share_of(trials) > 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.1, 0.2), (0.25, 0.5), (0.3333, 1.0), (0.5, 1.0), (0.2, 0.5)])
+def test_twice_halves_how_many_share(before, after):
+    assert twice(before) == after
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 8])
+def test_caps_and_contexts_of_all_sharers_fit_in_the_gpu(trials):
+    cap = memory_fraction(share_of(trials), 24 * GIB)
+    assert trials * (cap * 24 * GIB + CONTEXT_BYTES) <= 24 * GIB * 1.0001
+
+
+def test_heaviest_has_the_largest_batch_and_both_networks():
+    configs = [
+        TrialConfig(regularizer="l2_fe", batch_size=256),
+        TrialConfig(regularizer="l2", batch_size=64, warmup_epochs=2),
+        TrialConfig(regularizer="delta", batch_size=16),
+    ]
+    chosen = heaviest(configs)
+    assert (chosen.batch_size, chosen.regularizer, chosen.max_epochs) == (64, "delta_uniform", 2)
+    assert heaviest(configs[:2]).regularizer == "l2"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_that_torch_cannot_use_is_a_clear_error(task):
+    with pytest.raises(UserError, match="--gpus-per-trial 0"):
+        measure_footprint(task, TrialConfig())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_footprint_is_of_the_trial(task):
+    small, large = (measure_footprint(task, heaviest([TrialConfig(batch_size=size)])) for size in (4, 32))
+    assert 0 < small.peak < large.peak < large.total
+    assert 0 < small.busy <= 1
+
+
+def test_footprint_says_what_was_measured():
+    said = dataclasses.replace(footprint(), busy=0.42).sentence
+    assert "2.0 of 24 GiB" in said
+    assert "42 %" in said

@@ -1,0 +1,328 @@
+"""One run's and one study's settings: what is allowed, what is stored, what is said of a mistake."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from delta_tune.config import (
+    METRICS,
+    TRIAL_FIELDS,
+    StudyConfig,
+    TrialConfig,
+    UserError,
+    nearest,
+    parse_setting,
+    study_config,
+)
+from delta_tune.config import trial as config_module
+
+METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
+
+# Fields without effect on a method, by the objective of each (l2_fe trains a head on features computed once).
+WITHOUT_EFFECT = {
+    "l2": {"behavior_scale", "layers", "attention_estimator", "attention_temperature", "alpha", "beta"},
+    "l2_sp": {"behavior_scale", "layers", "attention_estimator", "attention_temperature"},
+    "l2_fe": {
+        *("behavior_scale", "layers", "attention_estimator", "attention_temperature"),
+        *("alpha", "batch_norm", "augmentation", "average_epochs"),
+    },
+    "delta_uniform": {"attention_estimator", "attention_temperature"},
+    "delta": set(),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("regularizer", "L2"),
+        ("regularizer", None),
+        ("behavior_scale", "absolute"),
+        ("alpha", -0.1),
+        ("alpha", float("nan")),
+        ("alpha", float("inf")),
+        ("alpha", "1"),
+        ("beta", -1),
+        ("layers", ""),
+        ("layers", ()),
+        ("layers", 3),
+        ("layers", ["layer4", 4]),
+        ("attention_temperature", 0),
+        ("lr", 0),
+        ("lr", None),
+        ("lr", True),
+        ("head_lr_multiplier", 0),
+        ("momentum", 1),
+        ("nesterov", 1),
+        ("weight_decay", -1e-4),
+        ("batch_size", 0),
+        ("batch_size", 32.5),
+        ("schedule", "linear"),
+        ("warmup_epochs", -1),
+        ("label_smoothing", 1.0),
+        ("max_grad_norm", 0),
+        ("augmentation", "mixup"),
+        ("max_epochs", 0),
+        ("max_epochs", float("inf")),
+        ("seed", -1),
+    ],
+)
+def test_trial_config_refuses_a_value_that_is_not_allowed(name, value):
+    with pytest.raises(UserError, match=rf"^{name} must be .*got") as error:
+        TrialConfig(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("alpha", 0), ("beta", 0), ("momentum", 0), ("weight_decay", 0), ("label_smoothing", 0)),
+        *(("warmup_epochs", 0), ("max_grad_norm", None), ("weight_decay", None), ("seed", 0)),
+        *(("batch_size", 1), ("max_epochs", 1)),
+    ],
+)
+def test_trial_config_takes_the_ends_of_its_ranges(name, value):
+    assert getattr(TrialConfig(**{name: value}), name) == value
+
+
+def test_trial_config_converts_numbers_where_nothing_is_lost():
+    config = TrialConfig(lr=1, batch_size=16.0, max_epochs=4.0)
+    assert [(type(v), v) for v in (config.lr, config.batch_size, config.max_epochs)] == [
+        (float, 1.0),
+        (int, 16),
+        (int, 4),
+    ]
+
+
+@pytest.mark.parametrize("given", ["b.1, a.2", ["b.1", "a.2"], ("b.1", "a.2")])
+def test_trial_config_takes_layer_names_as_text_or_sequence(given):
+    assert TrialConfig(layers=given).layers == ("b.1", "a.2")
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(TrialConfig), ids=lambda f: f.name)
+def test_trial_config_documents_each_field(field):
+    text = Path(config_module.__file__).read_text()
+    assert re.search(rf"\n    {field.name}: .*\n    \"\"\"[^\n]+\"\"\"\n", text)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trial_config_record_nulls_what_has_no_effect_on_the_method(method):
+    record = TrialConfig(regularizer=method, max_grad_norm=1.0).record()
+    assert {name for name, value in record.items() if value is None} == WITHOUT_EFFECT[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trial_config_from_record_gives_the_same_record(method):
+    config = TrialConfig(regularizer=method, layers=("a", "b.c"), alpha=0.3, beta=0.2, weight_decay=0.0, lr=0.5)
+    assert TrialConfig.from_record(config.record()).record() == config.record()
+
+
+def test_trial_config_from_record_of_delta_is_the_same_configuration():
+    config = TrialConfig(
+        alpha=0.3, layers=("a", "b.c"), attention_temperature=2.0, weight_decay=0.01, max_grad_norm=3.0
+    )
+    assert TrialConfig.from_record(config.record()) == config
+
+
+def test_trial_config_record_is_plain_values_by_field_name():
+    record = TrialConfig(layers=("a", "b")).record()
+    assert tuple(record) == TRIAL_FIELDS
+    assert record["layers"] == "a,b"
+    assert all(value is None or isinstance(value, bool | int | float | str) for value in record.values())
+
+
+@pytest.mark.parametrize(("method", "decay"), [("l2", 1e-4), ("l2_sp", 0.0), ("delta", 0.0), ("l2_fe", 0.0)])
+def test_trial_config_weight_decay_defaults_by_method(method, decay):
+    assert TrialConfig(regularizer=method).record()["weight_decay"] == decay
+
+
+def test_trial_config_weight_decay_given_is_kept():
+    assert TrialConfig(regularizer="l2", weight_decay=0.0).effective_weight_decay == 0.0
+
+
+def test_trial_config_from_record_refuses_an_unknown_name():
+    with pytest.raises(UserError, match=r"'learning_rate' in the configuration is no hyperparameter"):
+        TrialConfig.from_record({"learning_rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("val_fraction", 0),
+        ("val_fraction", 1.1),
+        ("test_fraction", -0.1),
+        ("train_fraction", 0),
+        ("train_fraction", 1.5),
+        ("train_per_class", 0),
+        ("image_size", 0),
+        ("image_size", 64.5),
+        ("num_trials", 0),
+        ("num_trials", 2.5),
+        ("num_trials", None),
+        ("num_trials", "16"),
+        ("num_trials", True),
+        ("num_trials", float("inf")),
+        ("max_epochs", 0),
+        ("grace_period", 0),
+        ("grace_period", 1.5),
+        ("reduction_factor", 1),
+        ("reduction_factor", float("nan")),
+        ("cpus_per_trial", 0),
+        ("gpus_per_trial", -1),
+        ("max_concurrent_trials", 0),
+        ("metric", "accuracy"),
+        ("sampler", "bayes"),
+        ("seed", -1),
+        ("verbose", 3),
+        ("skip_damaged", "no"),
+        ("time_budget", "soon"),
+        ("name", "a/b"),
+        ("name", ".."),
+        ("name", ""),
+    ],
+)
+def test_study_config_refuses_a_value_that_is_not_allowed(name, value):
+    with pytest.raises(UserError, match=rf"^{name} must be .*got") as error:
+        StudyConfig(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("test_fraction", 0), ("train_fraction", 1), ("gpus_per_trial", 0), ("gpus_per_trial", 0.25)),
+        *(("cpus_per_trial", 0.5), ("reduction_factor", 1.5), ("verbose", 0), ("num_trials", 1)),
+    ],
+)
+def test_study_config_takes_the_ends_of_its_ranges(name, value):
+    assert getattr(StudyConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_study_config_refuses_the_mode_that_contradicts_the_metric(metric):
+    wrong = {"max": "min", "min": "max"}[METRICS[metric]]
+    with pytest.raises(UserError, match=f"mode must be {METRICS[metric]} for {metric}, but got '{wrong}'"):
+        StudyConfig(metric=metric, mode=wrong)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_study_config_takes_the_mode_of_the_metric(metric):
+    assert StudyConfig(metric=metric, mode=METRICS[metric]).mode == METRICS[metric]
+
+
+def test_study_config_refuses_a_grace_period_over_max_epochs():
+    with pytest.raises(UserError, match=r"grace_period must not exceed max_epochs, but got 5 and 4"):
+        StudyConfig(grace_period=5, max_epochs=4)
+
+
+def test_study_config_refuses_two_sizes_of_the_training_split():
+    with pytest.raises(UserError, match=r"train_fraction and train_per_class exclude each other"):
+        StudyConfig(train_fraction=0.5, train_per_class=5)
+
+
+def test_study_config_refuses_an_unknown_fixed_hyperparameter():
+    with pytest.raises(UserError, match=r"'learning_rate' in the set is no hyperparameter"):
+        StudyConfig(set={"learning_rate": 0.1})
+
+
+def test_study_config_takes_a_fixed_helper():
+    assert StudyConfig(set={"_recipe": "long"}).set == {"_recipe": "long"}
+
+
+@pytest.mark.parametrize(("name", "flag"), [("max_epochs", "--max-epochs"), ("seed", "--seed")])
+def test_study_config_refuses_to_fix_what_is_the_study_s_own(name, flag):
+    with pytest.raises(UserError, match=f"leave {name} to {flag}"):
+        StudyConfig(set={name: 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *((90, 90), (0.5, 0.5), ("90", 90), ("90s", 90), ("45m", 2700), ("2h", 7200), ("1.5h", 5400), ("1d", 86400)),
+        *((" 2 h ", 7200), (None, None)),
+    ],
+)
+def test_study_config_time_budget_in_seconds(text, seconds):
+    assert StudyConfig(time_budget=text).time_budget_s == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "2 hours", "-5m", "0", 0, -1, "1h30m", "nan", True])
+def test_study_config_refuses_what_is_no_duration(text):
+    with pytest.raises(UserError, match=r"time_budget must be like 90s, 45m or 2h, but got"):
+        StudyConfig(time_budget=text)
+
+
+def test_study_config_refuses_an_unknown_setting_and_names_the_nearest():
+    with pytest.raises(UserError, match=r"'num_trial' is no setting of a study \(did you mean num_trials"):
+        study_config({"num_trial": 3})
+
+
+def test_study_config_without_data_or_model_is_the_demo():
+    assert (study_config({}).space, study_config({}).image_size) == ("search_spaces/demo.py", 64)
+
+
+def test_study_config_of_the_demo_takes_what_is_given():
+    config = study_config({"max_epochs": 3, "space": "search_spaces/delta.py"})
+    assert (config.max_epochs, config.space) == (3, "search_spaces/delta.py")
+
+
+@pytest.mark.parametrize("given", [{"data": "DIR"}, {"model": "resnet18"}])
+def test_study_config_of_own_data_or_model_has_the_general_defaults(given):
+    assert study_config(given) == StudyConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("lr=0.01", ("lr", 0.01)),
+        ("lr=1", ("lr", 1.0)),
+        ("batch_size=64", ("batch_size", 64)),
+        ("nesterov=false", ("nesterov", False)),
+        ("weight_decay=none", ("weight_decay", None)),
+        ("weight_decay=1e-4", ("weight_decay", 1e-4)),
+        ("regularizer=l2_sp", ("regularizer", "l2_sp")),
+        ("augmentation=none", ("augmentation", "none")),
+        ("layers=all", ("layers", "all")),
+        ("layers=a.1,b", ("layers", ("a.1", "b"))),
+        (" lr = 0.5 ", ("lr", 0.5)),
+        ("_recipe=long", ("_recipe", "long")),
+        ("_steps=3", ("_steps", 3)),
+        ("_long=true", ("_long", True)),
+    ],
+)
+def test_parse_setting_reads_a_value_of_the_field_s_type(text, setting):
+    assert parse_setting(text) == setting
+    assert type(parse_setting(text)[1]) is type(setting[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr", "--set takes key=value, but got 'lr'"),
+        ("=1", "--set takes key=value, but got '=1'"),
+        ("lr=fast", "lr must be float, but got 'fast'"),
+        ("lr=-1", "lr must be > 0"),
+        ("nesterov=1", "nesterov must be bool"),
+        ("regularizer=l3", "regularizer must be one of"),
+        ("layers=", "layers must be one of"),
+        ("learning_rate=1", "'learning_rate' in the --set is no hyperparameter"),
+        ("momentun=0.5", "did you mean momentum"),
+    ],
+)
+def test_parse_setting_refuses_a_mistake(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_setting(text)
+
+
+def test_nearest_names_what_comes_near():
+    assert nearest("regulariser", ["regularizer", "lr"]) == " (did you mean regularizer?)"
+
+
+def test_nearest_says_nothing_where_nothing_comes_near():
+    assert nearest("qqq", ["regularizer", "lr"]) == ""
+
+
+def test_study_config_refuses_an_address_that_was_made_a_path():
+    with pytest.raises(UserError, match=r"out must be text where it is an address, but got the path 's3:/bucket/x'"):
+        StudyConfig(out=Path("s3://bucket/x"))

@@ -1,0 +1,114 @@
+"""What is printed: lines, dated in a file, under a view in a terminal."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from delta_tune.config import TrialConfig
+from delta_tune.console.live_view import Standing
+from delta_tune.console.progress import Progress
+from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+
+DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+
+
+@pytest.fixture
+def tables(tmp_path):
+    tables = StudyTables(tmp_path, "val_accuracy")
+    for number, (state, error) in enumerate((("completed", None), ("failed", "it broke (traceback in there)"))):
+        tables.add(number, TrialConfig(regularizer="l2", max_epochs=1), {}, {})
+        tables.report(number, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1})
+        tables.finish(number, state, error)
+    return tables
+
+
+def printing(verbose=1, **console):
+    out = io.StringIO()
+    return Progress(verbose=verbose, console=Console(file=out, highlight=False, soft_wrap=True, **console)), out
+
+
+def terminal(verbose=1):
+    return printing(verbose, force_terminal=True, width=100, height=30, color_system=None)
+
+
+def tell(progress, tables):
+    """All that a study tells."""
+    standing = Standing(tables, 4)
+    standing.begin(lambda: 1)
+    progress.say("Two\nlines.")
+    with progress.live(standing, tables, "Search"):
+        progress.epoch(tables, 0)
+        progress.trial(tables, 0, 4)
+        progress.trial(tables, 1, 4, 75.0)
+    with progress.bar("Work", 1) as advance:
+        advance(1)
+    progress.methods(tables)
+
+
+def test_every_line_of_a_file_begins_with_date_and_time(tables):
+    progress, out = printing(2)
+    tell(progress, tables)
+    lines = out.getvalue().splitlines()
+    assert len(lines) > 8
+    assert all(re.match(DATE, line) for line in lines), lines
+
+
+def test_lines_of_a_file_say_how_far_the_study_is(tables):
+    progress, out = printing()
+    progress.trial(tables, 0, 4, 75.0)
+    assert re.search(r"best 50\.0 % \(trial 0\), 2/4 trials, 0:00, about 1:15 left$", out.getvalue().rstrip())
+
+
+def test_failed_trial_s_line_is_followed_by_its_error(tables):
+    progress, out = printing()
+    progress.trial(tables, 1, 4)
+    assert out.getvalue().splitlines()[-1].endswith("  it broke (traceback in there)")
+
+
+@pytest.mark.parametrize("made", [printing, terminal])
+def test_nothing_is_said_at_verbose_0(tables, made):
+    progress, out = made(0)
+    tell(progress, tables)
+    assert out.getvalue() == ""
+
+
+def test_lines_of_a_terminal_stand_above_the_view_without_dates(tables):
+    progress, out = terminal()
+    tell(progress, tables)
+    text = out.getvalue()
+    assert not re.search(DATE, text)
+    assert "2 of 4 trials done" in text
+    assert "completed" in text
+
+
+def test_terminal_is_left_as_it_was_where_the_run_raises(tables):
+    progress, out = terminal()
+    standing = Standing(tables, 4)
+    with pytest.raises(KeyboardInterrupt), progress.live(standing, tables, "Search"):
+        raise KeyboardInterrupt
+    assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l"), "the cursor is there again"
+    with progress.live(standing, tables, "Search"):
+        pass  # and a second view can be opened
+
+
+def test_terminal_is_left_as_it_was_where_the_process_is_about_to_end(tables):
+    progress, out = terminal()
+    with progress.live(Standing(tables, 4), tables, "Search"):
+        progress.close()
+        assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
+    progress.close()
+
+
+def test_bar_can_be_shown_while_the_view_is(tables):
+    progress, _ = terminal()
+    with progress.live(Standing(tables, 4), tables, "Search"), progress.bar("Work", 2) as advance:
+        advance(2)
+
+
+def test_dumb_terminal_has_no_view(tables):
+    progress, out = printing(force_terminal=True, _environ={"TERM": "dumb"})
+    tell(progress, tables)
+    assert "\x1b" not in out.getvalue()
+    assert "trials done" not in out.getvalue()

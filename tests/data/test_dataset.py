@@ -1,0 +1,364 @@
+"""From a source to splits in memory."""
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+from PIL import Image
+
+from delta_tune.config import UserError
+from delta_tune.data.dataset import Dataset, Preprocessing, load_dataset
+from delta_tune.data.images import DecodedImages, EncodedImages, open_image, to_square
+from delta_tune.data.sources import torchvision as torchvision_source
+
+SMALL = Preprocessing(
+    image_size=12, stored_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
+)
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def photo(number, width=24, height=20):
+    """A file of its own for each number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(root, files):
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Classes of 12, 10 and 8 images."""
+    files = {}
+    for first, (name, count) in zip((0, 100, 200), (("a10", 12), ("a9", 10), ("b", 8)), strict=True):
+        files |= {f"{name}/{i:02}.png": photo(first + i) for i in range(count)}
+    return write(tmp_path / "set", files)
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Two classes, three splits."""
+    files = {}
+    for first, (split, count) in zip((0, 100, 200), (("train", 5), ("val", 3), ("test", 2)), strict=True):
+        for label, name in enumerate(("cat", "dog")):
+            files |= {f"{split}/{name}/{i}.png": photo(first + 50 * label + i) for i in range(count)}
+    return write(tmp_path / "set", files)
+
+
+def load(data, **options):
+    return load_dataset(data, **({"preprocessing": SMALL} | options))
+
+
+def names_of(dataset):
+    return {s: set(dataset.for_name(s).names) for s in ("train", "val", "test") if s != "test" or dataset.test}
+
+
+def test_load_dataset_decodes_the_images_of_its_names(folder):
+    dataset = load(folder)
+    assert dataset.classes == ("a9", "a10", "b")
+    assert isinstance(dataset.train.images, DecodedImages)
+    for split in (dataset.train, dataset.val):
+        pixels = split.images.batch(np.arange(len(split)))
+        for image, label, name in zip(pixels, split.labels, split.names, strict=True):
+            assert np.array_equal(image, to_square(open_image(name), 16, "bilinear"))
+            assert dataset.classes[label] == Path(name).parent.name
+        assert split.labels.dtype == np.int64
+
+
+def test_load_dataset_cuts_val_and_test_from_train(folder):
+    dataset = load(folder, val_fraction=0.2, test_fraction=0.3)
+    names = names_of(dataset)
+    assert sum(map(len, names.values())) == len(set.union(*names.values())) == 30
+    assert {split: len(found) for split, found in names.items()} == {"train": 15, "val": 6, "test": 9}
+
+
+def test_load_dataset_without_test_has_none(folder):
+    dataset = load(folder)
+    assert dataset.test is None
+    with pytest.raises(UserError, match=r"no split 'test'.*--test-fraction"):
+        dataset.for_name("test")
+
+
+def test_load_dataset_keeps_given_splits(splits):
+    dataset = load(splits)
+    assert {split: len(names) for split, names in names_of(dataset).items()} == {"train": 10, "val": 6, "test": 4}
+    assert dataset.name == "set"
+
+
+def test_load_dataset_tells_that_test_fraction_is_not_used(splits):
+    assert any("test_fraction 0.2 was not used" in note for note in load(splits, test_fraction=0.2).notes)
+
+
+def test_load_dataset_leaves_val_and_test_alone_when_train_is_subsampled(folder):
+    whole = names_of(load(folder, test_fraction=0.2))
+    part = names_of(load(folder, test_fraction=0.2, train_fraction=0.5))
+    assert (part["val"], part["test"]) == (whole["val"], whole["test"])
+    assert part["train"] < whole["train"]
+    assert len(part["train"]) == pytest.approx(len(whole["train"]) / 2, abs=1)
+
+
+def test_load_dataset_takes_train_per_class_nested(folder):
+    three, five = (load(folder, train_per_class=count) for count in (3, 5))
+    assert np.bincount(three.train.labels).tolist() == [3, 3, 3]
+    assert names_of(three)["train"] < names_of(five)["train"]
+
+
+def test_load_dataset_takes_all_where_a_class_has_fewer(folder):
+    dataset = load(folder, train_per_class=7)
+    sizes = np.bincount(dataset.train.labels).tolist()
+    assert sizes[:2] == [7, 7]
+    assert any(
+        f"fewer than the 7 training images asked for give all they have: b {sizes[2]}." in n for n in dataset.notes
+    )
+
+
+def test_load_dataset_repeats_with_the_seed(folder):
+    one, same, other = (load(folder, seed=seed) for seed in (0, 0, 1))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert one.val.names == same.val.names != other.val.names
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"val_fraction": 0},
+        {"val_fraction": 1},
+        {"test_fraction": -0.1},
+        {"test_fraction": 1},
+        {"train_fraction": 0},
+        {"train_fraction": 1.1},
+        {"train_per_class": 0},
+        {"train_fraction": 0.5, "train_per_class": 5},
+        {"seed": -1},
+    ],
+)
+def test_load_dataset_refuses_arguments_out_of_range(folder, options):
+    with pytest.raises(UserError, match="|".join(options)):
+        load(folder, **options)
+
+
+def test_load_dataset_reads_parquet_as_it_reads_the_folder(folder, tmp_path):
+    paths = sorted(folder.glob("*/*.png"))
+    table = pa.table({"image": [{"bytes": p.read_bytes()} for p in paths], "label": [p.parent.name for p in paths]})
+    pq.write_table(table, tmp_path / "set.parquet", row_group_size=7)
+    assert load(tmp_path / "set.parquet").fingerprint == load(folder).fingerprint
+
+
+def test_load_dataset_reads_torchvision(monkeypatch, tmp_path):
+    class FakeData(torchvision.datasets.FakeData):
+        def __init__(self):
+            super().__init__(size=40, image_size=(3, 20, 16), num_classes=2)
+
+    monkeypatch.setattr(torchvision.datasets, "FakeData", FakeData)
+    monkeypatch.setattr(torchvision_source, "CACHE", tmp_path)
+    dataset = load("torchvision:FakeData")
+    index = int(dataset.val.names[0].split(":")[-1])
+    assert np.array_equal(dataset.val.images.batch(np.array([0]))[0], to_square(FakeData()[index][0], 16, "bilinear"))
+    assert dataset.fingerprint == load("torchvision:FakeData", memory_limit=0).fingerprint
+
+
+def test_load_dataset_takes_ten_digits_a_class_for_the_demo():
+    pytest.importorskip("sklearn")
+    dataset = load("demo")
+    assert (dataset.name, dataset.classes) == ("demo", tuple("0123456789"))
+    assert np.bincount(dataset.train.labels).tolist() == [10] * 10
+    assert (len(dataset.val), len(dataset.for_name("test"))) == (300, 500)
+    assert len(load("demo", train_fraction=1.0).train) == 997
+
+
+# -------------------------------------------------------------------------------------------------- damaged images
+
+
+@pytest.fixture
+def damaged(folder):
+    broken = {"a9/02.png": photo(102)[:300], "b/03.png": b"", "b/04.png": b"text"}
+    return write(folder, broken)
+
+
+def test_load_dataset_refuses_damaged_images_by_path(damaged):
+    with pytest.raises(
+        UserError, match=r"3 images cannot be read: .*; repair or remove them, or pass --skip-damaged"
+    ) as error:
+        load(damaged)
+    assert all(f"{damaged / path} (" in str(error.value) for path in ("a9/02.png", "b/03.png", "b/04.png"))
+
+
+def test_load_dataset_names_three_damaged_images_and_counts_the_rest(damaged):
+    write(damaged, {f"a10/{i:02}.png": b"text" for i in range(4)})
+    with pytest.raises(UserError, match=r"7 images cannot be read: .* and 4 more; repair") as error:
+        load(damaged)
+    assert str(error.value).count(".png") == 3
+
+
+def test_load_dataset_skips_damaged_images(damaged):
+    dataset = load(damaged, skip_damaged=True)
+    names = set.union(*names_of(dataset).values())
+    assert len(names) == 27
+    assert not {str(damaged / path) for path in ("a9/02.png", "b/03.png", "b/04.png")} & names
+    assert any(note.startswith("3 images could not be read and were left out: ") for note in dataset.notes)
+    for split in (dataset.train, dataset.val):
+        for image, name in zip(split.images.batch(np.arange(len(split))), split.names, strict=True):
+            assert np.array_equal(image, to_square(open_image(name), 16, "bilinear"))
+
+
+def test_load_dataset_refuses_damaged_images_that_stay_encoded(damaged):
+    with pytest.raises(UserError, match="3 images cannot be read"):
+        load(damaged, memory_limit=0)
+
+
+def test_load_dataset_names_a_class_without_a_readable_training_image(splits):
+    write(splits, {f"train/dog/{i}.png": b"" for i in range(5)})
+    with pytest.raises(UserError, match="class 'dog' is too small"):
+        load(splits, skip_damaged=True)
+
+
+def test_load_dataset_refuses_a_split_without_a_readable_image(splits):
+    write(splits, {f"val/{name}/{i}.png": b"" for i in range(3) for name in ("cat", "dog")})
+    with pytest.raises(UserError, match="No image of val can be read"):
+        load(splits, skip_damaged=True)
+
+
+def test_load_dataset_takes_a_decompression_bomb_for_damaged(folder, monkeypatch):
+    write(folder, {"b/00.png": photo(0, 60, 50)})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"1 image cannot be read: .*00\.png .*decompression bomb"):
+        load(folder)
+
+
+# ------------------------------------------------------------------------------------------------------ duplicates
+
+
+@pytest.fixture
+def duplicates(splits):
+    """Two images of train also stand in val, one also in test; one of val in test."""
+    return write(
+        splits,
+        {
+            "train/cat/0.png": photo(100),
+            "train/dog/1.png": photo(150),
+            "train/cat/2.png": photo(200),
+            "val/cat/2.png": photo(251),
+        },
+    )
+
+
+def test_load_dataset_counts_duplicates_across_splits(duplicates):
+    dataset = load(duplicates)
+    assert len(dataset.train) == 10
+    assert [note for note in dataset.notes if "byte for byte" in note] == [
+        "2 images of train also in val, byte for byte; --drop-duplicates takes them out of train.",
+        "1 image of train also in test, byte for byte; --drop-duplicates takes them out of train.",
+        "1 image of val also in test, byte for byte.",
+    ]
+
+
+def test_load_dataset_drops_duplicates_from_train(duplicates):
+    dataset = load(duplicates, drop_duplicates=True)
+    gone = {str(duplicates / path) for path in ("train/cat/0.png", "train/dog/1.png", "train/cat/2.png")}
+    assert names_of(dataset)["train"] == names_of(load(duplicates))["train"] - gone
+    assert (len(dataset.val), len(dataset.for_name("test"))) == (6, 4)
+    assert "3 images of train also in val or test, taken out of train." in dataset.notes
+    assert [note for note in dataset.notes if "byte for byte" in note] == [
+        "1 image of val also in test, byte for byte."
+    ]
+
+
+def test_load_dataset_names_a_class_that_duplicates_leave_empty(splits):
+    write(splits, {f"train/dog/{i}.png": photo(150) for i in range(5)})
+    with pytest.raises(UserError, match="class 'dog' is too small"):
+        load(splits, drop_duplicates=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def test_load_dataset_encoded_gives_the_same_data_as_decoded(folder):
+    write(folder, {"b/00.png": photo(999, 200, 150)})  # a large photo: its square is kept
+    decoded, encoded = load(folder), load(folder, memory_limit=0)
+    assert isinstance(encoded.train.images, EncodedImages)
+    assert encoded.fingerprint == decoded.fingerprint
+    for split in ("train", "val"):
+        one, other = decoded.for_name(split), encoded.for_name(split)
+        indices = np.random.default_rng(0).permutation(len(one))
+        assert np.array_equal(one.images.batch(indices), other.images.batch(indices))
+        assert (one.names, one.labels.tolist()) == (other.names, other.labels.tolist())
+
+
+def test_load_dataset_keeps_encoded_what_is_smaller(tmp_path):
+    """A small file as it is, a large one as its square."""
+    files = {f"{name}/{i}.png": photo(i + 10 * ord(name), 8, 8) for name in "ab" for i in range(5)}
+    dataset = load(write(tmp_path, files | {"b/9.png": photo(9, 300, 300)}), memory_limit=0)
+    sizes = {
+        Path(name).name: len(file.as_py())
+        for split in (dataset.train, dataset.val)
+        for name, file in zip(split.names, split.images.encoded, strict=True)
+    }
+    assert sizes["9.png"] < 16 * 16 * 3 + 200
+    assert sizes["1.png"] == (tmp_path / "a" / "1.png").stat().st_size
+
+
+def test_load_dataset_tells_where_images_are_kept_and_why(folder):
+    size = 30 * 16 * 16 * 3
+    assert load(folder, memory_limit=size).notes[-1].startswith("The images are kept decoded (22.5 KiB of the 22.5 KiB")
+    note = load(folder, memory_limit=size - 1).notes[-1]
+    assert note.startswith("The images are kept encoded (")
+    assert "decoded they would take 22.5 KiB, more than the 22.5 KiB" in note
+
+
+def test_dataset_pickles_its_images_out_of_band(folder):
+    for limit in (None, 0):
+        dataset = load(folder, memory_limit=limit)
+        buffers = []
+        stream = pickle.dumps(dataset, protocol=5, buffer_callback=buffers.append)
+        copy = pickle.loads(stream, buffers=[buffer.raw().toreadonly() for buffer in buffers])
+        assert isinstance(copy, Dataset)
+        assert copy.fingerprint == dataset.fingerprint
+        batch = copy.train.images.batch(np.arange(4))
+        assert np.array_equal(batch, dataset.train.images.batch(np.arange(4)))
+        assert len(stream) < 6000
+
+
+# ----------------------------------------------------------------------------------------------------- fingerprint
+
+
+def test_fingerprint_does_not_depend_on_the_place(folder, tmp_path):
+    folder_again = folder.rename(tmp_path / "elsewhere")
+    fingerprint = load(folder_again).fingerprint
+    folder_again.rename(folder)
+    assert load(folder).fingerprint == fingerprint
+
+
+def test_fingerprint_follows_content_classes_and_preprocessing(splits):
+    first = load(splits).fingerprint
+    other = Preprocessing(image_size=11, stored_size=16, mean=SMALL.mean, std=SMALL.std, interpolation="bilinear")
+    fingerprints = {first, load(splits, preprocessing=other).fingerprint}
+    write(splits, {"test/dog/0.png": photo(777)})
+    fingerprints.add(load(splits).fingerprint)
+    for split in ("train", "val", "test"):
+        (splits / split / "dog").rename(splits / split / "wolf")
+    fingerprints.add(load(splits).fingerprint)
+    assert len(fingerprints) == 4
+
+
+def test_load_dataset_shows_progress_on_stderr_only(folder, capfd):
+    load(folder)
+    assert capfd.readouterr() == ("", "")
+    load(folder, progress=True)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_load_dataset_reads_a_set_of_photos():
+    dataset = load(SHARED / "ants_bees")
+    assert (dataset.classes, len(dataset.train), len(dataset.val)) == (("ants", "bees"), 244, 153)

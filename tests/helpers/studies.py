@@ -1,0 +1,108 @@
+"""Folders of studies that were never run: what a report, a plot or another program is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pyarrow.parquet as pq
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+
+from delta_tune.attention.layer_attention import LayerAttention, attention_table
+from delta_tune.config import TrialConfig
+from delta_tune.results.layout import ATTENTION_FILE, STUDY_FILE
+from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+
+MAX_EPOCHS = 8
+CLASSES = ("blue", "green", "<b>red</b>")
+DISTRIBUTIONS = {
+    "regularizer": CategoricalDistribution(["delta", "l2"]),
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "alpha": FloatDistribution(1e-2, 10.0, log=True),
+}
+
+
+def epoch_row(epoch, score):
+    row = dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"val_accuracy": score, "seconds": 1.0, "eval_seconds": 0.2}
+    return row | {"val_loss": 1 - score, "epoch": epoch}
+
+
+def level(lr):
+    """A score that a learning rate decides, of 0.3 to 0.9."""
+    return 0.3 + 0.6 * math.exp(-((math.log10(lr) + 2) ** 2))
+
+
+def add_trial(tables, number, state, *, method="delta", lr=0.01, alpha=1.0, error=None):
+    """A trial that ends in this way; `began` and `ended` lie in one of two lanes."""
+    params = {"regularizer": method, "lr": lr} | ({"alpha": alpha} if method == "delta" else {})
+    config = TrialConfig(**params, max_epochs=MAX_EPOCHS, seed=number)
+    tables.add(number, config, params, {})
+    if state == "waiting":
+        return
+    began = 1.7e9 + number // 2 * MAX_EPOCHS * 1.3 + number % 2
+    tables.start(number, "f" * 56, began, 0.1)
+    epochs = {"completed": MAX_EPOCHS, "pruned": 2, "failed": 0, "diverged": 1, "running": 3}[state]
+    for epoch in range(1, epochs + 1):
+        tables.report(number, epoch_row(epoch, level(lr) * (1 - 0.5**epoch)), began + 1.2 * epoch)
+    if state != "running":
+        tables.finish(number, state, error)
+
+
+def random_trials(tables, count, seed=0):
+    rng = random.Random(seed)
+    for number in range(count):
+        lr, alpha = 10 ** rng.uniform(-4, -1), 10 ** rng.uniform(-2, 1)
+        state = ["completed", "pruned", "completed", "pruned", "diverged"][number % 5]
+        add_trial(tables, number, state, method=["delta", "l2"][number % 2], lr=lr, alpha=alpha)
+
+
+def study_json(folder, *, finished=True, test=True, name="study", **more):
+    """`study.json` as a study writes it."""
+    scoring = {
+        "trial": 0,
+        "model": "trial 0",
+        "folder": str(folder / "best"),
+        "time": "2026-11-23T00:00:00+00:00",
+        "images": 60,
+        "test_accuracy": 0.9,
+        "test_accuracy_interval": [0.8, 0.95],
+    }
+    settings = {
+        **{"data": "photos", "val_fraction": 0.2, "test_fraction": 0.0, "train_fraction": None, "seed": 0},
+        **{"train_per_class": None, "skip_damaged": False, "drop_duplicates": False, "model": "resnet50"},
+        **{"weights": "default", "image_size": None, "space": "search_spaces/delta.py", "set": {}, "num_trials": 16},
+        **{"max_epochs": MAX_EPOCHS, "metric": "val_accuracy", "grace_period": 2, "reduction_factor": 4, "name": name},
+    }
+    record = {
+        "fingerprints": {"data": "d" * 64, "weights": "w" * 32},
+        "backbone": "resnet50",
+        "images": {"train": 100, "val": 50} | ({"test": 60} if test else {}),
+        "space": "def space(trial): ...  # </script><b>\n",
+        "distributions": {name: json.loads(distribution_to_json(each)) for name, each in DISTRIBUTIONS.items()},
+        "versions": {"delta-tune": "0.1.0", "torch": "2.14.1"},
+        "git_commit": None,
+        "command": ["launch.py", "--data", "photos"],
+        "started": "2026-11-23T00:00:00+00:00",
+        "test_scorings": [scoring] if test and finished else [],
+        "settings": settings,
+        "attention_verdict": "",
+        **({"finished": "2026-11-23T01:00:00+00:00", "model": "trial 0"} if finished else {}),
+        **more,
+    }
+    (folder / STUDY_FILE).write_text(json.dumps(record))
+
+
+def attention_file(folder, channels=(16, 32)):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"layer{n}", LayerAttention(losses=rng.normal(0, 0.1, c).astype(np.float32), reliability=0.8, images=30))
+        for n, c in enumerate(channels)
+    ]
+    (folder / ATTENTION_FILE).parent.mkdir()
+    pq.write_table(attention_table(rows), folder / ATTENTION_FILE)
+
+
+def tables_in(folder):
+    return StudyTables(folder, "val_accuracy")

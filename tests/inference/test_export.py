@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from delta_tune.config import UserError
+from delta_tune.inference import export
+from delta_tune.inference.model import load
+from delta_tune.inference.model_folder import keep_model
+from delta_tune.models.backbones import build_target
+
+
+@pytest.fixture(scope="module")
+def model(task, tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
+    network.get_submodule(task.backbone.head).weight.data *= 30  # logits that are not all alike
+    safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
+    keep_model(task, place / "weights.safetensors", {"config": {"regularizer": "delta"}, "metrics": {}}, place / "best")
+    return load(place / "best")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.from_numpy(np.random.default_rng(7).normal(size=(5, 3, 64, 64)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def expected(model, images):
+    with torch.inference_mode():
+        return model.network(images).numpy()
+
+
+@pytest.fixture(scope="module")
+def onnx_file(model, tmp_path_factory):
+    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export.export(model, "onnx", file)
+    return file
+
+
+def test_onnx_gives_the_logits_for_any_number_of_images(onnx_file, images, expected):
+    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    for many in (1, 2, 5):
+        (logits,) = session.run(None, {"images": images[:many].numpy()})
+        np.testing.assert_allclose(logits, expected[:many], atol=1e-4)
+
+
+def test_onnx_is_valid_and_tells_classes_and_preprocessing(onnx_file, model):
+    proto = onnx.load(onnx_file)
+    onnx.checker.check_model(proto, full_check=True)
+    told = {each.key: json.loads(each.value) for each in proto.metadata_props}
+    assert told["classes"] == list(model.classes)
+    assert told["preprocessing"] == model.config["preprocessing"]
+
+
+def test_onnx_tells_its_input_so_that_another_program_can_predict(onnx_file, model):
+    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    given, (node,) = told["input"], session.get_inputs()
+    assert (given["name"], given["shape"]) == (node.name, node.shape)
+    assert told["output"]["shape"] == session.get_outputs()[0].shape
+    size = given["shape"][2]
+    pixels = np.random.default_rng(1).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    values = (pixels / 255 - told["preprocessing"]["mean"]) / told["preprocessing"]["std"]
+    (logits,) = session.run(None, {given["name"]: values.transpose(2, 0, 1)[None].astype(given["type"])})
+    # The image as it is kept before its centre is taken: nothing is resized, so both programs see the same pixels
+    stored = model.preprocessing.stored_size
+    start = round((stored - size) / 2)
+    whole = np.zeros((stored, stored, 3), np.uint8)
+    whole[start : start + size, start : start + size] = pixels
+    (prediction,) = model.predict(whole)
+    shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    np.testing.assert_allclose(shares, list(prediction.probabilities.values()), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_torchscript_gives_the_logits_and_tells_classes(model, images, expected, tmp_path):
+    export.export(model, "torchscript", tmp_path / "model.pt")
+    told = {"config.json": ""}
+    script = torch.jit.load(str(tmp_path / "model.pt"), _extra_files=told)
+    with torch.inference_mode():
+        np.testing.assert_allclose(script(images).numpy(), expected, atol=1e-4)
+    assert json.loads(told["config.json"])["classes"] == list(model.classes)
+
+
+def test_state_dict_is_taken_by_the_librarys_own_constructor(model, images, expected, tmp_path):
+    export.export(model, "state_dict", tmp_path / "model.pth")
+    network = timm.create_model("test_resnet", num_classes=3).eval()
+    network.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
+    with torch.inference_mode():
+        np.testing.assert_allclose(network(images).numpy(), expected, atol=1e-4)
+
+
+def test_file_whose_logits_differ_is_not_left_behind(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(export.ExportDiffers, match="away"):
+        export.export(model, "torchscript", tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_without_its_packages_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "delta-tune\[onnx\]"'):
+        export.export(model, "onnx", tmp_path / "model.onnx")

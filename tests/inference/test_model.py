@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from pyarrow import fs
+
+from delta_tune.attention.layer_attention import LayerAttention, attention_table
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.data.augmentation import centre
+from delta_tune.filesystem.uris import as_uri
+from delta_tune.inference.model import load
+from delta_tune.inference.model_folder import keep_model, keep_winner
+from delta_tune.models.backbones import build_target
+from delta_tune.report.feature_map_images import read_pictures
+from delta_tune.report.predictions import split_logits
+from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE
+from delta_tune.results.tables import StudyTables
+from delta_tune.study.finish_phase import judge, score_test
+from delta_tune.training.trial import run_trial
+
+
+@pytest.fixture(scope="module")
+def best(task, tmp_path_factory):
+    """The `best` folder of a study of one trial."""
+    folder = tmp_path_factory.mktemp("study")
+    config = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
+    result = run_trial(task, config, checkpoint=folder / "checkpoints" / "00000")
+    tables = StudyTables(folder, "val_accuracy")
+    tables.add(0, config, {}, {})
+    for row in result.epochs:
+        tables.report(0, row)
+    tables.finish(0, "completed")
+    keep_winner(task, tables, 0, folder)
+    return folder / "best"
+
+
+def test_load_takes_a_study_at_an_address(best, task, bucket):
+    fs.copy_files(str(best), as_uri(f"s3://{bucket}/results/a study/best"))
+    loaded = load(f"s3://{bucket}/results/a study")
+    assert loaded.predict(task.dataset.test.names) == load(best).predict(task.dataset.test.names)
+    with pytest.raises(UserError, match=f"^There is no model in s3://{bucket}/other"):
+        load(f"s3://{bucket}/other")
+
+
+def test_load_predicts_as_the_network_that_was_trained(best, task):
+    test = task.dataset.test
+    network = build_target(task.backbone, 3, torch.Generator()).eval()
+    network.load_state_dict(safetensors.torch.load_file(best / "model.safetensors"))
+    with torch.no_grad():
+        pixels = torch.from_numpy(test.images.batch(np.arange(len(test))))
+        expected = network(centre(pixels, task.backbone.preprocessing)).softmax(1).numpy()
+    predictions = load(best).predict(test.names)
+    assert [p.label for p in predictions] == [task.dataset.classes[k] for k in expected.argmax(1)]
+    np.testing.assert_allclose([p.probability for p in predictions], expected.max(1), rtol=1e-4)
+
+
+def test_predict_takes_paths_bytes_and_pil_images_alike(best, task):
+    name = task.dataset.test.names[0]
+    model = load(best)
+    ways = [name, Path(name), Path(name).read_bytes(), Image.open(name)]
+    assert len({p.probability for p in model.predict(ways)}) == 1
+    assert model.predict(name) == model.predict([name])
+
+
+def test_predict_takes_arrays_and_tensors_as_it_takes_the_image(best, task):
+    images = [Image.open(name) for name in task.dataset.test.names[:2]]
+    batch = np.stack([np.asarray(image) for image in images])
+    model = load(best)
+    expected = model.predict(images)
+    tensor = torch.from_numpy(batch).movedim(-1, 1)
+    for given in (batch, list(batch), tensor, [*tensor], [batch[:1], images[1]]):
+        assert model.predict(given) == expected
+    assert model.predict(batch[0]) == expected[:1]
+
+
+def test_predict_takes_a_grey_array_as_the_grey_image(best):
+    grey = np.random.default_rng(0).integers(0, 255, (70, 80), dtype=np.uint8)
+    model = load(best)
+    assert model.predict(grey) == model.predict(Image.fromarray(grey))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.zeros((8, 8, 3)), r"an array must be uint8 \(H, W, 3\).* got float64 \(8, 8, 3\); give pixels"),
+        (np.zeros((3, 8, 8), np.uint8), r"got uint8 \(3, 8, 8\)"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"a tensor must be uint8 \(3, H, W\).* got torch.uint8 \(8, 8, 3\)"),
+        (torch.zeros(3, 8, 8), r"got torch.float32 \(3, 8, 8\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"got uint8 \(0, 8, 3\)"),
+    ],
+)
+def test_predict_refuses_arrays_that_may_mean_something_else(best, given, said):
+    with pytest.raises(UserError, match=said):
+        load(best).predict(given)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_predict_does_not_depend_on_the_batch_size(best, task, batch_size):
+    model = load(best)
+    expected = [model.predict(name)[0].probability for name in task.dataset.test.names]
+    found = [p.probability for p in model.predict(task.dataset.test.names, batch_size=batch_size)]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_predict_refuses_batches_of_nothing(best, task, batch_size):
+    with pytest.raises(UserError, match=f"batch_size must be ≥ 1, but got {batch_size}"):
+        load(best).predict(task.dataset.test.names, batch_size=batch_size)
+
+
+def test_predict_gives_every_class_its_probability(best, task):
+    (prediction,) = load(best).predict([task.dataset.test.names[0]])
+    assert tuple(prediction.probabilities) == task.dataset.classes
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_names_an_image_it_cannot_read(best, tmp_path):
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        load(best).predict([tmp_path / "a.jpg"])
+
+
+def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / PREDICTIONS_FILE).touch()
+    keep_model(task, best / "model.safetensors", {}, tmp_path / "best")
+    assert not (tmp_path / PREDICTIONS_FILE).exists()
+
+
+def test_predict_names_the_place_of_bytes_it_cannot_read(best, task):
+    good = Path(task.dataset.test.names[0]).read_bytes()
+    with pytest.raises(UserError, match=r"^the image at index 2 cannot be read"):
+        load(best).predict([good, good, b"no image"])
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_load_refuses_a_device_that_is_not_there(best, device):
+    with pytest.raises(UserError, match=f"^The device {device} cannot be used .*; give cpu, or cuda where"):
+        load(best, device)
+
+
+def test_load_takes_the_study_folder_too(best):
+    assert load(best.parent).classes == load(best).classes
+
+
+def test_load_refuses_a_folder_without_a_model(tmp_path):
+    with pytest.raises(UserError, match="no model"):
+        load(tmp_path)
+
+
+def test_best_config_has_all_that_another_program_needs(best, task):
+    config = json.loads((best / "config.json").read_text())
+    assert config["classes"] == list(task.dataset.classes)
+    assert config["backbone"]["model"] == task.backbone.model
+    assert config["preprocessing"]["image_size"] == 64
+    assert config["config"]["regularizer"] == "l2"
+    assert 0 <= config["metrics"]["val_accuracy"] <= 1
+
+
+def test_score_test_equals_predicting_each_image(best, task):
+    scores = score_test(task, best, split_logits(task, task.dataset.test, best, "cpu"))
+    predictions = load(best).predict(task.dataset.test.names)
+    truth = [task.dataset.classes[k] for k in task.dataset.test.labels]
+    assert scores["test_accuracy"] == pytest.approx(
+        np.mean([p.label == t for p, t in zip(predictions, truth, strict=True)])
+    )
+    low, high = scores["test_accuracy_interval"]
+    assert low < scores["test_accuracy"] < high or scores["test_accuracy"] == high
+
+
+def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best, task, tmp_path):
+    shutil.copytree(best, tmp_path / "best")
+    (tmp_path / ATTENTION_FILE).parent.mkdir()
+    measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
+    pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
+    record = {"winner": 0, "model": "trial 0", "test_scorings": []}
+    judge(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
+    assert {picture.layer for picture in read_pictures(tmp_path / PICTURES_FILE)} == {"layer1"}
+    assert len(record["test_scorings"]) == 1

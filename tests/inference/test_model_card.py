@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from helpers.studies import study_json
+
+from delta_tune.inference.model_card import write_card
+
+CONFIG = {
+    "config": {"regularizer": "delta", "lr": 0.01, "weight_decay": None},
+    "epoch": 7,
+    "metrics": {"val_accuracy": 0.91},
+    "backbone": {"model": "timm:test_resnet"},
+    "classes": [f"class {n}" for n in range(30)],
+    "preprocessing": {
+        **{"image_size": 64, "stored_size": 73, "interpolation": "bilinear"},
+        **{"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]},
+    },
+}
+
+
+@pytest.fixture
+def card(tmp_path):
+    """A function from what the study's record says to the card's text."""
+
+    def write(sentences=(), *, retrained=False, **more):
+        study_json(tmp_path, **{"model": "trial 0", "winner": 0, **more})
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+        write_card(tmp_path, json.loads((tmp_path / "study.json").read_text()), sentences, retrained=retrained)
+        return (tmp_path / "README.md").read_text()
+
+    return write
+
+
+def test_card_tells_data_method_and_preprocessing(card):
+    text = card()
+    assert "photos: 100 train, 50 val, 60 test images. Input: 64 × 64 pixels" in text
+    assert "delta, the weights after epoch 7 (trial 0)" in text
+    assert '"lr": 0.01' in text
+    assert "weight_decay" not in text
+    assert "class 19 …" in text
+    assert "class 20" not in text
+
+
+def test_card_begins_with_front_matter(card):
+    _, front, _ = card().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "delta-tune",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "transfer-learning", "delta"],
+        "metrics": ["accuracy"],
+    }
+
+
+def test_card_gives_the_test_score_with_its_interval(card):
+    assert "| test accuracy, 60 images, scored once, 95 % interval | 0.9 (0.8 to 0.95) |" in card()
+
+
+def test_card_says_where_nothing_unseen_was_scored(card):
+    assert "never scored on images that had no part in choosing it" in card(test=False)
+    assert "never scored" not in card()
+
+
+def test_card_says_that_one_seed_is_one_seed_unless_it_was_confirmed(card):
+    assert "One training run with one seed" in card()
+    text = card(["Confirmed: delta better."], confirmation={"trials": {"delta": 0}})
+    assert "One training run" not in text
+    assert "Confirmed: delta better." in text
+
+
+def test_card_calls_only_a_retrained_models_metrics_means(card):
+    confirmation = {"trials": {"delta": 0}}
+    assert "| val accuracy, by which it was chosen | 0.91 |" in card(confirmation=confirmation)
+    text = card(confirmation=confirmation, retrained=True)
+    assert "| val accuracy, mean of the confirmation's runs, by which it was chosen | 0.91 |" in text
+
+
+def test_card_of_a_model_that_was_not_among_the_confirmed_says_one_seed(card):
+    assert "One training run with one seed" in card(confirmation={"trials": {"l2": 3}})
+
+
+def test_card_of_a_retrained_model_without_test_says_that_it_was_never_scored(card):
+    text = card(test=False, retrained=True, confirmation={"trials": {"delta": 0}})
+    assert "itself never scored: the metric is that of other runs" in text
+
+
+def test_card_says_that_the_test_split_was_used_before(card):
+    first = {"model": "trial 3", "images": 60, "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9]}
+    second = {"model": "trial 0", "images": 60, "test_accuracy": 0.9, "test_accuracy_interval": [0.8, 0.95]}
+    assert "scoring 2 of this split, so not an unseen one" in card(test_scorings=[first, second])

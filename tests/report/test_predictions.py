@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from delta_tune.data.augmentation import centre
+from delta_tune.data.images import Preprocessing
+from delta_tune.report import predictions
+
+
+@pytest.fixture
+def logits(task):
+    """Of the test split, of a model that is right about half of the images."""
+    return torch.from_numpy(np.random.default_rng(0).normal(0, 2, (len(task.dataset.test), 3)).astype(np.float32))
+
+
+@pytest.fixture
+def kept(task, logits, tmp_path):
+    file = tmp_path / "report" / "predictions.parquet"
+    predictions.keep_predictions(task, "test", logits, file)
+    return file
+
+
+def test_confusion_counts_each_image(kept, task, logits):
+    expected = np.zeros((3, 3), dtype=int)
+    for label, row in zip(task.dataset.test.labels, logits, strict=True):
+        expected[label, int(row.argmax())] += 1
+    np.testing.assert_array_equal(predictions.read_predictions(kept).confusion, expected)
+
+
+def test_rows_hold_the_probabilities_of_the_predicted_and_of_the_true_class(kept, task, logits):
+    rows = pq.read_table(kept).to_pylist()
+    for row, name, label, each in zip(rows, task.dataset.test.names, task.dataset.test.labels, logits, strict=True):
+        shares = each.double().exp() / each.double().exp().sum()
+        assert row["image"] == name
+        assert row["probability"] == pytest.approx(float(shares.max()), abs=1e-6)
+        assert row["probability_of_true"] == pytest.approx(float(shares[label]), abs=1e-6)
+
+
+def test_worst_are_the_surest_mistakes_alone(kept, task, logits):
+    shares = logits.softmax(1).numpy()
+    wrong = [
+        (float(row.max()), name)
+        for row, label, name in zip(shares, task.dataset.test.labels, task.dataset.test.names, strict=True)
+        if row.argmax() != label
+    ]
+    found = predictions.read_predictions(kept).worst
+    assert [each.image for each in found] == [name for _, name in sorted(wrong, reverse=True)][: predictions.WORST]
+
+
+def test_recalls_are_shares_found_and_name_the_class_taken_instead():
+    found = predictions.Predictions(
+        split="test", classes=("a", "b", "c"), confusion=np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]), worst=()
+    )
+    assert found.recalls() == [("a", 4, 0.75, "b"), ("b", 2, 1.0, "")]
+
+
+def test_nothing_is_read_where_nothing_was_kept(tmp_path):
+    assert predictions.read_predictions(tmp_path / "none.parquet") is None
+
+
+def test_thumbnail_is_what_the_network_sees():
+    preprocessing = Preprocessing(
+        image_size=32, stored_size=40, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear"
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    seen = (centre(torch.from_numpy(pixels)[None], preprocessing)[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    np.testing.assert_array_equal(np.asarray(predictions.cropped(pixels, preprocessing)), seen)
+    small = Image.open(io.BytesIO(predictions.thumbnail(pixels, preprocessing, 48)))
+    assert (small.format, small.size) == ("JPEG", (48, 48))
+
+
+def test_model_without_a_mistake_has_no_thumbnails(task, tmp_path):
+    sure = torch.nn.functional.one_hot(torch.from_numpy(np.array(task.dataset.val.labels)), 3).float() * 9
+    predictions.keep_predictions(task, "val", sure, tmp_path / "report" / "p.parquet")
+    found = predictions.read_predictions(tmp_path / "report" / "p.parquet")
+    assert found.worst == ()
+    assert found.confusion.trace() == len(task.dataset.val)

@@ -1,0 +1,122 @@
+"""Starting points from an earlier study."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.results.layout import STUDY_FILE
+from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.spaces.l2_baseline import ARM, with_plain_l2
+from delta_tune.spaces.space import Space
+from delta_tune.spaces.validation import check_space
+from delta_tune.spaces.warm_start import best_configurations, starting_from
+
+
+@pytest.fixture
+def tables(tmp_path):
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (folder / STUDY_FILE).write_text(json.dumps({"settings": {"metric": "val_accuracy"}}))
+    return StudyTables(folder, "val_accuracy")
+
+
+def add(tables, score, state="completed", helpers=None, **config):
+    number = len(tables.trials)
+    tables.add(number, TrialConfig(**config), {}, helpers or {})
+    tables.report(number, {"epoch": 1, **dict.fromkeys(EPOCH_COLUMNS, 0.5), "val_accuracy": score})
+    tables.finish(number, state)
+
+
+def methods(trial):
+    if trial.suggest_categorical("regularizer", ["delta", "l2"]) == "delta":
+        trial.suggest_float("alpha", 0.1, 10, log=True)
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+
+
+def checked(function=methods, **attributes):
+    return check_space(Space(name="methods", function=function, **attributes), seed=0)
+
+
+def test_best_configurations_are_the_three_best_of_each_method(tables):
+    for score in (0.1, 0.2, 0.3, 0.4):
+        add(tables, score, regularizer="l2", lr=score / 100)
+    add(tables, 0.35, regularizer="delta", lr=0.002)
+    add(tables, 0.9, state="pruned", regularizer="delta", lr=0.003)
+    found = best_configurations(str(tables.folder), tables.folder)
+    assert [(v["regularizer"], v["lr"]) for v in found] == [
+        ("l2", 0.004),
+        ("delta", 0.002),
+        ("l2", 0.003),
+        ("l2", 0.002),
+    ]
+
+
+def test_best_configurations_are_found_by_name(tables, tmp_path):
+    add(tables, 0.5, lr=0.002)
+    assert best_configurations("first", tmp_path) == best_configurations(str(tables.folder), tmp_path / "elsewhere")
+
+
+def test_best_configurations_of_a_study_without_a_whole_trial_are_refused(tables, tmp_path):
+    add(tables, 0.5, state="pruned")
+    with pytest.raises(UserError, match="no trial of full budget"):
+        best_configurations("first", tmp_path)
+
+
+def test_best_configurations_of_no_study_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no study in"):
+        best_configurations("missing", tmp_path)
+
+
+def test_starting_points_come_after_the_default_and_before_the_space_s_own(tables, tmp_path):
+    add(tables, 0.5, regularizer="delta", alpha=2.0, lr=0.002)
+    space = checked(start=({"regularizer": "l2", "lr": 0.003},))
+    found = starting_from(space, best_configurations("first", tmp_path)).points
+    assert found == (
+        {"regularizer": "delta", "alpha": 1.0, "lr": 0.001},
+        {"regularizer": "delta", "alpha": 2.0, "lr": 0.002},
+        {"regularizer": "l2", "lr": 0.003},
+    )
+
+
+def test_starting_points_survive_study_json(tables, tmp_path):
+    add(tables, 0.5, regularizer="delta", alpha=2.0, lr=0.002, helpers={"_kind": "a"})
+    found = best_configurations("first", tmp_path)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_what_the_space_cannot_express_is_said(tables, tmp_path):
+    add(tables, 0.5, regularizer="l2", lr=0.05)
+    found = starting_from(checked(), best_configurations("first", tmp_path))
+    assert len(found.points) == 1
+    assert found.said == ("l2 with lr 0.05 of the other study is left out: methods cannot express lr=0.05.",)
+
+
+def test_fixed_values_hold_against_the_earlier_study(tables, tmp_path):
+    add(tables, 0.5, regularizer="delta", alpha=2.0, lr=0.002)
+    found = starting_from(checked(fixed={"lr": 0.005}), best_configurations("first", tmp_path))
+    assert found.points[1] == {"regularizer": "delta", "alpha": 2.0}
+
+
+def test_plain_l2_of_the_earlier_study_goes_to_its_arm(tables, tmp_path):
+    add(tables, 0.5, regularizer="l2", lr=0.002, weight_decay=1e-3)
+
+    def held(trial):
+        trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+        return {"regularizer": "delta_uniform"}
+
+    both = with_plain_l2(checked(held), 0)
+    assert {ARM: "l2", "lr": 0.002, "weight_decay": 1e-3} in starting_from(
+        both, best_configurations("first", tmp_path)
+    ).points
+
+
+def test_helpers_of_the_earlier_study_are_followed(tables, tmp_path):
+    add(tables, 0.5, regularizer="delta", lr=0.002, helpers={"_kind": "b"})
+
+    def helped(trial):
+        trial.suggest_categorical("_kind", ["a", "b"])
+
+    assert {"_kind": "b"} in starting_from(checked(helped), best_configurations("first", tmp_path)).points

@@ -1,0 +1,355 @@
+"""Studies on a real Ray with two CPUs, on the tiny network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from tensorboardX.proto.event_pb2 import Event
+
+import delta_tune
+from delta_tune.cluster.gpu_sharing import Footprint
+from delta_tune.cluster.resources import Resources
+from delta_tune.config import UserError, study_config
+from delta_tune.results.tables import StudyTables
+from delta_tune.search import runner
+from delta_tune.study import study
+from delta_tune.study.setup import settings_for_json
+from delta_tune.training.trial import run_trial
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Attention of the tiny network is measured once for all studies here."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def study_settings(image_folder, tiny_weights, cache, out):
+    """A study of seconds."""
+    return {
+        "cache": cache,
+        "data": str(image_folder),
+        "model": "timm:test_resnet",
+        "weights": str(tiny_weights),
+        "image_size": 64,
+        "out": out,
+        "name": "study",
+        "verbose": 0,
+        "max_epochs": 4,
+        "num_trials": 4,
+        "set": {"batch_size": 8},
+        "gpus_per_trial": 0,
+        "max_concurrent_trials": 1,  # each further one starts a process, which takes longer than these trials
+    }
+
+
+@pytest.fixture
+def settings(image_folder, tiny_weights, tmp_path, cache):
+    """Those of a study of the test's own."""
+    return study_settings(image_folder, tiny_weights, cache, tmp_path)
+
+
+def free_store_bytes():
+    return ray.available_resources()["object_store_memory"]
+
+
+def wait_until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+def plain(trial):
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    return {"regularizer": "l2", "head_lr_multiplier": 1.0}
+
+
+TIMES = {"train_seconds", "eval_seconds", "start_seconds", "began", "ended", "node"}
+
+
+def timeless(table):
+    return table.select([name for name in table.column_names if name not in TIMES])
+
+
+@pytest.fixture(scope="module")
+def all_methods(image_folder, tiny_weights, tmp_path_factory, cache, ray_cluster):
+    """The settings of a study of one trial a method, and its result."""
+    own = study_settings(image_folder, tiny_weights, cache, tmp_path_factory.mktemp("all"))
+    own |= {"space": "search_spaces/methods.py", "num_trials": 5}
+    return own, delta_tune.tune(**own)
+
+
+def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
+    settings, result = all_methods
+    rows = result.trials.to_pylist()
+    assert [row["config.regularizer"] for row in rows] == ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"]
+    assert {row["state"] for row in rows} <= {"completed", "pruned", "diverged"}
+    assert pq.read_table(result.path / "trials.parquet").equals(result.trials)
+    epochs = pq.read_table(result.path / "epochs.parquet").to_pylist()
+    assert len(epochs) == sum(row["epochs"] for row in rows)
+    best = max((r for r in rows if r["state"] == "completed"), key=lambda r: r["best_val_accuracy"])
+    assert result.best_metrics["val_accuracy"] == best["best_val_accuracy"]
+    study = json.loads((result.path / "study.json").read_text())
+    assert len(study["test_scorings"]) == 1
+    assert list((result.path / "attention").glob("*.parquet"))
+    assert list((result.path / "ray").rglob("events.out.tfevents*"))
+    assert [f.name for f in (result.path / "checkpoints").iterdir()] == [f"{study['winner']:05d}"]
+    model = delta_tune.load(result.path / "best")
+    assert model.predict([next(Path(settings["data"]).rglob("*.png"))])[0].label in ("blue", "green", "red")
+    config = json.loads((result.path / "best" / "config.json").read_text())
+    assert config["versions"] == study["versions"]
+    assert config["test"]["test_accuracy"] == study["test_scorings"][0]["test_accuracy"]
+    assert "test accuracy, 15 images, scored once, 95 % interval" in (result.path / "best" / "README.md").read_text()
+
+
+def test_tune_leaves_event_files_that_tensorboard_reads(all_methods):
+    _, result = all_methods
+    data = next((result.path / "ray").rglob("trial-00000/events.out.tfevents*")).read_bytes()
+    tags = set()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])  # a record: length, its checksum, content, its checksum
+        tags |= {value.tag for value in Event.FromString(data[12 : 12 + length]).summary.value}
+        data = data[16 + length :]
+    assert {"ray/tune/val_accuracy", "ray/tune/train_loss"} <= tags
+
+
+def test_tune_trial_equals_the_same_configuration_run_alone(all_methods, task):
+    _, result = all_methods
+    tables = StudyTables.read(result.path, "val_accuracy")
+    (number,) = (n for n, row in tables.trials.items() if row["config.regularizer"] == "l2")
+    alone = run_trial(task, tables.config(number)).epochs
+    rows = tables.epochs[number]
+    assert [row["val_loss"] for row in alone[: len(rows)]] == pytest.approx([r["val_loss"] for r in rows], rel=1e-5)
+
+
+def test_tune_twice_in_one_process_gives_the_same_and_leaves_no_object(all_methods):
+    settings, first = all_methods
+    before = free_store_bytes()
+    again = delta_tune.tune(**{**settings, "name": "again"})
+    assert timeless(again.trials).equals(timeless(first.trials))
+    assert ray.is_initialized()
+    assert wait_until(lambda: free_store_bytes() == before), "objects of ours stay in the store"
+
+
+def test_resume_of_a_finished_study_only_tops_up(all_methods, tmp_path):
+    _, first = all_methods
+    shutil.copytree(first.path, tmp_path / "study")
+    again = delta_tune.tune(name="study", out=tmp_path, resume=True, num_trials=10, verbose=0)
+    assert again.trials.num_rows == 10
+    assert again.trials.slice(0, 5).equals(first.trials)
+
+
+def test_tune_records_diverged_and_failed_trials_with_their_cause_and_goes_on(settings):
+    # One image a step and a last map of one pixel: batch norm in train mode refuses.
+    def space(trial):
+        kind = trial.suggest_categorical("_kind", ["diverges", "raises", "learns"])
+        lr, norm = {"diverges": (1e9, "frozen"), "raises": (1e-4, "train"), "learns": (1e-4, "frozen")}[kind]
+        return {"regularizer": "l2", "schedule": "constant", "lr": lr, "batch_norm": norm}
+
+    small = {"image_size": 32, "set": {"batch_size": 1}, "sampler": "random", "num_trials": 8}
+    result = delta_tune.tune(**{**settings, **small, "space": space})
+    rows = result.trials.to_pylist()
+    assert {row["param._kind"] for row in rows} == {"diverges", "raises", "learns"}
+    allowed = {"diverges": {"diverged"}, "raises": {"failed"}, "learns": {"completed", "pruned"}}
+    for row in rows:
+        assert row["state"] in allowed[row["param._kind"]]
+        assert bool(row["error"]) == (row["param._kind"] != "learns")
+        if row["state"] == "failed":
+            assert "Expected more than 1 value per channel" in row["error"]
+            traceback = f"checkpoints/{row['trial_id']}/error.txt"
+            assert traceback in row["error"]
+            assert "Traceback" in (result.path / traceback).read_text()
+    assert result.best_config.lr == 1e-4
+
+
+def test_tune_says_nothing_at_verbose_0(settings, capfd):
+    capfd.readouterr()
+    delta_tune.tune(**{**settings, "space": plain, "num_trials": 1, "max_epochs": 1})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tune_takes_a_function_as_space_and_refuses_an_unknown_setting(settings):
+    with pytest.raises(UserError, match="num_trials"):
+        delta_tune.tune(**settings, num_trails=3)
+
+
+def test_tune_refuses_gpus_that_are_not_there(settings):
+    with pytest.raises(UserError, match="gpus-per-trial"):
+        delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": 2})
+
+
+WITHOUT_L2 = """
+def space(trial):
+    trial.suggest_float("lr", 1e-3, 1e-2, log=True)
+    return {"regularizer": "delta_uniform"}
+"""
+
+
+def test_tune_confirms_the_space_against_plain_l2_and_retrains_the_best(settings, tmp_path):
+    (tmp_path / "without.py").write_text(WITHOUT_L2)
+    small = {"num_trials": 1, "max_epochs": 2, "grace_period": 2, "space": str(tmp_path / "without.py")}
+    confirmed = delta_tune.tune(**{**settings, **small, "confirm": 2})
+    study = json.loads((confirmed.path / "study.json").read_text())
+    assert confirmed.trials["config.regularizer"].to_pylist() == ["delta_uniform", "l2"], "as many of plain L2"
+    runs = pq.read_table(confirmed.path / "confirm" / "trials.parquet").to_pylist()
+    assert [run["config.regularizer"] for run in runs] == ["delta_uniform", "l2"] * 2
+    assert {run["state"] for run in runs} == {"completed"}
+    assert "2 pairs" in confirmed.summary
+    assert set(study["confirmation"]["scores"]) == {"l2", "delta_uniform"}
+    assert study["model"] == f"trial {study['winner']} retrained on 54 images"
+    assert [scoring["model"] for scoring in study["test_scorings"]] == [study["model"]], "the test split is scored once"
+    assert len(delta_tune.load(confirmed.path / "best").predict([next(Path(settings["data"]).rglob("*.png"))])) == 1
+    card = (confirmed.path / "best" / "README.md").read_text()
+    assert "mean of the confirmation's runs" in card
+    assert f"({study['model']})" in card
+    before = (confirmed.path / "confirm" / "trials.parquet").read_bytes()
+    again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
+    assert (again.path / "confirm" / "trials.parquet").read_bytes() == before, "nothing is run again"
+    assert again.summary == confirmed.summary
+
+
+TURNS = """
+def space(trial):
+    turn = trial.suggest_categorical("_turn", [0, 1, 2, 3, 4])
+    method = ["delta_uniform", "l2", "delta_uniform", "l2_sp", "delta_uniform"][turn]
+    return {"regularizer": method, "lr": 0.01, "batch_norm": "train" if turn % 2 else "frozen"}
+
+START = [{"_turn": turn} for turn in range(5)]
+"""
+
+
+def test_tune_carries_nothing_over_from_trial_to_trial(settings, tmp_path):
+    (tmp_path / "turns.py").write_text(TURNS)
+    small = {"num_trials": 5, "max_epochs": 2, "grace_period": 2}
+    result = delta_tune.tune(**{**settings, **small, "space": str(tmp_path / "turns.py")})
+    rows = sorted(result.trials.to_pylist(), key=lambda row: row["param._turn"])
+    losses = [row["val_loss"] for row in rows]
+    assert [row["param._turn"] for row in rows] == [0, 1, 2, 3, 4]
+    assert losses[0] == losses[2] == losses[4]
+    assert len(set(losses)) == 3
+
+
+@pytest.fixture
+def named_gpus(monkeypatch):
+    """Trials are scheduled on the GPU that is a name only, and train on the CPU."""
+    monkeypatch.setattr(Resources, "device", "cpu")
+
+
+def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small(settings, named_gpus, monkeypatch):
+    def starving(config, worker_settings):
+        from ray import tune
+
+        from delta_tune.search.messages import OUT_OF_MEMORY, OUTCOME
+        from delta_tune.search.worker import run_tune_trial
+
+        if config["number"] == 1 and config["gpus"] < 1:
+            bad = {"epoch": 0, "val_accuracy": float("nan"), "node": "n", "began": 0.0, "ended": 1.0}
+            tune.report({**bad, OUTCOME: OUT_OF_MEMORY, "error": "out of memory"})
+        else:
+            run_tune_trial(config, worker_settings)
+
+    monkeypatch.setattr(runner, "run_tune_trial", starving)
+    small = {"num_trials": 3, "max_epochs": 1, "gpus_per_trial": 0.5}
+    result = delta_tune.tune(**{**settings, **small, "space": plain})
+    rows = result.trials.to_pylist()
+    assert [row["state"] for row in rows] == ["completed"] * 3
+    assert [row["gpus"] for row in rows] == [0.5, 1.0, 0.5]
+    assert [row["out_of_memory"] for row in rows] == [0, 1, 0]
+
+
+def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(settings, monkeypatch):
+    def sluggish(config, worker_settings):
+        from ray import tune
+
+        from delta_tune.results.tables import EPOCH_COLUMNS
+        from delta_tune.search.worker import run_tune_trial
+
+        if config["number"] > 0:
+            run_tune_trial(config, worker_settings)
+            return
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "1"
+        try:
+            told = {"epoch": 1, "node": "n", "began": 0.0, "ended": 1.0}
+            tune.report({**dict.fromkeys(EPOCH_COLUMNS, 0.0), **told})
+        finally:
+            time.sleep(4)  # Tune gives up on the worker, and on the trial that was to come to it
+
+    monkeypatch.setattr(runner, "run_tune_trial", sluggish)
+    result = delta_tune.tune(**{**settings, "num_trials": 3, "max_epochs": 1, "space": plain})
+    assert result.trials["state"].to_pylist() == ["completed", "failed", "completed"]
+    assert "the worker died" in result.trials["error"][1].as_py()
+
+
+def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
+    measured = Footprint(peak=2**30, total=2**33, busy=0.5, images_per_second=10.0)
+    monkeypatch.setattr(study, "measure_on_cluster", lambda task, configs: measured)
+    small = {"num_trials": 2, "max_epochs": 1, "gpus_per_trial": "auto"}
+    result = delta_tune.tune(**{**settings, **small, "space": plain})
+    assert result.trials["gpus"].to_pylist() == [0.5, 0.5]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tune_says_where_torch_cannot_use_the_gpus_that_ray_counts(settings):
+    with pytest.raises(UserError, match=r"torch .* cannot use"):
+        delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": "auto"})
+
+
+def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
+    many = {"space": plain, "num_trials": 1000, "time_budget": "30s", "confirm": 1000}
+    result = delta_tune.tune(**{**settings, **many})
+    states = [row["state"] for row in result.trials.to_pylist()]
+    assert len(states) < 1000
+    if result.best_config is not None:  # not on a machine that is so busy that the start takes all of it
+        reserved = json.loads((result.path / "study.json").read_text())["reserved"]
+        assert 2 <= reserved["repetitions"] < 1000, "seeds are cut first"
+        assert reserved["confirmation"] + reserved["final"] <= 15
+    assert set(states) <= {"completed", "pruned", "stopped"}
+    assert (result.best_config is not None) == ("completed" in states)
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(settings):
+    from delta_tune.study.tune import dry_run
+
+    said = "\n".join(dry_run(**{**settings, "space": "search_spaces/delta.py", "num_trials": 6, "confirm": 3}))
+    parts = [
+        "train 36",
+        "val 18",
+        "test 15",
+        "the space and plain L2 in turns",
+        "12 trials",
+        "6 further trials search it",
+    ]
+    for part in (*parts, "to confirm (2 × 3 runs)"):
+        assert part in said
+    assert not (settings["out"] / "study").exists()
+
+
+def test_settings_keep_a_name_that_a_folder_here_has_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "photos"):
+        (tmp_path / name).mkdir()
+    for data, kept in (("demo", "demo"), ("photos", str(tmp_path / "photos"))):
+        config = study_config(
+            {"data": data, "model": "resnet18", "weights": "default", "space": "search_spaces/demo.py"}
+        )
+        assert settings_for_json(config, tmp_path / "study")["data"] == kept
+
+
+def test_resume_refuses_other_settings(settings):
+    folder = settings["out"] / "study"
+    folder.mkdir()
+    begun = settings_for_json(study_config({**settings, "space": "search_spaces/demo.py"}), folder)
+    (folder / "study.json").write_text(json.dumps({"settings": begun}))
+    with pytest.raises(UserError, match="max_epochs"):
+        delta_tune.tune(name="study", out=settings["out"], resume=True, max_epochs=9)

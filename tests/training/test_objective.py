@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from delta_tune.config import TrialConfig
+from delta_tune.data.augmentation import centre
+from delta_tune.models.backbones import build_source, build_target
+from delta_tune.models.feature_maps import feature_maps
+from delta_tune.training.objective import Objective
+from delta_tune.training.source_map_index import Batch
+
+BATCH = Batch(seed=0, batch_size=4, augmentation="none", epoch=1, step=0)
+LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
+
+
+def quick(**settings):
+    return TrialConfig(
+        **{"lr": 0.01, "batch_size": 8, "head_lr_multiplier": 1.0, "max_epochs": 2, "layers": LAYERS, **settings}
+    )
+
+
+@pytest.mark.parametrize("scale", ["raw", "relative"])
+@pytest.mark.parametrize("method", ["delta_uniform", "delta"])
+def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method, scale):
+    config = quick(regularizer=method, behavior_scale=scale, batch_norm="frozen")
+    target = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        for p in target.parameters():
+            p.mul_(1.05)
+    images = centre(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
+    labels = torch.zeros(4, dtype=torch.int64)
+    objective = Objective(task, config, target, torch.device("cpu"))
+    with objective.hooked():
+        behavior = objective(target(images), labels, images, BATCH)["behavior"].item()
+    source = build_source(task.backbone)
+    layers = LAYERS
+    with torch.no_grad(), feature_maps(source, layers) as theirs, feature_maps(target, layers) as ours:
+        source(images)
+        target(images)
+        expected = 0.0
+        for layer in layers:
+            channels, height, width = theirs[layer].shape[1:]
+            weights = np.full(channels, 1 / channels)
+            if method == "delta":
+                d = task.attention["exact"][layer].losses.astype(np.float64)
+                z = (d - d.mean()) / d.std() / config.attention_temperature
+                weights = np.exp(z) / np.exp(z).sum()
+            distance = ((ours[layer] - theirs[layer]) ** 2).sum((2, 3)).double().numpy() / (height * width)
+            term = 0.5 * (channels * weights * distance).sum(1).mean()
+            expected += term / (channels * task.mean_squares[layer]) if scale == "relative" else term
+    assert behavior == pytest.approx(expected, rel=1e-4)
+
+
+def test_objective_behavior_is_zero_at_the_start_with_frozen_batch_norm(task):
+    config = quick(regularizer="delta", batch_norm="frozen")
+    target = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).eval()
+    images = centre(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
+    objective = Objective(task, config, target, torch.device("cpu"))
+    with objective.hooked():
+        parts = objective(target(images), torch.zeros(4, dtype=torch.int64), images, BATCH)
+    assert parts["behavior"].item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_objective_weight_l2_sp_is_zero_at_the_start(task):
+    target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
+    objective = Objective(task, quick(regularizer="l2_sp"), target, torch.device("cpu"))
+    parts = objective(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.empty(0), BATCH)
+    assert parts["weight_l2_sp"].item() == 0
+
+
+def test_objective_hooks_are_gone_after_an_exception(task):
+    target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
+    objective = Objective(task, quick(regularizer="delta_uniform"), target, torch.device("cpu"))
+    with pytest.raises(KeyboardInterrupt), objective.hooked():
+        raise KeyboardInterrupt
+    source = task.source_model(torch.device("cpu"), LAYERS)
+    for module in [*target.modules(), *source.modules()]:
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_objective_label_smoothing_reaches_the_cross_entropy(task):
+    target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
+    objective = Objective(task, quick(regularizer="l2", label_smoothing=0.1), target, torch.device("cpu"))
+    logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
+    log_p = nn.functional.log_softmax(logits, 1)[0]
+    expected = -(0.9 + 0.1 / 3) * log_p[0] - 0.1 / 3 * (log_p[1] + log_p[2])
+    assert objective(logits, labels, torch.empty(0), BATCH)["cross_entropy"].item() == pytest.approx(expected.item())

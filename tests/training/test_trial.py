@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.data.augmentation import augment, centre
+from delta_tune.data.batches import shuffled_batches
+from delta_tune.models.backbones import build_target
+from delta_tune.results.layout import BEST_FILE
+from delta_tune.training import trial
+from delta_tune.training.metrics import classification_metrics
+from delta_tune.training.trial import lr_factor, run_trial
+
+LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
+METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
+
+
+def quick(**settings):
+    return TrialConfig(
+        **{"lr": 0.01, "batch_size": 8, "head_lr_multiplier": 1.0, "max_epochs": 2, "layers": LAYERS, **settings}
+    )
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_run_trial_same_seed_gives_the_same_numbers_bit_for_bit(task, method):
+    first, second = run_trial(task, quick(regularizer=method)), run_trial(task, quick(regularizer=method))
+    assert without_times(first.epochs) == without_times(second.epochs)
+    assert all(torch.equal(first.model_state[k], second.model_state[k]) for k in first.model_state)
+
+
+def test_run_trial_another_seed_gives_other_numbers(task):
+    assert (
+        run_trial(task, quick(regularizer="l2", seed=1)).epochs[0]["train_loss"]
+        != run_trial(task, quick(regularizer="l2", seed=2)).epochs[0]["train_loss"]
+    )
+
+
+def test_run_trial_leaves_the_callers_random_state_alone(task):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run_trial(task, quick(regularizer="l2", max_epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_run_trial_equals_a_plain_fine_tuning_loop_step_for_step(task):
+    """alpha = beta = 0 makes every method plain fine-tuning; the loop here shares no code with the trainer's."""
+    config = quick(alpha=0.0, beta=0.0, batch_norm="train", max_epochs=3, augmentation="none", momentum=0.9)
+    ours = {m: run_trial(task, TrialConfig(**{**_fields(config), "regularizer": m})) for m in ("delta", "l2_sp")}
+
+    model = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    pixels = torch.from_numpy(task.dataset.train.images.batch(np.arange(len(task.dataset.train))))
+    images, labels = centre(pixels, task.backbone.preprocessing), torch.from_numpy(np.array(task.dataset.train.labels))
+    for epoch in (1, 2, 3):
+        model.train()
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
+        total = 0.0
+        for step, batch in enumerate(order.split(8)):
+            time = (epoch - 1 + step / math.ceil(len(labels) / 8)) / 3
+            optimizer.param_groups[0]["lr"] = 0.01 * 0.5 * (1 + math.cos(math.pi * time))
+            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        for result in ours.values():
+            assert result.epochs[epoch - 1]["train_loss"] == pytest.approx(total / len(labels), rel=1e-4)
+
+
+def test_run_trial_l2_equals_weight_decay_of_the_optimizer(task):
+    model = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    pixels = torch.from_numpy(task.dataset.train.images.batch(np.arange(len(task.dataset.train))))
+    images, labels = centre(pixels, task.backbone.preprocessing), torch.from_numpy(np.array(task.dataset.train.labels))
+    model.train()
+    for batch in torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).split(8):
+        loss = F.cross_entropy(model(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    config = quick(regularizer="l2", batch_norm="train", augmentation="none", schedule="constant", max_epochs=1)
+    state = run_trial(task, config).model_state
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
+
+
+def _fields(config):
+    return {name: getattr(config, name) for name in TrialConfig.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train_loss_is_the_weighted_sum_of_its_logged_parts(task, method):
+    config = quick(regularizer=method, alpha=0.7, beta=0.3)
+    for row in run_trial(task, config).epochs:
+        penalty = (row["behavior"] or 0.0) + (row["weight_l2_sp"] or 0.0)
+        total = row["cross_entropy"] + 0.7 * penalty + 0.3 * (row["head_l2"] or 0.0)
+        assert row["train_loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_logged_parts_are_null_where_the_method_has_none(task):
+    expected = {
+        "l2": set(),
+        "l2_sp": {"weight_l2_sp", "head_l2"},
+        "l2_fe": {"head_l2"},
+        "delta_uniform": {"behavior", "head_l2"},
+        "delta": {"behavior", "head_l2"},
+    }
+    for method, parts in expected.items():
+        row = run_trial(task, quick(regularizer=method, max_epochs=1)).epochs[0]
+        assert {p for p in ("behavior", "weight_l2_sp", "head_l2") if row[p] is not None} == parts
+
+
+def test_run_trial_never_changes_the_source(task):
+    source = task.source_model(torch.device("cpu"), LAYERS)
+    before = {k: v.clone() for k, v in source.state_dict().items()}
+    arrays = {k: v.copy() for k, v in task.backbone.state.items()}
+    run_trial(task, quick(regularizer="delta", batch_norm="train", lr=0.05))
+    assert all(torch.equal(v, before[k]) for k, v in source.state_dict().items())
+    assert all(np.array_equal(v, arrays[k]) for k, v in task.backbone.state.items())
+
+
+def test_run_trial_frozen_batch_norm_keeps_statistics_and_trains_affine_parameters(task):
+    state = run_trial(task, quick(regularizer="l2", batch_norm="frozen", max_epochs=1)).model_state
+    statistics = [k for k in state if k.endswith("running_mean")]
+    affine = [k.replace("running_mean", "weight") for k in statistics]
+    assert all(np.array_equal(state[k].numpy(), task.backbone.state[k]) for k in statistics)
+    assert any(not np.array_equal(state[k].numpy(), task.backbone.state[k]) for k in affine)
+
+
+def test_run_trial_train_batch_norm_moves_statistics(task):
+    state = run_trial(task, quick(regularizer="l2", batch_norm="train", max_epochs=1)).model_state
+    name = next(k for k in state if k.endswith("running_mean"))
+    assert not np.array_equal(state[name].numpy(), task.backbone.state[name])
+
+
+def test_run_trial_l2_fe_changes_the_head_alone(task):
+    state = run_trial(task, quick(regularizer="l2_fe")).model_state
+    head = task.backbone.head
+    assert all(np.array_equal(v.numpy(), task.backbone.state[k]) for k, v in state.items() if not k.startswith(head))
+
+
+def test_run_trial_l2_fe_scores_equal_those_of_its_whole_network(task):
+    result = run_trial(task, quick(regularizer="l2_fe", max_epochs=3))
+    model = build_target(task.backbone, 3, torch.Generator()).eval()
+    model.load_state_dict(result.model_state)
+    val = task.dataset.val
+    with torch.no_grad():
+        images = centre(torch.from_numpy(val.images.batch(np.arange(len(val)))), task.backbone.preprocessing)
+        scores = classification_metrics(model(images), torch.from_numpy(np.array(val.labels)))
+    assert result.best_metrics["val_accuracy"] == pytest.approx(scores["accuracy"])
+    assert result.best_metrics["val_loss"] == pytest.approx(scores["loss"], rel=1e-4)
+
+
+class _Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("method", "average"), [*((method, 0.0) for method in METHODS), ("delta", 1.5)])
+def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path, method, average):
+    changes = {"warmup_epochs": 1.5, "augmentation": "resized_crop_flip", "average_epochs": average}
+    config = quick(regularizer=method, max_epochs=4, **changes)
+    whole = run_trial(task, config)
+
+    def stop_after_two(row):
+        if row["epoch"] == 2:
+            raise _Interrupt
+
+    with pytest.raises(_Interrupt):
+        run_trial(task, config, stop_after_two, checkpoint=tmp_path)
+    heard = []
+    resumed = run_trial(task, config, heard.append, checkpoint=tmp_path)
+    assert [row["epoch"] for row in heard] == [2, 3, 4]
+    assert without_times(resumed.epochs) == without_times(whole.epochs)
+    import safetensors.torch
+
+    best = safetensors.torch.load_file(tmp_path / BEST_FILE)
+    assert all(torch.equal(best[k], v) for k, v in whole.model_state.items())
+
+
+def test_run_trial_resumed_equals_uninterrupted_with_dropout(task, tmp_path: Path, monkeypatch):
+    def with_dropout(*args):
+        model = build_target(*args)
+        head = model.get_submodule(task.backbone.head)
+        head.register_forward_pre_hook(lambda module, x: (F.dropout(x[0], 0.5, module.training),))
+        return model
+
+    monkeypatch.setattr(trial, "build_target", with_dropout)
+    config = quick(regularizer="l2", max_epochs=3)
+    whole = run_trial(task, config)
+
+    def stop_after_one(row):
+        raise _Interrupt
+
+    with pytest.raises(_Interrupt):
+        run_trial(task, config, stop_after_one, checkpoint=tmp_path)
+    assert without_times(run_trial(task, config, checkpoint=tmp_path).epochs) == without_times(whole.epochs)
+
+
+def test_run_trial_refuses_the_checkpoint_of_another_configuration(task, tmp_path: Path):
+    run_trial(task, quick(regularizer="l2", max_epochs=1), checkpoint=tmp_path)
+    with pytest.raises(UserError, match="another configuration"):
+        run_trial(task, quick(regularizer="l2", max_epochs=1, lr=0.02), checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("lr", [1e8, 3.0])
+def test_run_trial_that_explodes_ends_as_diverged_with_the_reason(task, lr):
+    result = run_trial(task, quick(regularizer="l2", lr=lr, schedule="constant", max_epochs=5, batch_norm="frozen"))
+    assert result.state == "diverged"
+    assert "loss" in result.error
+    assert all(math.isfinite(row["train_loss"]) for row in result.epochs)
+
+
+def test_run_trial_best_epoch_is_the_first_with_the_best_metric(task):
+    result = run_trial(task, quick(regularizer="l2", max_epochs=4), metric="val_loss")
+    losses = [row["val_loss"] for row in result.epochs]
+    assert result.best_epoch == losses.index(min(losses)) + 1
+
+
+@pytest.mark.parametrize("method", ["l2", "delta_uniform"])
+def test_run_trial_compiled_gives_the_same_numbers(task, method):
+    plain, compiled = (
+        run_trial(task, quick(regularizer=method)),
+        run_trial(task, quick(regularizer=method), compile_with="eager"),
+    )
+    for row, other in zip(without_times(plain.epochs), without_times(compiled.epochs), strict=True):
+        given = {name for name, value in row.items() if value is not None}
+        assert {name: row[name] for name in given} == pytest.approx({name: other[name] for name in given}, rel=1e-5)
+
+
+def test_average_of_the_weights_is_the_formula(task, monkeypatch):
+    config = quick(regularizer="l2", batch_norm="train", average_epochs=0.7)
+    steps, seen = 5, []  # 36 images in batches of 8
+
+    class Watched(torch.optim.SGD):
+        def step(self, *args, **kwargs):
+            result = super().step(*args, **kwargs)
+            seen.append(self.param_groups[0]["params"][0].detach().clone())
+            return result
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    name = next(iter(build_target(task.backbone, 3, torch.Generator()).state_dict()))
+    result = run_trial(task, config)
+    expected = seen[0]
+    averages = [expected]
+    for weight in seen[1:]:
+        expected = expected * math.exp(-1 / (0.7 * steps)) + weight * (1 - math.exp(-1 / (0.7 * steps)))
+        averages.append(expected)
+    torch.testing.assert_close(result.model_state[name], averages[steps * result.best_epoch - 1])
+
+
+def test_average_is_what_is_scored(task):
+    config = quick(regularizer="l2", schedule="constant", average_epochs=50.0)
+    averaged, last = run_trial(task, config), run_trial(task, dataclasses.replace(config, average_epochs=0))
+    assert averaged.epochs[-1]["train_loss"] == last.epochs[-1]["train_loss"], "training goes on from the last weights"
+    assert averaged.epochs[-1]["val_loss"] != last.epochs[-1]["val_loss"]
+
+
+def test_further_splits_are_scored_beside_and_change_nothing(task):
+    config = quick(regularizer="l2")
+    alone, beside = run_trial(task, config), run_trial(task, config, also_score={"test": [2]})
+    for row, more in zip(without_times(alone.epochs), without_times(beside.epochs), strict=True):
+        assert {name: more[name] for name in row} == row
+        further = {"test_loss", "test_accuracy", "test_balanced_accuracy", "test_macro_f1"}
+        assert set(more) - set(row) == (further if row["epoch"] == 2 else set())
+
+
+def test_further_splits_are_refused_where_their_features_are_not_measured(task):
+    with pytest.raises(UserError, match="l2_fe"):
+        run_trial(task, quick(regularizer="l2_fe"), also_score={"test": [1]})
+
+
+def test_run_trial_learns_the_easy_classes(task):
+    result = run_trial(task, quick(regularizer="l2", lr=0.05, max_epochs=8, batch_norm="train"))
+    assert result.best_metrics["val_accuracy"] > 0.8
+
+
+def test_run_trial_clips_gradients(task):
+    free = run_trial(task, quick(regularizer="l2", max_epochs=1, momentum=0.0, schedule="constant", weight_decay=0.0))
+    config = quick(
+        regularizer="l2", max_epochs=1, momentum=0.0, schedule="constant", weight_decay=0.0, max_grad_norm=1e-3
+    )
+    clipped = run_trial(task, config)
+    steps = math.ceil(len(task.dataset.train) / 8)
+    start = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).state_dict()
+
+    def moved(result):
+        names = [k for k, _ in build_target(task.backbone, 3, torch.Generator()).named_parameters()]
+        return math.sqrt(sum((result.model_state[k] - start[k]).square().sum().item() for k in names))
+
+    assert moved(clipped) <= steps * 0.01 * 1e-3 * 1.001
+    assert moved(free) > moved(clipped)
+
+
+def test_lr_factor_step_drops_after_two_thirds():
+    config = TrialConfig(schedule="step", max_epochs=9)
+    assert [lr_factor(config, t) for t in (0, 5.99, 6, 8.9)] == [1, 1, 0.1, 0.1]
+
+
+def test_lr_factor_cosine_falls_from_one_to_zero():
+    config = TrialConfig(schedule="cosine", max_epochs=10)
+    assert [lr_factor(config, t) for t in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+
+
+def test_lr_factor_warm_up_is_linear():
+    config = TrialConfig(schedule="constant", max_epochs=10, warmup_epochs=2)
+    assert [lr_factor(config, t) for t in (0, 0.5, 1, 2, 9)] == pytest.approx([0, 0.25, 0.5, 1, 1])
+
+
+def test_shuffled_batches_hold_every_image_once_and_leave_no_single_one():
+    batches = shuffled_batches(17, 8, torch.Generator().manual_seed(0))
+    assert [len(b) for b in batches] == [8, 9]
+    assert sorted(np.concatenate(batches)) == list(range(17))
+
+
+def test_augmentation_of_an_epoch_does_not_depend_on_the_method(task):
+    """Common random numbers: trials of one seed see the same pixels, which sharpens their comparison."""
+    seen = {}
+    for method in ("l2", "delta_uniform"):
+        frames = seen.setdefault(method, [])
+
+        def spy(*args, frames=frames):
+            frames.append(augment(*args))
+            return frames[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trial, "augment", spy)
+            run_trial(task, quick(regularizer=method, max_epochs=2))
+    assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
