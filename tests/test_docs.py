@@ -63,7 +63,7 @@ def test_python_blocks_are_python(document):
 
 
 def test_messages_of_the_index_are_given_somewhere():
-    sources = [file.read_text() for file in (ROOT / "delta_tune").glob("*.py")]
+    sources = [file.read_text() for file in (ROOT / "delta_tune").rglob("*.py")]
     # Strings that are continued on the next line are one
     spoken = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
     table = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)

@@ -128,7 +128,9 @@ def test_compare_shows_studies_side_by_side(folder, capsys, monkeypatch):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from delta_tune.tools import parser; parser().format_help(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from delta_tune.cli.commands import parser; parser().format_help(); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -56,7 +56,7 @@ def test_refusal_on_a_cluster_that_may_grow_says_how_to_ask_for_nodes():
 
 LISTENING = """
 import psutil, ray
-from delta_tune.cluster import ray_cluster
+from delta_tune.cluster.connection import ray_cluster
 with ray_cluster("local"):
     ray.get(ray.remote(lambda: 1).remote())
     me = psutil.Process()

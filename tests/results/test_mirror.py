@@ -12,14 +12,14 @@ from pyarrow import fs
 import delta_tune
 from delta_tune.cluster.shared_folder_check import refuse_unseen
 from delta_tune.config import UserError
-from delta_tune.results import mirror
 from delta_tune.results.mirror import Mirror, at_hand
+from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "WORKPLACE", tmp_path / "workplace")
+    monkeypatch.setattr(remote, "WORKPLACE", tmp_path / "workplace")
 
 
 def at(address):
@@ -152,7 +152,7 @@ def test_study_at_an_address_is_whole_there_and_is_resumed_on_another_machine(
     assert any(name.startswith("ray/run-1/") for name in found)
     with pytest.raises(UserError, match=r"'study' is taken: s3://.*/my results/study holds a study; give --resume"):
         delta_tune.tune(**settings)
-    monkeypatch.setattr(mirror, "WORKPLACE", tmp_path / "elsewhere")
+    monkeypatch.setattr(remote, "WORKPLACE", tmp_path / "elsewhere")
     again = delta_tune.tune(name="study", out=settings["out"], resume=True, num_trials=3, verbose=0)
     assert again.trials.slice(0, 2).equals(first.trials)
     assert again.trials.num_rows == 3

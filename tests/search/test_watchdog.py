@@ -13,7 +13,7 @@ from delta_tune.search.watchdog import limit_of, watched
 TRIAL = """
 import sys, time
 from pathlib import Path
-from delta_tune.watchdog import watched
+from delta_tune.search.watchdog import watched
 
 def hang():
     time.sleep(60)

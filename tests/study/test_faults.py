@@ -27,6 +27,7 @@ from delta_tune.cluster import connection, source_map_store
 from delta_tune.cluster.failures import outside_cause
 from delta_tune.results import mirror
 from delta_tune.results.tables import FINISHED, StudyTables
+from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
 from delta_tune.study.study import Study
 from delta_tune.training.source_map_index import Batch
@@ -65,7 +66,7 @@ def _session(flags, output, head_patience_s):
 
 
 def _session_at_address(flags, output, workplace):
-    mirror.WORKPLACE, mirror.INTERVAL_S = workplace, 2.0
+    remote.WORKPLACE, mirror.INTERVAL_S = workplace, 2.0
     _session(flags, output, 30.0)
 
 
@@ -311,7 +312,7 @@ def test_study_at_an_address_goes_on_on_another_machine_and_ends_the_same(
     for number in range(3):
         place = tmp_path / f"machine-{number}"
         place.mkdir()
-        monkeypatch.setattr(mirror, "WORKPLACE", place)
+        monkeypatch.setattr(remote, "WORKPLACE", place)
         given = ["--resume", "--name", "study", "--address", address, *at] if number else [*more, *at]
         process = FORKS.Process(target=_session_at_address, args=(given, place / "output.txt", place))
         process.start()
