@@ -7,7 +7,8 @@ forward, as the authors' code does, `no_grad` does not. The engine runs every ch
 `rounding` the largest |d of that loop − the same in float64|, both over the sampled channels; memory is what the
 process grows by at its peak.
 
-Weights and photos come from ../shared where they are there, else they are random, and the table says so.
+Weights and photos come from the folder that DELTA_TUNE_TEST_DATA names; without it they are random, and the table says
+so.
 """
 
 from __future__ import annotations
@@ -17,20 +18,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from development_data import DATA, WEIGHTS
 from torch import Tensor, nn
 
 from delta_tune.attention import ablation
 from delta_tune.attention.channel_losses import ablation_losses
 from delta_tune.background import regularly
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 CLASSES, BATCH = 17, 32
 LAYERS = {
     "mobilenet_v2": ("features.3.conv.2", "features.6.conv.2", "features.13.conv.2", "features.17.conv.2"),
@@ -87,7 +87,7 @@ def build(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
             weights = "ImageNet weights"
     else:
         model = torchvision.models.get_model(name, weights=None)
-        if (file := SHARED / "weights" / f"{name}.pth").exists():
+        if (file := WEIGHTS / f"{name}.pth").exists():
             model.load_state_dict(torch.load(file, weights_only=True))
             weights = "ImageNet weights"
     images, labels, source = photos(PIXELS[name], imagenet=name != "tf_efficientnet_lite0")
@@ -98,7 +98,7 @@ def build(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
 
 def photos(pixels: int, imagenet: bool) -> tuple[Tensor, Tensor, str]:
     labels = torch.arange(BATCH) % CLASSES
-    folders = sorted((SHARED / "data" / "flowers17" / "train").glob("*"))
+    folders = sorted((DATA / "flowers17" / "train").glob("*"))
     if len(folders) != CLASSES:
         return torch.randn(BATCH, 3, pixels, pixels), labels, "random images"
     files = [sorted(folders[label].glob("*"))[i // CLASSES] for i, label in enumerate(labels.tolist())]

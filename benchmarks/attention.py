@@ -3,8 +3,9 @@
     python benchmarks/attention.py [--quick] [--json FILE] [--nets mobilenet_v2 tf_efficientnet_lite0 resnet50]
 
 First table: `ablation_speed.py`, one batch of 32 images. Second: `attention_quality.py`, whole schemes, which needs the
-photos of ../shared. `--quick`, about 3 minutes on two cores, samples the first and shrinks the second to one net at 65
-px and 289 photos. OMP_NUM_THREADS=1 gives the steadier ratios on a machine that others use too.
+photos in the folder that DELTA_TUNE_TEST_DATA names. `--quick`, about 3 minutes on two cores, samples the first and
+shrinks the second to one net at 65 px and 289 photos. OMP_NUM_THREADS=1 gives the steadier ratios on a machine that
+others use too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import ablation_speed
 import attention_quality
 import torch
+from development_data import DATA, MISSING
 
 
 def main() -> None:
@@ -36,8 +38,8 @@ def main() -> None:
     quality = []
     nets = [name for name in arguments.nets if name in attention_quality.NETS]
     for name in nets[:1] if arguments.quick else nets:
-        if not (ablation_speed.SHARED / "data" / "flowers17").exists():
-            print("The second table is left out: there are no photos in ../shared.")
+        if not (DATA / "flowers17").exists():
+            print(f"The second table is left out: {MISSING}.")
             break
         rows, lines = attention_quality.measure(name, quick=arguments.quick)
         print(attention_quality.HEADER, *lines, sep="\n", flush=True)

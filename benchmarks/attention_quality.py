@@ -22,7 +22,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from ablation_speed import BATCH, LAYERS, PIXELS, SHARED, loop, seconds
+from ablation_speed import BATCH, LAYERS, PIXELS, loop, seconds
+from development_data import DATA, WEIGHTS
 from torch import Tensor
 
 from delta_tune.attention.channel_losses import first_order_losses_per_image
@@ -35,7 +36,7 @@ from delta_tune.training.task import Task, prepare
 
 REFERENCE_IMAGES = 128
 NETS = {
-    "mobilenet_v2": ("mobilenet_v2", str(SHARED / "weights" / "mobilenet_v2.pth")),
+    "mobilenet_v2": ("mobilenet_v2", str(WEIGHTS / "mobilenet_v2.pth")),
     "tf_efficientnet_lite0": ("timm:tf_efficientnet_lite0", "demo"),
 }
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def measure(name: str, *, quick: bool) -> tuple[list[QualityRow], list[str]]:
     """The rows of a net, and their lines."""
     model, weights = NETS[name]
     pixels = 65 if quick else PIXELS[name]
-    data = SHARED / "data" / "flowers17"
+    data = DATA / "flowers17"
     task = prepare(data, model, weights, image_size=pixels, val_fraction=0.02, train_per_class=17 if quick else None)
     layers, train = LAYERS[name], task.dataset.train
     labels = torch.tensor(train.labels)

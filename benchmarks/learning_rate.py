@@ -5,7 +5,8 @@
 Every pair of `lr` and `head_lr_multiplier` in full for L2 and uniform DELTA (relative scale, alpha 1, frozen batch
 norm), one after the other in this process: best validation accuracy over the epochs, mean over the seeds (of head, data
 order and augmentation; the split stays). MobileNetV2 at 129 pixels and EfficientNet-Lite0 at 96 on 10 photos a class of
-Flowers-17 where ../shared has them, else the demo's digits. `--quick`: one net, one seed, six epochs.
+Flowers-17 if DELTA_TUNE_TEST_DATA names a folder that has them, else the demo's digits. `--quick`: one net, one seed,
+six epochs.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ import statistics
 from pathlib import Path
 
 import torch
+from development_data import DATA, WEIGHTS
 
 from delta_tune import Task, TrialConfig, prepare, run_trial
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 RATES, MULTIPLIERS, METHODS = (0.001, 0.003, 0.01), (1.0, 10.0), ("l2", "delta_uniform")
 
 
 def tasks(quick: bool) -> dict[str, Task]:
     """Name → task, the smaller net first."""
-    flowers = SHARED / "data" / "flowers17"
+    flowers = DATA / "flowers17"
     if not flowers.exists():
         return {"digits, EfficientNet-Lite0, 64 px": prepare("demo", image_size=64)}
     lite0 = prepare(flowers, "timm:tf_efficientnet_lite0", "demo", image_size=96, train_per_class=10)
     found = {"flowers, EfficientNet-Lite0, 96 px": lite0}
     if not quick:
-        weights = str(SHARED / "weights" / "mobilenet_v2.pth")
+        weights = str(WEIGHTS / "mobilenet_v2.pth")
         found["flowers, MobileNetV2, 129 px"] = prepare(
             flowers, "mobilenet_v2", weights, image_size=129, train_per_class=10
         )

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+from development_data import DATA, MISSING
 
 import delta_tune
 from delta_tune.cluster.connection import ray_cluster
@@ -36,7 +37,6 @@ from delta_tune.spaces.space import Space, SpaceTrial
 from delta_tune.spaces.validation import random_answer
 from delta_tune.training.trial import run_trial
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 EPOCHS = 12
 METHODS = ("delta", "l2", "delta", "l2_sp", "delta", "delta_uniform")
 SCHEDULES = ("cosine", "step", "constant", "averaged")
@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no further trial after so many")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("curves.parquet"))
     arguments = parser.parse_args()
-    if not (SHARED / "data" / "flowers17").exists():
-        parser.error("this program needs the photos of ../shared")
+    if not (DATA / "flowers17").exists():
+        parser.error(MISSING)
     out, count, epochs = arguments.out, arguments.configurations, EPOCHS
     if arguments.quick:
         out, count, epochs = Path(tempfile.mkdtemp()) / "curves.parquet", 2, 2
@@ -114,7 +114,7 @@ def main() -> None:
     left = sorted(set(range(count)) - {row["number"] for row in rows})
     print(f"torch {torch.__version__}, {count - len(left)} of {count} configurations are recorded in {out}", flush=True)
     task = delta_tune.prepare(
-        SHARED / "data" / "flowers17" / "train",
+        DATA / "flowers17" / "train",
         "timm:tf_efficientnet_lite0",
         "demo",
         image_size=96,

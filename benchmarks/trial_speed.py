@@ -7,7 +7,7 @@ busy machine slows all alike; `delta, found` reads the source's maps that anothe
 epochs of whole studies on two slots, eight trials of each method. Third: the share of an epoch that decoded images,
 crops and flips take, and crops and flips against torchvision's transforms, image by image in a DataLoader.
 
-Needs the photos and weights of ../shared; without them random images and weights, which the first line says.
+Needs the photos and weights in the folder that DELTA_TUNE_TEST_DATA names; --quick takes random images and weights.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 import torch
+from development_data import DATA, MISSING, WEIGHTS
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -38,9 +39,8 @@ from delta_tune.data.augmentation import augment
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 NETS = {
-    "mobilenet_v2": ("mobilenet_v2", str(SHARED / "weights" / "mobilenet_v2.pth"), 129),
+    "mobilenet_v2": ("mobilenet_v2", str(WEIGHTS / "mobilenet_v2.pth"), 129),
     "tf_efficientnet_lite0": ("timm:tf_efficientnet_lite0", "demo", 96),
 }
 TRIALS = 8
@@ -179,14 +179,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the same figures here")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=None)
     arguments = parser.parse_args()
-    if not (SHARED / "data" / "flowers17").exists():
-        parser.error("this benchmark needs the photos and weights of ../shared")
+    if not (DATA / "flowers17").exists():
+        parser.error(MISSING)
     nets = arguments.nets or (["mobilenet_v2"] if arguments.quick else list(NETS))
     print(f"torch {torch.__version__}, ray {ray.__version__}, load {os.getloadavg()[0]:.1f}")
     rows: list[Row] = []
     for net in nets:
         model, weights, size = NETS[net]
-        settings = {"data": str(SHARED / "data" / "flowers17"), "model": model, "weights": weights, "image_size": size}
+        settings = {"data": str(DATA / "flowers17"), "model": model, "weights": weights, "image_size": size}
         settings |= {"train_per_class": 6 if arguments.quick else 20, "val_fraction": 0.05}
         task = delta_tune.prepare(**settings)
         task.measure([TrialConfig()])

@@ -32,6 +32,15 @@ IMAGE_SIZE = 64
 
 
 @pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photos (`data/`) and weights (`weights/`) that DELTA_TUNE_TEST_DATA names."""
+    folder = os.environ.get("DELTA_TUNE_TEST_DATA")
+    if not folder or not (Path(folder) / "data").is_dir():
+        pytest.skip("DELTA_TUNE_TEST_DATA names no folder with data/ and weights/")
+    return Path(folder).absolute()
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of timm's smallest residual network, with batch norms that are not the default."""
     with torch.random.fork_rng(devices=[]):

