@@ -13,8 +13,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from torch import Tensor
 
 from delta_tune.cluster.failures import STORE_ERRORS
-from delta_tune.cluster.shared_objects import NAMESPACE, beside_driver
-from delta_tune.training.source_map_index import Batch, Shelf
+from delta_tune.cluster.shared_objects import NAMESPACE, driver_actor_options
+from delta_tune.training.source_map_index import SourceMapIndex, StepKey
 
 STORE_SHARE = 0.4
 """Of the object store, for maps; the rest is the data's and Ray's own."""
@@ -22,29 +22,29 @@ TIMEOUT_S = 10.0
 
 
 @contextlib.contextmanager
-def map_shelf(name: str, budget: int) -> Iterator[Any]:
-    """A shelf that `RayMaps(name)` finds anywhere in the cluster; it and all maps are gone afterwards."""
-    shelf = ray.remote(Shelf).options(name=name, **beside_driver()).remote(budget)
+def shared_source_maps(name: str, budget: int) -> Iterator[Any]:
+    """A shelf that `RaySourceMaps(name)` finds anywhere in the cluster; it and all maps are gone afterwards."""
+    shelf = ray.remote(SourceMapIndex).options(name=name, **driver_actor_options()).remote(budget)
     try:
         yield shelf
     finally:
         ray.kill(shelf)
 
 
-def map_budget() -> int:
+def source_map_budget() -> int:
     """Bytes of maps that a node may hold."""
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(STORE_SHARE * min(stores))
 
 
-class RayMaps:
+class RaySourceMaps:
     """A trial's side of the shelf. Maps are shared within a node only: over a network they are computed as fast."""
 
     def __init__(self, name: str) -> None:
         self._shelf = ray.get_actor(name, namespace=NAMESPACE)
         self._node = ray.get_runtime_context().get_node_id()
 
-    def ask(self, batch: Batch, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
+    def ask(self, batch: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
         """See `MapStore`."""
         try:
             boxed, first = ray.get(self._shelf.ask.remote(self._node, batch, layers), timeout=TIMEOUT_S)
@@ -58,7 +58,7 @@ class RayMaps:
             return None, False
         return {layer: torch.from_numpy(found[layer].copy()).permute(0, 3, 1, 2) for layer in layers}, False
 
-    def leave(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
+    def leave(self, batch: StepKey, maps: Mapping[str, Tensor]) -> None:
         """See `MapStore`."""
         arrays = {layer: np.ascontiguousarray(each.permute(0, 2, 3, 1).numpy()) for layer, each in maps.items()}
         size = sum(array.nbytes for array in arrays.values())

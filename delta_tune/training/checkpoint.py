@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.layout import BEST_FILE, RECORD_FILE
 
 
@@ -48,7 +48,7 @@ class Checkpoint:
 
     def keep_best(self, epoch: int) -> None:
         """The state of that epoch, which was written last, is the best so far."""
-        with written_whole(self.folder / BEST_FILE) as partial:
+        with atomic_write(self.folder / BEST_FILE) as partial:
             partial.unlink(missing_ok=True)
             try:
                 os.link(self._files(epoch)[-1], partial)
@@ -57,7 +57,7 @@ class Checkpoint:
 
     def save(self, epoch: int, record: Mapping[str, Any]) -> None:
         """From here on the run continues after `epoch`; earlier states go."""
-        with written_whole(self.folder / RECORD_FILE) as partial:
+        with atomic_write(self.folder / RECORD_FILE) as partial:
             partial.write_text(json.dumps({**record, "epoch": epoch}))
         for pattern in ("weights-*", "optimizer-*", "average-*"):
             for file in self.folder.glob(pattern):
@@ -93,10 +93,10 @@ class Checkpoint:
         optimizer, *weights = self._files(epoch)
         networks = [self._model] if self._average is None else [self._model, self._average.module]
         for file, network in zip(weights, networks, strict=True):
-            with written_whole(file) as partial:
+            with atomic_write(file) as partial:
                 safetensors.torch.save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
         # An open file, because torch's own does not tell why it cannot be written.
-        with written_whole(optimizer) as partial, partial.open("wb") as opened:
+        with atomic_write(optimizer) as partial, partial.open("wb") as opened:
             torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, opened)
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from delta_tune.config import TrialConfig
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
 from delta_tune.training.regularizers import behavior, head_l2, weight_l2_sp
-from delta_tune.training.source_map_index import Batch
-from delta_tune.training.source_maps import MapStore, SourceMaps
+from delta_tune.training.source_map_index import StepKey
+from delta_tune.training.source_maps import SourceMaps, SourceMapStore
 from delta_tune.training.task import Task
 
 PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
@@ -23,7 +23,12 @@ class Objective:
     """loss = CE + alpha · (behavior or weight_l2_sp) + beta · head_l2 (method.md), with its parts by name."""
 
     def __init__(
-        self, task: Task, config: TrialConfig, target: nn.Module, device: torch.device, store: MapStore | None = None
+        self,
+        task: Task,
+        config: TrialConfig,
+        target: nn.Module,
+        device: torch.device,
+        store: SourceMapStore | None = None,
     ) -> None:
         self.config, self._target = config, target
         self._head = target.get_submodule(task.backbone.head)
@@ -48,12 +53,12 @@ class Objective:
             finally:
                 self._maps = None
 
-    def before(self, images: Tensor, batch: Batch) -> None:
+    def before(self, images: Tensor, batch: StepKey) -> None:
         """Called before the target's forward pass of `images`, which `batch` describes."""
         if self._maps is not None:
             self._source.before(images, batch)
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, batch: StepKey) -> dict[str, Tensor]:
         """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
         config = self.config
         parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}

@@ -9,7 +9,7 @@ from delta_tune.config import Augmentation
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StepKey:
     """What decides the images of a training step, within one task."""
 
     seed: int
@@ -52,17 +52,17 @@ class Counts:
 
 
 @dataclass
-class Shelf:
+class SourceMapIndex:
     """Which maps are where, node by node. Evicts the latest epochs first: every trial needs the early ones, and where
     pruning leaves few trials late maps are only worth something to those that are in step."""
 
     budget: int
     counts: Counts = field(default_factory=Counts)
-    _entries: dict[tuple[str, Batch], _Entry] = field(default_factory=dict)
-    _claimed: set[tuple[str, Batch]] = field(default_factory=set)
+    _entries: dict[tuple[str, StepKey], _Entry] = field(default_factory=dict)
+    _claimed: set[tuple[str, StepKey]] = field(default_factory=set)
     _sizes: dict[str, int] = field(default_factory=dict)
 
-    def ask(self, node: str, batch: Batch, layers: tuple[str, ...]) -> tuple[list[Any] | None, bool]:
+    def ask(self, node: str, batch: StepKey, layers: tuple[str, ...]) -> tuple[list[Any] | None, bool]:
         """A boxed reference to maps of at least these layers; else None, and whether the asker is the first."""
         entry = self._entries.get((node, batch))
         if entry is not None and entry.layers >= set(layers):
@@ -72,7 +72,7 @@ class Shelf:
         self._claimed.add((node, batch))
         return None, first
 
-    def leave(self, node: str, batch: Batch, layers: tuple[str, ...], boxed: list[Any], size: int) -> None:
+    def leave(self, node: str, batch: StepKey, layers: tuple[str, ...], boxed: list[Any], size: int) -> None:
         """Keep a reference, unless as much is there already; make room for it."""
         self.counts.left += 1
         key = (node, batch)
@@ -87,7 +87,7 @@ class Shelf:
         self._entries[key] = _Entry(frozenset(layers), boxed, size)
         self._sizes[node] = self._sizes.get(node, 0) + size
 
-    def lost(self, node: str, batch: Batch) -> None:
+    def lost(self, node: str, batch: StepKey) -> None:
         """What is kept there cannot be read: whoever computed it is dead."""
         self._forget((node, batch))
 
@@ -95,13 +95,13 @@ class Shelf:
         """What became of the maps so far."""
         return replace(self.counts, size=sum(self._sizes.values()))
 
-    def _forget(self, key: tuple[str, Batch]) -> None:
+    def _forget(self, key: tuple[str, StepKey]) -> None:
         entry = self._entries.pop(key, None)
         self._claimed.discard(key)
         if entry is not None:
             self._sizes[key[0]] -= entry.size
 
 
-def _latest(key: tuple[str, Batch]) -> tuple[int, int]:
+def _latest(key: tuple[str, StepKey]) -> tuple[int, int]:
     """Of the latest epoch the earliest step: those in step have been there."""
     return key[1].epoch, -key[1].step

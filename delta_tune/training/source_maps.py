@@ -17,23 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
-from delta_tune.training.source_map_index import Batch
+from delta_tune.training.source_map_index import StepKey
 
 
-class MapStore(Protocol):
+class SourceMapStore(Protocol):
     """Where trials leave maps for one another. A map is (B, C, H, W), the same to the last bit when it comes back."""
 
-    def ask(self, batch: Batch, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
+    def ask(self, batch: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
         """The maps of at least these layers, if they are there; else whether the asker is the first to come by."""
 
-    def leave(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
+    def leave(self, batch: StepKey, maps: Mapping[str, Tensor]) -> None:
         """Leave maps for others."""
 
 
 class SourceMaps:
     """The source's maps of one step after the other."""
 
-    def __init__(self, source: nn.Module, layers: tuple[str, ...], store: MapStore | None = None) -> None:
+    def __init__(self, source: nn.Module, layers: tuple[str, ...], store: SourceMapStore | None = None) -> None:
         self._source, self._layers, self._store = source, layers, store
         self._hooks: FeatureMaps | None = None
         self._patience_s = 0.0
@@ -48,7 +48,7 @@ class SourceMaps:
             finally:
                 self._hooks = self._found = None
 
-    def before(self, images: Tensor, batch: Batch) -> None:
+    def before(self, images: Tensor, batch: StepKey) -> None:
         """Called before the target's forward pass of `images`."""
         self._found = None
         if self._store is None:
@@ -58,7 +58,7 @@ class SourceMaps:
             self._found = self._compute(images)
             self._store.leave(batch, self._found)
 
-    def after(self, images: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+    def after(self, images: Tensor, batch: StepKey) -> Mapping[str, Tensor]:
         """{layer: (B, C, H, W)}, without gradient; called after it."""
         if self._found is None and self._store is not None:
             self._found = self._wait(batch, self._store)
@@ -67,7 +67,7 @@ class SourceMaps:
                 self._store.leave(batch, self._found)
         return self._compute(images) if self._found is None else self._found
 
-    def _wait(self, batch: Batch, store: MapStore) -> Mapping[str, Tensor] | None:
+    def _wait(self, batch: StepKey, store: SourceMapStore) -> Mapping[str, Tensor] | None:
         deadline = time.perf_counter() + self._patience_s
         while True:
             found, first = store.ask(batch, self._layers)

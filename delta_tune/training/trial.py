@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
-from delta_tune.data.augmentation import augment, centre
+from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import read_ahead, shuffled_batches
 from delta_tune.models.backbones import build_target
-from delta_tune.models.devices import autocast, on_device
-from delta_tune.models.feature_maps import tail
+from delta_tune.models.devices import autocast, to_device
+from delta_tune.models.feature_maps import head_function
 from delta_tune.training.checkpoint import Checkpoint
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import PARTS, Objective
-from delta_tune.training.source_map_index import Batch
-from delta_tune.training.source_maps import MapStore
+from delta_tune.training.source_map_index import StepKey
+from delta_tune.training.source_maps import SourceMapStore
 from delta_tune.training.task import Task
 
 EVAL_BATCH_SIZE = 64
@@ -66,7 +66,7 @@ def run_trial(
     metric: Metric = "val_accuracy",
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
-    maps: MapStore | None = None,
+    maps: SourceMapStore | None = None,
     compile_with: str | None = None,
     also_score: Mapping[Literal["train", "test"], Collection[int]] | None = None,
 ) -> TrialResult:
@@ -140,7 +140,7 @@ class _Run:
         metric: Metric,
         device: torch.device,
         checkpoint: Path | None,
-        maps: MapStore | None,
+        maps: SourceMapStore | None,
     ) -> None:
         self.task, self.config, self.metric, self.device = task, config, metric, device
         task.measure([config], device)
@@ -154,7 +154,7 @@ class _Run:
         if self.frozen_features:
             self.model.requires_grad_(False)
             head.requires_grad_(True)
-            self.logits = tail(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
+            self.logits = head_function(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
         else:
             ids = {id(p) for p in head_parameters}
             rest = [p for p in self.model.parameters() if id(p) not in ids]
@@ -237,8 +237,8 @@ class _Run:
                 lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr * group["multiplier"]
-                labels = on_device(train.labels[indices], self.device)
-                batch = Batch(config.seed, config.batch_size, config.augmentation, epoch, step)
+                labels = to_device(train.labels[indices], self.device)
+                batch = StepKey(config.seed, config.batch_size, config.augmentation, epoch, step)
                 with autocast(self.device):
                     self.objective.before(inputs, batch)
                     logits = self.logits(inputs)
@@ -283,11 +283,11 @@ class _Run:
             return self.task.features[split][indices] if self.frozen_features else images.batch(indices)
 
         for array in read_ahead(read, batches) if self.device.type == "cuda" else map(read, batches):
-            inputs = on_device(array, self.device)
+            inputs = to_device(array, self.device)
             if self.frozen_features:
                 yield inputs
             elif generator is None:
-                yield centre(inputs, preprocessing)
+                yield center_crop(inputs, preprocessing)
             else:
                 yield augment(inputs, self.config.augmentation, preprocessing, generator)
 

@@ -7,12 +7,12 @@ import pytest
 import ray
 import torch
 
-from delta_tune.cluster.source_map_store import RayMaps, map_budget, map_shelf
-from delta_tune.training.source_map_index import Batch, Shelf
+from delta_tune.cluster.source_map_store import RaySourceMaps, shared_source_maps, source_map_budget
+from delta_tune.training.source_map_index import SourceMapIndex, StepKey
 
 
 def batch(epoch, step, seed=0):
-    return Batch(seed, 8, "none", epoch, step)
+    return StepKey(seed, 8, "none", epoch, step)
 
 
 def leave(shelf, epoch, step, size=10, node="here", layers=("a", "b")):
@@ -24,7 +24,7 @@ def held(shelf, epoch, step, node="here", layers=("a",)):
 
 
 def test_shelf_tells_the_first_asker_alone_to_go_ahead():
-    shelf = Shelf(100)
+    shelf = SourceMapIndex(100)
     assert shelf.ask("here", batch(1, 0), ("a",)) == (None, True)
     assert shelf.ask("here", batch(1, 0), ("a",)) == (None, False)
     leave(shelf, 1, 0)
@@ -32,13 +32,13 @@ def test_shelf_tells_the_first_asker_alone_to_go_ahead():
 
 
 def test_shelf_keeps_nodes_apart():
-    shelf = Shelf(100)
+    shelf = SourceMapIndex(100)
     leave(shelf, 1, 0)
     assert shelf.ask("there", batch(1, 0), ("a",)) == (None, True)
 
 
 def test_shelf_has_maps_only_for_layers_that_were_left():
-    shelf = Shelf(100)
+    shelf = SourceMapIndex(100)
     leave(shelf, 1, 0, layers=("b",))
     assert not held(shelf, 1, 0, layers=("a",))
     leave(shelf, 1, 0, layers=("a", "b", "c"))
@@ -46,7 +46,7 @@ def test_shelf_has_maps_only_for_layers_that_were_left():
 
 
 def test_shelf_evicts_late_epochs_first_within_its_budget():
-    shelf = Shelf(40)
+    shelf = SourceMapIndex(40)
     for epoch in (1, 2):
         for step in (0, 1):
             leave(shelf, epoch, step)
@@ -63,7 +63,7 @@ def test_shelf_evicts_late_epochs_first_within_its_budget():
 
 
 def test_shelf_takes_nothing_larger_than_its_budget():
-    shelf = Shelf(40)
+    shelf = SourceMapIndex(40)
     leave(shelf, 1, 0)
     leave(shelf, 1, 1, size=41)
     assert held(shelf, 1, 0)
@@ -71,7 +71,7 @@ def test_shelf_takes_nothing_larger_than_its_budget():
 
 
 def test_shelf_lets_others_compute_what_was_lost():
-    shelf = Shelf(40)
+    shelf = SourceMapIndex(40)
     shelf.ask("here", batch(1, 0), ("a",))
     leave(shelf, 1, 0)
     shelf.lost("here", batch(1, 0))
@@ -80,7 +80,7 @@ def test_shelf_lets_others_compute_what_was_lost():
 
 
 def test_counts_say_how_much_was_shared_and_whether_it_fitted():
-    shelf = Shelf(2**20)
+    shelf = SourceMapIndex(2**20)
     leave(shelf, 1, 0, size=2**20)
     held(shelf, 1, 0)
     assert "50 % of the steps found them" in shelf.report().sentence(2**20)
@@ -96,8 +96,8 @@ MAPS = {"a": RANDOM.contiguous(memory_format=torch.channels_last), "b": torch.ze
 @pytest.fixture
 def store(ray_cluster):
     name = f"maps-{time.monotonic()}"
-    with map_shelf(name, map_budget()):
-        yield RayMaps(name)
+    with shared_source_maps(name, source_map_budget()):
+        yield RaySourceMaps(name)
 
 
 def test_maps_come_back_bit_for_bit_and_of_the_layers_that_are_asked_for(store):
@@ -119,7 +119,7 @@ def test_maps_may_be_written_to_without_harm_to_others(store):
 def test_nobody_waits_for_a_dead_worker(store):
     @ray.remote(max_retries=0)
     def leave_and_die(shelf, where, maps):
-        RayMaps(shelf).leave(where, maps)
+        RaySourceMaps(shelf).leave(where, maps)
         time.sleep(0.5)
         os._exit(1)
 
@@ -152,8 +152,8 @@ def test_maps_that_are_lost_are_computed_by_others(store, monkeypatch):
 
 def test_without_its_shelf_a_trial_computes_for_itself(ray_cluster):
     name = f"maps-{time.monotonic()}"
-    with map_shelf(name, 100):
-        store = RayMaps(name)
+    with shared_source_maps(name, 100):
+        store = RaySourceMaps(name)
     store.leave(batch(1, 0), MAPS)
     assert store.ask(batch(1, 0), ("a",)) == (None, False)
 
@@ -161,9 +161,9 @@ def test_without_its_shelf_a_trial_computes_for_itself(ray_cluster):
 def test_shelf_gives_the_memory_back(ray_cluster):
     before = ray.available_resources()["object_store_memory"]
     name = f"maps-{time.monotonic()}"
-    with map_shelf(name, map_budget()):
-        RayMaps(name).leave(batch(1, 0), {"a": torch.zeros(64, 64, 64, 16)})
-        assert RayMaps(name).ask(batch(1, 0), ("a",))[0] is not None
+    with shared_source_maps(name, source_map_budget()):
+        RaySourceMaps(name).leave(batch(1, 0), {"a": torch.zeros(64, 64, 64, 16)})
+        assert RaySourceMaps(name).ask(batch(1, 0), ("a",))[0] is not None
     deadline = time.monotonic() + 20
     while ray.available_resources()["object_store_memory"] < before and time.monotonic() < deadline:
         time.sleep(0.1)
