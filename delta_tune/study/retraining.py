@@ -59,7 +59,7 @@ def keep_retrained(
     trial = confirmation.trials[confirmation.best]
     config, say = tables.config(trial), session.progress.say
     say(f"Training the final model: {described(task, confirmation)}, {config.max_epochs} epochs.")
-    task.measure([config], session.device, say, session.runner)
+    task.measurements.measure([config], session.device, say, session.runner)
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
         place = f"{session.checkpoints(folder)}/{checkpoint.name}"

@@ -29,7 +29,8 @@ class Objective:
         self._head = target.get_submodule(task.backbone.head)
         self._maps: FeatureMaps | None = None
         if config.uses_behavior:
-            self._factors = task.channel_factors(config, device)
+            task.measurements.measure([config], device)
+            self._factors = task.measurements.channel_factors(config, device)
             self._source = SourceMaps(task.source_model(device, tuple(self._factors)), tuple(self._factors), store)
         if config.regularizer == "l2_sp":
             head = {id(p) for p in self._head.parameters()}

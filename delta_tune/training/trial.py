@@ -143,7 +143,7 @@ class _Run:
         maps: MapStore | None,
     ) -> None:
         self.task, self.config, self.metric, self.device = task, config, metric, device
-        task.measure([config], device)
+        task.measurements.measure([config], device)
         backbone = task.backbone
         self.model = build_target(backbone, len(task.dataset.classes), torch.Generator().manual_seed(config.seed))
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -280,7 +280,7 @@ class _Run:
         preprocessing, images = self.task.backbone.preprocessing, self.task.dataset.for_name(split).images
 
         def read(indices: np.ndarray) -> np.ndarray:
-            return self.task.features[split][indices] if self.frozen_features else images.batch(indices)
+            return self.task.measurements.features[split][indices] if self.frozen_features else images.batch(indices)
 
         for array in read_ahead(read, batches) if self.device.type == "cuda" else map(read, batches):
             inputs = on_device(array, self.device)

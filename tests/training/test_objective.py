@@ -45,12 +45,12 @@ def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method
             channels, height, width = theirs[layer].shape[1:]
             weights = np.full(channels, 1 / channels)
             if method == "delta":
-                d = task.attention["exact"][layer].losses.astype(np.float64)
+                d = task.measurements.attention["exact"][layer].losses.astype(np.float64)
                 z = (d - d.mean()) / d.std() / config.attention_temperature
                 weights = np.exp(z) / np.exp(z).sum()
             distance = ((ours[layer] - theirs[layer]) ** 2).sum((2, 3)).double().numpy() / (height * width)
             term = 0.5 * (channels * weights * distance).sum(1).mean()
-            expected += term / (channels * task.mean_squares[layer]) if scale == "relative" else term
+            expected += term / (channels * task.measurements.mean_squares[layer]) if scale == "relative" else term
     assert behavior == pytest.approx(expected, rel=1e-4)
 
 
