@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from delta_tune.data.batches import read_ahead, shuffled_batches
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, on_device
 from delta_tune.models.feature_maps import tail
-from delta_tune.training.checkpoint import Checkpoint
+from delta_tune.training.checkpoint import Checkpoint, ResumePoint, read_resume_point
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import PARTS, Objective
 from delta_tune.training.source_map_index import Batch
@@ -195,7 +194,7 @@ class _Run:
             torch.cuda.synchronize(self.device)
         trained = time.perf_counter()
         # Scoring changes no weight: they are on their way to disk meanwhile
-        with self.checkpoint.written(epoch) if self.checkpoint else nullcontext():
+        with self.checkpoint.writing(epoch) if self.checkpoint else nullcontext():
             scores = self._score("val")
             due = [split for split, epochs in self.also_score.items() if epoch in epochs]
             also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
@@ -213,10 +212,17 @@ class _Run:
                 scored = self.model if self.average is None else self.average.module
                 self.best_state = {k: v.detach().cpu().clone() for k, v in scored.state_dict().items()}
             else:
-                self.checkpoint.keep_best(epoch)
+                self.checkpoint.save_best(epoch)
         if self.checkpoint is not None:
-            names = ("rows", "first_loss", "best_epoch")
-            self.checkpoint.save(epoch, {"config": self.config.record()} | {n: getattr(self, n) for n in names})
+            self.checkpoint.save(
+                ResumePoint(
+                    config=self.config.record(),
+                    rows=self.rows,
+                    first_loss=self.first_loss,
+                    best_epoch=self.best_epoch,
+                    epoch=epoch,
+                )
+            )
 
     def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
         config, train = self.config, self.task.dataset.train
@@ -302,15 +308,14 @@ class _Run:
 
     def restore(self) -> None:
         """Continue the unfinished run in the checkpoint folder, if there is one."""
-        record = self.checkpoint.record() if self.checkpoint else None
-        if self.checkpoint is None or record is None:
+        if self.checkpoint is None or (point := read_resume_point(self.checkpoint.folder)) is None:
             return
-        if record["config"] != json.loads(json.dumps(self.config.record())):
+        if not self.config.same_as(point.config):
             raise UserError(
                 f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
             )
-        self.checkpoint.load(record["epoch"], self.device)
-        self.rows, self.first_loss, self.best_epoch = record["rows"], record["first_loss"], record["best_epoch"]
+        self.checkpoint.load(point.epoch, self.device)
+        self.rows, self.first_loss, self.best_epoch = point.rows, point.first_loss, point.best_epoch
 
     def result(self, state: Literal["completed", "diverged"], error: str | None = None) -> TrialResult:
         """The run as it stands."""
