@@ -14,7 +14,7 @@ from torch import Tensor
 
 from delta_tune.cluster.failures import STORE_ERRORS
 from delta_tune.cluster.shared_objects import NAMESPACE, beside_driver
-from delta_tune.training.source_map_index import Batch, Shelf
+from delta_tune.training.source_map_index import SourceMapIndex, StepKey
 
 STORE_SHARE = 0.4
 """Of the object store, for maps; the rest is the data's and Ray's own."""
@@ -24,7 +24,7 @@ TIMEOUT_S = 10.0
 @contextlib.contextmanager
 def map_shelf(name: str, budget: int) -> Iterator[Any]:
     """A shelf that `RayMaps(name)` finds anywhere in the cluster; it and all maps are gone afterwards."""
-    shelf = ray.remote(Shelf).options(name=name, **beside_driver()).remote(budget)
+    shelf = ray.remote(SourceMapIndex).options(name=name, **beside_driver()).remote(budget)
     try:
         yield shelf
     finally:
@@ -44,21 +44,21 @@ class RayMaps:
         self._shelf = ray.get_actor(name, namespace=NAMESPACE)
         self._node = ray.get_runtime_context().get_node_id()
 
-    def ask(self, batch: Batch, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
+    def ask(self, key: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
         """See `MapStore`."""
         try:
-            boxed, first = ray.get(self._shelf.ask.remote(self._node, batch, layers), timeout=TIMEOUT_S)
+            boxed, first = ray.get(self._shelf.ask.remote(self._node, key, layers), timeout=TIMEOUT_S)
             if boxed is None:
                 return None, first
             found = ray.get(boxed[0], timeout=TIMEOUT_S)
         except (RayActorError, GetTimeoutError):  # the shelf is gone or too busy: do without
             return None, False
         except RayError:  # the worker that owned the maps died
-            self._shelf.lost.remote(self._node, batch)
+            self._shelf.lost.remote(self._node, key)
             return None, False
         return {layer: torch.from_numpy(found[layer].copy()).permute(0, 3, 1, 2) for layer in layers}, False
 
-    def leave(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
+    def leave(self, key: StepKey, maps: Mapping[str, Tensor]) -> None:
         """See `MapStore`."""
         arrays = {layer: np.ascontiguousarray(each.permute(0, 2, 3, 1).numpy()) for layer, each in maps.items()}
         size = sum(array.nbytes for array in arrays.values())
@@ -66,4 +66,4 @@ class RayMaps:
             kept = ray.put(arrays)
         except STORE_ERRORS:  # what others fill the store with is no reason to end: do without
             return
-        self._shelf.leave.remote(self._node, batch, tuple(maps), [kept], size)
+        self._shelf.leave.remote(self._node, key, tuple(maps), [kept], size)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from delta_tune.config import TrialConfig
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
 from delta_tune.training.regularizers import behavior, head_l2, weight_l2_sp
-from delta_tune.training.source_map_index import Batch
+from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
 
 PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
@@ -58,18 +58,18 @@ class Objective:
             finally:
                 self._maps = None
 
-    def before(self, images: Tensor, batch: Batch) -> None:
-        """Called before the target's forward pass of `images`, which `batch` describes."""
+    def before(self, images: Tensor, key: StepKey) -> None:
+        """Called before the target's forward pass of `images`, which `key` describes."""
         if self._source is not None and self._maps is not None:
-            self._source.before(images, batch)
+            self._source.before(images, key)
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, key: StepKey) -> dict[str, Tensor]:
         """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
         config = self.config
         parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
         loss = parts["cross_entropy"]
         if self._source is not None and self._maps is not None:
-            parts["behavior"] = behavior(self._maps, self._source.after(images, batch), self._factors)
+            parts["behavior"] = behavior(self._maps, self._source.after(images, key), self._factors)
             loss = loss + config.alpha * parts["behavior"]
         elif config.regularizer == "l2_sp":
             parts["weight_l2_sp"] = weight_l2_sp(self._moving, self._start)

@@ -28,7 +28,7 @@ from delta_tune.models.feature_maps import tail
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, read_resume_point
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import PARTS, Objective
-from delta_tune.training.source_map_index import Batch
+from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import MapStore, SourceMaps
 from delta_tune.training.task import Task
 
@@ -273,7 +273,7 @@ class _Run:
                 # Steps of a warm-up count from 1: at 0 the first one would do nothing
                 lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
                 labels = on_device(train.labels[indices], self.device)
-                key = Batch(config.seed, config.batch_size, config.augmentation, epoch, step)
+                key = StepKey(config.seed, config.batch_size, config.augmentation, epoch, step)
                 losses = self._step(inputs, labels, key, lr)
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0) + loss.detach() * len(indices)
@@ -290,7 +290,7 @@ class _Run:
             )
         return means, lr
 
-    def _step(self, inputs: Tensor, labels: Tensor, key: Batch, lr: float) -> dict[str, Tensor]:
+    def _step(self, inputs: Tensor, labels: Tensor, key: StepKey, lr: float) -> dict[str, Tensor]:
         """One step of SGD, at `lr` for the backbone; the loss of the batch and its parts."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["multiplier"]

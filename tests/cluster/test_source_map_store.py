@@ -8,11 +8,11 @@ import ray
 import torch
 
 from delta_tune.cluster.source_map_store import RayMaps, map_budget, map_shelf
-from delta_tune.training.source_map_index import Batch, Shelf
+from delta_tune.training.source_map_index import SourceMapIndex, StepKey
 
 
 def batch(epoch, step, seed=0):
-    return Batch(seed, 8, "none", epoch, step)
+    return StepKey(seed, 8, "none", epoch, step)
 
 
 def leave(shelf, epoch, step, size=10, node="here", layers=("a", "b")):
@@ -24,7 +24,7 @@ def held(shelf, epoch, step, node="here", layers=("a",)):
 
 
 def test_shelf_tells_the_first_asker_alone_to_go_ahead():
-    shelf = Shelf(100)
+    shelf = SourceMapIndex(100)
     assert shelf.ask("here", batch(1, 0), ("a",)) == (None, True)
     assert shelf.ask("here", batch(1, 0), ("a",)) == (None, False)
     leave(shelf, 1, 0)
@@ -32,13 +32,13 @@ def test_shelf_tells_the_first_asker_alone_to_go_ahead():
 
 
 def test_shelf_keeps_nodes_apart():
-    shelf = Shelf(100)
+    shelf = SourceMapIndex(100)
     leave(shelf, 1, 0)
     assert shelf.ask("there", batch(1, 0), ("a",)) == (None, True)
 
 
 def test_shelf_has_maps_only_for_layers_that_were_left():
-    shelf = Shelf(100)
+    shelf = SourceMapIndex(100)
     leave(shelf, 1, 0, layers=("b",))
     assert not held(shelf, 1, 0, layers=("a",))
     leave(shelf, 1, 0, layers=("a", "b", "c"))
@@ -46,7 +46,7 @@ def test_shelf_has_maps_only_for_layers_that_were_left():
 
 
 def test_shelf_evicts_late_epochs_first_within_its_budget():
-    shelf = Shelf(40)
+    shelf = SourceMapIndex(40)
     for epoch in (1, 2):
         for step in (0, 1):
             leave(shelf, epoch, step)
@@ -63,7 +63,7 @@ def test_shelf_evicts_late_epochs_first_within_its_budget():
 
 
 def test_shelf_takes_nothing_larger_than_its_budget():
-    shelf = Shelf(40)
+    shelf = SourceMapIndex(40)
     leave(shelf, 1, 0)
     leave(shelf, 1, 1, size=41)
     assert held(shelf, 1, 0)
@@ -71,7 +71,7 @@ def test_shelf_takes_nothing_larger_than_its_budget():
 
 
 def test_shelf_lets_others_compute_what_was_lost():
-    shelf = Shelf(40)
+    shelf = SourceMapIndex(40)
     shelf.ask("here", batch(1, 0), ("a",))
     leave(shelf, 1, 0)
     shelf.lost("here", batch(1, 0))
@@ -80,7 +80,7 @@ def test_shelf_lets_others_compute_what_was_lost():
 
 
 def test_counts_say_how_much_was_shared_and_whether_it_fitted():
-    shelf = Shelf(2**20)
+    shelf = SourceMapIndex(2**20)
     leave(shelf, 1, 0, size=2**20)
     held(shelf, 1, 0)
     assert "50 % of the steps found them" in shelf.report().sentence(2**20)

@@ -30,7 +30,7 @@ from delta_tune.results.tables import FINISHED, StudyTables
 from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
 from delta_tune.study.study import Study
-from delta_tune.training.source_map_index import Batch
+from delta_tune.training.source_map_index import StepKey
 
 pytestmark = pytest.mark.faults
 
@@ -416,5 +416,5 @@ def test_full_object_store_leaves_trials_without_shared_maps(monkeypatch, ray_cl
     with source_map_store.map_shelf("full", 2**20) as shelf:
         maps = source_map_store.RayMaps("full")
         monkeypatch.setattr(source_map_store.ray, "put", full)
-        maps.leave(Batch(0, 8, "none", 1, 0), {})
+        maps.leave(StepKey(0, 8, "none", 1, 0), {})
         assert ray.get(shelf.report.remote()).left == 0

@@ -10,10 +10,10 @@ from delta_tune.data.augmentation import centre
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.training.objective import Objective
-from delta_tune.training.source_map_index import Batch
+from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
 
-BATCH = Batch(seed=0, batch_size=4, augmentation="none", epoch=1, step=0)
+BATCH = StepKey(seed=0, batch_size=4, augmentation="none", epoch=1, step=0)
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from delta_tune.config import TrialConfig
-from delta_tune.training.source_map_index import Batch
+from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.trial import run_trial
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
@@ -95,5 +95,5 @@ def test_maps_are_those_of_the_images_in_the_batch(task):
         images = augment(pixels, config().augmentation, task.backbone.preprocessing, generator)
         with torch.no_grad(), feature_maps(source, LAYERS) as maps:
             source(images)
-        left = store.maps[Batch(0, 8, config().augmentation, 1, step)]
+        left = store.maps[StepKey(0, 8, config().augmentation, 1, step)]
         assert all(torch.equal(left[layer], maps[layer]) for layer in LAYERS)
