@@ -1,4 +1,4 @@
-"""The index of source feature maps that trials share. Its process imports only this module, without torch, so it starts at once."""
+"""The index of shared source feature maps. Its process imports only this module, without torch, to start at once."""
 
 from __future__ import annotations
 
