@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from delta_tune.filesystem.atomic import written_whole
-from delta_tune.results.layout import BEST_FILE, RECORD_FILE
+from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class ResumePoint:
 
 def read_resume_point(folder: Path) -> ResumePoint | None:
     """Where the run in `folder` resumes; None if there is nothing to resume."""
-    file = folder / RECORD_FILE
+    file = folder / RESUME_FILE
     return ResumePoint(**json.loads(file.read_text())) if file.exists() else None
 
 
@@ -90,7 +90,7 @@ class Checkpoint:
 
     def save(self, point: ResumePoint) -> None:
         """Make this where the run resumes, and delete the states of earlier epochs."""
-        with written_whole(self.folder / RECORD_FILE) as partial:
+        with written_whole(self.folder / RESUME_FILE) as partial:
             partial.write_text(json.dumps(asdict(point)))
         for pattern in ("weights-*", "optimizer-*", "average-*"):
             for file in self.folder.glob(pattern):

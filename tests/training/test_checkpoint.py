@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from delta_tune.results.layout import BEST_FILE, RECORD_FILE
+from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, last_weights, read_resume_point
 
 
@@ -59,7 +59,7 @@ def test_save_keeps_one_state_and_the_best_weights(tmp_path):
             best = model.weight.detach().clone()
         checkpoint.save(point(epoch))
     names = sorted(file.name for file in tmp_path.iterdir())
-    assert names == sorted([BEST_FILE, RECORD_FILE, "weights-3.safetensors", "optimizer-3.pt"])
+    assert names == sorted([BEST_FILE, RESUME_FILE, "weights-3.safetensors", "optimizer-3.pt"])
     assert torch.equal(safetensors.torch.load_file(tmp_path / BEST_FILE)["weight"], best)
 
 
