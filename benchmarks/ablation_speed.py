@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from delta_tune.attention import ablation
 from delta_tune.attention.channel_losses import ablation_losses
-from delta_tune.background import regularly
+from delta_tune.background import run_every
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CLASSES, BATCH = 17, 32
@@ -163,7 +163,7 @@ def peak_growth() -> Iterator[list[float]]:
     def look() -> None:
         growth[0] = max(growth[0], (process.memory_info().rss - before) / 2**20)
 
-    with regularly(0.01, look):
+    with run_every(0.01, look):
         yield growth
 
 

@@ -26,11 +26,11 @@ from ablation_speed import BATCH, LAYERS, PIXELS, SHARED, loop, seconds
 from torch import Tensor
 
 from delta_tune.attention.channel_losses import first_order_losses_per_image
-from delta_tune.attention.measurement import FIRST_ROUND, Prober, measure_layers, population_mean
-from delta_tune.attention.probe_head import measure_features, trained_head
-from delta_tune.attention.probe_sample import ProbeImages, surprise
+from delta_tune.attention.measurement import FIRST_ROUND, ProbeJob, measure_layers, population_mean
+from delta_tune.attention.probe_head import fit_probe_head, measure_features
+from delta_tune.attention.probe_sample import ProbeImages, error_norm
 from delta_tune.attention.weights import attention_weights, correlation, rank_correlation
-from delta_tune.data.batches import centred_batches
+from delta_tune.data.batches import evaluation_batches
 from delta_tune.training.task import Task, prepare
 
 REFERENCE_IMAGES = 128
@@ -75,15 +75,15 @@ def measure(name: str, *, quick: bool) -> tuple[list[QualityRow], list[str]]:
     layers, train = LAYERS[name], task.dataset.train
     labels = torch.tensor(train.labels)
     features, _ = measure_features(task.backbone, train, (), CPU)
-    head, logits = trained_head(task.backbone, features, train.labels, len(task.dataset.classes), 0, CPU)
-    scores = surprise(logits, labels)
+    head, logits = fit_probe_head(task.backbone, features, train.labels, len(task.dataset.classes), 0, CPU)
+    scores = error_norm(logits, labels)
     print(f"{name} at {pixels} px, {len(labels)} photos of Flowers-17, half of them to draw from", flush=True)
 
     everything = prober(task, head, np.arange(len(labels)), layers).on(CPU)
     start = time.perf_counter()
     exact = everything.losses(range(len(labels)), layers)
     all_seconds = (time.perf_counter() - start) / 2
-    images = torch.cat(list(centred_batches(train, task.backbone.preprocessing, CPU)))
+    images = torch.cat(list(evaluation_batches(train, task.backbone.preprocessing, CPU)))
     start = time.perf_counter()
     first_order = first_order_losses_per_image(everything.model, images, labels, layers)
     first_order_seconds = (time.perf_counter() - start) / 2
@@ -138,9 +138,9 @@ def measure(name: str, *, quick: bool) -> tuple[list[QualityRow], list[str]]:
     return rows, [each.line(loops["graph"], loops["no_grad"]) for each in rows]
 
 
-def prober(task: Task, head: dict[str, np.ndarray], indices: np.ndarray, layers: tuple[str, ...]) -> Prober:
+def prober(task: Task, head: dict[str, np.ndarray], indices: np.ndarray, layers: tuple[str, ...]) -> ProbeJob:
     train = task.dataset.train
-    return Prober(
+    return ProbeJob(
         backbone=task.backbone,
         head=head,
         num_classes=len(task.dataset.classes),

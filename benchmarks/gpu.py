@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 
 import delta_tune
-from delta_tune.cluster.gpu_sharing import heaviest, measure_footprint, share_of, trials_per_gpu
+from delta_tune.cluster.gpu_sharing import gpu_share, heaviest_config, measure_footprint, trials_per_gpu
 from delta_tune.config import TrialConfig
 from delta_tune.models.backbones import build_target
-from delta_tune.models.devices import autocast, on_device
+from delta_tune.models.devices import autocast, to_device
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
@@ -124,7 +124,7 @@ def compare_steps(task: Task, device: torch.device, batch_size: int) -> None:
 
 def compare_copies(device: torch.device, batch_size: int, side: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (batch_size, side, side, 3), dtype=np.uint8)
-    ways = {"pinned": lambda: on_device(pixels, device), "pageable": lambda: torch.from_numpy(pixels).to(device)}
+    ways = {"pinned": lambda: to_device(pixels, device), "pageable": lambda: torch.from_numpy(pixels).to(device)}
     say("a batch to the device, s", **in_turns(device, ways))
 
 
@@ -140,7 +140,7 @@ def compare_source(task: Task, device: torch.device, batch_size: int) -> None:
             return dict(maps.run(images))
 
     held = {name: each.cpu().numpy() for name, each in forward().items()}
-    ways = {"computed": forward, "fetched": lambda: [on_device(each.copy(), device) for each in held.values()]}
+    ways = {"computed": forward, "fetched": lambda: [to_device(each.copy(), device) for each in held.values()]}
     say("the source's maps of a batch, s", **in_turns(device, ways))
 
 
@@ -158,7 +158,7 @@ def compare_packings(settings: dict[str, Any], epochs: int) -> None:
                 num_trials=2 * sharers,
                 max_epochs=epochs,
                 grace_period=epochs,
-                gpus_per_trial=share_of(sharers),
+                gpus_per_trial=gpu_share(sharers),
                 out=out,
                 name=f"shared-by-{sharers}",
                 verbose=0,
@@ -198,7 +198,7 @@ def main() -> None:
     compare_source(task, device, batch_size)
     if device.type == "cuda":
         check_memory_cap()
-        footprint = measure_footprint(task, heaviest([TrialConfig(batch_size=batch_size)]))
+        footprint = measure_footprint(task, heaviest_config([TrialConfig(batch_size=batch_size)]))
         print(footprint.sentence)
         chosen = trials_per_gpu(footprint, cpus_per_gpu=torch.get_num_threads(), cpus_per_trial=1)
         say("auto", **dataclasses.asdict(footprint), trials_on_the_gpu=float(chosen))

@@ -23,7 +23,7 @@ import ray
 import torch
 
 import delta_tune
-from delta_tune.background import regularly
+from delta_tune.background import run_every
 from delta_tune.cluster.connection import ray_cluster
 from delta_tune.results.utilization import TimeUse
 
@@ -58,7 +58,7 @@ def growth(samples: list[float]) -> tuple[float, float]:
 
 def study(what: str, out: str, **settings: Any) -> dict[str, Any]:
     memory = Memory()
-    with regularly(1, memory.sample):
+    with run_every(1, memory.sample):
         result = delta_tune.tune(data="demo", out=out, name=what.replace(" ", "-"), verbose=0, **settings)
     record = json.loads((result.path / "study.json").read_text())
     use = TimeUse(**record["time_use"])

@@ -29,11 +29,11 @@ import torch
 
 import delta_tune
 from delta_tune.cluster.connection import ray_cluster
-from delta_tune.cluster.shared_objects import fetch, shared
+from delta_tune.cluster.shared_objects import get_shared, put_shared
 from delta_tune.config import TrialConfig
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.spaces.space import Space, SpaceTrial
-from delta_tune.spaces.validation import random_answer
+from delta_tune.spaces.validation import random_answers
 from delta_tune.training.trial import run_trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -70,7 +70,7 @@ def proposal(number: int) -> tuple[dict[str, Any], TrialConfig]:
     fixed = {"regularizer": METHODS[number % len(METHODS)]}
     fixed["_schedule"] = SCHEDULES[number // len(METHODS) % len(SCHEDULES)]
     space = Space(name="curves", function=curves_space, base=TrialConfig(max_epochs=EPOCHS), fixed=fixed)
-    found = space.propose(random_answer(np.random.default_rng([7, number])))
+    found = space.propose(random_answers(np.random.default_rng([7, number])))
     return {**fixed, **found.params}, found.config
 
 
@@ -79,7 +79,7 @@ def record(number: int, shelf: str, epochs: int) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     params, config = proposal(number)
     config = dataclasses.replace(config, max_epochs=epochs)
-    result = run_trial(fetch(shelf), config, also_score={"test": range(epochs - 2, epochs + 1)})
+    result = run_trial(get_shared(shelf), config, also_score={"test": range(epochs - 2, epochs + 1)})
     told = {"number": number, "state": result.state, "params": json.dumps(params)}
     rows = [told | {"epoch": row["epoch"], **{name: row.get(name) for name in COLUMNS}} for row in result.epochs]
     return rows or [told | {"epoch": 0, **dict.fromkeys(COLUMNS)}]
@@ -94,7 +94,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
     kinds |= dict.fromkeys(COLUMNS, pa.float32())
     rows = sorted(rows, key=lambda row: (row["number"], row["epoch"]))
     table = pa.table({name: pa.array([row[name] for row in rows], type=kind) for name, kind in kinds.items()})
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         pq.write_table(table, partial, compression="zstd")
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     print(f"train {len(task.dataset.train)}, val {len(task.dataset.val)}, test {len(task.dataset.for_name('test'))}")
     task.measurements.measure([proposal(number)[1] for number in range(count)], say=print)
     until = time.monotonic() + 3600 * arguments.hours
-    with ray_cluster("local") as cluster, shared(task, "curves"):
+    with ray_cluster("local") as cluster, put_shared(task, "curves"):
         task_of_ray: Any = ray.remote(num_cpus=1)(record)
         running: list[Any] = []
         while running or left:

@@ -33,7 +33,7 @@ from delta_tune.search.asha import Rungs
 from delta_tune.search.messages import NUMBER, OUTCOME
 from delta_tune.search.optuna_search import StudySearch, Unfinished
 from delta_tune.spaces.space import Proposal, Space
-from delta_tune.spaces.validation import CheckedSpace, random_answer
+from delta_tune.spaces.validation import CheckedSpace, random_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class RandomSearch:
 
     def __init__(self, space: Space, seed: int, scheduler: AsyncHyperBandScheduler | None) -> None:
         self._space, self._scheduler = space, scheduler
-        self._answer = random_answer(np.random.default_rng(seed))
+        self._answer = random_answers(np.random.default_rng(seed))
         self._trials: dict[str, SimpleNamespace] = {}
 
     def ask(self, trial_id: str) -> dict[str, Any]:

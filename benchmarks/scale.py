@@ -34,7 +34,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from delta_tune.background import regularly
+from delta_tune.background import run_every
 from delta_tune.cluster.connection import ray_cluster
 from delta_tune.cluster.resources import Resources
 from delta_tune.config import TrialConfig
@@ -268,7 +268,7 @@ def ours(slots: int, minutes: float, epoch_seconds: float) -> dict[str, float]:
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
         session = Session(resources=resources, runner=None, progress=driver.progress)  # type: ignore[arg-type]
         watch = Watch(lambda: len(driver.tables.trials) - len(driver.tables.open))
-        with regularly(LOOK_S, watch.sample):
+        with run_every(LOOK_S, watch.sample):
             runner.run_trials(
                 [],
                 driver.searcher,
@@ -319,7 +319,7 @@ def bare(minutes: float, epoch_seconds: float) -> dict[str, float]:
                 storage_path=out, verbose=0, callbacks=[Count()], stop=Deadline(watch.left(minutes))
             ),
         )
-        with regularly(LOOK_S, watch.sample):
+        with run_every(LOOK_S, watch.sample):
             tuner.fit()
     return watch.told("Tune alone")
 

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 import delta_tune
 from delta_tune.cluster.connection import ray_cluster
-from delta_tune.cluster.source_map_store import RayMaps, map_budget, map_shelf
+from delta_tune.cluster.source_map_store import RaySourceMaps, shared_source_maps, source_map_budget
 from delta_tune.config import TrialConfig
 from delta_tune.data.augmentation import augment
 from delta_tune.training.task import Task
@@ -81,11 +81,11 @@ def epochs_alone(net: str, task: Task, turns: int) -> list[Row]:
     torch.set_num_threads(1)
     base = {"max_epochs": 2, "lr": 0.001}
     times: dict[str, list[float]] = {}
-    with ray_cluster("local"), map_shelf("benchmark", map_budget()):
-        maps = RayMaps("benchmark")
+    with ray_cluster("local"), shared_source_maps("benchmark", source_map_budget()):
+        maps = RaySourceMaps("benchmark")
         run_trial(task, TrialConfig(**base), maps=maps)
 
-        def epoch(regularizer: Any, store: RayMaps | None = None) -> float:
+        def epoch(regularizer: Any, store: RaySourceMaps | None = None) -> float:
             config = TrialConfig(**base, regularizer=regularizer)
             return float(run_trial(task, config, maps=store).epochs[-1]["seconds"])
 

@@ -32,7 +32,7 @@ from ray import tune
 from torch import Tensor, nn
 
 import delta_tune
-from delta_tune.cluster.connection import quiet_tune, ray_cluster
+from delta_tune.cluster.connection import ray_cluster, redirect_ray_logs
 
 LAYERS = ("blocks.1.1.conv_pwl", "blocks.2.1.conv_pwl", "blocks.4.2.conv_pwl", "blocks.6.0.conv_pwl")
 PIXELS, CLASSES, BATCH, BETA = 64, 10, 16, 0.01
@@ -152,7 +152,7 @@ def run_usual(configs: list[dict[str, Any]], folder: Path, epochs: int, out: Pat
     torch.save(dict(zip(model.state_dict(), state.values(), strict=True)), weights)
     common = {"folder": str(folder), "weights": str(weights), "epochs": epochs, "seed": 0}
     start = time.perf_counter()
-    with quiet_tune(out / "usual.log"):
+    with redirect_ray_logs(out / "usual.log"):
         tuner = tune.Tuner(
             tune.with_resources(usual_trial, {"cpu": 1}),
             param_space={"chosen": tune.grid_search([config | common for config in configs])},

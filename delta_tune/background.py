@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Share:
+class TimeShare:
     """Tells when a piece of work may be done again that is to take no more than a part of the time.
 
     Args:
@@ -35,7 +35,7 @@ class Share:
 
 
 @contextmanager
-def regularly(seconds: float, work: Callable[[], None]) -> Iterator[None]:
+def run_every(seconds: float, work: Callable[[], None]) -> Iterator[None]:
     """Within it a thread does `work` after every so many seconds; at its end a piece that was begun is waited for."""
     over = threading.Event()
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from delta_tune import background
-from delta_tune.background import Share, regularly
+from delta_tune.background import TimeShare, run_every
 
 
 def test_work_is_done_again_and_again_until_the_end():
@@ -17,7 +17,7 @@ def test_work_is_done_again_and_again_until_the_end():
         if len(done) == 3:
             third.set()
 
-    with regularly(0.001, work):
+    with run_every(0.001, work):
         assert third.wait(60)
     many = len(done)
     time.sleep(0.05)
@@ -34,7 +34,7 @@ def test_end_waits_for_work_that_was_begun():
         may_end.wait(60)
         ended.append(True)
 
-    with regularly(0.001, work):
+    with run_every(0.001, work):
         assert begun.wait(60)
         threading.Timer(0.05, may_end.set).start()
     assert ended
@@ -42,7 +42,7 @@ def test_end_waits_for_work_that_was_begun():
 
 def test_thread_ends_with_an_exception_too():
     before = threading.active_count()
-    with pytest.raises(KeyError), regularly(0.001, lambda: None):
+    with pytest.raises(KeyError), run_every(0.001, lambda: None):
         raise KeyError
     assert threading.active_count() == before
 
@@ -51,7 +51,7 @@ def test_a_share_of_the_time_is_kept_to(monkeypatch):
     """A piece of 3 s that may take a quarter is followed by 9 s without, also where it raised."""
     now = [100.0]
     monkeypatch.setattr(background.time, "monotonic", lambda: now[0])
-    share = Share(0.25)
+    share = TimeShare(0.25)
     assert share.free
 
     def fail():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_tune.attention.ablation import channel_losses
-from delta_tune.config import UserError, nearest
+from delta_tune.config import UserError, did_you_mean
 
 
 def ablation_losses(
@@ -106,7 +106,9 @@ def _check(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[st
     modules = dict(model.named_modules())
     for layer in layers:
         if layer not in modules or not layer:
-            raise UserError(f"the model has no layer {layer!r}{nearest(layer, modules)}: name a module of the model")
+            raise UserError(
+                f"the model has no layer {layer!r}{did_you_mean(layer, modules)}: name a module of the model"
+            )
     if not layers:
         raise ValueError("at least one layer must be named")
     indifferent = (nn.Linear, nn.Conv2d)  # a head put in after eval()

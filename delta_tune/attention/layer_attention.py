@@ -52,7 +52,7 @@ class LayerAttention:
         return float((self.losses < 0).mean())
 
 
-def noise_verdict(measured: Mapping[str, float]) -> str | None:
+def noise_warning(measured: Mapping[str, float]) -> str | None:
     """Of layer → reliability: which layers' weights are no better than noise, in a sentence; None where all are."""
     noisy = [layer for layer, reliability in measured.items() if not reliability >= NOISE]
     if not noisy:
@@ -65,18 +65,18 @@ def noise_verdict(measured: Mapping[str, float]) -> str | None:
     return f"Attention is no better than noise in {', '.join(noisy)} (reliability below {NOISE})."
 
 
-def describe(measured: Mapping[str, LayerAttention]) -> list[str]:
+def reliability_messages(measured: Mapping[str, LayerAttention]) -> list[str]:
     """How far the weights can be trusted, in sentences."""
     figures = ", ".join(
         f"{layer} {each.reliability:.2f} ({each.images} images)".replace("nan", "unknown")
         for layer, each in measured.items()
     )
-    verdict = noise_verdict({layer: each.reliability for layer, each in measured.items()})
+    verdict = noise_warning({layer: each.reliability for layer, each in measured.items()})
     said = [f"Split-half reliability of W: {figures}.", *([verdict] if verdict else [])]
     return [f"          {sentence}" for sentence in said]
 
 
-def weights_in(file: Path) -> dict[str, np.ndarray]:
+def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
     """Layer → W (C,) as `attention_table` was written there, of the exact losses if there are any; else {}."""
     if not file.exists():
         return {}

@@ -22,7 +22,7 @@ from delta_tune.attention.layer_attention import LayerAttention
 from delta_tune.attention.probe_sample import ProbeImages
 from delta_tune.attention.weights import rank_correlation, split_half_reliability
 from delta_tune.config import AttentionEstimator
-from delta_tune.data.augmentation import centre
+from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Preprocessing
 from delta_tune.models.backbones import Backbone, build_target
 
@@ -37,7 +37,7 @@ Ablate = Callable[[range, tuple[str, ...]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prober:
+class ProbeJob:
     """All that a process needs to compute losses of probe images. Plain arrays, so Ray shares it without copies."""
 
     backbone: Backbone
@@ -50,17 +50,17 @@ class Prober:
     layers: tuple[str, ...]
     estimator: AttentionEstimator
 
-    def on(self, device: torch.device) -> ReadyProber:
+    def on(self, device: torch.device) -> ProbeWorker:
         """With its network built."""
-        return ReadyProber(self, device)
+        return ProbeWorker(self, device)
 
 
-class ReadyProber:
+class ProbeWorker:
     """A prober on a device."""
 
-    def __init__(self, prober: Prober, device: torch.device) -> None:
+    def __init__(self, prober: ProbeJob, device: torch.device) -> None:
         self._prober, self._device = prober, device
-        self.model = network(prober.backbone, prober.head, prober.num_classes).to(device)
+        self.model = probe_network(prober.backbone, prober.head, prober.num_classes).to(device)
 
     @cached_property
     def _ablation(self) -> Ablation:
@@ -85,11 +85,11 @@ class ReadyProber:
         where = slice(positions.start, positions.stop)
         pixels, labels = self._prober.pixels[where].copy(), self._prober.labels[where].copy()
         preprocessing: Preprocessing = self._prober.backbone.preprocessing
-        images = centre(torch.from_numpy(pixels).to(self._device), preprocessing)
+        images = center_crop(torch.from_numpy(pixels).to(self._device), preprocessing)
         return images, torch.from_numpy(labels).to(self._device)
 
 
-def network(backbone: Backbone, head: dict[str, np.ndarray], num_classes: int) -> nn.Module:
+def probe_network(backbone: Backbone, head: dict[str, np.ndarray], num_classes: int) -> nn.Module:
     """The source with this head, in eval mode."""
     model = build_target(backbone, num_classes, torch.Generator().manual_seed(0)).eval().requires_grad_(False)
     state = {name: torch.from_numpy(np.array(value)) for name, value in head.items()}
@@ -97,12 +97,12 @@ def network(backbone: Backbone, head: dict[str, np.ndarray], num_classes: int) -
     return model
 
 
-Runner = Callable[[Prober, torch.device, Callable[[str], None]], AbstractContextManager[Ablate]]
+Runner = Callable[[ProbeJob, torch.device, Callable[[str], None]], AbstractContextManager[Ablate]]
 """Where the losses are computed; it is told the device, and whom to tell of slow layers."""
 
 
 @contextmanager
-def in_this_process(prober: Prober, device: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
+def in_this_process(prober: ProbeJob, device: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
     """The runner that needs nothing but this process."""
     ready = prober.on(device)
     for note in ready.notes:
@@ -110,7 +110,7 @@ def in_this_process(prober: Prober, device: torch.device, say: Callable[[str], N
     yield ready.losses
 
 
-def rounds(images: int) -> list[int]:
+def round_sizes(images: int) -> list[int]:
     """How many of `images` images have been probed after each round: half as many again each time."""
     limit, sizes = min(images, MAX_PROBE_IMAGES), [FIRST_ROUND]
     while sizes[-1] < limit:
@@ -133,7 +133,7 @@ def measure_layers(
     """
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     active, start = layers, 0
-    for stop in rounds(len(images)):
+    for stop in round_sizes(len(images)):
         for layer, losses in ablate(range(start, stop), active).items():
             found[layer].append(losses)
         start, weights = stop, torch.from_numpy(images.weights(stop))
@@ -155,8 +155,8 @@ def measure_layers(
     return measured
 
 
-def with_agreement(
-    ready: ReadyProber, images: ProbeImages, measured: Mapping[str, LayerAttention]
+def add_first_order_agreement(
+    ready: ProbeWorker, images: ProbeImages, measured: Mapping[str, LayerAttention]
 ) -> dict[str, LayerAttention]:
     """With Spearman's correlation of the first-order estimate, on a first round of images, with the exact losses."""
     count = min(FIRST_ROUND, len(images))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delta_tune.data.batches import centred_batches
+from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
 from delta_tune.models.backbones import Backbone, build_source, build_target
 from delta_tune.models.devices import torch_threads
-from delta_tune.models.feature_maps import feature_maps, head_inputs, tail
+from delta_tune.models.feature_maps import feature_maps, head_function, head_inputs
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the probe head, chosen on held-out images
 
@@ -31,7 +31,7 @@ def measure_features(
     features: list[np.ndarray] = []
     sums = dict.fromkeys(layers, 0.0)
     with torch.inference_mode(), feature_maps(source, layers) as maps:
-        for images in centred_batches(split, backbone.preprocessing, device):
+        for images in evaluation_batches(split, backbone.preprocessing, device):
             features.append(head_inputs(source, backbone.head, images).float().cpu().numpy())
             with torch_threads(1):
                 for layer in layers:
@@ -39,7 +39,7 @@ def measure_features(
     return np.concatenate(features), {layer: total / len(split) for layer, total in sums.items()}
 
 
-def trained_head(
+def fit_probe_head(
     backbone: Backbone, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, device: torch.device
 ) -> tuple[dict[str, np.ndarray], Tensor]:
     """A head trained on the source's features by L-BFGS (attention step 1), and its logits (N, K) for them, on CPU.
@@ -49,7 +49,7 @@ def trained_head(
     model = build_target(backbone, num_classes, torch.Generator().manual_seed(seed)).eval().to(device)
     model.requires_grad_(False)
     head = model.get_submodule(backbone.head)
-    logits = tail(model, backbone.head, image_size=backbone.preprocessing.image_size)
+    logits = head_function(model, backbone.head, image_size=backbone.preprocessing.image_size)
     x, y = torch.tensor(features, device=device), torch.tensor(labels, device=device)
     start = {name: value.clone() for name, value in head.state_dict().items()}
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y))).to(device)

@@ -18,7 +18,7 @@ UNIFORM_SHARE = 0.3
 """Of the probability, spread evenly: bounds the weight of an image at 1 / UNIFORM_SHARE times the mean."""
 
 
-def surprise(logits: Tensor, labels: Tensor) -> np.ndarray:
+def error_norm(logits: Tensor, labels: Tensor) -> np.ndarray:
     """‖softmax(logits) − onehot(label)‖ of each image, float64 (N,) in [0, √2]: the length of its loss's gradient."""
     predicted = logits.double().softmax(1)
     scores: np.ndarray = (predicted - F.one_hot(labels, predicted.shape[1])).norm(dim=1).cpu().numpy()

@@ -64,13 +64,13 @@ def _predict(given: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from delta_tune.data.sources.image_folder import images_in
+    from delta_tune.data.sources.image_folder import list_images
     from delta_tune.inference.model import load
 
     if given.top < 1:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
     model = load(given.folder, given.device)
-    names = [name for image in given.images for name in (images_in(image) if Path(image).is_dir() else [image])]
+    names = [name for image in given.images for name in (list_images(image) if Path(image).is_dir() else [image])]
     predictions = model.predict(names)
     if given.json:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
@@ -87,7 +87,7 @@ def _predict(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    from delta_tune.inference.export import SUFFIXES, export
+    from delta_tune.inference.export import SUFFIXES, export_model
     from delta_tune.inference.model import load
 
     file: Path = given.output or Path(f"model{SUFFIXES[given.format]}")
@@ -97,16 +97,16 @@ def _export(given: argparse.Namespace) -> None:
         raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
     model = load(given.folder)
     try:
-        export(model, given.format, file)
+        export_model(model, given.format, file)
     except OSError as error:
         raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
     print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
 
 
 def _here(command: str, folder: str) -> str:
-    from delta_tune.filesystem.uris import is_address
+    from delta_tune.filesystem.uris import is_uri
 
-    if is_address(folder):
+    if is_uri(folder):
         raise UserError(f"{command} takes a folder on this machine, but got {folder}; copy it here first.")
     return folder
 
@@ -119,7 +119,7 @@ def _report(given: argparse.Namespace) -> None:
 
 def _compared(row: dict[str, Any]) -> dict[str, str]:
     """What is shown of a study: name → cell."""
-    from delta_tune.console.format import clock, shown
+    from delta_tune.console.format import format_duration, format_score
 
     accuracy, interval = row["accuracy"], row["interval"]
     return {
@@ -128,12 +128,12 @@ def _compared(row: dict[str, Any]) -> dict[str, str]:
         "images": ", ".join(f"{count} {split}" for split, count in row["images"].items()) or "–",
         "model": row["model"],
         "method": row["method"] or "–",
-        "best": "–" if row["best"] is None else f"{row['metric']} {shown(row['metric'], row['best'])}",
+        "best": "–" if row["best"] is None else f"{row['metric']} {format_score(row['metric'], row['best'])}",
         "accuracy": "–" if accuracy is None else f"{row['accuracy_of']} {100 * accuracy:.1f} %",
         "95 % interval": "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
         "trials": ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
         "epochs": str(row["epochs"]),
-        "time": "–" if row["seconds"] is None else clock(row["seconds"]),
+        "time": "–" if row["seconds"] is None else format_duration(row["seconds"]),
     }
 
 
@@ -141,9 +141,9 @@ def _compare(given: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from delta_tune.results.comparison import compare, differences
+    from delta_tune.results.comparison import comparability_notes, compare_studies
 
-    rows = compare([_here("compare", folder) for folder in given.folders])
+    rows = compare_studies([_here("compare", folder) for folder in given.folders])
     if given.json:
         print(json.dumps(rows, indent=2))
         return
@@ -154,5 +154,5 @@ def _compare(given: argparse.Namespace) -> None:
         table.add_row(*line)
     console = Console(highlight=False, markup=False)
     console.print(table)
-    for sentence in differences(rows):
+    for sentence in comparability_notes(rows):
         console.print(sentence)

@@ -35,10 +35,10 @@ def check_address(address: str) -> None:
                 f"or leave --address out to use this machine."
             ) from error
     if not address.startswith("ray://"):  # there another protocol is spoken
-        _knock(address)
+        _ask_status(address)
 
 
-def _knock(address: str) -> None:
+def _ask_status(address: str) -> None:
     """In a process of its own: Ray's C++ part writes its complaints to the terminal, and tries for 20 s."""
     command = [sys.executable, "-c", _STATUS, "status", "--address", address]
     environment = os.environ | {"RAY_py_gcs_connect_timeout_s": "4"}
@@ -72,7 +72,7 @@ def _has_token() -> bool:
     return "RAY_AUTH_TOKEN" in os.environ or os.path.exists(os.environ.get("RAY_AUTH_TOKEN_PATH", default))
 
 
-def told_mismatch(message: str) -> str | None:
+def version_mismatch(message: str) -> str | None:
     """Ray's word of versions that differ, in a sentence; None where it speaks of something else."""
     found = re.findall(r"(Ray|Python): (\S+)", message)
     if "Version mismatch" not in message or len(found) != 4:

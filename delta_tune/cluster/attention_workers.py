@@ -16,8 +16,8 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
-from delta_tune.attention.measurement import Ablate, Prober, Runner
-from delta_tune.cluster.shared_objects import fetch, shared
+from delta_tune.attention.measurement import Ablate, ProbeJob, Runner
+from delta_tune.cluster.shared_objects import get_shared, put_shared
 from delta_tune.data.dataset import Bar
 
 MAX_DEATHS = 3
@@ -29,7 +29,7 @@ class _Actor:
 
     def __init__(self, shelf: str, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        prober: Prober = fetch(shelf)  # and not an argument, which Ray could not give to a restarted actor
+        prober: ProbeJob = get_shared(shelf)  # and not an argument, which Ray could not give to a restarted actor
         self._ready = prober.on(torch.device(device))
 
     def notes(self) -> list[str]:
@@ -45,11 +45,11 @@ def ray_runner(*, cpus: float, gpus: float, slots: int, threads: int, device: st
     """A runner on `slots` actors with `cpus` CPUs and `gpus` GPUs each. The death of one costs what it was at."""
 
     @contextmanager
-    def runner(prober: Prober, _: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
+    def runner(prober: ProbeJob, _: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Actor)
         shelf = f"prober-{uuid.uuid4().hex}"
         actors = []
-        with shared(prober, shelf):
+        with put_shared(prober, shelf):
             try:
                 actors = [actor.remote(shelf, device, threads) for _ in range(slots)]
                 for note in ray.get(actors[0].notes.remote()):
@@ -62,9 +62,9 @@ def ray_runner(*, cpus: float, gpus: float, slots: int, threads: int, device: st
     return runner
 
 
-def _ablate_on(pool: ActorPool, prober: Prober, slots: int, bar: Bar) -> Ablate:
+def _ablate_on(pool: ActorPool, prober: ProbeJob, slots: int, bar: Bar) -> Ablate:
     def ablate(positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        pieces = split(positions, layers, slots)
+        pieces = chunk_work(positions, layers, slots)
         channels = sum(prober.backbone.channels[layer] for layer in layers)
         text = f"Attention: images {positions.start + 1} to {positions.stop}, {len(layers)} layers"
         found: dict[int, dict[str, Tensor]] = {}
@@ -79,7 +79,7 @@ def _ablate_on(pool: ActorPool, prober: Prober, slots: int, bar: Bar) -> Ablate:
     return ablate
 
 
-def split(positions: range, layers: tuple[str, ...], slots: int) -> list[_Work]:
+def chunk_work(positions: range, layers: tuple[str, ...], slots: int) -> list[_Work]:
     """Blocks of images with all layers, which share a forward pass, or with one each where slots would stay empty."""
     blocks = [positions[i : i + IMAGES_AT_ONCE] for i in range(0, len(positions), IMAGES_AT_ONCE)]
     if len(blocks) >= 2 * slots:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import delta_tune
-from delta_tune.cluster.address_check import CONNECT_TIMEOUT_S, check_address, told_mismatch
+from delta_tune.cluster.address_check import CONNECT_TIMEOUT_S, check_address, version_mismatch
 from delta_tune.cluster.nodes import Cluster, alive_nodes
 from delta_tune.cluster.shared_objects import NAMESPACE
 from delta_tune.config import UserError
@@ -58,7 +58,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        reason = told_mismatch(str(error)) or f"Ray cannot be joined there ({error})."
+        reason = version_mismatch(str(error)) or f"Ray cannot be joined there ({error})."
         raise UserError(f"--address {address}: {reason}") from error
 
 
@@ -94,7 +94,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-class Head:
+class HeadMonitor:
     """Whether the head of the Ray that was joined still answers."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGE
 
 
 @contextlib.contextmanager
-def quiet_tune(file: Path) -> Iterator[None]:
+def redirect_ray_logs(file: Path) -> Iterator[None]:
     """Within it messages of Ray, and of what it calls, go into the study's log instead of the terminal."""
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
-from delta_tune.background import regularly
-from delta_tune.cluster.connection import Head
+from delta_tune.background import run_every
+from delta_tune.cluster.connection import HeadMonitor
 from delta_tune.config import UserError
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -21,14 +21,14 @@ LOOK_AT_HEAD_S = 2.0
 STORE_ERRORS = (ObjectStoreFullError, OutOfDiskError)
 
 
-class StoppedFromOutside(Exception):
+class ExternalFailure(Exception):
     """A trial, or the search, met such a cause; the message is its reason in words."""
 
 
-def outside_cause(error: BaseException | None) -> str | None:
+def external_cause(error: BaseException | None) -> str | None:
     """The cause in words if there is one behind `error`, else None."""
     while error is not None:
-        if isinstance(error, StoppedFromOutside):
+        if isinstance(error, ExternalFailure):
             return str(error)
         if isinstance(error, STORE_ERRORS):
             return f"Ray's object store has no room left ({type(error).__name__})"
@@ -45,7 +45,7 @@ def outside_cause(error: BaseException | None) -> str | None:
 
 
 @contextmanager
-def told_in_a_sentence(folder: Path, out: str) -> Iterator[None]:
+def as_user_error(folder: Path, out: str) -> Iterator[None]:
     """Within it such a cause becomes a `UserError` with what is to be done.
 
     Args:
@@ -57,14 +57,14 @@ def told_in_a_sentence(folder: Path, out: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        cause = outside_cause(error)
+        cause = external_cause(error)
         if cause is None:
             raise
         raise UserError(_stopped(cause, folder, out)) from error
 
 
 @contextmanager
-def watching_head(folder: Path, out: str, before_end: Callable[[], None] = lambda: None) -> Iterator[None]:
+def exit_if_head_dies(folder: Path, out: str, before_end: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within it the loss of Ray's head is told in a sentence and ends this process with status 2.
 
     Ray ends it anyway, with status 1 and without our word, once it has waited for a minute; until then its calls
@@ -75,7 +75,7 @@ def watching_head(folder: Path, out: str, before_end: Callable[[], None] = lambd
         out: what holds it, as the user knows it.
         before_end: what is done before that.
     """
-    head = Head()
+    head = HeadMonitor()
 
     def look() -> None:
         if head.patience() <= 0:
@@ -85,7 +85,7 @@ def watching_head(folder: Path, out: str, before_end: Callable[[], None] = lambd
             print(f"launch.py: {said}", file=sys.stderr, flush=True)
             os._exit(2)
 
-    with regularly(LOOK_AT_HEAD_S, look):
+    with run_every(LOOK_AT_HEAD_S, look):
         yield
 
 

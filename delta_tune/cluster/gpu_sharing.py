@@ -50,14 +50,14 @@ def trials_per_gpu(footprint: Footprint, cpus_per_gpu: float, cpus_per_trial: fl
     return max(1, min(by_memory, by_time, int(cpus_per_gpu / cpus_per_trial)))
 
 
-def share_of(trials: int) -> float:
+def gpu_share(trials: int) -> float:
     """Each one's part of a GPU, in Ray's ten-thousandths, so that as many really fit."""
     return 10_000 // trials / 10_000
 
 
-def twice(gpus: float) -> float:
+def doubled_share(gpus: float) -> float:
     """A part of a GPU for a trial that needs more: half as many share it."""
-    return share_of(max(1, round(1 / gpus) // 2))
+    return gpu_share(max(1, round(1 / gpus) // 2))
 
 
 def memory_fraction(gpus: float, total: int) -> float:
@@ -65,7 +65,7 @@ def memory_fraction(gpus: float, total: int) -> float:
     return max(0.01, gpus - CONTEXT_BYTES / total)
 
 
-def heaviest(configs: Sequence[TrialConfig]) -> TrialConfig:
+def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
     """The configuration that needs most memory, as one that needs no attention; both networks where any has both."""
     largest = max(configs, key=lambda config: (config.regularizer != "l2_fe", config.batch_size))
     if any(config.uses_behavior for config in configs):
@@ -112,12 +112,12 @@ def measure_footprint(task: Task, config: TrialConfig) -> Footprint:
     )
 
 
-def measure_on_cluster(task: Task, configs: Sequence[TrialConfig]) -> Footprint:
+def measure_footprint_on_cluster(task: Task, configs: Sequence[TrialConfig]) -> Footprint:
     """`measure_footprint` of the heaviest configuration, in a process of its own with a whole GPU of the cluster.
 
     Raises:
         UserError: as there.
     """
     measure: Any = ray.remote(num_gpus=1, max_calls=1)(measure_footprint)
-    footprint: Footprint = ray.get(measure.remote(task, heaviest(configs)))
+    footprint: Footprint = ray.get(measure.remote(task, heaviest_config(configs)))
     return footprint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from delta_tune.cluster.gpu_sharing import Footprint, share_of, trials_per_gpu
+from delta_tune.cluster.gpu_sharing import Footprint, gpu_share, trials_per_gpu
 from delta_tune.cluster.nodes import Cluster, Node, alive_nodes
 from delta_tune.config import StudyConfig, UserError
 
@@ -19,7 +19,7 @@ NODE_WAIT_S = 600.0
 AHEAD = 0.1
 
 
-class Room:
+class Capacity:
     """The limit on concurrent trials, and for how long none has fitted.
 
     Ray Tune fixes its own limit at the start of a run, so that nodes which join stay idle. Here the limit is what fits
@@ -42,7 +42,7 @@ class Room:
     ) -> None:
         self._resources, self._say, self._nodes, self._clock = resources, say, nodes, clock
         self._looked = clock()
-        self._fit = fitting(resources, nodes())
+        self._fit = trials_that_fit(resources, nodes())
         self._none_since: float | None = None
         self.history = [(time.time(), self._fit)]
         """Since when (seconds since 1970) how many trials fitted at a time."""
@@ -68,7 +68,7 @@ class Room:
         self._look()
         if self._none_since is None or self._clock() - self._none_since < NODE_WAIT_S:
             return None
-        return f"no node of the cluster has had room for {wanted(self._resources)} for {NODE_WAIT_S / 60:g} minutes"
+        return f"no node of the cluster has had room for {describe_request(self._resources)} for {NODE_WAIT_S / 60:g} minutes"
 
     def _look(self) -> None:
         now = self._clock()
@@ -76,11 +76,11 @@ class Room:
             return
         self._looked = now
         resources = self._resources
-        self._fit = fitting(resources, self._nodes())
+        self._fit = trials_that_fit(resources, self._nodes())
         if self._fit == 0 and self._none_since is None:
             self._none_since = now
             minutes = f"{NODE_WAIT_S / 60:g} minutes"
-            self._say(f"No node has room for {wanted(resources)} any more; waiting up to {minutes} for one.")
+            self._say(f"No node has room for {describe_request(resources)} any more; waiting up to {minutes} for one.")
         elif self._fit > 0:
             self._none_since = None
             known = self.history[-1][1]
@@ -89,33 +89,33 @@ class Room:
                 self._say(f"The cluster has room for {self._fit} trials at a time now, it had for {known}.")
 
 
-def fitting(resources: Resources, nodes: Iterable[Node]) -> int:
+def trials_that_fit(resources: Resources, nodes: Iterable[Node]) -> int:
     """Trials that fit on these nodes at a time."""
     return sum(node.slots(resources.cpus_per_trial, resources.gpus_per_trial) for node in nodes)
 
 
-def wanted(resources: Resources) -> str:
+def describe_request(resources: Resources) -> str:
     """The resources of a trial in words."""
     gpus = f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else ""
     return f"a trial with {resources.cpus_per_trial:g} CPUs{gpus}"
 
 
-def await_room(resources: Resources, say: Callable[[str], None]) -> None:
+def wait_for_resources(resources: Resources, say: Callable[[str], None]) -> None:
     """Ask the cluster for what a trial needs, where no node has it yet.
 
     Raises:
         UserError: none came in time.
     """
-    if fitting(resources, alive_nodes()):
+    if trials_that_fit(resources, alive_nodes()):
         return
     minutes = f"{NODE_WAIT_S / 60:g} minutes"
-    say(f"No node has room for {wanted(resources)} yet; asking for one, and waiting up to {minutes}.")
+    say(f"No node has room for {describe_request(resources)} yet; asking for one, and waiting up to {minutes}.")
     bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
     asked = placement_group([{name: many for name, many in bundle.items() if many}])
     try:
         if not asked.wait(NODE_WAIT_S):
             raise UserError(
-                f"No node with room for {wanted(resources)} came within {minutes}, and {resources.where} has none; "
+                f"No node with room for {describe_request(resources)} came within {minutes}, and {resources.where} has none; "
                 f"start one, look at `ray status` for what its autoscaler says, or ask for less with "
                 f"--gpus-per-trial or --cpus-per-trial."
             )
@@ -163,7 +163,7 @@ def allocate(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Ca
     gpus, why = config.gpus_per_trial, ""
     if gpus == "auto" and cluster.gpus >= 1:
         footprint = measure()
-        gpus = share_of(trials_per_gpu(footprint, cluster.cpus / cluster.gpus, config.cpus_per_trial))
+        gpus = gpu_share(trials_per_gpu(footprint, cluster.cpus / cluster.gpus, config.cpus_per_trial))
         why = footprint.sentence
     elif gpus is None or gpus == "auto":
         gpus = 1.0 if cluster.gpus >= 1 else 0.0

@@ -15,27 +15,27 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.uris import as_uri, is_address
-from delta_tune.results.mirror import marker_at
+from delta_tune.filesystem.uris import is_uri, to_pyarrow_uri
+from delta_tune.results.mirror import temporary_marker
 
 PATIENCE_S = 60.0
 """A node that has not answered by then is named and not waited for: it may still be starting its first worker."""
 
 
-def refuse_unseen(out: str | Path, say: Callable[[str], None]) -> None:
+def check_shared_folder(out: str | Path, say: Callable[[str], None]) -> None:
     """Ask every node for a file that is laid into `out` meanwhile. For a folder this one needs not be asked.
 
     Raises:
         UserError: a node does not see it, or may not write there.
     """
-    remote = is_address(out)
+    remote = is_uri(out)
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     asked = {node: f"{name} ({node[:8]})" for node, name in nodes.items() if remote or node != here}
     if not asked:
         return
-    with marker_at(str(out)) if remote else _marker(Path(out)) as marker:
-        answers = {_look(node, as_uri(marker) if remote else marker): name for node, name in asked.items()}
+    with temporary_marker(str(out)) if remote else _marker(Path(out)) as marker:
+        answers = {_look(node, to_pyarrow_uri(marker) if remote else marker): name for node, name in asked.items()}
         ready, silent = ray.wait(list(answers), num_returns=len(answers), timeout=PATIENCE_S)
         for answer in ready:
             try:
@@ -78,7 +78,7 @@ def _look(node: str, marker: str) -> Any:
 
     pinned = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
     return (
-        ray.remote(num_cpus=0, max_retries=0)(look_there if is_address(marker) else look)
+        ray.remote(num_cpus=0, max_retries=0)(look_there if is_uri(marker) else look)
         .options(scheduling_strategy=pinned)
         .remote(marker)
     )

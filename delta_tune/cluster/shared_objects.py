@@ -9,7 +9,7 @@ from typing import Any
 NAMESPACE = "delta_tune"
 
 
-def beside_driver() -> dict[str, Any]:
+def driver_actor_options() -> dict[str, Any]:
     """Options of an actor that is to live as long as this process: any other node may be lost before."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,7 +22,7 @@ def beside_driver() -> dict[str, Any]:
     }
 
 
-class _Shelf:
+class _ObjectHolder:
     """An actor that holds a reference to one object, so that trials find it by name.
 
     A reference in the trainable's closure would be pinned in the store until the driver ends.
@@ -37,12 +37,12 @@ class _Shelf:
 
 
 @contextlib.contextmanager
-def shared(value: Any, name: str) -> Iterator[None]:
-    """Put an object into the store once, found by `fetch(name)` anywhere in the cluster; gone afterwards."""
+def put_shared(value: Any, name: str) -> Iterator[None]:
+    """Put an object into the store once, found by `get_shared(name)` anywhere in the cluster; gone afterwards."""
     import ray
 
     reference = ray.put(value)
-    shelf = ray.remote(_Shelf).options(name=name, **beside_driver()).remote([reference])
+    shelf = ray.remote(_ObjectHolder).options(name=name, **driver_actor_options()).remote([reference])
     try:
         ray.get(shelf.get.remote())  # a name that is taken, or a cluster without room, shows here
         yield
@@ -51,7 +51,7 @@ def shared(value: Any, name: str) -> Iterator[None]:
         del reference
 
 
-def fetch(name: str) -> Any:
+def get_shared(name: str) -> Any:
     """The object of that name; its arrays are read-only views into the node's store."""
     import ray
 

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from torch import Tensor
 
 from delta_tune.cluster.failures import STORE_ERRORS
-from delta_tune.cluster.shared_objects import NAMESPACE, beside_driver
+from delta_tune.cluster.shared_objects import NAMESPACE, driver_actor_options
 from delta_tune.training.source_map_index import SourceMapIndex, StepKey
 
 STORE_SHARE = 0.4
@@ -22,22 +22,22 @@ TIMEOUT_S = 10.0
 
 
 @contextlib.contextmanager
-def map_shelf(name: str, budget: int) -> Iterator[Any]:
-    """A shelf that `RayMaps(name)` finds anywhere in the cluster; it and all maps are gone afterwards."""
-    shelf = ray.remote(SourceMapIndex).options(name=name, **beside_driver()).remote(budget)
+def shared_source_maps(name: str, budget: int) -> Iterator[Any]:
+    """A shelf that `RaySourceMaps(name)` finds anywhere in the cluster; it and all maps are gone afterwards."""
+    shelf = ray.remote(SourceMapIndex).options(name=name, **driver_actor_options()).remote(budget)
     try:
         yield shelf
     finally:
         ray.kill(shelf)
 
 
-def map_budget() -> int:
+def source_map_budget() -> int:
     """Bytes of maps that a node may hold."""
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(STORE_SHARE * min(stores))
 
 
-class RayMaps:
+class RaySourceMaps:
     """A trial's side of the shelf. Maps are shared within a node only: over a network they are computed as fast."""
 
     def __init__(self, name: str) -> None:

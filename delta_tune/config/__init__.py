@@ -1,6 +1,6 @@
 """What a user can ask for: a trial's configuration, a study's settings, the methods. Standard library only."""
 
-from delta_tune.config.errors import UserError, nearest
+from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.study import StudyConfig, study_config
 from delta_tune.config.trial import (
     LAYER_CHOICES,
@@ -38,7 +38,7 @@ __all__ = [
     "TrialConfig",
     "UserError",
     "check_names",
-    "nearest",
+    "did_you_mean",
     "parse_layers",
     "parse_setting",
     "study_config",

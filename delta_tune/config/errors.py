@@ -10,7 +10,7 @@ class UserError(ValueError):
     """A mistake of the user's: one sentence with what was given, what is allowed and what to do."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean …?)` for a misspelt name, or nothing where none of `known` comes near."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from delta_tune.config.errors import UserError, nearest
+from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.trial import INFINITY, METRICS, Metric, Mode, Sampler, check_names
 
 
@@ -183,7 +183,7 @@ def study_config(given: Mapping[str, Any]) -> StudyConfig:
     for name in given:
         if name not in STUDY_FIELDS:
             raise UserError(
-                f"{name!r} is no setting of a study{nearest(name, STUDY_FIELDS)}; "
+                f"{name!r} is no setting of a study{did_you_mean(name, STUDY_FIELDS)}; "
                 f"the settings are {', '.join(STUDY_FIELDS)}."
             )
     defaults = DEMO if given.get("data", "demo") == "demo" and given.get("model") is None else {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from delta_tune.config.errors import UserError, nearest
+from delta_tune.config.errors import UserError, did_you_mean
 
 Regularizer = Literal["l2", "l2_sp", "l2_fe", "delta_uniform", "delta"]
 BehaviorScale = Literal["raw", "relative"]
@@ -171,7 +171,7 @@ def check_names(names: Iterable[str], where: str) -> None:
     for name in names:
         if name not in TRIAL_FIELDS:
             raise UserError(
-                f"{name!r} in the {where} is no hyperparameter{nearest(name, TRIAL_FIELDS)}; "
+                f"{name!r} in the {where} is no hyperparameter{did_you_mean(name, TRIAL_FIELDS)}; "
                 f"the hyperparameters are {', '.join(TRIAL_FIELDS)}."
             )
 

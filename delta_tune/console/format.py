@@ -6,19 +6,19 @@ from delta_tune.config import METRICS, Metric
 from delta_tune.results.tables import StudyTables
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`75` → `1:15`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def shown(metric: Metric, value: float) -> str:
+def format_score(metric: Metric, value: float) -> str:
     """A score as people write it."""
     return f"{100 * value:.1f} %" if METRICS[metric] == "max" else f"{value:.4f}"
 
 
-def brief(tables: StudyTables, number: int) -> str:
+def format_params(tables: StudyTables, number: int) -> str:
     """The sampled hyperparameters of a trial in one line."""
     params = {k: v for k, v in tables.params(number).items() if k != "regularizer"}
     return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())

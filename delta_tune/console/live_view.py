@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from delta_tune.config import Metric
-from delta_tune.console.format import clock, shown
+from delta_tune.console.format import format_duration, format_score
 from delta_tune.results.tables import StudyTables
 
 BAR_WIDTH = 32
 
 
-class Standing:
+class RunProgress:
     """Counts of a run of trials.
 
     Told of events in Tune's loop, and read by the thread that draws: nobody looks through all trials meanwhile.
@@ -72,7 +72,7 @@ class Standing:
             self.bought += epoch - self._epochs.get(number, 0)
             self._epochs[number] = epoch
 
-    def gave_way(self, number: int) -> None:
+    def requeued(self, number: int) -> None:
         """A trial left its place and is to run again."""
         with self._lock:
             self._started.pop(number, None)
@@ -130,23 +130,23 @@ class Standing:
     def _look_at_leader(self) -> None:
         if (leader := self._tables.leader) is not None:
             score, trial = self._tables.best_row(leader)[self._tables.metric], self._tables.trials[leader]
-            self.best = f"{shown(self._tables.metric, score)} (trial {leader}, {trial['config.regularizer']})"
+            self.best = f"{format_score(self._tables.metric, score)} (trial {leader}, {trial['config.regularizer']})"
 
 
-def view(standing: Standing, metric: Metric, title: str, gpus: int) -> RenderableType:
+def render_progress(standing: RunProgress, metric: Metric, title: str, gpus: int) -> RenderableType:
     """A few lines, each cut to the terminal's width."""
     running = standing.running
     to_come = max(0, standing.total - standing.done - len(running))
-    left = "–" if standing.left is None else f"about {clock(standing.left)}"
+    left = "–" if standing.left is None else f"about {format_duration(standing.left)}"
     use = f"CPU {psutil.cpu_percent():.0f} %"  # since the last call
-    if gpus and (busy := gpu_use(gpus)) is not None:
+    if gpus and (busy := gpu_utilization(gpus)) is not None:
         use += f", GPU {busy:.0f} %"
     trials = [f"{n} (epoch {epochs} of {standing.max_epochs(n)})" for n, epochs in sorted(running.items())]
     lines = {
         title: f"{standing.done} of {standing.total} trials done, {len(running)} running, {to_come} to come",
         "best": f"{metric} {standing.best}",
         "epochs": f"{standing.bought} bought, {standing.saved} saved by stopping trials early",
-        "time": f"{clock(standing.elapsed)} gone, {left} left; {use}",
+        "time": f"{format_duration(standing.elapsed)} gone, {left} left; {use}",
         "trials": ", ".join(trials) or "–",
     }
     grid = Table.grid(padding=(0, 2))
@@ -158,7 +158,7 @@ def view(standing: Standing, metric: Metric, title: str, gpus: int) -> Renderabl
     return grid
 
 
-def gpu_use(gpus: int) -> float | None:
+def gpu_utilization(gpus: int) -> float | None:
     """Mean use of this machine's GPUs in percent; None without the package (nvidia-ml-py) that torch asks."""
     try:
         return statistics.mean(torch.cuda.utilization(each) for each in range(gpus))

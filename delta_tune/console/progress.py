@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from delta_tune.console.format import brief, clock, shown
-from delta_tune.console.live_view import Standing, view
+from delta_tune.console.format import format_duration, format_params, format_score
+from delta_tune.console.live_view import RunProgress, render_progress
 from delta_tune.results.tables import StudyTables
 
 LOG_WIDTH = 132
@@ -51,7 +51,7 @@ class Progress:
             self.console.print(text, markup=False)
 
     @contextmanager
-    def live(self, standing: Standing, tables: StudyTables, title: str) -> Iterator[None]:
+    def live(self, standing: RunProgress, tables: StudyTables, title: str) -> Iterator[None]:
         """In a terminal a view of the trials that run, below the lines; gone at the end, an exception's too."""
         if not self._moves:
             yield
@@ -59,7 +59,7 @@ class Progress:
         gpus = torch.cuda.device_count()
 
         def draw() -> RenderableType:
-            return view(standing, tables.metric, title, gpus)
+            return render_progress(standing, tables.metric, title, gpus)
 
         self._live = Live(
             get_renderable=draw, console=self.console, refresh_per_second=VIEWS_PER_SECOND, transient=True
@@ -96,7 +96,9 @@ class Progress:
             now = time.monotonic()
             if done < total and now - said >= SECONDS_BETWEEN_LINES:
                 said = now
-                self.say(f"{text}: {100 * done // total} %, about {clock((now - start) * (total - done) / done)} left.")
+                self.say(
+                    f"{text}: {100 * done // total} %, about {format_duration((now - start) * (total - done) / done)} left."
+                )
 
         yield advance
 
@@ -104,7 +106,7 @@ class Progress:
         """An epoch of a trial, at `verbose` 2."""
         if self.verbose >= 2:
             row = tables.epochs[number][-1]
-            score = shown(tables.metric, row[tables.metric])
+            score = format_score(tables.metric, row[tables.metric])
             self.say(f"  trial {number} epoch {row['epoch']}: train loss {row['train_loss']:.4f}, {score}")
 
     def trial(self, tables: StudyTables, number: int, total: int, left: float | None = None) -> None:
@@ -124,7 +126,7 @@ class Progress:
             f"{trial['config.lr']:.2g}",
             "" if trial["config.alpha"] is None else f"{trial['config.alpha']:.2g}",
             str(trial["epochs"]),
-            "" if best is None else shown(tables.metric, best),
+            "" if best is None else format_score(tables.metric, best),
             f"{trial['train_seconds']:.0f} s",
         )
         line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, COLUMNS, strict=True))
@@ -135,10 +137,12 @@ class Progress:
     def _so_far(self, tables: StudyTables, total: int, left: float | None) -> str:
         leader = "–"
         if tables.leader is not None:
-            leader = f"{shown(tables.metric, tables.best_row(tables.leader)[tables.metric])} (trial {tables.leader})"
+            leader = (
+                f"{format_score(tables.metric, tables.best_row(tables.leader)[tables.metric])} (trial {tables.leader})"
+            )
         done = len(tables.trials) - len(tables.open)
-        rest = "" if left is None or done >= total else f", about {clock(left)} left"
-        return f"best {leader}, {done}/{total} trials, {clock(time.monotonic() - self._start)}{rest}"
+        rest = "" if left is None or done >= total else f", about {format_duration(left)} left"
+        return f"best {leader}, {done}/{total} trials, {format_duration(time.monotonic() - self._start)}{rest}"
 
     def methods(self, tables: StudyTables) -> None:
         """The best trial of each method, as a table."""
@@ -153,7 +157,11 @@ class Progress:
             if leaders[method]:
                 number = leaders[method][0]
                 row = tables.best_row(number)
-                cells = [shown(tables.metric, row[tables.metric]), str(row["epoch"]), brief(tables, number)]
+                cells = [
+                    format_score(tables.metric, row[tables.metric]),
+                    str(row["epoch"]),
+                    format_params(tables, number),
+                ]
             else:
                 cells = ["–", "–", "no trial of full budget: not ranked"]
             table.add_row(method, str(tried), str(len(leaders[method])), *cells)

@@ -42,15 +42,15 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     if kind == "resized_crop_flip":
         return _resized(images, _boxes(draws[:, 1:], stored), flipped, preprocessing)
     if kind == "none":
-        return centre(images, preprocessing)
+        return center_crop(images, preprocessing)
     if kind == "crop_flip":
         corners = (draws[:, 1:3] * (stored - size + 1)).long()
     else:
-        corners = torch.full((num_images, 2), margin(stored, size))
+        corners = torch.full((num_images, 2), center_offset(stored, size))
     return _normalise(_crop(images, corners, flipped, size), preprocessing)
 
 
-def centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+def center_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The centre of the images, normalised, as for evaluation.
 
     Args:
@@ -61,11 +61,11 @@ def centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         float32 (B, 3, S, S), channels last in memory.
     """
     size = preprocessing.image_size
-    start = margin(images.shape[1], size)
+    start = center_offset(images.shape[1], size)
     return _normalise(images[:, start : start + size, start : start + size], preprocessing)
 
 
-def margin(stored: int, size: int) -> int:
+def center_offset(stored: int, size: int) -> int:
     """Pixels that the centre of `size` leaves above it and on its left in a square of `stored`."""
     return round((stored - size) / 2)  # rounds half to even, as torchvision's CenterCrop
 

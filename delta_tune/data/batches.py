@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delta_tune.data.augmentation import centre
+from delta_tune.data.augmentation import center_crop
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import Preprocessing
 
@@ -29,14 +29,14 @@ def read_ahead(read: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.nd
 BATCH_SIZE = 64
 
 
-def centred_batches(
+def evaluation_batches(
     split: Split, preprocessing: Preprocessing, device: torch.device, indices: np.ndarray | None = None
 ) -> Iterator[Tensor]:
     """The un-augmented images (of these indices) in order, as normalised (B, 3, S, S) float32 channels-last batches."""
     indices = np.arange(len(split)) if indices is None else indices
     for start in range(0, len(indices), BATCH_SIZE):
         pixels = split.images.batch(indices[start : start + BATCH_SIZE])
-        yield centre(torch.from_numpy(pixels).to(device), preprocessing)
+        yield center_crop(torch.from_numpy(pixels).to(device), preprocessing)
 
 
 def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:

@@ -30,7 +30,7 @@ from delta_tune.data.images import (
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.find import find_source
-from delta_tune.data.splits import Indices, cut_splits, find_classes, listed, training_subset
+from delta_tune.data.splits import Indices, cut_splits, format_list, sorted_classes, training_subset
 
 __all__ = [
     "Bar",
@@ -136,7 +136,7 @@ def load_dataset(
         train_per_class = _DEMO_PER_CLASS
     source = find_source(data, seed=seed)
     notes = list(source.notes)
-    classes = find_classes({split: examples.labels for split, examples in source.splits.items()})
+    classes = sorted_classes({split: examples.labels for split, examples in source.splits.items()})
     number = {name: label for label, name in enumerate(classes)}
     labels = {
         split: np.array([number[name] for name in examples.labels], dtype=np.int64)
@@ -261,7 +261,7 @@ def _too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | Non
     if not short:
         return []
     return [
-        f"Classes with fewer than the {per_class} training images asked for give all they have: {listed(short, 5)}."
+        f"Classes with fewer than the {per_class} training images asked for give all they have: {format_list(short, 5)}."
     ]
 
 
@@ -275,7 +275,7 @@ def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[
     if count := sum(read.num_left_out for read in found.values()):
         notes.append(f"{_images(count)} of train also in val or test, taken out of train.")
     if damaged := [error.args for read in found.values() for error in read.damaged]:
-        which = listed([f"{name} ({reason})" for name, reason in damaged], 3)
+        which = format_list([f"{name} ({reason})" for name, reason in damaged], 3)
         if not skip_damaged:
             raise UserError(
                 f"{_images(len(damaged))} cannot be read: {which}; repair or remove them, or pass --skip-damaged."
@@ -310,7 +310,7 @@ def _check_filled(splits: dict[str, Split], classes: Sequence[str]) -> None:
     counts = Counter(splits["train"].labels.tolist())
     if empty := [repr(name) for label, name in enumerate(classes) if not counts[label]]:
         raise UserError(
-            f"The class {listed(empty, 3)} is too small: no training image of it is left without damaged and duplicate "
+            f"The class {format_list(empty, 3)} is too small: no training image of it is left without damaged and duplicate "
             "images; add images, or remove the class."
         )
     for name, split in splits.items():

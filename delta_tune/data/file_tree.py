@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.uris import is_address, open_address
+from delta_tune.filesystem.uris import is_uri, open_remote_filesystem
 
 READERS = 16
 """Threads that read from an address at a time: they wait for its server, not for this machine."""
@@ -48,13 +48,13 @@ class Tree(Protocol):
         """A Parquet file, open."""
 
 
-def open_tree(place: str | Path) -> Tree:
+def open_file_tree(place: str | Path) -> Tree:
     """The tree of a path or an address.
 
     Raises:
         UserError: an address that does not open.
     """
-    return AddressTree(str(place)) if is_address(place) else LocalTree(Path(place))
+    return AddressTree(str(place)) if is_uri(place) else LocalTree(Path(place))
 
 
 class LocalTree:
@@ -111,7 +111,7 @@ class AddressTree:
     readers = READERS
 
     def __init__(self, address: str) -> None:
-        self._filesystem, path = open_address(address, "data")
+        self._filesystem, path = open_remote_filesystem(address, "data")
         self.root = path.rstrip("/")
         self.name = Path(self.root).name
         self._scheme = address.partition("://")[0]

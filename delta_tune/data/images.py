@@ -68,10 +68,10 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
             return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly every built-in exception on a damaged file
         name = str(source) if isinstance(source, str | Path) else "the image"
-        raise DamagedImage(name, damage(error)) from error
+        raise DamagedImage(name, damage_reason(error)) from error
 
 
-def damage(error: Exception) -> str:
+def damage_reason(error: Exception) -> str:
     """Why an image could not be read, in words that do not change from run to run."""
     if isinstance(error, DamagedImage):
         return str(error.args[1])
@@ -159,7 +159,7 @@ class EncodedImages:
             image = open_image(self.encoded[int(indices[row])].as_py())
             pixels[row] = to_square(image, self.stored_size, self.interpolation)
 
-        with ThreadPoolExecutor(num_threads()) as pool:
+        with ThreadPoolExecutor(num_decoding_threads()) as pool:
             for _ in pool.map(decode, range(len(indices))):
                 pass
         return pixels
@@ -184,12 +184,12 @@ class PooledImages:
         return np.concatenate(pixels)[np.argsort(np.concatenate(of_set))]
 
 
-def pack(files: list[bytes]) -> Any:
+def pack_files(files: list[bytes]) -> Any:
     """The files as one pyarrow.LargeBinaryArray, whose buffers go to other processes without a copy."""
     return pa.array(files, type=pa.large_binary())
 
 
-def num_threads() -> int:
+def num_decoding_threads() -> int:
     """Threads to decode with: OMP_NUM_THREADS (Ray sets it to a worker's share of the machine), else all CPUs."""
     share = os.environ.get("OMP_NUM_THREADS", "")
     return int(share) if share.isdigit() and int(share) > 0 else os.cpu_count() or 1

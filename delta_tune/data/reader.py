@@ -16,10 +16,10 @@ from delta_tune.data.images import (
     EncodedImages,
     Pixels,
     Preprocessing,
-    damage,
-    num_threads,
+    damage_reason,
+    num_decoding_threads,
     open_image,
-    pack,
+    pack_files,
     to_png,
     to_square,
 )
@@ -61,7 +61,7 @@ def read_examples(
                 return digest, None
             square = to_square(open_image(content), size, interpolation)
         except (OSError, DamagedImage) as error:
-            return DamagedImage(examples.names[index], damage(error))
+            return DamagedImage(examples.names[index], damage_reason(error))
         if decode:
             return digest, square
         # Of a photo larger than what it is reduced to (losslessly about half of the raw square), the square is kept.
@@ -75,7 +75,7 @@ def read_examples(
     digests: list[bytes] = []
     damaged: list[DamagedImage] = []
     num_left_out = 0
-    with ThreadPoolExecutor(examples.readers or num_threads()) as pool:
+    with ThreadPoolExecutor(examples.readers or num_decoding_threads()) as pool:
         for start in range(0, len(indices), _CHUNK):
             for offset, loaded in enumerate(pool.map(load, indices[start : start + _CHUNK].tolist())):
                 advance()
@@ -92,7 +92,7 @@ def read_examples(
                     pixels[len(kept)] = content
                 kept.append(start + offset)
                 digests.append(digest)
-    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack(files), size, interpolation)
+    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), size, interpolation)
     return ReadExamples(
         images=images,
         kept=np.array(kept, dtype=np.int64),

@@ -27,7 +27,7 @@ class Pool:
         return Split(images=images, labels=self.labels[positions], names=tuple(self.names[i] for i in positions))
 
 
-def pool_of(dataset: Dataset) -> Pool:
+def pool_train_val(dataset: Dataset) -> Pool:
     """Train and val of a data set, in this order."""
     splits = (dataset.train, dataset.val)
     places = [np.stack([np.full(len(s), part), np.arange(len(s))], axis=1) for part, s in enumerate(splits)]
@@ -39,9 +39,9 @@ def pool_of(dataset: Dataset) -> Pool:
     )
 
 
-def resampled(dataset: Dataset, seed: int) -> Dataset:
+def resample_splits(dataset: Dataset, seed: int) -> Dataset:
     """Train and val drawn anew from their union: stratified, of about the same sizes; test stays as it is."""
-    pool = pool_of(dataset)
+    pool = pool_train_val(dataset)
     fraction = len(dataset.val) / len(pool.labels)
     cut = cut_splits({"train": pool.labels}, val_fraction=fraction, test_fraction=0, seed=seed)
     return dataclasses.replace(
@@ -52,8 +52,8 @@ def resampled(dataset: Dataset, seed: int) -> Dataset:
     )
 
 
-def all_for_training(dataset: Dataset) -> Dataset:
+def merge_val_into_train(dataset: Dataset) -> Dataset:
     """Val joins train, and stays val: what it then scores is no longer unseen."""
-    pool = pool_of(dataset)
+    pool = pool_train_val(dataset)
     whole = pool.split(np.arange(len(pool.labels)))
     return dataclasses.replace(dataset, train=whole, fingerprint=f"{dataset.fingerprint}-all")

@@ -19,7 +19,7 @@ def natural_order(name: str) -> tuple[list[int | str], str]:
     return [int(part) if position % 2 else part.casefold() for position, part in enumerate(parts)], name
 
 
-def find_classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def sorted_classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The classes of train in natural order.
 
     Args:
@@ -36,7 +36,7 @@ def find_classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     for split, found in labels.items():
         if strange := sorted(set(found) - set(classes), key=natural_order):
             raise UserError(
-                f"{split} has the class {listed(strange, 3)}, which train does not have; add images of it to train, or "
+                f"{split} has the class {format_list(strange, 3)}, which train does not have; add images of it to train, or "
                 f"remove it from {split}."
             )
     return classes
@@ -122,7 +122,7 @@ def _places(labels: Indices, random: np.random.Generator) -> tuple[npt.NDArray[n
     return place, rank
 
 
-def listed(items: Sequence[str], most: int) -> str:
+def format_list(items: Sequence[str], most: int) -> str:
     """The first few of some items, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

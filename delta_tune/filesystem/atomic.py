@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """A temporary name beside `file` to write to, which becomes `file` at the end; an exception removes it."""
     partial = file.with_name(f".{file.name}.partial")
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.uris import open_place
+from delta_tune.filesystem.uris import open_filesystem
 
 
 def content_key(parts: Iterable[str]) -> str:
@@ -30,7 +30,7 @@ class Cache:
             UserError: an address that nothing here can open, or a folder that cannot be written to.
         """
         self.location = str(location)
-        self._filesystem, self._root = open_place(location, "cache")
+        self._filesystem, self._root = open_filesystem(location, "cache")
         if isinstance(self._filesystem, fs.LocalFileSystem):
             above = next(parent for parent in (Path(self._root), *Path(self._root).parents) if parent.exists())
             if not above.is_dir() or not os.access(above, os.W_OK):

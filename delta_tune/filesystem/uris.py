@@ -15,12 +15,12 @@ GCS_PATIENCE_S = 30
 """Google's client tries again for 15 minutes by default where nothing answers, or without credentials."""
 
 
-def is_address(place: object) -> bool:
+def is_uri(place: object) -> bool:
     """Whether `place` is an address and no path."""
     return "://" in str(place)
 
 
-def as_uri(address: str) -> str:
+def to_pyarrow_uri(address: str) -> str:
     """The address as pyarrow takes it."""
     base, question, options = address.partition("?")
     if base.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in options:
@@ -28,18 +28,18 @@ def as_uri(address: str) -> str:
     return quote(base, safe="/:@") + question + options
 
 
-def open_place(place: str | Path, flag: str) -> tuple[fs.FileSystem, str]:
+def open_filesystem(place: str | Path, flag: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or an address, and the path there.
 
     Raises:
-        UserError: as `open_address`.
+        UserError: as `open_remote_filesystem`.
     """
-    if is_address(place):
-        return open_address(str(place), flag)
+    if is_uri(place):
+        return open_remote_filesystem(str(place), flag)
     return fs.LocalFileSystem(), str(Path(place).absolute())
 
 
-def open_address(address: str, flag: str) -> tuple[fs.FileSystem, str]:
+def open_remote_filesystem(address: str, flag: str) -> tuple[fs.FileSystem, str]:
     """The file system of an address, and the path there; the usual variables have endpoint and credentials.
 
     Args:
@@ -56,7 +56,7 @@ def open_address(address: str, flag: str) -> tuple[fs.FileSystem, str]:
             f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage has instead."
         )
     try:
-        filesystem, path = fs.FileSystem.from_uri(as_uri(address))
+        filesystem, path = fs.FileSystem.from_uri(to_pyarrow_uri(address))
         filesystem.get_file_info(path)  # a server that is gone, or wrong credentials, show here
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import Model
 
 Format = Literal["onnx", "torchscript", "state_dict"]
@@ -26,11 +26,11 @@ CHECKED_BATCHES = (1, 3)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-class ExportDiffers(Exception):
+class ExportMismatch(Exception):
     """What was exported does not compute what the model does."""
 
 
-def export(model: Model, kind: Format, file: Path) -> None:
+def export_model(model: Model, kind: Format, file: Path) -> None:
     """Write a model to a file, whole or not at all.
 
     ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
@@ -52,7 +52,7 @@ def export(model: Model, kind: Format, file: Path) -> None:
             f"--format onnx needs the packages {', '.join(ONNX_PACKAGES)}; install them with "
             f'pip install "delta-tune[onnx]".'
         )
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         {"onnx": _onnx, "torchscript": _torchscript, "state_dict": _state_dict}[kind](model, partial)
 
 
@@ -117,7 +117,7 @@ def _check(model: Model, exported: Callable[[Tensor], Tensor]) -> None:
         with torch.inference_mode():
             apart = float((model.network(images) - exported(images)).abs().max())
         if not apart <= TOLERANCE:
-            raise ExportDiffers(f"for {many} random images its logits are {apart:.2g} away, more than {TOLERANCE:g}")
+            raise ExportMismatch(f"for {many} random images its logits are {apart:.2g} away, more than {TOLERANCE:g}")
 
 
 def _random_images(model: Model, many: int) -> Tensor:

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from delta_tune.config import UserError
-from delta_tune.data.augmentation import centre
+from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, open_image, to_square
-from delta_tune.filesystem.uris import open_place
+from delta_tune.filesystem.uris import open_filesystem
 from delta_tune.models.backbones import build_architecture
 from delta_tune.results.layout import CONFIG_FILE, WEIGHTS_FILE
 
@@ -76,7 +76,7 @@ class Model:
     def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device
         with torch.inference_mode():
-            logits = self.network(centre(torch.from_numpy(pixels).to(device), self.preprocessing))
+            logits = self.network(center_crop(torch.from_numpy(pixels).to(device), self.preprocessing))
             probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
         return probabilities
 
@@ -135,7 +135,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         raise UserError(
             f"The device {device} cannot be used ({cause}); give cpu, or cuda where PyTorch finds a GPU."
         ) from error
-    filesystem, root = open_place(folder, "load")
+    filesystem, root = open_filesystem(folder, "load")
     root = root.rstrip("/")
     try:
         if filesystem.get_file_info(f"{root}/best/{CONFIG_FILE}").is_file:

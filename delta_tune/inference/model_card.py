@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.layout import CARD_FILE
 from delta_tune.results.study_record import scoring_of
 
@@ -71,7 +71,7 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 """
 
 
-def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str], *, retrained: bool) -> None:
+def write_model_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str], *, retrained: bool) -> None:
     """Write the model card beside the model.
 
     Args:
@@ -121,5 +121,5 @@ def write_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str], 
         config=json.dumps({k: v for k, v in told["config"].items() if v is not None}, indent=2),
         limits=limits,
     )
-    with written_whole(best / CARD_FILE) as partial:
+    with atomic_write(best / CARD_FILE) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.layout import (
     BEST,
     BEST_FILE,
@@ -25,15 +25,15 @@ from delta_tune.results.tables import SCORES, StudyTables
 from delta_tune.training.task import Task
 
 
-def keep_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> None:
+def save_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> None:
     """Make `best/` of the winner's best epoch."""
     row = tables.best_row(winner)
     told = {"trial": trial_name(winner), "epoch": row["epoch"], "config": tables.config(winner).record()}
     told["metrics"] = {name: row[name] for name in SCORES}
-    keep_model(task, folder / CHECKPOINTS / trial_name(winner) / BEST_FILE, told, folder / BEST)
+    save_model(task, folder / CHECKPOINTS / trial_name(winner) / BEST_FILE, told, folder / BEST)
 
 
-def keep_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -> None:
+def save_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -> None:
     """A folder of weights and all that another program needs to predict with them.
 
     What was kept beside it of another model's predictions and maps is taken away.
@@ -47,7 +47,7 @@ def keep_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -
     for told_of_another in (PREDICTIONS_FILE, PICTURES_FILE):
         (best.parent / told_of_another).unlink(missing_ok=True)
     best.mkdir(exist_ok=True)
-    with written_whole(best / WEIGHTS_FILE) as partial:
+    with atomic_write(best / WEIGHTS_FILE) as partial:
         shutil.copyfile(weights, partial)
     write_json(
         best / CONFIG_FILE,
@@ -64,6 +64,6 @@ def keep_model(task: Task, weights: Path, told: Mapping[str, Any], best: Path) -
     )
 
 
-def add_to_config(best: Path, told: Mapping[str, Any]) -> None:
+def update_model_config(best: Path, told: Mapping[str, Any]) -> None:
     """Add what became known of the model to its `config.json`."""
     write_json(best / CONFIG_FILE, json.loads((best / CONFIG_FILE).read_text()) | dict(told))

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from delta_tune.config import LAYER_CHOICES, UserError, nearest, parse_layers
+from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_layers
 from delta_tune.data.images import Preprocessing
-from delta_tune.models.hooked_layers import derive
+from delta_tune.models.hooked_layers import find_layers
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
 
 HEAD_STD = 0.01
@@ -69,7 +69,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
     model = DEMO_MODEL if model is None else model
     module = _build(model).eval()
     preprocessing = preprocessing_for(model, weights, module, image_size)
-    anatomy = derive(module, model)
+    anatomy = find_layers(module, model)
     fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
     _check_image_size(module, model, anatomy.head, preprocessing.image_size, anatomy.stride)
     state = {k: v.numpy() for k, v in module.state_dict().items() if not k.startswith(f"{anatomy.head}.")}
@@ -125,7 +125,7 @@ def resolve_layers(backbone: Backbone, layers: str | tuple[str, ...]) -> tuple[s
     for name in names:
         if name not in backbone.channels:
             raise UserError(
-                f"{name!r} is no layer of {backbone.model} with a feature map{nearest(name, backbone.channels)}; "
+                f"{name!r} is no layer of {backbone.model} with a feature map{did_you_mean(name, backbone.channels)}; "
                 f"give one of {', '.join(LAYER_CHOICES)}, or module names such as {', '.join(backbone.layers)}."
             )
     return tuple(name for name in backbone.channels if name in names)
@@ -181,7 +181,7 @@ def _build_torchvision(model: str) -> nn.Module:
         if timm.is_model(model):
             raise UserError(f"The model {model!r} is not of torchvision.models but of timm; give timm:{model}.")
         raise UserError(
-            f"The model {model!r} is unknown{nearest(model, known)}; give a classification network of "
+            f"The model {model!r} is unknown{did_you_mean(model, known)}; give a classification network of "
             "torchvision.models by its name, or timm:NAME."
         )
     module: nn.Module = models.get_model(model, weights=None, **_BUILD_OPTIONS.get(model, {}))
@@ -194,7 +194,9 @@ def _build_timm(model: str) -> nn.Module:
     name = model.removeprefix("timm:")
     if not timm.is_model(name):
         known = [f"timm:{known}" for known in timm.list_models()]
-        raise UserError(f"The model {model!r} is unknown{nearest(model, known)}; timm.list_models() has the names.")
+        raise UserError(
+            f"The model {model!r} is unknown{did_you_mean(model, known)}; timm.list_models() has the names."
+        )
     try:
         module: nn.Module = timm.create_model(name, pretrained=False)
     except RuntimeError as error:  # a tag that the architecture does not have

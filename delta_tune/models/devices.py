@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor; to a GPU it goes from pinned memory, beside what is computed there."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

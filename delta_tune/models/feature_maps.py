@@ -83,7 +83,7 @@ def head_inputs(model: nn.Module, head: str, images: Tensor) -> Tensor:
     return found[0]
 
 
-def tail(model: nn.Module, head: str, *, image_size: int = 224) -> Callable[[Tensor], Tensor]:
+def head_function(model: nn.Module, head: str, *, image_size: int = 224) -> Callable[[Tensor], Tensor]:
     """A function from what `head_inputs` returns to the logits (B, K): the head and all behind it.
 
     SqueezeNet, for one, pools behind its head. The head's parameters are shared with `model`. One forward pass in eval

@@ -41,8 +41,8 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Anatomy:
-    """What `derive` finds."""
+class NetworkLayers:
+    """What `find_layers` finds."""
 
     head: str
     """Path of the Linear or 1×1 Conv2d that makes the logits."""
@@ -54,7 +54,7 @@ class Anatomy:
     """Stride of the last hooked layer, the smallest sensible image size."""
 
 
-def derive(model: nn.Module, name: str) -> Anatomy:
+def find_layers(model: nn.Module, name: str) -> NetworkLayers:
     """Head and hooked layers of a classification network in eval mode, from one forward pass at 224 pixels.
 
     Raises:
@@ -86,7 +86,7 @@ def derive(model: nn.Module, name: str) -> Anatomy:
     }
     stride = calls[layers[-1]].output_stride
     assert stride is not None
-    return Anatomy(head=head, layers=layers, channels=channels, stride=stride)
+    return NetworkLayers(head=head, layers=layers, channels=channels, stride=stride)
 
 
 def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
 
-from delta_tune.data.augmentation import centre
+from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Pixels
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import load
 from delta_tune.models.backbones import build_source
 from delta_tune.models.feature_maps import feature_maps
@@ -29,7 +29,7 @@ DARK, MIDDLE, BRIGHT = "#000004", "#bb3754", "#fcffa4"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MapPicture:
+class FeatureMapImage:
     """One layer's channels for one photo: columns are channels, the upper row the source's maps, the lower the model's.
 
     Each map is stretched to its own range: brightness compares places, not channels.
@@ -47,7 +47,7 @@ class MapPicture:
     """PNG."""
 
 
-def keep_pictures(task: Task, attention: Mapping[str, np.ndarray], best: Path, file: Path) -> None:
+def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], best: Path, file: Path) -> None:
     """Draw the maps of the first validation photos of different classes.
 
     Args:
@@ -61,7 +61,7 @@ def keep_pictures(task: Task, attention: Mapping[str, np.ndarray], best: Path, f
     layers, val = list(attention), task.dataset.val
     chosen = np.sort(np.unique(val.labels, return_index=True)[1])[:PHOTOS]
     pixels = val.images.batch(chosen)
-    images = centre(torch.from_numpy(pixels), task.backbone.preprocessing)
+    images = center_crop(torch.from_numpy(pixels), task.backbone.preprocessing)
     maps = []
     for network in (build_source(task.backbone), load(best).network):
         with torch.inference_mode(), feature_maps(network, layers, stop=True) as found:
@@ -82,36 +82,38 @@ def keep_pictures(task: Task, attention: Mapping[str, np.ndarray], best: Path, f
                     "layer": layer,
                     "channels": channels.tolist(),
                     "weights": (weights[channels] * len(weights)).tolist(),
-                    "picture": strip(shown),
+                    "picture": stack_tiles(shown),
                 }
             )
     file.parent.mkdir(exist_ok=True)
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)
 
 
-def read_pictures(file: Path) -> list[MapPicture]:
-    """What `keep_pictures` drew."""
+def read_feature_map_images(file: Path) -> list[FeatureMapImage]:
+    """What `save_feature_map_images` drew."""
     if not file.exists():
         return []
     rows = pq.read_table(file).to_pylist()
-    return [MapPicture(**{**row, "channels": tuple(row["channels"]), "weights": tuple(row["weights"])}) for row in rows]
+    return [
+        FeatureMapImage(**{**row, "channels": tuple(row["channels"]), "weights": tuple(row["weights"])}) for row in rows
+    ]
 
 
-def strip(rows: list[np.ndarray]) -> bytes:
+def stack_tiles(rows: list[np.ndarray]) -> bytes:
     """Maps (n, H, W) in rows below one another, each a square of `TILE` pixels; a PNG."""
     many = len(rows[0])
     step = TILE + GAP
     picture = Image.new("RGBA", (many * step - GAP, len(rows) * step - GAP), (0, 0, 0, 0))
     for down, maps in enumerate(rows):
         for across, each in enumerate(maps):
-            picture.paste(tile(each), (across * step, down * step))
+            picture.paste(map_tile(each), (across * step, down * step))
     stream = io.BytesIO()
     picture.quantize(64, method=Image.Quantize.FASTOCTREE).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
-def tile(values: np.ndarray) -> Image.Image:
+def map_tile(values: np.ndarray) -> Image.Image:
     """A map (H, W), its lowest value dark and its highest bright; one that is the same everywhere is dark."""
     low, high = float(values.min()), float(values.max())
     grey: Pixels = (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)

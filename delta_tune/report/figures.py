@@ -39,7 +39,7 @@ def percent(metric: Metric) -> dict[str, Any]:
     return {"tickformat": ".0%"} if METRICS[metric] == "max" else {}
 
 
-def methods_of(tables: StudyTables) -> list[str]:
+def tried_methods(tables: StudyTables) -> list[str]:
     """The methods that were tried, in the colours' order."""
     found = {row["config.regularizer"] for row in tables.trials.values()}
     return [name for name in COLOURS if name in found]
@@ -49,10 +49,10 @@ def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | No
     """The metric after each epoch of every trial; those that did not come to their full budget are grey."""
     if not any(tables.epochs.values()):
         return None
-    figure, metric = empty(), tables.metric
+    figure, metric = empty_figure(), tables.metric
     rest = [n for n, row in tables.trials.items() if row["state"] != "completed"]
     groups = [("not completed", rest, GREY)]
-    groups += [(method, tables.ranked(method), COLOURS[method]) for method in methods_of(tables)]
+    groups += [(method, tables.ranked(method), COLOURS[method]) for method in tried_methods(tables)]
     for name, numbers, colour in groups:
         x: list[int | None] = []
         y: list[float | None] = []
@@ -89,8 +89,8 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
         confirmation: as in `study.json`.
         num_val: images of the validation split, by which the interval of a search's best is reckoned.
     """
-    figure = empty()
-    for place, method in enumerate(methods_of(tables)):
+    figure = empty_figure()
+    for place, method in enumerate(tried_methods(tables)):
         if confirmation:
             scores = confirmation["scores"].get(method, [])
         else:
@@ -107,7 +107,7 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
         figure.add_scatter(x=[middle], y=[place], error_x=bar, mode="markers", marker=strong, showlegend=False)
     if not figure.data:
         return None
-    names = methods_of(tables)
+    names = tried_methods(tables)
     metric: Metric = confirmation["metric"] if confirmation else tables.metric
     figure.update_layout(height=140 + 60 * len(names), showlegend=False)
     ticks = {
@@ -121,7 +121,7 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
 
 def attention(rows: Iterable[Mapping[str, Any]]) -> go.Figure | None:
     """The sorted weights of each layer, times its channels: 1 is what every channel has where none is preferred."""
-    figure = empty()
+    figure = empty_figure()
     for row in rows:
         weights = np.sort(np.asarray(row["W"], dtype=float))[::-1] * len(row["W"])
         share = (np.arange(len(weights)) + 1) / len(weights)
@@ -143,7 +143,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
     """
     rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     numbers = {"text": matrix, "texttemplate": "%{text}"} if len(classes) <= 15 else {}
-    figure = empty()
+    figure = empty_figure()
     figure.add_heatmap(
         z=rows,
         x=list(classes),
@@ -168,13 +168,13 @@ def timeline(tables: StudyTables) -> go.Figure | None:
     if not rows:
         return None
     lanes: list[float] = []
-    figure = empty()
+    figure = empty_figure()
     bars: dict[str, list[tuple[float, float, int, str]]] = {}
     for row in sorted(rows, key=lambda row: row["began"]):
         lane = next((place for place, end in enumerate(lanes) if end <= row["began"]), len(lanes))
         lanes[lane:] = [row["ended"], *lanes[lane + 1 :]]
         kind = row["config.regularizer"] if row["state"] == "completed" else "not completed"
-        bars.setdefault(kind, []).append((row["began"], row["ended"], lane, summed_up(tables, row["number"])))
+        bars.setdefault(kind, []).append((row["began"], row["ended"], lane, trial_label(tables, row["number"])))
     for kind, each in bars.items():
         figure.add_bar(
             base=[_moment(began) for began, *_ in each],
@@ -199,7 +199,7 @@ def with_axes(figure: go.Figure, x: Mapping[str, Any], y: Mapping[str, Any]) -> 
     return figure
 
 
-def empty() -> go.Figure:
+def empty_figure() -> go.Figure:
     """A figure with the page's layout."""
     return go.Figure(layout=LAYOUT)
 
@@ -216,7 +216,7 @@ def _middle(scores: Sequence[float], confirmed: bool, metric: Metric, num_val: i
     return middle, {"array": [high - middle], "arrayminus": [middle - low], "symmetric": False}
 
 
-def summed_up(tables: StudyTables, number: int) -> str:
+def trial_label(tables: StudyTables, number: int) -> str:
     """A trial in a line."""
     row = tables.trials[number]
     score = row.get(f"best_{tables.metric}")

@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from plotly.colors import sample_colorscale
 
 from delta_tune.config import METRICS
-from delta_tune.report.figures import GREY, SCALE, empty, methods_of, summed_up, with_axes
+from delta_tune.report.figures import GREY, SCALE, empty_figure, trial_label, tried_methods, with_axes
 from delta_tune.results.tables import StudyTables
-from delta_tune.search.optuna_storage import quiet_optuna
+from delta_tune.search.optuna_storage import silence_optuna
 
 METHOD = "regularizer"
 MIN_TRIALS = 10
@@ -37,7 +37,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
         if row["epochs"] or row["state"] in kinds:
             groups[kinds.get(row["state"], "ended early")].append(number)
     values = {name: [[_coordinate(tables, n, name) for n in group] for group in groups.values()] for name in names}
-    figure = empty()
+    figure = empty_figure()
     scores = [tables.best_row(n)[tables.metric] for n in groups["full budget"]]
     looks = (
         {"color": scores, "colorscale": SCALE, "size": 12, "showscale": True, "colorbar": {"title": tables.metric}},
@@ -51,7 +51,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
             mode="markers",
             marker=marker,
             name=name,
-            text=[summed_up(tables, n) for n in group],
+            text=[trial_label(tables, n) for n in group],
             hovertemplate="%{text}<br>%{x}, %{y}",
         )
     menus = []
@@ -88,7 +88,7 @@ def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
     columns = {name: [tables.params(n)[name] for n in numbers] for name in names} | {tables.metric: scores}
     heights = [_heights(values, parameters.get(name)) for name, values in columns.items()]
     shares = _heights(scores, None) if METRICS[tables.metric] == "max" else [1 - s for s in _heights(scores, None)]
-    figure = empty()
+    figure = empty_figure()
     for row in reversed(range(len(numbers))):  # the best one on top
         figure.add_scatter(
             x=list(columns),
@@ -96,7 +96,7 @@ def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
             mode="lines",
             line={"color": sample_colorscale(SCALE, shares[row])[0], "width": 1.5 + 2.5 * (row == 0)},
             name=f"trial {numbers[row]}",
-            hovertext=summed_up(tables, numbers[row]),
+            hovertext=trial_label(tables, numbers[row]),
             customdata=[_number(values[row]) for values in columns.values()],
             hovertemplate="%{hovertext}<br>%{x} %{customdata}<extra></extra>",
             opacity=0.8,
@@ -124,7 +124,7 @@ def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) 
     evaluators: dict[str, BaseImportanceEvaluator] = {"PED-ANOVA": PedAnovaImportanceEvaluator()}
     if thorough and importlib.util.find_spec("sklearn") is not None:
         evaluators["fANOVA"] = FanovaImportanceEvaluator(n_trees=32, seed=0)
-    figure = empty()
+    figure = empty_figure()
     for (name, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
         figure.add_bar(
@@ -139,9 +139,9 @@ def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
 
     The method is a hyperparameter too where there are several.
     """
-    several = methods_of(tables)
+    several = tried_methods(tables)
     known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
-    with quiet_optuna():
+    with silence_optuna():
         study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")
     for number, row in tables.trials.items():
         params = {k: v for k, v in _coordinates(tables, number).items() if k in known}

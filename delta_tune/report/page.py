@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from optuna.distributions import json_to_distribution
 from plotly.offline import get_plotlyjs
 
-from delta_tune.background import Share
+from delta_tune.background import TimeShare
 from delta_tune.config import StudyConfig
-from delta_tune.console.format import clock, shown
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.console.format import format_duration, format_score
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
-from delta_tune.report.feature_map_images import read_pictures
+from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import read_predictions
-from delta_tune.report.sentences import is_running, remarks, verdict
+from delta_tune.report.sentences import is_running, study_remarks, study_verdict
 from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
 from delta_tune.results.study_record import read_study
 from delta_tune.results.tables import StudyTables
@@ -71,14 +71,14 @@ def write_report(folder: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": data_uri, "clock": clock, "when": when}
-    text = environment.get_template(TEMPLATE).render(content(folder, record, tables))
-    with written_whole(folder / REPORT_FILE) as partial:
+    environment.filters |= {"data_uri": data_uri, "clock": format_duration, "when": format_time}
+    text = environment.get_template(TEMPLATE).render(report_context(folder, record, tables))
+    with atomic_write(folder / REPORT_FILE) as partial:
         partial.write_text(text, encoding="utf-8")
     return folder / REPORT_FILE
 
 
-class Reporter:
+class ReportWriter:
     """Keeps the page up to date while a study runs, and never stands in its way.
 
     Args:
@@ -88,7 +88,7 @@ class Reporter:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
-        self._share = Share(SHARE)
+        self._share = TimeShare(SHARE)
         self._told = False
 
     def now_and_then(self) -> None:
@@ -112,7 +112,7 @@ class Reporter:
             return None
 
 
-def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dict[str, Any]:
+def report_context(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dict[str, Any]:
     """What the template is given."""
     settings, confirmation = record["settings"], record.get("confirmation")
     running = is_running(record)
@@ -161,29 +161,29 @@ def content(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dic
         "running": running,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "plotly": get_plotlyjs(),
-        "verdict": verdict(tables, record),
-        "remarks": remarks(tables, record),
+        "verdict": study_verdict(tables, record),
+        "remarks": study_remarks(tables, record),
         "started_with": shlex.join(["python", *record["command"]]),
-        "facts": facts(tables, record),
-        "command": None if winner is None else command(tables, record, winner),
-        "python": None if winner is None else python(tables, winner),
+        "facts": study_facts(tables, record),
+        "command": None if winner is None else training_command(tables, record, winner),
+        "python": None if winner is None else training_call(tables, winner),
         "winner": winner,
         "plots": {
-            name: Plot(figure=embedded(figure), caption=caption)
+            name: Plot(figure=figure_json(figure), caption=caption)
             for name, (figure, caption) in drawn.items()
             if figure is not None
         },
         "attention": attention,
-        "pictures": read_pictures(folder / PICTURES_FILE),
+        "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
         "columns": list(parameters),
         "trials": trial_rows(tables, parameters),
         "time_use": TimeUse(**record["time_use"]).sentence() if record.get("time_use") else None,
-        "shown": lambda value: shown(tables.metric, value),
+        "shown": lambda value: format_score(tables.metric, value),
     }
 
 
-def facts(tables: StudyTables, record: Mapping[str, Any]) -> dict[str, str]:
+def study_facts(tables: StudyTables, record: Mapping[str, Any]) -> dict[str, str]:
     """The study in figures."""
     states = [row["state"] for row in tables.trials.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -196,7 +196,7 @@ def facts(tables: StudyTables, record: Mapping[str, Any]) -> dict[str, str]:
         "model": f"{record['backbone']}, weights {settings['weights'] or 'the default'}",
         "trials": f"{counts or 'none yet'} (of {settings['num_trials']})",
         "epochs": f"{sum(len(rows) for rows in tables.epochs.values())}{saved}",
-        "time": clock(record.get("spent_seconds", 0.0)),
+        "time": format_duration(record.get("spent_seconds", 0.0)),
     }
 
 
@@ -208,7 +208,7 @@ def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None,
     return f"A point is a trial of full budget on the one validation split; the diamond is the best{interval}."
 
 
-def command(tables: StudyTables, record: Mapping[str, Any], number: int) -> str:
+def training_command(tables: StudyTables, record: Mapping[str, Any], number: int) -> str:
     """The command that fine-tunes once with a trial's configuration."""
     settings, defaults = record["settings"], StudyConfig()
     words = ["python", "launch.py"]
@@ -226,7 +226,7 @@ def command(tables: StudyTables, record: Mapping[str, Any], number: int) -> str:
     return shlex.join(words)
 
 
-def python(tables: StudyTables, number: int) -> str:
+def training_call(tables: StudyTables, number: int) -> str:
     """The same configuration in full, as a call."""
     config = {name: value for name, value in tables.config(number).record().items() if value is not None}
     inner = "".join(f"    {name}={value!r},\n" for name, value in config.items())
@@ -249,7 +249,7 @@ def trial_rows(tables: StudyTables, parameters: hyperparameter_figures.Parameter
     ]
 
 
-def embedded(figure: go.Figure) -> str:
+def figure_json(figure: go.Figure) -> str:
     """A figure as JSON; what would end the script element it stands in is escaped."""
     return str(figure.to_json()).replace("<", "\\u003c")
 
@@ -260,7 +260,7 @@ def data_uri(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def when(moment: str) -> str:
+def format_time(moment: str) -> str:
     """A moment of `study.json` for people."""
     return moment.replace("T", " ").replace("+00:00", " UTC")
 

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delta_tune.data.augmentation import margin
-from delta_tune.data.batches import centred_batches
+from delta_tune.data.augmentation import center_offset
+from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import Pixels, Preprocessing
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import load
 from delta_tune.training.task import Task
 
@@ -68,11 +68,11 @@ def split_logits(task: Task, split: Split, best: Path, device: torch.device | st
     """The model's logits of the images of a split in order, float32 (N, K) on CPU."""
     network = load(best, device).network
     with torch.inference_mode():
-        batches = centred_batches(split, task.backbone.preprocessing, torch.device(device))
+        batches = evaluation_batches(split, task.backbone.preprocessing, torch.device(device))
         return torch.cat([network(images).float().cpu() for images in batches])
 
 
-def keep_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
+def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
     """Write a row for each image of the split `name`: the true and the predicted class with their probabilities.
 
     The surest mistakes have a thumbnail of what the network saw.
@@ -96,12 +96,12 @@ def keep_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
         }
     )
     file.parent.mkdir(exist_ok=True)
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         pq.write_table(table.replace_schema_metadata({"split": name, "classes": json.dumps(classes)}), partial)
 
 
 def read_predictions(file: Path) -> Predictions | None:
-    """What `keep_predictions` wrote; None where it has not."""
+    """What `save_predictions` wrote; None where it has not."""
     if not file.exists():
         return None
     table = pq.read_table(file)
@@ -124,13 +124,15 @@ def read_predictions(file: Path) -> Predictions | None:
 def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAIL_SIZE) -> bytes:
     """A stored square (R, R, 3) cropped as the network sees it, as a small JPEG."""
     stream = io.BytesIO()
-    cropped(pixels, preprocessing).resize((size, size), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=80)
+    crop_stored_square(pixels, preprocessing).resize((size, size), Image.Resampling.BICUBIC).save(
+        stream, "JPEG", quality=80
+    )
     return stream.getvalue()
 
 
-def cropped(pixels: Pixels, preprocessing: Preprocessing) -> Image.Image:
+def crop_stored_square(pixels: Pixels, preprocessing: Preprocessing) -> Image.Image:
     """The centre of a stored square (R, R, 3) that is the network's input."""
     image = Image.fromarray(pixels)
-    start = margin(image.width, preprocessing.image_size)
+    start = center_offset(image.width, preprocessing.image_size)
     end = start + preprocessing.image_size
     return image.crop((start, start, end, end))

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.config import METRICS
-from delta_tune.console.format import brief, shown
+from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import scoring_of
 from delta_tune.results.tables import StudyTables
 
 
-def summary(
+def study_summary(
     tables: StudyTables,
     folder: Path,
     scorings: list[dict[str, Any]],
@@ -47,7 +47,7 @@ def summary(
         method = tables.trials[winner]["config.regularizer"]
         score = tables.best_row(winner)[metric]
         said.append(
-            f"Best: {method} with {brief(tables, winner)}: {metric} {shown(metric, score)} "
+            f"Best: {method} with {format_params(tables, winner)}: {metric} {format_score(metric, score)} "
             f"after epoch {tables.best_row(winner)['epoch']} (trial {winner})."
         )
         said += _against_plain(tables, method, score)
@@ -78,7 +78,7 @@ def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
         runner_up, other = tables.trials[rest[0]]["config.regularizer"], tables.best_row(rest[0])[tables.metric]
         return [
             f"That is the plain L2 recipe; the best of the other methods is {runner_up} with "
-            f"{shown(tables.metric, other)} (trial {rest[0]})."
+            f"{format_score(tables.metric, other)} (trial {rest[0]})."
         ]
     if not any(row["config.regularizer"] == "l2" for row in tables.trials.values()):
         return []
@@ -88,7 +88,7 @@ def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
     other = tables.best_row(plain[0])[tables.metric]
     by = f"{100 * (score - other):+.1f} points" if METRICS[tables.metric] == "max" else f"{score - other:+.4f}"
     return [
-        f"Plain L2: {shown(tables.metric, other)} at its best (trial {plain[0]}), so {method} is {by} on the "
+        f"Plain L2: {format_score(tables.metric, other)} at its best (trial {plain[0]}), so {method} is {by} on the "
         f"validation split it was chosen on."
     ]
 
@@ -98,7 +98,7 @@ def is_running(record: Mapping[str, Any]) -> bool:
     return not record.keys() & {"finished", "interrupted"}
 
 
-def verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
+def study_verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
     """What the study found, in a sentence."""
     if record.get("confirmation"):
         found = next((s for s in record["confirmation"]["sentences"] if s.startswith("Confirmed: ")), None)
@@ -109,15 +109,15 @@ def verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
         return "No trial has come to its full budget" + (" yet." if is_running(record) else ".")
     metric, winner = tables.metric, ranked[0]
     method, score = tables.trials[winner]["config.regularizer"], tables.best_row(winner)[tables.metric]
-    said = f"{method}: {metric} {shown(metric, score)} on {record['images']['val']} images"
+    said = f"{method}: {metric} {format_score(metric, score)} on {record['images']['val']} images"
     plain = tables.ranked("l2")
     if method == "l2" or not plain:
         return f"{said}: the best of {len(ranked)} trials of full budget, not confirmed."
     other = tables.best_row(plain[0])[metric]
-    return f"{said}, plain l2 {shown(metric, other)}: the best trial of each, not confirmed."
+    return f"{said}, plain l2 {format_score(metric, other)}: the best trial of each, not confirmed."
 
 
-def remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
+def study_remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
     """What else one has to know to believe the verdict, or not."""
     said = []
     if (found := scoring_of(record["test_scorings"], record.get("model"))) is not None:

@@ -11,7 +11,7 @@ from delta_tune.results.study_record import read_study, scoring_of
 from delta_tune.results.tables import StudyTables
 
 
-def compare(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+def compare_studies(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     """A row for each study: what it was about, its best trial, its test score, its trials and its time.
 
     Raises:
@@ -20,7 +20,7 @@ def compare(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     return [_row(Path(folder)) for folder in folders]
 
 
-def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
+def comparability_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """In what the studies differ so that their scores do not compare, in sentences."""
     said = []
     if len({row["data_fingerprint"] for row in rows}) > 1:

@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from delta_tune.background import regularly
+from delta_tune.background import run_every
 from delta_tune.config import UserError
-from delta_tune.filesystem.atomic import written_whole
-from delta_tune.filesystem.uris import is_address, open_address
+from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.uris import is_uri, open_remote_filesystem
 from delta_tune.results.layout import CHECKPOINTS, EPOCHS_FILE, JOURNAL_FILE, RAY, RESUME_FILE, STUDY_FILE, TRIALS_FILE
 
 INTERVAL_S = 15.0
@@ -40,7 +40,7 @@ class Mirror:
 
     def __init__(self, folder: Path, address: str, *, skip: Collection[str] = ()) -> None:
         self.folder, self.address, self._skip = folder, address.rstrip("/"), frozenset(skip)
-        self._filesystem, path = open_address(self.address, "--out")
+        self._filesystem, path = open_remote_filesystem(self.address, "--out")
         self._root = PurePosixPath(path)
         self._pushed: dict[PurePosixPath, tuple[int, int, int]] = {}
         self._discards: dict[PurePosixPath, frozenset[str]] = {}
@@ -60,7 +60,7 @@ class Mirror:
         here.parent.mkdir(parents=True, exist_ok=True)
         with (
             self._filesystem.open_input_stream(str(self._root / path)) as source,
-            written_whole(here) as partial,
+            atomic_write(here) as partial,
             partial.open("wb") as file,
         ):
             shutil.copyfileobj(source, file, 2**23)
@@ -151,9 +151,9 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 
 
 @contextmanager
-def at_hand(place: str | Path) -> Iterator[tuple[Path, Mirror | None]]:
+def local_copy(place: str | Path) -> Iterator[tuple[Path, Mirror | None]]:
     """A folder to work in for what is kept at `place`, and its mirror if that is an address."""
-    if not is_address(place):
+    if not is_uri(place):
         yield Path(place), None
         return
     with tempfile.TemporaryDirectory(prefix="delta_tune-") as scratch:
@@ -163,14 +163,14 @@ def at_hand(place: str | Path) -> Iterator[tuple[Path, Mirror | None]]:
 
 
 @contextmanager
-def marker_at(address: str) -> Iterator[str]:
+def temporary_marker(address: str) -> Iterator[str]:
     """An object at the address for a while; what is yielded is its own address.
 
     Raises:
         UserError: it cannot be written.
     """
     name = f".marker-{uuid.uuid4().hex}"
-    filesystem, root = open_address(address, "--out")
+    filesystem, root = open_remote_filesystem(address, "--out")
     path = f"{root.rstrip('/')}/{name}"
     try:
         with filesystem.open_output_stream(path) as stream:
@@ -185,7 +185,7 @@ def marker_at(address: str) -> Iterator[str]:
 
 
 @contextmanager
-def pushed_meanwhile(mirror: Mirror | None, say: Callable[[str], None]) -> Iterator[None]:
+def push_in_background(mirror: Mirror | None, say: Callable[[str], None]) -> Iterator[None]:
     """Within it the mirror is brought to its address every `INTERVAL_S`, by a thread."""
     if mirror is None:
         yield
@@ -203,14 +203,14 @@ def pushed_meanwhile(mirror: Mirror | None, say: Callable[[str], None]) -> Itera
             silent = True
 
     try:
-        with regularly(INTERVAL_S, push):
+        with run_every(INTERVAL_S, push):
             yield
     finally:
         with suppress(OSError):  # said by then, and tried again at the end
             mirror.push()
 
 
-def push_or_refuse(mirror: Mirror, *, whole: bool = False) -> None:
+def push_or_raise(mirror: Mirror, *, whole: bool = False) -> None:
     """Bring everything there now; at the end (`whole`) Ray's folder too.
 
     Raises:

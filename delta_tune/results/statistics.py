@@ -53,7 +53,7 @@ def resampled_interval(values: Sequence[float], train: int, val: int, level: flo
     return Interval(mean=mean, low=mean - float(half), high=mean + float(half), runs=n)
 
 
-def verdict(
+def method_comparison(
     first: str, first_scores: Sequence[float], second: str, second_scores: Sequence[float], train: int, val: int
 ) -> str:
     """Two methods on the same seeds and splits, in a sentence; scores are shares of 1, higher is better."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.layout import STUDY_FILE
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """An indented JSON file, whole or not at all."""
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")
 
 

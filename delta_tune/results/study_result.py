@@ -42,19 +42,19 @@ class StudyResult:
     metric: Metric = "val_accuracy"
 
     def __repr__(self) -> str:
-        return text_of(self.summary, self.trials, self.path)
+        return format_text(self.summary, self.trials, self.path)
 
     def _repr_html_(self) -> str:
-        return html_of(self.summary, self.best_config, self.trials, self.metric)
+        return format_html(self.summary, self.best_config, self.trials, self.metric)
 
 
-def text_of(summary: str, trials: pa.Table, path: Path) -> str:
+def format_text(summary: str, trials: pa.Table, path: Path) -> str:
     """`StudyResult(…)` in a line: the first sentence of the summary, the trials by state, the folder."""
     first = (summary.splitlines() or ["no summary"])[0]
     return f"StudyResult({first} {_by_state(trials)}; {str(path)!r})"
 
 
-def html_of(summary: str, best: TrialConfig | None, trials: pa.Table, metric: Metric) -> str:
+def format_html(summary: str, best: TrialConfig | None, trials: pa.Table, metric: Metric) -> str:
     """The summary, the best configuration, and the best trials by a metric, those of full budget first."""
     parts = [f"<p>{'<br>'.join(map(escape, summary.splitlines()))}</p>"]
     if best is not None:

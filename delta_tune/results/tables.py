@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from delta_tune.background import Share
+from delta_tune.background import TimeShare
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
 
@@ -52,7 +52,7 @@ class StudyTables:
         self._journal = Journal(folder / JOURNAL_FILE)
         self._lag = False
         self._written = False
-        self._share = Share(WRITING_SHARE)
+        self._share = TimeShare(WRITING_SHARE)
 
     @classmethod
     def read(cls, folder: Path, metric: Metric) -> StudyTables:
@@ -152,12 +152,12 @@ class StudyTables:
     def finish(self, number: int, state: State, error: str | None = None) -> None:
         """How a trial ended."""
         self._tell(number, {"state": state, "error": error})
-        self._follow(number)
+        self._update_leader(number)
 
-    def conclude(self, number: int, state: State) -> None:
+    def close_without_writing(self, number: int, state: State) -> None:
         """How a trial of an earlier session ended, which did not come to write it down; on disk with the next write."""
         self._apply(number, {"state": state})
-        self._follow(number)
+        self._update_leader(number)
 
     def _tell(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
         """An event: what changes of a trial's row, and an epoch of it."""
@@ -178,7 +178,7 @@ class StudyTables:
             rows.append(epoch)
             self._sum_up(number)
 
-    def _follow(self, number: int) -> None:
+    def _update_leader(self, number: int) -> None:
         """Keep the leader, now that this trial ended."""
         if self.trials[number]["state"] == "completed":
             self.leader = min(number, number if self.leader is None else self.leader, key=self._rank)
@@ -257,7 +257,7 @@ class StudyTables:
         epochs = pa.table({name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in kinds.items()})
         # Epochs first: a trial's row never claims an epoch that the other table lacks.
         for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
-            with written_whole(self.folder / name) as partial:
+            with atomic_write(self.folder / name) as partial:
                 pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.told)}), partial)
         self._journal.clear()
         self._lag, self._written = False, True

@@ -44,7 +44,7 @@ class TimeUse:
         return f"Time of the slots: {shares}; the search added {100 * self.overhead:.0f} % to training and validation."
 
 
-def time_use(
+def measure_time_use(
     trials: Iterable[Mapping[str, Any]], slots: Sequence[tuple[float, int]], since: float = 0.0
 ) -> TimeUse | None:
     """How the time was used of the trials that began at or after `since`.

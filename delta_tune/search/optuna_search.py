@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from delta_tune.cluster.gpu_sharing import twice
+from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler
 from delta_tune.search.messages import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
-from delta_tune.search.optuna_storage import make_room, quiet_optuna
+from delta_tune.search.optuna_storage import remove_stale_studies, silence_optuna
 from delta_tune.search.samplers import make_sampler
 from delta_tune.spaces.space import Answer, Proposal, Space
 from delta_tune.spaces.validation import CheckedSpace
@@ -53,7 +53,7 @@ class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
         self.proposal: Proposal | None = None
         self._searched, self._kind, self._seed_of_study, self._max_epochs = space, sampler, seed, max_epochs
         self._values: dict[str, dict[int, float]] = {}
-        with quiet_optuna():
+        with silence_optuna():
             super().__init__(
                 space=self._define,
                 metric=metric,
@@ -182,7 +182,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._searches: dict[Any, TruthfulOptunaSearch] = {}
         names = {choice: name if balance is None else f"{name}-{choice}" for choice in self._choices}
         if storage is not None:
-            make_room(storage, names.values(), resume=resume)
+            remove_stale_studies(storage, names.values(), resume=resume)
         for choice in self._choices:
             own = space if balance is None else space.with_fixed(**{balance: choice})
             self._searches[choice] = TruthfulOptunaSearch(
@@ -273,7 +273,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Handed to the trial's own search; a trial whose part of a GPU was too small is to run again with more."""
         trial, gpus = self._running.pop(trial_id)
         if result and result.get(OUTCOME) == OUT_OF_MEMORY:
-            self._more[trial.number] = twice(gpus)
+            self._more[trial.number] = doubled_share(gpus)
             self._unfinished.append(trial)
             error = True  # to Optuna: no fault of the configuration
         self._of_trial.pop(trial_id).on_trial_complete(trial_id, result, error)

@@ -51,7 +51,7 @@ def _refuse_password(address: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet_optuna() -> Iterator[None]:
+def silence_optuna() -> Iterator[None]:
     """Within it Optuna does not tell on stderr that a study was created."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
@@ -61,7 +61,7 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def make_room(storage: BaseStorage, names: Iterable[str], *, resume: bool) -> None:
+def remove_stale_studies(storage: BaseStorage, names: Iterable[str], *, resume: bool) -> None:
     """Remove what a resume will tell again, and what a study that never began has left.
 
     Raises:

@@ -10,9 +10,9 @@ from typing import Any
 
 from ray.tune import Callback
 
-from delta_tune.cluster.failures import StoppedFromOutside
-from delta_tune.cluster.gpu_sharing import twice
-from delta_tune.console.live_view import Standing
+from delta_tune.cluster.failures import ExternalFailure
+from delta_tune.cluster.gpu_sharing import doubled_share
+from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_name
 from delta_tune.results.mirror import Mirror
@@ -32,10 +32,10 @@ class Recorder(Callback):  # type: ignore[misc]
     ) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
         self._mirror = mirror
-        self.standing = Standing(tables, total)
+        self.standing = RunProgress(tables, total)
         self._asked_at: dict[int, float] = {}
         self._cleared = False
-        self.on_lost: Callable[[str], None] | None = None
+        self.on_dropped_trial: Callable[[str], None] | None = None
         """Told Tune's id of a trial whose end Tune told nobody but us."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Recorder(Callback):  # type: ignore[misc]
         number = trial.config[NUMBER]
         if result.get(OUTCOME) == BLOCKED:
             # Before Optuna or the tables hear of it: the trial is as unfinished as the others that were running.
-            raise StoppedFromOutside(result["error"])
+            raise ExternalFailure(result["error"])
         if self._tables.trials[number]["state"] != "running":
             waited = result["began"] - self._asked_at.get(number, result["began"])
             self._tables.start(number, result["node"], result["began"], max(0.0, waited), trial.config[GPUS])
@@ -80,10 +80,10 @@ class Recorder(Callback):  # type: ignore[misc]
         result, number = trial.last_result, trial.config[NUMBER]
         if result.get(OUTCOME) == OUT_OF_MEMORY:
             self._tables.run_out_of_memory(number)
-            self.standing.gave_way(number)
+            self.standing.requeued(number)
             self._progress.say(
                 f"Trial {number} ran out of memory with {trial.config[GPUS]:g} of a GPU; it runs again with "
-                f"{twice(trial.config[GPUS]):g}."
+                f"{doubled_share(trial.config[GPUS]):g}."
             )
             return
         state: State
@@ -109,8 +109,8 @@ class Recorder(Callback):  # type: ignore[misc]
         self._tables.catch_up()
         for trial in [trial for trial in self._scheduler.live.values() if trial.status == "ERROR"]:
             self._scheduler.on_trial_error(None, trial)
-            if self.on_lost is not None:
-                self.on_lost(trial.trial_id)
+            if self.on_dropped_trial is not None:
+                self.on_dropped_trial(trial.trial_id)
             self.on_trial_error(iteration, trials, trial)
 
     def stop_the_rest(self) -> bool:

@@ -13,13 +13,13 @@ from ray import tune
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from delta_tune.cluster.connection import quiet_tune
-from delta_tune.cluster.failures import StoppedFromOutside
-from delta_tune.cluster.resources import Room
-from delta_tune.cluster.shared_objects import shared
-from delta_tune.cluster.source_map_store import map_budget, map_shelf
+from delta_tune.cluster.connection import redirect_ray_logs
+from delta_tune.cluster.failures import ExternalFailure
+from delta_tune.cluster.resources import Capacity
+from delta_tune.cluster.shared_objects import put_shared
+from delta_tune.cluster.source_map_store import shared_source_maps, source_map_budget
 from delta_tune.config import Metric
-from delta_tune.console.live_view import Standing
+from delta_tune.console.live_view import RunProgress
 from delta_tune.results.layout import RAY, trial_name
 from delta_tune.search.asha import Rungs
 from delta_tune.search.messages import GPUS, NUMBER
@@ -86,9 +86,9 @@ def run_trials(
         gpus = {"GPU": config[GPUS]} if config[GPUS] else {}
         return tune.PlacementGroupFactory([{"CPU": cpus, **gpus}])
 
-    room = Room(resources, session.progress.say)
+    room = Capacity(resources, session.progress.say)
     limited = _Limiter(searcher, room)
-    recorder.on_lost = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
+    recorder.on_dropped_trial = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
     ray_folder = folder / RAY
     tuner = tune.Tuner(
         tune.with_resources(trial, bundle),
@@ -110,17 +110,17 @@ def run_trials(
         ),
     )
     maps, shown = _maps(settings.maps, session.progress.say), recorder.shown(title, lambda: room.slots)
-    with shared(list(tasks), name), quiet_tune(folder / "study.log"), maps, shown:
+    with put_shared(list(tasks), name), redirect_ray_logs(folder / "study.log"), maps, shown:
         tuner.fit()
     if room.gone is not None:
-        raise StoppedFromOutside(room.gone)
+        raise ExternalFailure(room.gone)
     return room.history
 
 
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
     """Tune's, whose limit is fixed, with one that follows the cluster."""
 
-    def __init__(self, searcher: Searcher, room: Room) -> None:
+    def __init__(self, searcher: Searcher, room: Capacity) -> None:
         super().__init__(searcher, max_concurrent=room.limit)
         self._room = room
 
@@ -141,7 +141,7 @@ class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
 class _Stopper(tune.Stopper):  # type: ignore[misc]
     """Tune's own time budget cannot move while trials run; for trials that no node has room for it waits for ever."""
 
-    def __init__(self, left: Callable[[], float] | None, room: Room, standing: Standing) -> None:
+    def __init__(self, left: Callable[[], float] | None, room: Capacity, standing: RunProgress) -> None:
         self._left, self._room, self._standing = left, room, standing
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -167,8 +167,8 @@ def _maps(name: str | None, say: Callable[[str], None]) -> Iterator[None]:
     if name is None:
         yield
         return
-    budget = map_budget()
-    with map_shelf(name, budget) as shelf:
+    budget = source_map_budget()
+    with shared_source_maps(name, budget) as shelf:
         yield
         say(ray.get(shelf.report.remote()).sentence(budget))
 

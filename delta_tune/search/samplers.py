@@ -18,7 +18,7 @@ WITHOUT_CONDITIONS = ("gp", "cmaes")
 MOST_GOOD = 50
 
 
-def good_trials(finished: int) -> int:
+def tpe_gamma(finished: int) -> int:
     """How many of the finished trials TPE takes for the good ones: half, at most 50, where Optuna takes a tenth.
 
     A tenth of a few dozen trials is those with the luckiest validation scores. On recorded curves half of them reaches
@@ -40,7 +40,7 @@ def make_sampler(kind: Sampler, seed: int, number: int) -> optuna.samplers.BaseS
         match kind:
             case "tpe":
                 return optuna.samplers.TPESampler(
-                    multivariate=True, group=True, constant_liar=True, gamma=good_trials, seed=seed
+                    multivariate=True, group=True, constant_liar=True, gamma=tpe_gamma, seed=seed
                 )
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
@@ -62,7 +62,7 @@ def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:
         raise UserError(f"--sampler grid runs the points of START alone, but {space.name} has none; add START = […].")
     if kind == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise UserError('--sampler cmaes needs the package cmaes; install it with pip install "delta-tune[cmaes]".')
-    if kind in WITHOUT_CONDITIONS and (names := conditional(checked)):
+    if kind in WITHOUT_CONDITIONS and (names := conditional_params(checked)):
         raise UserError(
             f"--sampler {kind} cannot draw from {space.name}: not every trial has {', '.join(names)} with the same "
             f"range, and it would draw them as if no other hyperparameter mattered to them; use tpe, or --set what "
@@ -75,7 +75,7 @@ def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:
     return None
 
 
-def conditional(checked: CheckedSpace) -> list[str]:
+def conditional_params(checked: CheckedSpace) -> list[str]:
     """Hyperparameters that only some trials have, or that differ in their range; balanced choices apart."""
     balance = checked.space.balance
     seen: dict[object, list[set[tuple[str, str]]]] = {}

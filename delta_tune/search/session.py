@@ -43,7 +43,7 @@ class Session:
         return self.resources.device if torch.cuda.is_available() else "cpu"
 
 
-def begin(resources: Resources, progress: Progress, mirror: Mirror | None = None) -> Session:
+def start_session(resources: Resources, progress: Progress, mirror: Mirror | None = None) -> Session:
     """A session with these resources."""
     runner = ray_runner(
         cpus=resources.cpus_per_trial,

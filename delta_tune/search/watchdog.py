@@ -45,7 +45,7 @@ class Watchdog:
 
 
 @contextmanager
-def watched(
+def watch_epochs(
     note: Path, *, factor: float = FACTOR, least_s: float = LEAST_S, first_s: float = FIRST_S
 ) -> Iterator[Watchdog]:
     """Watch over a trial's epochs.
@@ -66,7 +66,7 @@ def watched(
             note.unlink(missing_ok=True)  # a trial that is stopped has its folder cleared while it ends
 
 
-def limit_of(note: Path) -> str | None:
+def timeout_from_note(note: Path) -> str | None:
     """How long the epoch was let run that an earlier process ended for, as h:mm:ss; None where none was."""
     first = note.read_text(errors="replace").partition("\n")[0] if note.exists() else ""
     return first.removeprefix("Timeout (").removesuffix(")!") if first.startswith("Timeout") else None

@@ -16,16 +16,16 @@ import ray
 import torch
 from ray import tune
 
-from delta_tune.cluster.failures import StoppedFromOutside, outside_cause
+from delta_tune.cluster.failures import ExternalFailure, external_cause
 from delta_tune.cluster.gpu_sharing import memory_fraction
-from delta_tune.cluster.shared_objects import fetch
-from delta_tune.cluster.source_map_store import RayMaps
+from delta_tune.cluster.shared_objects import get_shared
+from delta_tune.cluster.source_map_store import RaySourceMaps
 from delta_tune.config import Metric, TrialConfig, UserError
-from delta_tune.filesystem.uris import is_address
+from delta_tune.filesystem.uris import is_uri
 from delta_tune.results.layout import ERROR_FILE, traceback_file, trial_name
-from delta_tune.results.mirror import Mirror, at_hand
+from delta_tune.results.mirror import Mirror, local_copy
 from delta_tune.search.messages import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
-from delta_tune.search.watchdog import FACTOR, limit_of, watched
+from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
 from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.trial import Row, run_trial
 
@@ -70,15 +70,15 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     last: Row = {"epoch": 0, settings.metric: float("nan")}
 
     place = settings.checkpoints
-    if not is_address(place) and not Path(place).parent.exists():  # a node that joined later than the study looked
+    if not is_uri(place) and not Path(place).parent.exists():  # a node that joined later than the study looked
         unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
         tune.report({**last, **told, OUTCOME: BLOCKED, "error": unseen})
         return
     try:
-        with at_hand(f"{place}/{trial_name(number)}") as (folder, mirror):
+        with local_copy(f"{place}/{trial_name(number)}") as (folder, mirror):
             _run(tune_config, config, settings, folder, mirror, told, last)
     except (OSError, UserError) as error:
-        if not is_address(place):
+        if not is_uri(place):
             raise
         tune.report({**last, **told, OUTCOME: BLOCKED, "error": f"{place} cannot be read ({error})"})
 
@@ -94,7 +94,7 @@ def _run(
 ) -> None:
     global _tasks
     gpus, number = tune_config[GPUS], tune_config[NUMBER]
-    if (limit := limit_of(folder / HUNG_FILE)) is not None:
+    if (limit := timeout_from_note(folder / HUNG_FILE)) is not None:
         (folder / HUNG_FILE).replace(folder / ERROR_FILE)
         cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"
         tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({traceback_file(number)} says where)"})
@@ -105,17 +105,17 @@ def _run(
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
         if _tasks is None or _tasks[0] != settings.shelf:
-            _tasks = settings.shelf, fetch(settings.shelf)
+            _tasks = settings.shelf, get_shared(settings.shelf)
         task = _tasks[1][tune_config[TASK]]
         for other in _tasks[1]:
             if other is not task:
                 other.forget_networks()
-        with watched(folder / HUNG_FILE) as watch:
+        with watch_epochs(folder / HUNG_FILE) as watch:
 
             def report(row: Row) -> None:
                 watch.end(row["seconds"] + row["eval_seconds"])
                 if mirror is not None:
-                    bring(mirror)
+                    push_with_retries(mirror)
                 last.update(row)
                 tune.report({**row, **told, "ended": time.time()})
                 watch.begin()
@@ -130,14 +130,14 @@ def _run(
                 metric=settings.metric,
                 device=settings.device,
                 checkpoint=folder,
-                maps=None if settings.maps is None else RayMaps(settings.maps),
+                maps=None if settings.maps is None else RaySourceMaps(settings.maps),
             )
     except torch.cuda.OutOfMemoryError as error:
         outcome = OUT_OF_MEMORY if 0 < gpus < 1 else "failed"
         tune.report({**last, **told, OUTCOME: outcome, "error": f"the GPU's memory is too small ({error})"})
         return
     except Exception as error:
-        if (blocked := outside_cause(error)) is not None:
+        if (blocked := external_cause(error)) is not None:
             tune.report({**last, **told, OUTCOME: BLOCKED, "error": blocked})
             return
         cause = "".join(traceback.format_exception_only(error)).strip()
@@ -145,12 +145,12 @@ def _run(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR_FILE).write_text(traceback.format_exc())
         if mirror is not None:
-            bring(mirror)
+            push_with_retries(mirror)
         place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
         tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({place})"})
         return
     finally:
-        give_memory_back()
+        release_memory()
     if result.state == "diverged":
         tune.report({**last, **told, OUTCOME: "diverged", "error": result.error})
 
@@ -169,7 +169,7 @@ def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row
     return point.rows[:-1]
 
 
-def bring(mirror: Mirror) -> None:
+def push_with_retries(mirror: Mirror) -> None:
     """Push, patiently.
 
     Raises:
@@ -181,11 +181,11 @@ def bring(mirror: Mirror) -> None:
             return
         except OSError as error:
             if not left:
-                raise StoppedFromOutside(f"{mirror.address} cannot be written to ({error})") from error
+                raise ExternalFailure(f"{mirror.address} cannot be written to ({error})") from error
             time.sleep(WAIT_S)
 
 
-def give_memory_back() -> None:
+def release_memory() -> None:
     """Return what a trial leaves behind to the machine: its process lives on, and would grow from trial to trial."""
     gc.collect()  # networks, hooks and optimizers form cycles
     if gc.get_freeze_count() == 0:

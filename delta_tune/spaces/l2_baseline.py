@@ -23,12 +23,12 @@ _OF_PLAIN_L2 = {k for k, v in TrialConfig(regularizer="l2", max_grad_norm=1.0).r
 _SHARED = _OF_PLAIN_L2 - {"regularizer", "weight_decay", "max_epochs", "seed"}
 
 
-def lacks_plain_l2(checked: CheckedSpace) -> bool:
+def lacks_l2_baseline(checked: CheckedSpace) -> bool:
     """Whether no configuration of the space is plain L2."""
     return all(proposal.config.regularizer != "l2" for proposal in checked.drawn)
 
 
-def with_plain_l2(checked: CheckedSpace, seed: int) -> CheckedSpace:
+def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
     """The space and plain L2 in turns, each with a sampler of its own.
 
     L2 is searched over the space's own ranges of what both have (learning rate, batch norm, …) and keeps what the space
@@ -77,7 +77,7 @@ Groups = Callable[[StudyTables], dict[int, str]]
 """Trial number → the group that is compared: its method, or its arm where plain L2 is searched beside a space."""
 
 
-def groups_of(checked: CheckedSpace) -> Groups:
+def comparison_groups(checked: CheckedSpace) -> Groups:
     """What is compared in a study of this space."""
     choices = checked.choices if checked.space.balance == ARM else None
 
@@ -88,7 +88,7 @@ def groups_of(checked: CheckedSpace) -> Groups:
     return groups
 
 
-def sharing_rungs(checked: CheckedSpace) -> Callable[[str], str]:
+def rung_groups(checked: CheckedSpace) -> Callable[[str], str]:
     """Method → the group within which trials of this space are stopped: one, or each that gets a budget of its own."""
     if checked.space.balance == ARM:
         choices = checked.choices
@@ -98,7 +98,7 @@ def sharing_rungs(checked: CheckedSpace) -> Callable[[str], str]:
 
 
 def arm_of(regularizer: str, choices: tuple[Any, ...]) -> Any:
-    """The arm that a trial of this method belongs to, of `with_plain_l2`'s choices."""
+    """The arm that a trial of this method belongs to, of `add_l2_baseline`'s choices."""
     return regularizer if regularizer in choices else SPACE
 
 

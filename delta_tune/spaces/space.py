@@ -14,7 +14,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 import delta_tune
-from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError, check_names, nearest
+from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError, check_names, did_you_mean
 
 STUDY_FIELDS = ("max_epochs", "seed")  # the same for all trials of a study, else their results do not compare
 
@@ -112,7 +112,7 @@ class Space:
             if name not in TRIAL_FIELDS and not name.startswith("_"):
                 raise UserError(
                     f"The space {self.name} suggests {name!r}, which is no hyperparameter"
-                    f"{nearest(name, TRIAL_FIELDS)}; the hyperparameters are {', '.join(TRIAL_FIELDS)}, "
+                    f"{did_you_mean(name, TRIAL_FIELDS)}; the hyperparameters are {', '.join(TRIAL_FIELDS)}, "
                     f"and a helper's name starts with an underscore."
                 )
         check_names(returned, f"dict returned by the space {self.name}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from delta_tune.config import TRIAL_FIELDS, UserError, nearest
+from delta_tune.config import TRIAL_FIELDS, UserError, did_you_mean
 from delta_tune.spaces.space import Answer, Proposal, Space
 
 NUM_RANDOM_DRAWS = 200
@@ -45,7 +45,7 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
         UserError: an unknown name, a value outside its range or choices, a name in a branch that a point does not take.
     """
     rng = np.random.default_rng(seed)
-    drawn = [*_branches(space, rng), *(space.propose(random_answer(rng)) for _ in range(NUM_RANDOM_DRAWS))]
+    drawn = [*_branches(space, rng), *(space.propose(random_answers(rng)) for _ in range(NUM_RANDOM_DRAWS))]
     if space.balance is not None and not all(
         isinstance(p.distributions.get(space.balance), CategoricalDistribution) for p in drawn
     ):
@@ -75,7 +75,7 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), grid=tuple(grid), said=tuple(said))
 
 
-def random_answer(rng: np.random.Generator) -> Answer:
+def random_answers(rng: np.random.Generator) -> Answer:
     """Answers drawn uniformly (in the logarithm where the distribution is)."""
 
     def answer(name: str, distribution: BaseDistribution) -> Any:
@@ -115,7 +115,7 @@ def _branches(space: Space, rng: np.random.Generator) -> Iterator[Proposal]:
     for _ in range(MAX_BRANCHES):
         if not open_prefixes:
             return
-        walk = _Walk(open_prefixes.pop(), random_answer(rng))
+        walk = _Walk(open_prefixes.pop(), random_answers(rng))
         yield space.propose(walk)
         open_prefixes += walk.turns
 
@@ -168,10 +168,10 @@ def _check_point(space: Space, point: dict[str, Any], drawn: list[Proposal], rng
     for name in point:
         if name not in names:
             raise UserError(
-                f"The starting point {point} fixes {name!r}, which {space.name} never suggests{nearest(name, names)}; "
+                f"The starting point {point} fixes {name!r}, which {space.name} never suggests{did_you_mean(name, names)}; "
                 f"it suggests {', '.join(sorted(names))}."
             )
-    rest = random_answer(rng)
+    rest = random_answers(rng)
 
     def answer(name: str, distribution: BaseDistribution) -> Any:
         if name not in point:

@@ -44,7 +44,7 @@ def best_configurations(study: str, out: Path) -> list[Values]:
     return [_values(tables, number) for number in chosen]
 
 
-def starting_from(checked: CheckedSpace, found: Sequence[Values]) -> CheckedSpace:
+def add_starting_points(checked: CheckedSpace, found: Sequence[Values]) -> CheckedSpace:
     """The space with these configurations tried after the library default and before its own starting points.
 
     What the space cannot express is left out, and said.

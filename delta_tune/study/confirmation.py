@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from delta_tune.config import METRICS, Metric
-from delta_tune.data.resampling import resampled
+from delta_tune.data.resampling import resample_splits
 from delta_tune.results.layout import CONFIRM, EPOCHS_FILE
-from delta_tune.results.statistics import resampled_interval, verdict
+from delta_tune.results.statistics import method_comparison, resampled_interval
 from delta_tune.results.tables import FINISHED, StudyTables
 from delta_tune.search.asha import Rungs
 from delta_tune.search.planned_runs import PlannedRuns, Run
@@ -71,7 +71,7 @@ def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str
     )
 
 
-def runs_of(tables: StudyTables, chosen: Mapping[str, int], repetitions: int, seed: int) -> list[Run]:
+def plan_runs(tables: StudyTables, chosen: Mapping[str, int], repetitions: int, seed: int) -> list[Run]:
     """Every contender on every split, split by split, so that early ones are complete if time runs out."""
     runs: list[Run] = []
     for repetition in range(repetitions):
@@ -118,7 +118,7 @@ def confirm(
     own = folder / CONFIRM
     own.mkdir(exist_ok=True)
     found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)
-    runs = runs_of(tables, chosen, repetitions, seed)
+    runs = plan_runs(tables, chosen, repetitions, seed)
     known = {n: found.config(n).record() for n in found.trials}
     if any(run.number in known and known[run.number] != run.config.record() for run in runs):
         found = StudyTables(own, metric)  # the search has gone on and found others since
@@ -128,7 +128,7 @@ def confirm(
             f"Confirming {', '.join(chosen)} on {repetitions} fresh seeds and splits: "
             f"{len(open_runs)} of {len(runs)} runs."
         )
-        tasks = [task.on(resampled(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
+        tasks = [task.on(resample_splits(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
         for repetition in sorted({run.repetition for run in open_runs}):
             configs = [run.config for run in open_runs if run.repetition == repetition]
             # Anew for each split: labels of what is now val must not have shaped the attention.
@@ -178,7 +178,9 @@ def _compared(
     result = Confirmation(metric=found.metric, scores=scores, trials=dict(chosen), sentences=())
     rest = sorted((m for m in scores if m != result.best), key=lambda m: -float(np.mean(scores[m])))
     for other in rest:
-        sentences.append(f"Confirmed: {verdict(result.best, scores[result.best], other, scores[other], train, val)}.")
+        sentences.append(
+            f"Confirmed: {method_comparison(result.best, scores[result.best], other, scores[other], train, val)}."
+        )
     if not rest:
         alone = resampled_interval(scores[result.best], train, val)
         sentences.append(
@@ -188,7 +190,7 @@ def _compared(
     return dataclasses.replace(result, sentences=tuple(sentences))
 
 
-def as_json(confirmation: Confirmation) -> dict[str, Any]:
+def confirmation_to_json(confirmation: Confirmation) -> dict[str, Any]:
     """For `study.json`."""
     content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(confirmation)))
     return content

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delta_tune.attention.layer_attention import weights_in
-from delta_tune.inference.model_folder import add_to_config
-from delta_tune.report.feature_map_images import keep_pictures
-from delta_tune.report.predictions import keep_predictions, split_logits
+from delta_tune.attention.layer_attention import read_attention_weights
+from delta_tune.inference.model_folder import update_model_config
+from delta_tune.report.feature_map_images import save_feature_map_images
+from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.layout import ATTENTION_FILE, BEST, PICTURES_FILE, PREDICTIONS_FILE
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.training.metrics import classification_metrics
@@ -43,7 +43,7 @@ def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
     }
 
 
-def judge(task: Task, folder: Path, record: dict[str, Any], device: str, *, retrained: bool) -> None:
+def score_final_model(task: Task, folder: Path, record: dict[str, Any], device: str, *, retrained: bool) -> None:
     """Score the final model on test, or look at validation if there is no test split and it was not trained on it.
 
     Args:
@@ -59,6 +59,6 @@ def judge(task: Task, folder: Path, record: dict[str, Any], device: str, *, retr
         if name == "test":
             scored = score_test(task, best, logits)
             record["test_scorings"].append({"trial": record["winner"], "model": record["model"], **scored})
-            add_to_config(best, {"test": scored})
-        keep_predictions(task, name, logits, folder / PREDICTIONS_FILE)
-    keep_pictures(task, weights_in(folder / ATTENTION_FILE), best, folder / PICTURES_FILE)
+            update_model_config(best, {"test": scored})
+        save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
+    save_feature_map_images(task, read_attention_weights(folder / ATTENTION_FILE), best, folder / PICTURES_FILE)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from delta_tune.cluster.resources import Resources
 from delta_tune.config import StudyConfig, TrialConfig
-from delta_tune.console.format import clock
+from delta_tune.console.format import format_duration
 from delta_tune.models.devices import torch_threads
 from delta_tune.search.asha import WITHOUT_RUNGS, rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study.time_budget import growth, reserve
+from delta_tune.study.time_budget import final_training_growth, plan_post_search
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
@@ -87,19 +87,19 @@ def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int
     then = ""
     if config.confirm:
         arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}
-        after = reserve(
+        after = plan_post_search(
             math.inf,
             repetitions=config.confirm,
             epoch_seconds=dict.fromkeys(map(str, arms), seconds),
             max_epochs=config.max_epochs,
             slots=resources.slots,
-            growth=growth(config, task),
+            growth=final_training_growth(config, task),
         )
         then = (
-            f", then about {clock(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "
-            f"{clock(after.final)} for the final model"
+            f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "
+            f"{format_duration(after.final)} for the final model"
         )
     return (
-        f"Time      about {clock(seconds * bought / resources.slots)}{then} "
+        f"Time      about {format_duration(seconds * bought / resources.slots)}{then} "
         f"({seconds:.1f} s an epoch, measured here with one trial running), attention not included"
     )

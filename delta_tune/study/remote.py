@@ -10,9 +10,9 @@ from pyarrow import fs
 
 from delta_tune.config import UserError
 from delta_tune.filesystem.cache import content_key
-from delta_tune.filesystem.uris import open_address
+from delta_tune.filesystem.uris import open_remote_filesystem
 from delta_tune.results.layout import CHECKPOINTS, RAY, STUDY_FILE
-from delta_tune.results.mirror import Mirror, marker_at
+from delta_tune.results.mirror import Mirror, temporary_marker
 
 WORKPLACE = Path("~/.cache/delta_tune/studies")
 SCHEMES = ("s3://", "gs://", "gcs://")
@@ -30,7 +30,7 @@ class RemoteStudies:
             raise UserError(f"--out {address} is no address that results can go to; give s3://…, gs://… or a folder.")
         self.address = address.rstrip("/")
         self.here = WORKPLACE.expanduser() / content_key([self.address])
-        with marker_at(self.address):
+        with temporary_marker(self.address):
             pass
 
     def begin(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class RemoteStudies:
         return Mirror(self.here / name, f"{self.address}/{name}", skip=(CHECKPOINTS, RAY))
 
     def _has(self, name: str) -> bool:
-        filesystem, path = open_address(f"{self.address}/{name}/{STUDY_FILE}", "--out")
+        filesystem, path = open_remote_filesystem(f"{self.address}/{name}/{STUDY_FILE}", "--out")
         return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
     def _bring(self, name: str) -> None:

@@ -22,7 +22,7 @@ from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.training.task import Task
 
 
-def begun_with(task: Task, checked: CheckedSpace) -> dict[str, Any]:
+def study_identity(task: Task, checked: CheckedSpace) -> dict[str, Any]:
     """What `study.json` says of the data, the weights and the space.
 
     Of a hyperparameter whose distribution depends on others, the one that was drawn first stands for all.
@@ -40,7 +40,7 @@ def begun_with(task: Task, checked: CheckedSpace) -> dict[str, Any]:
     }
 
 
-def refuse_another_study(record: Mapping[str, Any], folder: Path, task: Task, checked: CheckedSpace) -> None:
+def check_same_study(record: Mapping[str, Any], folder: Path, task: Task, checked: CheckedSpace) -> None:
     """What is resumed must be what was begun.
 
     Args:
@@ -52,7 +52,7 @@ def refuse_another_study(record: Mapping[str, Any], folder: Path, task: Task, ch
     Raises:
         UserError: the data, the weights or the space are others.
     """
-    ours = begun_with(task, checked)
+    ours = study_identity(task, checked)
     anew = f"start a new study, with --start-from {folder.name} to begin with what this one found"
     changed = [name for name, was in record["fingerprints"].items() if ours["fingerprints"][name] != was]
     if changed:
@@ -71,7 +71,7 @@ def refuse_another_study(record: Mapping[str, Any], folder: Path, task: Task, ch
         )
 
 
-def others_pickles(folder: Path) -> tuple[str, ...]:
+def foreign_owner_note(folder: Path) -> tuple[str, ...]:
     """What to say of a study that another user began: Ray's own files may run anything, ours are only data."""
     if not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid():
         return ()
@@ -96,7 +96,7 @@ def restore(tables: StudyTables, scheduler: Rungs, searcher: StudySearch, max_ep
         stop = scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
         # The session may have been killed between the word that ended a trial and its row.
         if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= max_epochs):
-            tables.conclude(number, "pruned" if stop else "completed")
+            tables.close_without_writing(number, "pruned" if stop else "completed")
     finished, unfinished = [], []
     for number in sorted(tables.trials):
         row = tables.trials[number]

@@ -13,14 +13,14 @@ import torch
 from delta_tune.cluster.resources import Resources
 from delta_tune.config import TrialConfig
 from delta_tune.data.dataset import Bar
-from delta_tune.data.resampling import all_for_training
-from delta_tune.filesystem.uris import is_address
-from delta_tune.inference.model_folder import keep_model
+from delta_tune.data.resampling import merge_val_into_train
+from delta_tune.filesystem.uris import is_uri
+from delta_tune.inference.model_folder import save_model
 from delta_tune.results.layout import BEST, CHECKPOINTS, trial_name
-from delta_tune.results.mirror import at_hand
+from delta_tune.results.mirror import local_copy
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.session import Session
-from delta_tune.search.worker import bring
+from delta_tune.search.worker import push_with_retries
 from delta_tune.study.confirmation import Confirmation
 from delta_tune.training.checkpoint import last_weights, read_resume_point
 from delta_tune.training.task import Task
@@ -33,17 +33,17 @@ class RetrainingDiverged(Exception):
     """The configuration does not bear the larger training set."""
 
 
-def on_all_images(task: Task) -> Task:
+def task_with_all_images(task: Task) -> Task:
     """The task with validation as part of train."""
-    return task.on(all_for_training(task.dataset))
+    return task.on(merge_val_into_train(task.dataset))
 
 
-def described(task: Task, confirmation: Confirmation) -> str:
+def describe_model(task: Task, confirmation: Confirmation) -> str:
     """The final model in words, by which a resumed study knows that it has it."""
     return f"trial {confirmation.trials[confirmation.best]} retrained on {len(task.dataset.train)} images"
 
 
-def keep_retrained(
+def retrain_and_save(
     task: Task, tables: StudyTables, confirmation: Confirmation, session: Session, folder: Path
 ) -> int | None:
     """Train the confirmed configuration and make `best/` of it; the trial it is of, None where it diverged.
@@ -57,7 +57,7 @@ def keep_retrained(
     """
     trial = confirmation.trials[confirmation.best]
     config, say = tables.config(trial), session.progress.say
-    say(f"Training the final model: {described(task, confirmation)}, {config.max_epochs} epochs.")
+    say(f"Training the final model: {describe_model(task, confirmation)}, {config.max_epochs} epochs.")
     task.measurements.measure([config], session.device, say, session.runner)
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
@@ -70,7 +70,7 @@ def keep_retrained(
     told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
     if session.mirror is not None:
         session.mirror.fetch_folder(checkpoint)
-    keep_model(task, last_weights(checkpoint), told, folder / BEST)
+    save_model(task, last_weights(checkpoint), told, folder / BEST)
     if session.mirror is not None:
         session.mirror.discard(checkpoint)
     shutil.rmtree(checkpoint)
@@ -103,12 +103,12 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resourc
 
 def _epochs_done(checkpoint: str) -> int:
     """As the folder has it; an address is not asked, so the bar stands still there."""
-    point = None if is_address(checkpoint) else read_resume_point(Path(checkpoint))
+    point = None if is_uri(checkpoint) else read_resume_point(Path(checkpoint))
     return 0 if point is None else point.epoch
 
 
 def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:
     torch.set_num_threads(threads)
-    with at_hand(checkpoint) as (folder, mirror):
-        report = None if mirror is None else lambda row: bring(mirror)
+    with local_copy(checkpoint) as (folder, mirror):
+        report = None if mirror is None else lambda row: push_with_retries(mirror)
         return run_trial(task, config, report, checkpoint=folder, device=device).error

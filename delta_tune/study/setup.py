@@ -16,10 +16,10 @@ from delta_tune.models.backbones import resolve_layers
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.study_record import read_study
 from delta_tune.search.samplers import check_sampler
-from delta_tune.spaces.l2_baseline import lacks_plain_l2, with_plain_l2
+from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
 from delta_tune.spaces.space import find_space, load_space
 from delta_tune.spaces.validation import CheckedSpace, check_space
-from delta_tune.spaces.warm_start import best_configurations, starting_from
+from delta_tune.spaces.warm_start import add_starting_points, best_configurations
 from delta_tune.training.task import Task
 
 NAMES_NOT_PATHS = ("demo", "default")
@@ -170,15 +170,15 @@ def plan_trials(config: StudyConfig, record: dict[str, Any]) -> TrialPlan:
     remark = check_sampler(config.sampler, checked)
     trials, note = count_trials(config, checked)
     beside = confirmed = None
-    if config.confirm and config.sampler != "grid" and lacks_plain_l2(checked):
-        checked = with_plain_l2(checked, config.seed)
+    if config.confirm and config.sampler != "grid" and lacks_l2_baseline(checked):
+        checked = add_l2_baseline(checked, config.seed)
         each = trials // (len(checked.choices) - 1)
         trials += each
         beside = f"{checked.space.name} has no plain L2: {each} further trials search it, to compare with."
     if config.start_from:
         if "start_from" not in record:
             record["start_from"] = best_configurations(config.start_from, config.out)
-        checked = starting_from(checked, record["start_from"])
+        checked = add_starting_points(checked, record["start_from"])
     if config.confirm:
         confirmed = (
             f"Then the best of each method again on {config.confirm} fresh seeds and splits, "

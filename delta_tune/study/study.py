@@ -12,39 +12,39 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from delta_tune.attention.layer_attention import attention_table, noise_verdict
-from delta_tune.cluster.gpu_sharing import measure_on_cluster
+from delta_tune.attention.layer_attention import attention_table, noise_warning
+from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
 from delta_tune.cluster.resources import Resources, allocate
 from delta_tune.config import UserError
-from delta_tune.console.format import clock
+from delta_tune.console.format import format_duration
 from delta_tune.console.progress import Progress
-from delta_tune.filesystem.atomic import written_whole
-from delta_tune.filesystem.uris import is_address
-from delta_tune.inference.model_card import write_card
-from delta_tune.inference.model_folder import add_to_config, keep_winner
-from delta_tune.report.page import Reporter
-from delta_tune.report.sentences import summary
+from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.uris import is_uri
+from delta_tune.inference.model_card import write_model_card
+from delta_tune.inference.model_folder import save_winner, update_model_config
+from delta_tune.report.page import ReportWriter
+from delta_tune.report.sentences import study_summary
 from delta_tune.results.layout import ATTENTION_FILE, BEST, CHECKPOINTS, STUDY_FILE, trial_name
-from delta_tune.results.mirror import INTERVAL_S, push_or_refuse
+from delta_tune.results.mirror import INTERVAL_S, push_or_raise
 from delta_tune.results.study_record import scoring_of, write_json
 from delta_tune.results.study_result import StudyResult
 from delta_tune.results.tables import FINISHED, SCORES, StudyTables
-from delta_tune.results.utilization import time_use
+from delta_tune.results.utilization import measure_time_use
 from delta_tune.search.asha import Rungs
 from delta_tune.search.optuna_search import StudySearch
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
 from delta_tune.search.runner import run_trials
 from delta_tune.search.session import Session
-from delta_tune.spaces.l2_baseline import groups_of, sharing_rungs
+from delta_tune.spaces.l2_baseline import comparison_groups, rung_groups
 from delta_tune.spaces.space import Proposal
-from delta_tune.study.confirmation import Confirmation, as_json, confirm
-from delta_tune.study.finish_phase import judge
+from delta_tune.study.confirmation import Confirmation, confirm, confirmation_to_json
+from delta_tune.study.finish_phase import score_final_model
 from delta_tune.study.plan import plan_lines
 from delta_tune.study.remote import RemoteStudies
-from delta_tune.study.resume import begun_with, others_pickles, refuse_another_study, restore, seconds_spent
-from delta_tune.study.retraining import described, keep_retrained, on_all_images
+from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
+from delta_tune.study.retraining import describe_model, retrain_and_save, task_with_all_images
 from delta_tune.study.setup import (
     check_layers,
     git_commit,
@@ -56,13 +56,13 @@ from delta_tune.study.setup import (
 )
 from delta_tune.study.time_budget import (
     LARGEST_SHARE,
-    Reserve,
+    PostSearchBudget,
     TimeBudget,
-    epoch_seconds,
-    every,
+    cached_for,
     final_takes_val,
-    growth,
-    reserve,
+    final_training_growth,
+    mean_epoch_seconds,
+    plan_post_search,
 )
 from delta_tune.tracking.trackers import check_trackers, trackers
 from delta_tune.training.task import Task, prepare
@@ -82,7 +82,7 @@ class Study:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.began = time.time()
         address = str(settings.get("out", ""))
-        self._remote = RemoteStudies(address) if is_address(address) else None
+        self._remote = RemoteStudies(address) if is_uri(address) else None
         if self._remote is not None:
             settings = self._remote.begin(dict(settings))
         self.config, self.record = resolve_settings(settings)
@@ -111,16 +111,16 @@ class Study:
         self.out = str(self.folder.parent) if self._remote is None else self._remote.address
         self.tables = StudyTables(self.folder, config.metric)
         if config.resume:
-            refuse_another_study(self.record, self.folder, self.task, self.checked)
+            check_same_study(self.record, self.folder, self.task, self.checked)
             self.tables = StudyTables.read(self.folder, config.metric)
-            self._notes += others_pickles(self.folder)
+            self._notes += foreign_owner_note(self.folder)
         self.scheduler = Rungs(
             metric=config.metric,
             max_epochs=config.max_epochs,
             grace_period=config.grace_period,
             reduction_factor=config.reduction_factor,
             num_val=len(self.task.dataset.val),
-            group_of=sharing_rungs(self.checked),
+            group_of=rung_groups(self.checked),
         )
         self.searcher = StudySearch(
             self.checked,
@@ -135,7 +135,7 @@ class Study:
             resume=config.resume,
         )
         self.recorder = Recorder(self.tables, self.scheduler, self.progress, self.num_trials, self.mirror)
-        self.reporter = Reporter(self.folder, self.progress.say)
+        self.reporter = ReportWriter(self.folder, self.progress.say)
         self._interrupted = False
         self._confirmation: Confirmation | None = None
         self._retrained = self._reserve_told = False
@@ -150,7 +150,7 @@ class Study:
             UserError: more than the cluster has.
         """
         configs = [proposal.config for proposal in self.checked.drawn]
-        return allocate(self.config, cluster, self.num_trials, lambda: measure_on_cluster(self.task, configs))
+        return allocate(self.config, cluster, self.num_trials, lambda: measure_footprint_on_cluster(self.task, configs))
 
     def plan(self, resources: Resources) -> list[str]:
         """What is about to be done, in sentences."""
@@ -171,7 +171,7 @@ class Study:
             raise UserError(f"{self.folder} cannot be made ({error.strerror}); give another --out.") from error
         packages = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
         begun = {
-            **begun_with(self.task, self.checked),
+            **study_identity(self.task, self.checked),
             "versions": {name: version(name) for name in packages},
             "git_commit": git_commit(),
             "command": sys.argv,
@@ -186,7 +186,7 @@ class Study:
         self.tables.write()  # before the file that says there is a study to resume
         write_json(self.folder / STUDY_FILE, self.record)
         if self.mirror is not None:
-            push_or_refuse(self.mirror)
+            push_or_raise(self.mirror)
 
     def search(self, session: Session) -> None:
         """Measure what trials share, then run them."""
@@ -195,7 +195,7 @@ class Study:
             return
         if self.budget.total is not None and self._left_for_search(session) <= 0:
             self.progress.say(
-                f"The search's part of the time budget of {clock(self.budget.total)} is spent; a larger --time-budget "
+                f"The search's part of the time budget of {format_duration(self.budget.total)} is spent; a larger --time-budget "
                 f"goes on."
             )
             return
@@ -206,7 +206,7 @@ class Study:
         self.progress.say(f"Ready after {self.record['ready_seconds']:.0f} s; the first trials start.")
         left = None
         if self.budget.total is not None:
-            left = every(LOOK_AT_BUDGET_S, lambda: self._left_for_search(session))
+            left = cached_for(LOOK_AT_BUDGET_S, lambda: self._left_for_search(session))
         slots = run_trials(
             [self.task],
             self.searcher,
@@ -222,7 +222,7 @@ class Study:
         self._keep_time()
         most = min(resources.most or self.num_trials, self.num_trials)
         slots = [(since, min(many, most)) for since, many in slots]
-        if used := time_use(self.tables.trials.values(), slots, since=self.began):
+        if used := measure_time_use(self.tables.trials.values(), slots, since=self.began):
             self.record["time_use"] = dataclasses.asdict(used)
             self.progress.say(used.sentence())
         self._interrupted = self.recorder.stop_the_rest() and (left is None or left() > 0)
@@ -237,21 +237,21 @@ class Study:
             self._reserve_told = True
             self.record["reserved"] = dataclasses.asdict(kept)
             self.progress.say(
-                f"Of the {clock(self.budget.total)}, {clock(kept.confirmation)} are kept for a confirmation with "
-                f"{kept.repetitions} of {self.config.confirm} seeds and {clock(kept.final)} for the final model."
+                f"Of the {format_duration(self.budget.total)}, {format_duration(kept.confirmation)} are kept for a confirmation with "
+                f"{kept.repetitions} of {self.config.confirm} seeds and {format_duration(kept.final)} for the final model."
                 if kept.repetitions
-                else f"The {clock(self.budget.total)} are too short to confirm and retrain: the search has all of them."
+                else f"The {format_duration(self.budget.total)} are too short to confirm and retrain: the search has all of them."
             )
         return self.budget.left - kept.total
 
-    def _reserve(self, session: Session, within: float) -> Reserve:
-        return reserve(
+    def _reserve(self, session: Session, within: float) -> PostSearchBudget:
+        return plan_post_search(
             within,
             repetitions=self.config.confirm,
-            epoch_seconds=epoch_seconds(self.tables, groups_of(self.checked)),
+            epoch_seconds=mean_epoch_seconds(self.tables, comparison_groups(self.checked)),
             max_epochs=self.config.max_epochs,
             slots=session.resources.slots,
-            growth=growth(self.config, self.task),
+            growth=final_training_growth(self.config, self.task),
             split_seconds=self.record.get("attention_seconds", 0.0),
         )
 
@@ -269,11 +269,11 @@ class Study:
         if self.budget.total is not None:
             kept = self._reserve(session, self.budget.left)
             repetitions, final = kept.repetitions, kept.final
-            left = every(LOOK_AT_BUDGET_S, lambda: self.budget.left - final)
+            left = cached_for(LOOK_AT_BUDGET_S, lambda: self.budget.left - final)
             if repetitions < config.confirm:
                 seeds = f"for {repetitions} seeds instead of {config.confirm}, no more"
                 self.progress.say(
-                    f"The {clock(max(0.0, self.budget.left))} left of the time budget are enough "
+                    f"The {format_duration(max(0.0, self.budget.left))} left of the time budget are enough "
                     f"{seeds if repetitions else 'neither to confirm nor to retrain'}."
                 )
             if not repetitions:
@@ -281,7 +281,7 @@ class Study:
         self._confirmation, whole = confirm(
             self.task,
             self.tables,
-            groups_of(self.checked),
+            comparison_groups(self.checked),
             repetitions,
             session,
             seed=config.seed,
@@ -293,16 +293,16 @@ class Study:
         self._interrupted = not whole
         if self._confirmation is None:
             return
-        self.record["confirmation"] = as_json(self._confirmation)
-        task = on_all_images(self.task) if final_takes_val(config) else self.task
-        model = described(task, self._confirmation)
+        self.record["confirmation"] = confirmation_to_json(self._confirmation)
+        task = task_with_all_images(self.task) if final_takes_val(config) else self.task
+        model = describe_model(task, self._confirmation)
         self._retrained = self.record.get("model") == model and (self.folder / BEST).exists()
         if self._retrained:
             return
         if self.budget.left < (1 - SLACK) * final:
             self.progress.say("The time budget has no room left for the final model: it is the one the search kept.")
             return
-        trial = keep_retrained(task, self.tables, self._confirmation, session, self.folder)
+        trial = retrain_and_save(task, self.tables, self._confirmation, session, self.folder)
         if trial is not None:
             self._retrained = True
             self.record |= {"winner": trial, "model": model}
@@ -312,13 +312,13 @@ class Study:
         self.task.measurements.measure(configs, session.device, self.progress.say, session.runner)
         self.record["attention_seconds"] = max(time.time() - began, self.record.get("attention_seconds", 0.0))
         verdicts = [
-            noise_verdict({k: v.reliability for k, v in m.items()}) for m in self.task.measurements.attention.values()
+            noise_warning({k: v.reliability for k, v in m.items()}) for m in self.task.measurements.attention.values()
         ]
         self.record["attention_verdict"] = " ".join(verdict for verdict in verdicts if verdict)
         if self.task.measurements.attention:
             rows = [row for layers in self.task.measurements.attention.values() for row in layers.items()]
             (self.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
-            with written_whole(self.folder / ATTENTION_FILE) as partial:
+            with atomic_write(self.folder / ATTENTION_FILE) as partial:
                 pq.write_table(attention_table(rows), partial)
 
     def finish(self, device: str) -> StudyResult:
@@ -330,23 +330,23 @@ class Study:
         elif winner is not None and (self.record.get("model") != f"trial {winner}" or not best.exists()):
             if self.mirror is not None:
                 self.mirror.fetch_folder(self.folder / CHECKPOINTS / trial_name(winner))
-            keep_winner(self.task, tables, winner, self.folder)
+            save_winner(self.task, tables, winner, self.folder)
             self.record |= {"winner": winner, "model": f"trial {winner}"}
         model = self.record.get("model", "")
         # A study that goes on later must not have looked at its test split.
         if winner is not None and not self._interrupted and scoring_of(scorings, model) is None:
-            judge(self.task, self.folder, self.record, device, retrained=self._retrained)
+            score_final_model(self.task, self.folder, self.record, device, retrained=self._retrained)
         ended = "interrupted" if self._interrupted else "finished"
         self.record[ended] = datetime.now(UTC).isoformat(timespec="seconds")
         self._keep_time()
         if winner is not None:
-            add_to_config(best, {"versions": self.record["versions"]})
+            update_model_config(best, {"versions": self.record["versions"]})
             confirmed = self._confirmation.sentences if self._confirmation else ()
-            write_card(best, self.record, confirmed, retrained=self._retrained)
+            write_model_card(best, self.record, confirmed, retrained=self._retrained)
         page = self.reporter.write()
         self.progress.methods(tables)
         remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]
-        said = summary(
+        said = study_summary(
             tables,
             self.folder,
             scorings,
@@ -358,7 +358,7 @@ class Study:
         for line in said:
             self.progress.say(line)
         if self.mirror is not None:
-            push_or_refuse(self.mirror, whole=True)
+            push_or_raise(self.mirror, whole=True)
         scored = scoring_of(scorings, model)
         test_scores = {} if scored is None else dict(scored[0])
         return StudyResult(

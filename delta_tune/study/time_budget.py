@@ -18,7 +18,7 @@ def final_takes_val(config: StudyConfig) -> bool:
     return config.train_fraction is None and config.train_per_class is None
 
 
-def growth(config: StudyConfig, task: Task) -> float:
+def final_training_growth(config: StudyConfig, task: Task) -> float:
     """Images of the final training / images of a trial's."""
     train, val = len(task.dataset.train), len(task.dataset.val)
     return (train + val) / train if final_takes_val(config) else 1.0
@@ -52,7 +52,7 @@ class TimeBudget:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reserve:
+class PostSearchBudget:
     """What comes after the search, as measured epochs tell it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Reserve:
         return self.confirmation + self.final
 
 
-def epoch_seconds(tables: StudyTables, groups: Groups) -> dict[str, float]:
+def mean_epoch_seconds(tables: StudyTables, groups: Groups) -> dict[str, float]:
     """Group → mean wall clock of an epoch with its scoring, of its slowest method; empty where none has ended."""
     took: dict[tuple[str, str], list[float]] = {}
     for number, group in groups(tables).items():
@@ -84,7 +84,7 @@ def epoch_seconds(tables: StudyTables, groups: Groups) -> dict[str, float]:
     return found
 
 
-def reserve(
+def plan_post_search(
     within: float,
     *,
     repetitions: int,
@@ -93,7 +93,7 @@ def reserve(
     slots: int,
     growth: float,
     split_seconds: float = 0.0,
-) -> Reserve:
+) -> PostSearchBudget:
     """What confirmation and final model will take, with as many repetitions as fit.
 
     Args:
@@ -106,7 +106,7 @@ def reserve(
         split_seconds: to measure the attention of a fresh split, or of the final training set.
     """
     if not epoch_seconds:
-        return Reserve(repetitions=repetitions)
+        return PostSearchBudget(repetitions=repetitions)
     slowest = max(epoch_seconds.values())
     final = split_seconds + max_epochs * slowest * growth
     for count in range(repetitions, 1, -1):
@@ -114,11 +114,11 @@ def reserve(
         tail = slowest if slots > 1 else 0.0
         confirmation = count * split_seconds + max_epochs * (count * sum(epoch_seconds.values()) / slots + tail)
         if confirmation + final <= within:
-            return Reserve(repetitions=count, confirmation=confirmation, final=final)
-    return Reserve()
+            return PostSearchBudget(repetitions=count, confirmation=confirmation, final=final)
+    return PostSearchBudget()
 
 
-def every(seconds: float, ask: Callable[[], float]) -> Callable[[], float]:
+def cached_for(seconds: float, ask: Callable[[], float]) -> Callable[[], float]:
     """`ask`, looked up anew at most once in so many seconds and counted down in between.
 
     Where it takes long it is asked less often, so that it takes no more than a twentieth of the time.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_tune.background import regularly
+from delta_tune.background import run_every
 from delta_tune.cluster.connection import ray_cluster
-from delta_tune.cluster.failures import told_in_a_sentence, watching_head
-from delta_tune.cluster.resources import await_room
-from delta_tune.cluster.shared_folder_check import refuse_unseen
+from delta_tune.cluster.failures import as_user_error, exit_if_head_dies
+from delta_tune.cluster.resources import wait_for_resources
+from delta_tune.cluster.shared_folder_check import check_shared_folder
 from delta_tune.report.page import INTERVAL_S as REPORT_INTERVAL_S
-from delta_tune.results.mirror import pushed_meanwhile
+from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
-from delta_tune.search.session import begin
+from delta_tune.search.session import start_session
 from delta_tune.study.plan import estimate
 from delta_tune.study.study import Study
 
@@ -35,21 +35,21 @@ def tune(**settings: Any) -> StudyResult:
     """
     study = Study(settings)
     folder = study.folder
-    told = told_in_a_sentence(folder, study.out)
-    watch = watching_head(folder, study.out, study.progress.close)
+    told = as_user_error(folder, study.out)
+    watch = exit_if_head_dies(folder, study.out, study.progress.close)
     with told, ray_cluster(study.config.address) as cluster, watch:
         resources = study.resources(cluster)
-        refuse_unseen(study.out, study.progress.say)
+        check_shared_folder(study.out, study.progress.say)
         for line in study.plan(resources):
             study.progress.say(line)
-        await_room(resources, study.progress.say)
+        wait_for_resources(resources, study.progress.say)
         study.open()
-        session = begin(resources, study.progress, study.mirror)
-        page = regularly(REPORT_INTERVAL_S, study.reporter.now_and_then)
-        with pushed_meanwhile(study.mirror, study.progress.say), page:
+        session = start_session(resources, study.progress, study.mirror)
+        page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
+        with push_in_background(study.mirror, study.progress.say), page:
             study.search(session)
             study.confirm(session)
-    with told_in_a_sentence(folder, study.out):
+    with as_user_error(folder, study.out):
         return study.finish(session.device)
 
 
@@ -62,7 +62,7 @@ def dry_run(**settings: Any) -> list[str]:
     study = Study({**settings, "storage": None, "mlflow": None, "wandb": None})
     with ray_cluster(study.config.address) as cluster:
         resources = study.resources(cluster)
-        refuse_unseen(study.out, study.progress.say)
+        check_shared_folder(study.out, study.progress.say)
     return [
         *study.plan(resources),
         estimate(study.task, study.config, study.checked, study.num_trials, resources),

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from delta_tune.filesystem.atomic import written_whole
+from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 
 
@@ -81,7 +81,7 @@ class Checkpoint:
 
     def save_best(self, epoch: int) -> None:
         """Save the weights of that epoch, whose state was written last, as the best so far."""
-        with written_whole(self.folder / BEST_FILE) as partial:
+        with atomic_write(self.folder / BEST_FILE) as partial:
             partial.unlink(missing_ok=True)
             try:
                 os.link(self._files(epoch)[-1], partial)
@@ -90,7 +90,7 @@ class Checkpoint:
 
     def save(self, point: ResumePoint) -> None:
         """Make this where the run resumes, and delete the states of earlier epochs."""
-        with written_whole(self.folder / RESUME_FILE) as partial:
+        with atomic_write(self.folder / RESUME_FILE) as partial:
             partial.write_text(json.dumps(asdict(point)))
         for pattern in ("weights-*", "optimizer-*", "average-*"):
             for file in self.folder.glob(pattern):
@@ -118,8 +118,8 @@ class Checkpoint:
         optimizer, *weights = self._files(epoch)
         networks = [self._model] if self._average is None else [self._model, self._average.module]
         for file, network in zip(weights, networks, strict=True):
-            with written_whole(file) as partial:
+            with atomic_write(file) as partial:
                 safetensors.torch.save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
         # An open file, because torch's own does not tell why it cannot be written.
-        with written_whole(optimizer) as partial, partial.open("wb") as opened:
+        with atomic_write(optimizer) as partial, partial.open("wb") as opened:
             torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, opened)

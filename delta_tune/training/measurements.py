@@ -12,17 +12,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from delta_tune.attention.layer_attention import LayerAttention, describe, from_bytes, to_bytes
+from delta_tune.attention.layer_attention import LayerAttention, from_bytes, reliability_messages, to_bytes
 from delta_tune.attention.measurement import (
     MAX_PROBE_IMAGES,
-    Prober,
+    ProbeJob,
     Runner,
+    add_first_order_agreement,
     in_this_process,
     measure_layers,
-    with_agreement,
 )
-from delta_tune.attention.probe_head import measure_features, trained_head
-from delta_tune.attention.probe_sample import ProbeImages, surprise
+from delta_tune.attention.probe_head import fit_probe_head, measure_features
+from delta_tune.attention.probe_sample import ProbeImages, error_norm
 from delta_tune.attention.weights import attention_weights
 from delta_tune.config import AttentionEstimator, TrialConfig
 from delta_tune.data.dataset import Dataset
@@ -153,7 +153,7 @@ class Measurements:
             for layer, layer_attention in measured.items():
                 name = f"{self.attention_key(estimator, layer)}.parquet"
                 self._write_to_cache(name, to_bytes(layer, layer_attention), say)
-        for sentence in describe({layer: attention[layer] for layer in layers}):
+        for sentence in reliability_messages({layer: attention[layer] for layer in layers}):
             say(sentence)
         return attention
 
@@ -189,10 +189,12 @@ class Measurements:
         train, num_classes = self.dataset.train, len(self.dataset.classes)
         if "train" not in self.features:
             self._measure_source("train", (), device, say)
-        head, logits = trained_head(self.backbone, self.features["train"], train.labels, num_classes, self.seed, device)
-        images = ProbeImages.draw(train.labels, surprise(logits, torch.tensor(train.labels)), self.seed)
+        head, logits = fit_probe_head(
+            self.backbone, self.features["train"], train.labels, num_classes, self.seed, device
+        )
+        images = ProbeImages.draw(train.labels, error_norm(logits, torch.tensor(train.labels)), self.seed)
         first = images.order[:MAX_PROBE_IMAGES]
-        prober = Prober(
+        prober = ProbeJob(
             backbone=self.backbone,
             head=head,
             num_classes=num_classes,
@@ -204,5 +206,5 @@ class Measurements:
         with runner(prober, device, say) as ablate:
             measured = measure_layers(images, layers, ablate, seed=self.seed, estimator=estimator)
         if estimator == "exact":
-            measured = with_agreement(prober.on(device), images, measured)
+            measured = add_first_order_agreement(prober.on(device), images, measured)
         return measured

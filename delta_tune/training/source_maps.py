@@ -20,7 +20,7 @@ from delta_tune.models.feature_maps import FeatureMaps, feature_maps
 from delta_tune.training.source_map_index import StepKey
 
 
-class MapStore(Protocol):
+class SourceMapStore(Protocol):
     """Where trials leave maps for one another. A map is (B, C, H, W), the same to the last bit when it comes back."""
 
     def ask(self, key: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
@@ -33,7 +33,7 @@ class MapStore(Protocol):
 class SourceMaps:
     """The source's maps of one step after the other."""
 
-    def __init__(self, source: nn.Module, layers: tuple[str, ...], store: MapStore | None = None) -> None:
+    def __init__(self, source: nn.Module, layers: tuple[str, ...], store: SourceMapStore | None = None) -> None:
         self._source, self._layers, self._store = source, layers, store
         self._hooks: FeatureMaps | None = None
         self._patience_s = 0.0
@@ -67,7 +67,7 @@ class SourceMaps:
                 self._store.leave(key, self._found)
         return self._compute(images) if self._found is None else self._found
 
-    def _wait(self, key: StepKey, store: MapStore) -> Mapping[str, Tensor] | None:
+    def _wait(self, key: StepKey, store: SourceMapStore) -> Mapping[str, Tensor] | None:
         deadline = time.perf_counter() + self._patience_s
         while True:
             found, first = store.ask(key, self._layers)

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from delta_tune.config import METRICS, Metric, TrialConfig, UserError
-from delta_tune.data.augmentation import augment, centre
+from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import read_ahead, shuffled_batches
 from delta_tune.models.backbones import build_target
-from delta_tune.models.devices import autocast, on_device
-from delta_tune.models.feature_maps import tail
+from delta_tune.models.devices import autocast, to_device
+from delta_tune.models.feature_maps import head_function
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, read_resume_point
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import PARTS, Objective
 from delta_tune.training.source_map_index import StepKey
-from delta_tune.training.source_maps import MapStore, SourceMaps
+from delta_tune.training.source_maps import SourceMaps, SourceMapStore
 from delta_tune.training.task import Task
 
 EVAL_BATCH_SIZE = 64
@@ -72,7 +72,7 @@ def run_trial(
     metric: Metric = "val_accuracy",
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
-    maps: MapStore | None = None,
+    maps: SourceMapStore | None = None,
     compile_with: str | None = None,
     also_score: Mapping[Literal["train", "test"], Collection[int]] | None = None,
 ) -> TrialResult:
@@ -141,7 +141,7 @@ class _Run:
         metric: Metric,
         device: torch.device,
         checkpoint: Path | None,
-        maps: MapStore | None,
+        maps: SourceMapStore | None,
         also_score: Mapping[Literal["train", "test"], Collection[int]],
     ) -> None:
         self.task, self.config, self.metric, self.device = task, config, metric, device
@@ -155,7 +155,7 @@ class _Run:
         if self.frozen_features:  # the measured features go straight into the head
             self.model.requires_grad_(False)
             head.requires_grad_(True)
-            self.logits = tail(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
+            self.logits = head_function(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
             groups = [head_group]
         else:
             self.logits = self.model
@@ -272,7 +272,7 @@ class _Run:
             for step, (indices, inputs) in enumerate(zip(batches, inputs_of, strict=True)):
                 # Steps of a warm-up count from 1: at 0 the first one would do nothing
                 lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
-                labels = on_device(train.labels[indices], self.device)
+                labels = to_device(train.labels[indices], self.device)
                 key = StepKey(config.seed, config.batch_size, config.augmentation, epoch, step)
                 losses = self._step(inputs, labels, key, lr)
                 for name, loss in losses.items():
@@ -335,11 +335,11 @@ class _Run:
             return self.task.measurements.features[split][indices] if self.frozen_features else images.batch(indices)
 
         for array in read_ahead(read, batches) if self.device.type == "cuda" else map(read, batches):
-            inputs = on_device(array, self.device)
+            inputs = to_device(array, self.device)
             if self.frozen_features:
                 yield inputs
             elif generator is None:
-                yield centre(inputs, preprocessing)
+                yield center_crop(inputs, preprocessing)
             else:
                 yield augment(inputs, self.config.augmentation, preprocessing, generator)
 

@@ -11,11 +11,11 @@ import pytest
 from delta_tune.attention.layer_attention import (
     LayerAttention,
     attention_table,
-    describe,
     from_bytes,
-    noise_verdict,
+    noise_warning,
+    read_attention_weights,
+    reliability_messages,
     to_bytes,
-    weights_in,
 )
 
 
@@ -59,23 +59,23 @@ def test_from_bytes_does_not_believe_a_table_of_another_shape(table):
 
 
 def test_describe_gives_reliability_and_images_of_each_layer():
-    said = describe({"a": layer([1], 0.83), "b": layer([1], math.nan)})
+    said = reliability_messages({"a": layer([1], 0.83), "b": layer([1], math.nan)})
     assert said[0].strip() == "Split-half reliability of W: a 0.83 (40 images), b unknown (40 images)."
 
 
 def test_noise_verdict_names_the_layers_that_are_no_better():
-    assert noise_verdict({"a": 0.8, "b": 0.6}) is None
-    assert "no better than noise in b " in noise_verdict({"a": 0.8, "b": 0.2})
-    assert "expect no more of delta than of delta_uniform" in noise_verdict({"a": 0.1, "b": math.nan})
+    assert noise_warning({"a": 0.8, "b": 0.6}) is None
+    assert "no better than noise in b " in noise_warning({"a": 0.8, "b": 0.2})
+    assert "expect no more of delta than of delta_uniform" in noise_warning({"a": 0.1, "b": math.nan})
 
 
 def test_weights_in_are_those_of_the_exact_losses_where_there_are_any(tmp_path):
     file = tmp_path / "attention.parquet"
-    assert weights_in(file) == {}
+    assert read_attention_weights(file) == {}
     quick, exact = layer([0, 3], estimator="first_order"), layer([3, 0])
     pq.write_table(attention_table([("a", quick)]), file)
-    assert weights_in(file)["a"].tolist() == quick.weights.tolist()
+    assert read_attention_weights(file)["a"].tolist() == quick.weights.tolist()
     pq.write_table(attention_table([("a", quick), ("a", exact), ("b", exact)]), file)
-    assert {name: each.tolist() for name, each in weights_in(file).items()} == dict.fromkeys(
+    assert {name: each.tolist() for name, each in read_attention_weights(file).items()} == dict.fromkeys(
         "ab", exact.weights.tolist()
     )

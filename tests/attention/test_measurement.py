@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
-from delta_tune.attention.measurement import FIRST_ROUND, MAX_PROBE_IMAGES, measure_layers, rounds
+from delta_tune.attention.measurement import FIRST_ROUND, MAX_PROBE_IMAGES, measure_layers, round_sizes
 from delta_tune.attention.probe_sample import ProbeImages
 from delta_tune.attention.weights import attention_weights, correlation
 
@@ -34,13 +34,13 @@ def recorded(images: ProbeImages, losses: dict[str, torch.Tensor], calls: list |
 
 
 def test_rounds_grow_by_half_in_whole_blocks_until_the_images_run_out():
-    sizes = rounds(1000)
+    sizes = round_sizes(1000)
     assert sizes[0] == FIRST_ROUND
     assert sizes[-1] == MAX_PROBE_IMAGES
     assert all(size % IMAGES_AT_ONCE == 0 for size in sizes)
     assert all(b == -(-3 * a // 16) * 8 for a, b in itertools.pairwise(sizes[:-1]))
-    assert rounds(60) == [FIRST_ROUND, 60]
-    assert rounds(7) == [7]
+    assert round_sizes(60) == [FIRST_ROUND, 60]
+    assert round_sizes(7) == [7]
 
 
 def test_layers_that_are_done_are_probed_no_further():

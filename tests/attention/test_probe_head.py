@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from delta_tune.attention.probe_head import PENALTIES, measure_features, trained_head
-from delta_tune.data.batches import centred_batches
+from delta_tune.attention.probe_head import PENALTIES, fit_probe_head, measure_features
+from delta_tune.data.batches import evaluation_batches
 from delta_tune.models.backbones import load_backbone
 from delta_tune.models.devices import torch_threads
 
@@ -26,7 +26,7 @@ def test_head_is_the_same_bits_whatever_the_threads(features):
     backbone, found = load_backbone(None, None, 64), []
     for threads in (1, 2):
         with torch_threads(threads):
-            found.append(trained_head(backbone, *features, 10, 0, CPU))
+            found.append(fit_probe_head(backbone, *features, 10, 0, CPU))
             assert torch.get_num_threads() == threads
     (one, logits), (two, others) = found
     assert one.keys() == two.keys()
@@ -37,7 +37,7 @@ def test_head_is_the_same_bits_whatever_the_threads(features):
 def test_head_is_where_the_penalised_loss_is_flat(features):
     """At the minimum of mean cross-entropy + p/2 ‖head‖² for one of the penalties, by the formula of its gradient."""
     x, y = features
-    head, logits = trained_head(load_backbone(None, None, 64), x, y, 10, 0, CPU)
+    head, logits = fit_probe_head(load_backbone(None, None, 64), x, y, 10, 0, CPU)
     weight, bias = (head[name].astype(np.float64) for name in ("weight", "bias"))
     scores = x @ weight.T + bias
     np.testing.assert_allclose(logits.numpy(), scores, atol=1e-4)
@@ -60,7 +60,7 @@ def test_mean_squares_are_those_of_all_values_whatever_the_threads(task):
             lambda module, inputs, output, layer=layer: maps[layer].append(output.clone().numpy())
         )
     with torch.inference_mode():
-        for images in centred_batches(task.dataset.train, task.backbone.preprocessing, CPU):
+        for images in evaluation_batches(task.dataset.train, task.backbone.preprocessing, CPU):
             source(images)
     task.forget_networks()
     for layer in LAYERS:

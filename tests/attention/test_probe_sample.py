@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from delta_tune.attention.probe_sample import UNIFORM_SHARE, ProbeImages, surprise
+from delta_tune.attention.probe_sample import UNIFORM_SHARE, ProbeImages, error_norm
 
 LABELS = np.repeat(np.arange(4), [40, 30, 20, 10])
 SCORES = np.random.default_rng(0).exponential(size=100)
@@ -14,7 +14,7 @@ def test_surprise_is_the_length_of_the_losses_gradient():
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 1, 2, 0, 1])
     torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-    np.testing.assert_allclose(surprise(logits.detach(), labels), logits.grad.norm(dim=1).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(error_norm(logits.detach(), labels), logits.grad.norm(dim=1).numpy(), rtol=1e-12)
 
 
 def test_draw_orders_every_image_once_and_is_seeded():

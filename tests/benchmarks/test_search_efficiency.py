@@ -12,12 +12,12 @@ from record_curves import EPOCHS
 from replay import Curve, Nearest, Ours, RandomSearch, proposal_at, replay
 from search_efficiency import METHODS, SPACE, Setting, by_seed, measures, spearman_by_epoch
 
-from delta_tune.spaces.validation import random_answer
+from delta_tune.spaces.validation import random_answers
 
 
 def drawn(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [SPACE.propose(random_answer(rng)).params for _ in range(count)]
+    return [SPACE.propose(random_answers(rng)).params for _ in range(count)]
 
 
 def made_up(count=24, seed=0):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.nodes import CHECKOUT, LIMIT_S, RAY, Nodes, free_port
 
-from delta_tune.cluster.address_check import check_address, told_mismatch
+from delta_tune.cluster.address_check import check_address, version_mismatch
 from delta_tune.config import UserError
 
 
@@ -34,11 +34,11 @@ def test_other_versions_are_told_in_a_sentence():
         "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.12.1\n"
         "This process on Ray Client was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
     )
-    assert told_mismatch(message) == (
+    assert version_mismatch(message) == (
         "the cluster runs Ray 2.59.0 on Python 3.12.1, but this process Ray 2.60.0 on Python 3.11.7; "
         "install the same on both."
     )
-    assert told_mismatch("Could not connect.") is None
+    assert version_mismatch("Could not connect.") is None
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
 from delta_tune.attention.measurement import in_this_process
-from delta_tune.cluster.attention_workers import ray_runner, split
+from delta_tune.cluster.attention_workers import chunk_work, ray_runner
 from delta_tune.config import TrialConfig
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.task import Task
@@ -40,7 +40,7 @@ def alone(task):
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_split_covers_every_image_and_layer_once_in_whole_blocks(slots):
-    pieces = split(range(40, 92), ("a", "b"), slots)
+    pieces = chunk_work(range(40, 92), ("a", "b"), slots)
     covered = [(position, layer) for positions, layers in pieces for position in positions for layer in layers]
     assert sorted(covered) == [(position, layer) for position in range(40, 92) for layer in ("a", "b")]
     assert all(positions.start % IMAGES_AT_ONCE == 0 for positions, _ in pieces)

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from delta_tune.cluster.nodes import Cluster, Node
-from delta_tune.cluster.shared_objects import fetch, shared
+from delta_tune.cluster.shared_objects import get_shared, put_shared
 from delta_tune.config import UserError
 
 
@@ -81,7 +81,7 @@ def test_a_ray_of_our_own_listens_on_loopback_only():
 def test_all_processes_of_a_node_read_one_copy_of_what_is_shared(ray_cluster):
     class Reader:
         def place(self, name):
-            address = fetch(name)["pixels"].__array_interface__["data"][0]
+            address = get_shared(name)["pixels"].__array_interface__["data"][0]
             for line in Path("/proc/self/maps").read_text().splitlines():
                 span, _, offset, _, inode, *_ = line.split()
                 start, end = (int(bound, 16) for bound in span.split("-"))
@@ -89,7 +89,7 @@ def test_all_processes_of_a_node_read_one_copy_of_what_is_shared(ray_cluster):
                     return inode, int(offset, 16) + address - start, os.getpid()
             raise AssertionError("the array lies nowhere")
 
-    with shared({"pixels": np.arange(2_000_000)}, "one copy"):
+    with put_shared({"pixels": np.arange(2_000_000)}, "one copy"):
         readers = [ray.remote(num_cpus=0.5)(Reader).remote() for _ in range(2)]
         (inode, offset, one), (other_inode, other_offset, other) = ray.get(
             [r.place.remote("one copy") for r in readers]
@@ -99,7 +99,7 @@ def test_all_processes_of_a_node_read_one_copy_of_what_is_shared(ray_cluster):
 
 
 def test_what_is_shared_cannot_be_found_afterwards(ray_cluster):
-    with shared({"a": 1}, "for a while"):
-        assert fetch("for a while") == {"a": 1}
+    with put_shared({"a": 1}, "for a while"):
+        assert get_shared("for a while") == {"a": 1}
     with pytest.raises(ValueError, match="for a while"):
-        fetch("for a while")
+        get_shared("for a while")

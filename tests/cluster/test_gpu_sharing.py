@@ -8,12 +8,12 @@ import torch
 from delta_tune.cluster.gpu_sharing import (
     CONTEXT_BYTES,
     Footprint,
-    heaviest,
+    doubled_share,
+    gpu_share,
+    heaviest_config,
     measure_footprint,
     memory_fraction,
-    share_of,
     trials_per_gpu,
-    twice,
 )
 from delta_tune.config import TrialConfig, UserError
 
@@ -42,18 +42,18 @@ def test_as_many_trials_share_a_gpu_as_the_scarcest_allows(asked, cpus, trials):
 
 @pytest.mark.parametrize("trials", range(1, 40))
 def test_so_many_shares_fit_and_no_more(trials):
-    assert trials * share_of(trials) <= 1
-    assert (trials + 1) * share_of(trials) > 1
+    assert trials * gpu_share(trials) <= 1
+    assert (trials + 1) * gpu_share(trials) > 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.1, 0.2), (0.25, 0.5), (0.3333, 1.0), (0.5, 1.0), (0.2, 0.5)])
 def test_twice_halves_how_many_share(before, after):
-    assert twice(before) == after
+    assert doubled_share(before) == after
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3, 8])
 def test_caps_and_contexts_of_all_sharers_fit_in_the_gpu(trials):
-    cap = memory_fraction(share_of(trials), 24 * GIB)
+    cap = memory_fraction(gpu_share(trials), 24 * GIB)
     assert trials * (cap * 24 * GIB + CONTEXT_BYTES) <= 24 * GIB * 1.0001
 
 
@@ -63,9 +63,9 @@ def test_heaviest_has_the_largest_batch_and_both_networks():
         TrialConfig(regularizer="l2", batch_size=64, warmup_epochs=2),
         TrialConfig(regularizer="delta", batch_size=16),
     ]
-    chosen = heaviest(configs)
+    chosen = heaviest_config(configs)
     assert (chosen.batch_size, chosen.regularizer, chosen.max_epochs) == (64, "delta_uniform", 2)
-    assert heaviest(configs[:2]).regularizer == "l2"
+    assert heaviest_config(configs[:2]).regularizer == "l2"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -76,7 +76,7 @@ def test_gpu_that_torch_cannot_use_is_a_clear_error(task):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_footprint_is_of_the_trial(task):
-    small, large = (measure_footprint(task, heaviest([TrialConfig(batch_size=size)])) for size in (4, 32))
+    small, large = (measure_footprint(task, heaviest_config([TrialConfig(batch_size=size)])) for size in (4, 32))
     assert 0 < small.peak < large.peak < large.total
     assert 0 < small.busy <= 1
 

@@ -9,7 +9,7 @@ import ray
 from helpers.nodes import LIMIT_S, Network, Nodes
 
 from delta_tune.cluster.nodes import Node
-from delta_tune.cluster.resources import LOOK_S, NODE_WAIT_S, Resources, Room, await_room
+from delta_tune.cluster.resources import LOOK_S, NODE_WAIT_S, Capacity, Resources, wait_for_resources
 from delta_tune.config import UserError
 from delta_tune.results.tables import StudyTables
 
@@ -23,7 +23,7 @@ class Watched:
         self.now, self.nodes, self.said = 0.0, nodes, []
         slots = max(1, sum(node.slots(cpus, gpus) for node in nodes))
         resources = Resources(cpus_per_trial=cpus, gpus_per_trial=gpus, slots=slots, most=most)
-        self.room = Room(resources, self.said.append, nodes=lambda: self.nodes, clock=lambda: self.now)
+        self.room = Capacity(resources, self.said.append, nodes=lambda: self.nodes, clock=lambda: self.now)
 
     def after(self, seconds, nodes):
         self.now, self.nodes = self.now + seconds, nodes
@@ -44,7 +44,7 @@ def test_limit_is_what_fits_on_the_nodes_of_the_moment():
 def test_nothing_is_said_of_a_cluster_that_stays_as_it_is():
     said = []
     few = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=2, most=2)  # fewer trials than there is room for
-    room = Room(few, said.append, nodes=lambda: (Node(16, 0),), clock=lambda: 0.0)
+    room = Capacity(few, said.append, nodes=lambda: (Node(16, 0),), clock=lambda: 0.0)
     assert room.limit == 2
     assert said == []
 
@@ -86,14 +86,14 @@ def test_room_that_never_comes_is_refused_in_a_sentence(ray_cluster, monkeypatch
     monkeypatch.setattr("delta_tune.cluster.resources.NODE_WAIT_S", 0.5)
     said = []
     with pytest.raises(UserError, match=r"^No node with room for a trial with 1 CPUs and 3 GPUs came within "):
-        await_room(Resources(cpus_per_trial=1, gpus_per_trial=3, slots=1), said.append)
+        wait_for_resources(Resources(cpus_per_trial=1, gpus_per_trial=3, slots=1), said.append)
     assert said[0].startswith("No node has room for a trial with 1 CPUs and 3 GPUs yet; asking for one")
     assert ray.cluster_resources()["GPU"] == 1
 
 
 def test_nothing_is_asked_for_where_a_trial_fits(ray_cluster):
     said = []
-    await_room(Resources(cpus_per_trial=1, gpus_per_trial=1, slots=1), said.append)
+    wait_for_resources(Resources(cpus_per_trial=1, gpus_per_trial=1, slots=1), said.append)
     assert not said
 
 

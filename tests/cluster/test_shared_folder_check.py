@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from delta_tune.cluster import shared_folder_check
-from delta_tune.cluster.shared_folder_check import refuse_unseen
+from delta_tune.cluster.shared_folder_check import check_shared_folder
 from delta_tune.config import UserError
 
 RAY = Path(sys.executable).with_name("ray")
@@ -56,14 +56,14 @@ def said():
 
 def test_one_node_alone_is_not_asked(ray_cluster, said, monkeypatch):
     monkeypatch.setattr(shared_folder_check, "_marker", None)
-    refuse_unseen(Path("/nowhere"), said.append)
+    check_shared_folder(Path("/nowhere"), said.append)
 
 
 def test_folder_that_a_node_does_not_see_is_refused_with_its_name(hidden, said):
     if hidden is None:
         pytest.skip("mount namespaces are not allowed here")
     with pytest.raises(UserError, match=rf"--out {hidden}/new is not seen by node \S+ \(\w{{8}}\).*all 2 nodes"):
-        refuse_unseen(hidden / "new", said.append)
+        check_shared_folder(hidden / "new", said.append)
     assert said == []
     assert list(hidden.iterdir()) == []
 
@@ -71,8 +71,8 @@ def test_folder_that_a_node_does_not_see_is_refused_with_its_name(hidden, said):
 @pytest.mark.usefixtures("hidden")
 def test_folder_that_all_nodes_see_is_as_it_was_afterwards(tmp_path, said):
     (tmp_path / "out").mkdir()
-    refuse_unseen(tmp_path / "out", said.append)
-    refuse_unseen(tmp_path / "new" / "er", said.append)
+    check_shared_folder(tmp_path / "out", said.append)
+    check_shared_folder(tmp_path / "new" / "er", said.append)
     assert said == []
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 
@@ -80,7 +80,7 @@ def test_folder_that_all_nodes_see_is_as_it_was_afterwards(tmp_path, said):
 @pytest.mark.usefixtures("hidden")
 def test_node_that_does_not_answer_is_named_and_not_waited_for(tmp_path, said, monkeypatch):
     monkeypatch.setattr(shared_folder_check, "PATIENCE_S", 0.0)
-    refuse_unseen(tmp_path, said.append)
+    check_shared_folder(tmp_path, said.append)
     (sentence,) = said
     assert sentence.startswith(f"Not known to see {tmp_path}, for want of an answer in 0 s: node ")
 
@@ -89,4 +89,4 @@ def test_node_that_does_not_answer_is_named_and_not_waited_for(tmp_path, said, m
 def test_folder_that_cannot_be_made_is_refused(tmp_path, said):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--out .*file/out cannot be written to \(Not a directory\)"):
-        refuse_unseen(tmp_path / "file" / "out", said.append)
+        check_shared_folder(tmp_path / "file" / "out", said.append)

@@ -7,7 +7,7 @@ import pytest
 import ray
 import torch
 
-from delta_tune.cluster.source_map_store import RayMaps, map_budget, map_shelf
+from delta_tune.cluster.source_map_store import RaySourceMaps, shared_source_maps, source_map_budget
 from delta_tune.training.source_map_index import SourceMapIndex, StepKey
 
 
@@ -96,8 +96,8 @@ MAPS = {"a": RANDOM.contiguous(memory_format=torch.channels_last), "b": torch.ze
 @pytest.fixture
 def store(ray_cluster):
     name = f"maps-{time.monotonic()}"
-    with map_shelf(name, map_budget()):
-        yield RayMaps(name)
+    with shared_source_maps(name, source_map_budget()):
+        yield RaySourceMaps(name)
 
 
 def test_maps_come_back_bit_for_bit_and_of_the_layers_that_are_asked_for(store):
@@ -119,7 +119,7 @@ def test_maps_may_be_written_to_without_harm_to_others(store):
 def test_nobody_waits_for_a_dead_worker(store):
     @ray.remote(max_retries=0)
     def leave_and_die(shelf, where, maps):
-        RayMaps(shelf).leave(where, maps)
+        RaySourceMaps(shelf).leave(where, maps)
         time.sleep(0.5)
         os._exit(1)
 
@@ -152,8 +152,8 @@ def test_maps_that_are_lost_are_computed_by_others(store, monkeypatch):
 
 def test_without_its_shelf_a_trial_computes_for_itself(ray_cluster):
     name = f"maps-{time.monotonic()}"
-    with map_shelf(name, 100):
-        store = RayMaps(name)
+    with shared_source_maps(name, 100):
+        store = RaySourceMaps(name)
     store.leave(batch(1, 0), MAPS)
     assert store.ask(batch(1, 0), ("a",)) == (None, False)
 
@@ -161,9 +161,9 @@ def test_without_its_shelf_a_trial_computes_for_itself(ray_cluster):
 def test_shelf_gives_the_memory_back(ray_cluster):
     before = ray.available_resources()["object_store_memory"]
     name = f"maps-{time.monotonic()}"
-    with map_shelf(name, map_budget()):
-        RayMaps(name).leave(batch(1, 0), {"a": torch.zeros(64, 64, 64, 16)})
-        assert RayMaps(name).ask(batch(1, 0), ("a",))[0] is not None
+    with shared_source_maps(name, source_map_budget()):
+        RaySourceMaps(name).leave(batch(1, 0), {"a": torch.zeros(64, 64, 64, 16)})
+        assert RaySourceMaps(name).ask(batch(1, 0), ("a",))[0] is not None
     deadline = time.monotonic() + 20
     while ray.available_resources()["object_store_memory"] < before and time.monotonic() < deadline:
         time.sleep(0.1)

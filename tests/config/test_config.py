@@ -13,7 +13,7 @@ from delta_tune.config import (
     StudyConfig,
     TrialConfig,
     UserError,
-    nearest,
+    did_you_mean,
     parse_setting,
     study_config,
 )
@@ -330,11 +330,11 @@ def test_parse_setting_refuses_a_mistake(text, message):
 
 
 def test_nearest_names_what_comes_near():
-    assert nearest("regulariser", ["regularizer", "lr"]) == " (did you mean regularizer?)"
+    assert did_you_mean("regulariser", ["regularizer", "lr"]) == " (did you mean regularizer?)"
 
 
 def test_nearest_says_nothing_where_nothing_comes_near():
-    assert nearest("qqq", ["regularizer", "lr"]) == ""
+    assert did_you_mean("qqq", ["regularizer", "lr"]) == ""
 
 
 def test_study_config_refuses_an_address_that_was_made_a_path():

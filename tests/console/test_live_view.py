@@ -7,8 +7,8 @@ from rich.console import Console
 
 from delta_tune.config import TrialConfig
 from delta_tune.console import live_view
-from delta_tune.console.format import clock
-from delta_tune.console.live_view import Standing, gpu_use, view
+from delta_tune.console.format import format_duration
+from delta_tune.console.live_view import RunProgress, gpu_utilization, render_progress
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
 
 
@@ -30,7 +30,7 @@ def time():
 
 
 def make(tables, time, total=8, slots=2):
-    standing = Standing(tables, total, time)
+    standing = RunProgress(tables, total, time)
     standing.begin(lambda: slots)
     return standing
 
@@ -134,14 +134,14 @@ def test_trial_that_gives_way_is_to_come_again(tables, time):
     standing = make(tables, time)
     propose(tables, 0)
     standing.started(0)
-    standing.gave_way(0)
+    standing.requeued(0)
     assert (standing.running, standing.done) == ({}, 0)
 
 
 def drawn(standing, gpus=0, width=80):
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None, soft_wrap=True)
-    console.print(view(standing, "val_accuracy", "Search", gpus), soft_wrap=False)
+    console.print(render_progress(standing, "val_accuracy", "Search", gpus), soft_wrap=False)
     return out.getvalue()
 
 
@@ -183,8 +183,8 @@ def test_gpu_use_is_unknown_without_the_package_that_torch_asks(monkeypatch):
         raise ModuleNotFoundError("pynvml")
 
     monkeypatch.setattr(live_view.torch.cuda, "utilization", missing)
-    assert gpu_use(1) is None
+    assert gpu_utilization(1) is None
 
 
 def test_clock_writes_seconds_as_people_do():
-    assert [clock(seconds) for seconds in (0, 75, 3675)] == ["0:00", "1:15", "1:01:15"]
+    assert [format_duration(seconds) for seconds in (0, 75, 3675)] == ["0:00", "1:15", "1:01:15"]

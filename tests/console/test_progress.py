@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from delta_tune.config import TrialConfig
-from delta_tune.console.live_view import Standing
+from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
 
@@ -35,7 +35,7 @@ def terminal(verbose=1):
 
 def tell(progress, tables):
     """All that a study tells."""
-    standing = Standing(tables, 4)
+    standing = RunProgress(tables, 4)
     standing.begin(lambda: 1)
     progress.say("Two\nlines.")
     with progress.live(standing, tables, "Search"):
@@ -85,7 +85,7 @@ def test_lines_of_a_terminal_stand_above_the_view_without_dates(tables):
 
 def test_terminal_is_left_as_it_was_where_the_run_raises(tables):
     progress, out = terminal()
-    standing = Standing(tables, 4)
+    standing = RunProgress(tables, 4)
     with pytest.raises(KeyboardInterrupt), progress.live(standing, tables, "Search"):
         raise KeyboardInterrupt
     assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l"), "the cursor is there again"
@@ -95,7 +95,7 @@ def test_terminal_is_left_as_it_was_where_the_run_raises(tables):
 
 def test_terminal_is_left_as_it_was_where_the_process_is_about_to_end(tables):
     progress, out = terminal()
-    with progress.live(Standing(tables, 4), tables, "Search"):
+    with progress.live(RunProgress(tables, 4), tables, "Search"):
         progress.close()
         assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
     progress.close()
@@ -103,7 +103,7 @@ def test_terminal_is_left_as_it_was_where_the_process_is_about_to_end(tables):
 
 def test_bar_can_be_shown_while_the_view_is(tables):
     progress, _ = terminal()
-    with progress.live(Standing(tables, 4), tables, "Search"), progress.bar("Work", 2) as advance:
+    with progress.live(RunProgress(tables, 4), tables, "Search"), progress.bar("Work", 2) as advance:
         advance(2)
 
 

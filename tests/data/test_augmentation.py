@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from delta_tune.data.augmentation import _boxes, _resized, augment, centre
+from delta_tune.data.augmentation import _boxes, _resized, augment, center_crop
 from delta_tune.data.images import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,7 +33,7 @@ def generator(seed=0):
 @pytest.mark.parametrize(("image_size", "stored_size"), [(13, 17), (12, 17), (13, 16), (13, 15), (17, 17)])
 def test_centre_is_torchvisions_centre_crop(image_size, stored_size):
     images = batch(size=stored_size)
-    result = centre(images, preprocessing(image_size, stored_size))
+    result = center_crop(images, preprocessing(image_size, stored_size))
     for image, given in zip(images, result, strict=True):
         expected = normalised(reference.center_crop(image.permute(2, 0, 1), image_size).permute(1, 2, 0))
         torch.testing.assert_close(given, expected, atol=2e-6, rtol=1e-5)
@@ -47,17 +47,17 @@ def test_augment_returns_float32_channels_last(kind):
 
 
 def test_centre_returns_float32_channels_last():
-    result = centre(batch(), preprocessing())
+    result = center_crop(batch(), preprocessing())
     assert (result.shape, result.dtype) == ((24, 3, 13, 13), torch.float32)
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_none_is_the_centre():
-    assert torch.equal(augment(batch(), "none", preprocessing(), generator()), centre(batch(), preprocessing()))
+    assert torch.equal(augment(batch(), "none", preprocessing(), generator()), center_crop(batch(), preprocessing()))
 
 
 def test_flip_mirrors_some_centres():
-    plain = centre(batch(), preprocessing())
+    plain = center_crop(batch(), preprocessing())
     result = augment(batch(), "flip", preprocessing(), generator())
     mirrored = [torch.equal(given, image.flip(2)) for given, image in zip(result, plain, strict=True)]
     same = [torch.equal(given, image) for given, image in zip(result, plain, strict=True)]

@@ -16,7 +16,7 @@ from delta_tune.data.images import (
     EncodedImages,
     Preprocessing,
     open_image,
-    pack,
+    pack_files,
     to_png,
     to_square,
 )
@@ -209,7 +209,7 @@ def both():
     """The same images decoded and encoded."""
     files = [encode(Image.fromarray(noise(40 + i, 30, seed=i)), "JPEG" if i % 2 else "PNG") for i in range(7)]
     pixels = np.stack([to_square(open_image(file), 16, "bicubic") for file in files])
-    return DecodedImages(pixels), EncodedImages(pack(files), 16, "bicubic")
+    return DecodedImages(pixels), EncodedImages(pack_files(files), 16, "bicubic")
 
 
 def test_encoded_images_give_the_pixels_of_decoded_ones(both):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from delta_tune.data.resampling import all_for_training, resampled
+from delta_tune.data.resampling import merge_val_into_train, resample_splits
 
 
 def contents(split):
@@ -18,7 +18,7 @@ def dataset(task):
 
 
 def test_resampled_splits_hold_the_same_images_once(dataset):
-    fresh = resampled(dataset, seed=3)
+    fresh = resample_splits(dataset, seed=3)
     before = contents(dataset.train) | contents(dataset.val)
     assert contents(fresh.train) | contents(fresh.val) == before
     assert not set(fresh.train.names) & set(fresh.val.names)
@@ -26,31 +26,31 @@ def test_resampled_splits_hold_the_same_images_once(dataset):
 
 
 def test_resampled_splits_have_their_sizes_in_each_class(dataset):
-    fresh = resampled(dataset, seed=3)
+    fresh = resample_splits(dataset, seed=3)
     assert np.bincount(fresh.train.labels).tolist() == np.bincount(dataset.train.labels).tolist()
     assert np.bincount(fresh.val.labels).tolist() == np.bincount(dataset.val.labels).tolist()
 
 
 def test_resampled_splits_follow_from_the_seed(dataset):
-    assert resampled(dataset, seed=3).val.names == resampled(dataset, seed=3).val.names
-    assert resampled(dataset, seed=3).val.names != resampled(dataset, seed=4).val.names
-    assert resampled(dataset, seed=3).fingerprint != resampled(dataset, seed=4).fingerprint
+    assert resample_splits(dataset, seed=3).val.names == resample_splits(dataset, seed=3).val.names
+    assert resample_splits(dataset, seed=3).val.names != resample_splits(dataset, seed=4).val.names
+    assert resample_splits(dataset, seed=3).fingerprint != resample_splits(dataset, seed=4).fingerprint
 
 
 def test_resampled_of_resampled_still_finds_its_images(dataset):
-    twice = resampled(resampled(dataset, seed=1), seed=2)
+    twice = resample_splits(resample_splits(dataset, seed=1), seed=2)
     before = contents(dataset.train) | contents(dataset.val)
     assert contents(twice.train) | contents(twice.val) == before
 
 
 def test_batches_of_a_pool_are_in_the_order_that_was_asked_for(dataset):
-    train = resampled(dataset, seed=3).train
+    train = resample_splits(dataset, seed=3).train
     order = np.random.default_rng(0).permutation(len(train))[:9]
     one_by_one = np.concatenate([train.images.batch(np.array([i])) for i in order])
     assert np.array_equal(train.images.batch(order), one_by_one)
 
 
 def test_all_for_training_adds_val_to_train(dataset):
-    whole = all_for_training(dataset)
+    whole = merge_val_into_train(dataset)
     assert contents(whole.train) == contents(dataset.train) | contents(dataset.val)
     assert contents(whole.val) == contents(dataset.val)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from delta_tune.config import UserError
-from delta_tune.data.splits import cut_splits, find_classes, natural_order, training_subset
+from delta_tune.data.splits import cut_splits, natural_order, sorted_classes, training_subset
 
 
 def labels_of(*counts, seed=0):
@@ -20,22 +20,22 @@ def test_natural_order_sorts_numbers_by_value():
 
 
 def test_find_classes_takes_those_of_train():
-    assert find_classes({"train": ["b", "a", "b"], "val": ["a"]}) == ("a", "b")
+    assert sorted_classes({"train": ["b", "a", "b"], "val": ["a"]}) == ("a", "b")
 
 
 def test_find_classes_refuses_a_class_that_train_lacks():
     with pytest.raises(UserError, match="test has the class c, which train does not have"):
-        find_classes({"train": ["b", "a"], "test": ["a", "c"]})
+        sorted_classes({"train": ["b", "a"], "test": ["a", "c"]})
 
 
 def test_find_classes_refuses_a_single_class():
     with pytest.raises(UserError, match="only the class 'a'"):
-        find_classes({"train": ["a", "a"]})
+        sorted_classes({"train": ["a", "a"]})
 
 
 def test_find_classes_refuses_no_images():
     with pytest.raises(UserError, match="no images"):
-        find_classes({"train": []})
+        sorted_classes({"train": []})
 
 
 def test_cut_splits_divides_train_without_overlap():

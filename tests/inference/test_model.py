@@ -14,16 +14,16 @@ from pyarrow import fs
 
 from delta_tune.attention.layer_attention import LayerAttention, attention_table
 from delta_tune.config import TrialConfig, UserError
-from delta_tune.data.augmentation import centre
-from delta_tune.filesystem.uris import as_uri
+from delta_tune.data.augmentation import center_crop
+from delta_tune.filesystem.uris import to_pyarrow_uri
 from delta_tune.inference.model import load
-from delta_tune.inference.model_folder import keep_model, keep_winner
+from delta_tune.inference.model_folder import save_model, save_winner
 from delta_tune.models.backbones import build_target
-from delta_tune.report.feature_map_images import read_pictures
+from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import split_logits
 from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.finish_phase import judge, score_test
+from delta_tune.study.finish_phase import score_final_model, score_test
 from delta_tune.training.trial import run_trial
 
 
@@ -38,12 +38,12 @@ def best(task, tmp_path_factory):
     for row in result.epochs:
         tables.report(0, row)
     tables.finish(0, "completed")
-    keep_winner(task, tables, 0, folder)
+    save_winner(task, tables, 0, folder)
     return folder / "best"
 
 
 def test_load_takes_a_study_at_an_address(best, task, bucket):
-    fs.copy_files(str(best), as_uri(f"s3://{bucket}/results/a study/best"))
+    fs.copy_files(str(best), to_pyarrow_uri(f"s3://{bucket}/results/a study/best"))
     loaded = load(f"s3://{bucket}/results/a study")
     assert loaded.predict(task.dataset.test.names) == load(best).predict(task.dataset.test.names)
     with pytest.raises(UserError, match=f"^There is no model in s3://{bucket}/other"):
@@ -56,7 +56,7 @@ def test_load_predicts_as_the_network_that_was_trained(best, task):
     network.load_state_dict(safetensors.torch.load_file(best / "model.safetensors"))
     with torch.no_grad():
         pixels = torch.from_numpy(test.images.batch(np.arange(len(test))))
-        expected = network(centre(pixels, task.backbone.preprocessing)).softmax(1).numpy()
+        expected = network(center_crop(pixels, task.backbone.preprocessing)).softmax(1).numpy()
     predictions = load(best).predict(test.names)
     assert [p.label for p in predictions] == [task.dataset.classes[k] for k in expected.argmax(1)]
     np.testing.assert_allclose([p.probability for p in predictions], expected.max(1), rtol=1e-4)
@@ -131,7 +131,7 @@ def test_predict_names_an_image_it_cannot_read(best, tmp_path):
 def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / PREDICTIONS_FILE).touch()
-    keep_model(task, best / "model.safetensors", {}, tmp_path / "best")
+    save_model(task, best / "model.safetensors", {}, tmp_path / "best")
     assert not (tmp_path / PREDICTIONS_FILE).exists()
 
 
@@ -182,6 +182,6 @@ def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best
     measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
     pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
     record = {"winner": 0, "model": "trial 0", "test_scorings": []}
-    judge(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
-    assert {picture.layer for picture in read_pictures(tmp_path / PICTURES_FILE)} == {"layer1"}
+    score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
+    assert {picture.layer for picture in read_feature_map_images(tmp_path / PICTURES_FILE)} == {"layer1"}
     assert len(record["test_scorings"]) == 1

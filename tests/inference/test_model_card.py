@@ -6,7 +6,7 @@ import pytest
 import yaml
 from helpers.studies import study_json
 
-from delta_tune.inference.model_card import write_card
+from delta_tune.inference.model_card import write_model_card
 
 CONFIG = {
     "config": {"regularizer": "delta", "lr": 0.01, "weight_decay": None},
@@ -28,7 +28,7 @@ def card(tmp_path):
     def write(sentences=(), *, retrained=False, **more):
         study_json(tmp_path, **{"model": "trial 0", "winner": 0, **more})
         (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-        write_card(tmp_path, json.loads((tmp_path / "study.json").read_text()), sentences, retrained=retrained)
+        write_model_card(tmp_path, json.loads((tmp_path / "study.json").read_text()), sentences, retrained=retrained)
         return (tmp_path / "README.md").read_text()
 
     return write

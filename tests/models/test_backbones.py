@@ -16,8 +16,8 @@ from torch import nn
 from delta_tune.config import UserError
 from delta_tune.data.images import open_image, to_square
 from delta_tune.models.backbones import Backbone, _build, build_source, build_target, load_backbone, resolve_layers
-from delta_tune.models.feature_maps import head_inputs, tail
-from delta_tune.models.hooked_layers import derive
+from delta_tune.models.feature_maps import head_function, head_inputs
+from delta_tune.models.hooked_layers import find_layers
 from delta_tune.models.pretrained_weights import preprocessing_for
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -80,22 +80,22 @@ FAMILIES = {
 
 @pytest.mark.parametrize("name", METHOD)
 def test_hooked_layers_are_those_of_the_method(name: str) -> None:
-    assert derive(random_model(name).eval(), name).layers == tuple(METHOD[name].split())
+    assert find_layers(random_model(name).eval(), name).layers == tuple(METHOD[name].split())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_hooked_layers_of_other_families_keep_their_stride(name: str) -> None:
-    assert derive(_build(name).eval(), name).layers == tuple(FAMILIES[name].split())
+    assert find_layers(_build(name).eval(), name).layers == tuple(FAMILIES[name].split())
 
 
 def test_hooked_layer_avoids_a_projection_shortcut_that_runs_last() -> None:
     # resnet10t has one block a stage, and torchvision's order: conv1, conv2, then the shortcut's convolution.
-    assert derive(random_model("timm:resnet10t").eval(), "").layers == ("layer1.0.conv2",)
+    assert find_layers(random_model("timm:resnet10t").eval(), "").layers == ("layer1.0.conv2",)
 
 
 def test_derive_leaves_no_hooks_and_the_gradients_on() -> None:
     model = random_model(SMALL).eval()
-    derive(model, SMALL)
+    find_layers(model, SMALL)
     assert not any(module._forward_hooks for module in model.modules())
     assert model(torch.zeros(1, 3, 64, 64)).requires_grad
 
@@ -109,7 +109,7 @@ def test_transformer_is_refused(name: str) -> None:
 def test_network_without_classifier_is_refused() -> None:
     headless = nn.Sequential(*list(random_model("resnet18").children())[:-1]).eval()
     with pytest.raises(UserError, match="head cannot be replaced"):
-        derive(headless, "headless")
+        find_layers(headless, "headless")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_source_knows_ants_and_bees(weights: str) -> None:
     head = classifier.get_submodule(backbone.head)
     head.load_state_dict({"weight": weight.reshape(head.weight.shape), "bias": bias})
     with torch.no_grad():
-        found = tail(classifier, backbone.head)(head_inputs(build_source(backbone), backbone.head, batch))
+        found = head_function(classifier, backbone.head)(head_inputs(build_source(backbone), backbone.head, batch))
     top5 = found.topk(5).indices
     right = [(truth == row).any().item() for truth, row in zip([310] * 12 + [309] * 12, top5, strict=True)]
     assert np.mean(right) > 0.7

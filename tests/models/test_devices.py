@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from delta_tune.data.batches import read_ahead
-from delta_tune.models.devices import autocast, on_device
+from delta_tune.models.devices import autocast, to_device
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
@@ -41,7 +41,7 @@ def test_read_ahead_passes_an_error_on():
 
 def test_on_device_keeps_values_and_shares_memory_on_the_cpu():
     array = np.arange(6.0).reshape(2, 3)
-    tensor = on_device(array, torch.device("cpu"))
+    tensor = to_device(array, torch.device("cpu"))
     array[0, 0] = 9
     assert tensor[0, 0] == 9
 
@@ -49,7 +49,7 @@ def test_on_device_keeps_values_and_shares_memory_on_the_cpu():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_device_copies_to_the_gpu():
     array = np.arange(6.0).reshape(2, 3)
-    assert torch.equal(on_device(array, torch.device("cuda")).cpu(), torch.from_numpy(array))
+    assert torch.equal(to_device(array, torch.device("cuda")).cpu(), torch.from_numpy(array))
 
 
 def test_the_cpu_computes_in_full_precision():

@@ -7,8 +7,8 @@ import torchvision
 from torch import Tensor, nn
 
 from delta_tune.config import UserError
-from delta_tune.models.feature_maps import feature_maps, head_inputs, tail
-from delta_tune.models.hooked_layers import derive
+from delta_tune.models.feature_maps import feature_maps, head_function, head_inputs
+from delta_tune.models.hooked_layers import find_layers
 
 FAMILIES = [
     "resnet18",
@@ -75,7 +75,7 @@ def test_feature_maps_are_raw_outputs_despite_in_place_operations(chain: Chain) 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_feature_maps_are_what_each_family_makes_at_that_moment(name: str) -> None:
     model = random_model(name)
-    layers = derive(model, name).layers
+    layers = find_layers(model, name).layers
     seen = {}
     handles = [
         model.get_submodule(layer).register_forward_hook(
@@ -159,16 +159,16 @@ def test_head_inputs_leave_no_hook_after_an_exception(chain: Chain) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tail_of_head_inputs_is_the_model(name: str) -> None:
     model = random_model(name)
-    head = derive(model, name).head
+    head = find_layers(model, name).head
     images = random_images()
     with torch.no_grad():
         inputs = head_inputs(model, head, images)
-        logits = tail(model, head)(inputs)
+        logits = head_function(model, head)(inputs)
         torch.testing.assert_close(logits, model(images), rtol=0, atol=1e-6)
 
 
 def test_tail_follows_the_heads_parameters(chain: Chain) -> None:
-    logits = tail(chain, "head", image_size=8)
+    logits = head_function(chain, "head", image_size=8)
     nn.init.ones_(chain.head.weight)
     nn.init.zeros_(chain.head.bias)
     assert torch.equal(logits(torch.ones(2, 4)), torch.full((2, 5), 4.0))
@@ -179,7 +179,7 @@ def test_tail_leaves_modes_and_statistics_alone() -> None:
     model.bn1.eval()
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    tail(model, "classifier")
+    head_function(model, "classifier")
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -198,4 +198,4 @@ class Doubled(nn.Module):
 
 def test_tail_that_cannot_be_cut_out_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be cut out"):
-        tail(Doubled(), "head", image_size=8)
+        head_function(Doubled(), "head", image_size=8)

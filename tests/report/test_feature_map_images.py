@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from delta_tune.data.augmentation import centre
-from delta_tune.inference.model_folder import keep_model
+from delta_tune.data.augmentation import center_crop
+from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.report import feature_map_images
 from delta_tune.report.feature_map_images import CHANNELS, GAP, TILE
@@ -21,12 +21,12 @@ def drawn(task, tmp_path_factory):
     place = tmp_path_factory.mktemp("pictures")
     network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
-    keep_model(task, place / "weights.safetensors", {}, place / "best")
+    save_model(task, place / "weights.safetensors", {}, place / "best")
     rng = np.random.default_rng(1)
     losses = {layer: rng.normal(0, 0.5, count).astype(np.float32) for layer, count in (("layer1", 32), ("layer3", 48))}
     weights = {name: np.exp(each) / np.exp(each).sum() for name, each in losses.items()}
-    feature_map_images.keep_pictures(task, weights, place / "best", place / "report" / "maps.parquet")
-    return weights, feature_map_images.read_pictures(place / "report" / "maps.parquet")
+    feature_map_images.save_feature_map_images(task, weights, place / "best", place / "report" / "maps.parquet")
+    return weights, feature_map_images.read_feature_map_images(place / "report" / "maps.parquet")
 
 
 def test_pictures_are_of_photos_of_different_classes_for_each_layer(drawn, task):
@@ -55,7 +55,9 @@ def test_pictures_show_the_maps_of_their_channels_stretched_to_their_range(drawn
     picture = pictures[0]
     index = task.dataset.val.names.index(picture.image)
     with torch.no_grad():
-        source(centre(torch.from_numpy(task.dataset.val.images.batch(np.array([index]))), task.backbone.preprocessing))
+        source(
+            center_crop(torch.from_numpy(task.dataset.val.images.batch(np.array([index]))), task.backbone.preprocessing)
+        )
     image = Image.open(io.BytesIO(picture.picture)).convert("RGBA").convert("RGB")
     assert image.size == (2 * CHANNELS * (TILE + GAP) - GAP, 2 * (TILE + GAP) - GAP)
     for across, channel in enumerate(picture.channels):
@@ -73,9 +75,9 @@ def test_lower_row_is_the_models(drawn):
 
 
 def test_map_that_is_the_same_everywhere_is_dark():
-    assert max(feature_map_images.tile(np.full((4, 4), 3.0)).getpixel((9, 9))) < 16
+    assert max(feature_map_images.map_tile(np.full((4, 4), 3.0)).getpixel((9, 9))) < 16
 
 
 def test_nothing_is_drawn_without_attention(task, tmp_path):
-    feature_map_images.keep_pictures(task, {}, tmp_path, tmp_path / "maps.parquet")
-    assert feature_map_images.read_pictures(tmp_path / "maps.parquet") == []
+    feature_map_images.save_feature_map_images(task, {}, tmp_path, tmp_path / "maps.parquet")
+    assert feature_map_images.read_feature_map_images(tmp_path / "maps.parquet") == []

@@ -15,7 +15,7 @@ from delta_tune.cli import launch
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.report import page as page_module
 from delta_tune.report import sentences
-from delta_tune.report.predictions import keep_predictions
+from delta_tune.report.predictions import save_predictions
 from delta_tune.results.layout import PREDICTIONS_FILE
 from delta_tune.results.study_record import read_study
 from delta_tune.results.tables import StudyTables
@@ -70,7 +70,7 @@ def test_verdict_compares_the_best_of_each_method(folder):
     best = {
         method: max(tables.best_row(n)["val_accuracy"] for n in tables.ranked(method)) for method in ("delta", "l2")
     }
-    assert sentences.verdict(tables, read_study(folder)) == (
+    assert sentences.study_verdict(tables, read_study(folder)) == (
         f"delta: val_accuracy {100 * best['delta']:.1f} % on 50 images, plain l2 {100 * best['l2']:.1f} %: the best "
         f"trial of each, not confirmed."
     )
@@ -81,7 +81,7 @@ def test_verdict_is_the_confirmations_where_there_was_one(tmp_path):
     found = {"metric": "val_accuracy", "scores": {"delta": [0.9, 0.8], "l2": [0.7, 0.8]}, "trials": {"delta": 0}}
     folder = study(tmp_path / "study", two_methods, confirmation=found | {"sentences": ["Left out: x.", sentence]})
     assert f"<h1>{sentence}</h1>" in page(folder)
-    assert sentences.remarks(StudyTables.read(folder, "val_accuracy"), read_study(folder))[1:] == ["Left out: x."]
+    assert sentences.study_remarks(StudyTables.read(folder, "val_accuracy"), read_study(folder))[1:] == ["Left out: x."]
 
 
 @pytest.mark.parametrize(("finished", "said"), [(True, "budget."), (False, "budget yet.")])
@@ -127,7 +127,7 @@ def test_what_users_write_is_no_html_of_the_page(tmp_path):
 
 def test_command_fine_tunes_with_the_winners_configuration(folder):
     tables = StudyTables.read(folder, "val_accuracy")
-    words = shlex.split(page_module.command(tables, read_study(folder), tables.leader))
+    words = shlex.split(page_module.training_command(tables, read_study(folder), tables.leader))
     assert words[:2] == ["python", "launch.py"]
     flags = vars(launch.parser().parse_args(words[2:]))
     assert (flags["data"], flags["model"], flags["num_trials"]) == ("photos", "resnet50", 1)
@@ -141,7 +141,7 @@ def test_command_fine_tunes_with_the_winners_configuration(folder):
 
 def test_python_gives_the_winners_configuration(folder):
     tables = StudyTables.read(folder, "val_accuracy")
-    text = page_module.python(tables, tables.leader)
+    text = page_module.training_call(tables, tables.leader)
     assert text.startswith("delta_tune.TrialConfig(")
     given = [line.strip(" ,").split("=") for line in text.splitlines()[1:-1]]
     values = {name: json.loads(v.replace("'", '"').replace("True", "true")) for name, v in given}
@@ -150,7 +150,7 @@ def test_python_gives_the_winners_configuration(folder):
 
 def test_reporter_tells_once_that_the_page_cannot_be_made_and_goes_on(tmp_path):
     said = []
-    reporter = page_module.Reporter(tmp_path, said.append)
+    reporter = page_module.ReportWriter(tmp_path, said.append)
     assert reporter.write() is None
     assert reporter.write() is None
     assert len(said) == 1
@@ -166,7 +166,7 @@ def test_reporter_keeps_to_its_share_of_the_time(folder, monkeypatch):
         made.append(now[0])
 
     monkeypatch.setattr(page_module, "write_report", slow)
-    reporter = page_module.Reporter(folder, print)
+    reporter = page_module.ReportWriter(folder, print)
     while now[0] < 1000:
         reporter.now_and_then()
         now[0] += 1
@@ -193,7 +193,7 @@ def whole(tmp_path, task):
     folder = study(tmp_path / "study", lambda tables: random_trials(tables, 60))
     attention_file(folder)
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (len(task.dataset.test), 3)).astype(np.float32))
-    keep_predictions(task, "test", logits, folder / PREDICTIONS_FILE)
+    save_predictions(task, "test", logits, folder / PREDICTIONS_FILE)
     return page_module.write_report(folder)
 
 
@@ -269,6 +269,6 @@ def test_browser_shows_names_of_classes_as_they_are(opened, tmp_path, task):
     named = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, classes=CLASSES))
     folder = study(tmp_path / "study", one)
     logits = torch.zeros(len(task.dataset.test), 3)
-    keep_predictions(named, "test", logits, folder / PREDICTIONS_FILE)
+    save_predictions(named, "test", logits, folder / PREDICTIONS_FILE)
     page = opened.open(page_module.write_report(folder))
     assert sorted(page.column("#predictions", 0)) == sorted(CLASSES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_tune.data.augmentation import centre
+from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Preprocessing
 from delta_tune.report import predictions
 
@@ -22,7 +22,7 @@ def logits(task):
 @pytest.fixture
 def kept(task, logits, tmp_path):
     file = tmp_path / "report" / "predictions.parquet"
-    predictions.keep_predictions(task, "test", logits, file)
+    predictions.save_predictions(task, "test", logits, file)
     return file
 
 
@@ -69,15 +69,15 @@ def test_thumbnail_is_what_the_network_sees():
         image_size=32, stored_size=40, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear"
     )
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    seen = (centre(torch.from_numpy(pixels)[None], preprocessing)[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    np.testing.assert_array_equal(np.asarray(predictions.cropped(pixels, preprocessing)), seen)
+    seen = (center_crop(torch.from_numpy(pixels)[None], preprocessing)[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    np.testing.assert_array_equal(np.asarray(predictions.crop_stored_square(pixels, preprocessing)), seen)
     small = Image.open(io.BytesIO(predictions.thumbnail(pixels, preprocessing, 48)))
     assert (small.format, small.size) == ("JPEG", (48, 48))
 
 
 def test_model_without_a_mistake_has_no_thumbnails(task, tmp_path):
     sure = torch.nn.functional.one_hot(torch.from_numpy(np.array(task.dataset.val.labels)), 3).float() * 9
-    predictions.keep_predictions(task, "val", sure, tmp_path / "report" / "p.parquet")
+    predictions.save_predictions(task, "val", sure, tmp_path / "report" / "p.parquet")
     found = predictions.read_predictions(tmp_path / "report" / "p.parquet")
     assert found.worst == ()
     assert found.confusion.trace() == len(task.dataset.val)

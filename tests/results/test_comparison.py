@@ -6,7 +6,7 @@ import pytest
 from helpers.studies import add_trial, study_json, tables_in
 
 from delta_tune.config import UserError
-from delta_tune.results.comparison import compare, differences
+from delta_tune.results.comparison import comparability_notes, compare_studies
 from delta_tune.results.statistics import wilson_interval
 
 
@@ -21,7 +21,7 @@ def study(folder, method="delta", **settings):
 
 
 def test_row_tells_method_score_and_trials(tmp_path):
-    (row,) = compare([study(tmp_path / "a")])
+    (row,) = compare_studies([study(tmp_path / "a")])
     best = tables_in(tmp_path / "a").read(tmp_path / "a", "val_accuracy").best_row(0)["val_accuracy"]
     assert (row["study"], row["method"], row["best"]) == ("a", "delta", best)
     assert row["trials"] == {"completed": 1, "pruned": 1}
@@ -30,20 +30,22 @@ def test_row_tells_method_score_and_trials(tmp_path):
 
 
 def test_row_without_a_test_split_has_the_validation_accuracy(tmp_path):
-    (row,) = compare([study(tmp_path / "a", test=False)])
+    (row,) = compare_studies([study(tmp_path / "a", test=False)])
     assert row["accuracy_of"] == "val"
     assert row["interval"] == wilson_interval(row["best"], 50)
 
 
 def test_differences_say_that_images_are_not_the_same(tmp_path):
-    rows = compare([study(tmp_path / "a"), study(tmp_path / "b", fingerprints={"data": "other", "weights": "w"})])
-    assert differences(rows) == [
+    rows = compare_studies(
+        [study(tmp_path / "a"), study(tmp_path / "b", fingerprints={"data": "other", "weights": "w"})]
+    )
+    assert comparability_notes(rows) == [
         "The images, their splits or their preprocessing are not the same: a higher score may be due to that alone."
     ]
 
 
 def test_differences_say_that_validation_is_no_test(tmp_path):
-    (said,) = differences(compare([study(tmp_path / "a"), study(tmp_path / "b", test=False)]))
+    (said,) = comparability_notes(compare_studies([study(tmp_path / "a"), study(tmp_path / "b", test=False)]))
     assert "others of validation" in said
 
 
@@ -52,12 +54,12 @@ def test_row_of_an_early_study_leaves_out_what_it_did_not_write_down(tmp_path):
     record = json.loads((folder / "study.json").read_text())
     del record["backbone"], record["images"]
     (folder / "study.json").write_text(json.dumps(record))
-    (row,) = compare([folder])
+    (row,) = compare_studies([folder])
     assert (row["model"], row["images"], row["accuracy"], row["interval"]) == ("resnet50", {}, 0.9, None)
 
 
 def test_differences_say_that_intervals_overlap(tmp_path):
-    assert "overlap" in differences(compare([study(tmp_path / "a"), study(tmp_path / "b")]))[0]
+    assert "overlap" in comparability_notes(compare_studies([study(tmp_path / "a"), study(tmp_path / "b")]))[0]
 
 
 def test_differences_say_nothing_where_scores_lie_apart():
@@ -71,9 +73,9 @@ def test_differences_say_nothing_where_scores_lie_apart():
         }
         for interval in ((0.1, 0.2), (0.5, 0.6))
     ]
-    assert differences(rows) == []
+    assert comparability_notes(rows) == []
 
 
 def test_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(UserError, match="no study"):
-        compare([tmp_path])
+        compare_studies([tmp_path])

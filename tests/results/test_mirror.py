@@ -10,9 +10,9 @@ import safetensors.torch
 from pyarrow import fs
 
 import delta_tune
-from delta_tune.cluster.shared_folder_check import refuse_unseen
+from delta_tune.cluster.shared_folder_check import check_shared_folder
 from delta_tune.config import UserError
-from delta_tune.results.mirror import Mirror, at_hand
+from delta_tune.results.mirror import Mirror, local_copy
 from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
 
@@ -96,7 +96,7 @@ def test_mirror_discards_only_with_a_push_that_came_through(bucket, here, monkey
 def test_folder_at_hand_is_what_lies_there_and_is_gone_afterwards(bucket, here):
     address = f"s3://{bucket}/copy"
     Mirror(here, address).push()
-    with at_hand(address) as (folder, found):
+    with local_copy(address) as (folder, found):
         assert (folder / "a").read_text() == "a"
         (folder / "a").write_text("more")
         found.push()
@@ -115,14 +115,14 @@ def test_address_of_another_kind_is_refused():
 
 
 def test_every_node_is_asked_for_an_address(ray_cluster, bucket):
-    refuse_unseen(f"s3://{bucket}/some results", None)
+    check_shared_folder(f"s3://{bucket}/some results", None)
     assert at(f"s3://{bucket}") == {}
 
 
 def test_node_that_cannot_read_an_address_is_named(ray_cluster, bucket, monkeypatch):
     monkeypatch.setattr("delta_tune.cluster.shared_folder_check.as_uri", lambda address: f"{address}-of-another")
     with pytest.raises(UserError, match=rf"--out s3://{bucket}/x cannot be used from node \S+ \(\w{{8}}\) \(.*role"):
-        refuse_unseen(f"s3://{bucket}/x", None)
+        check_shared_folder(f"s3://{bucket}/x", None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from delta_tune.results.statistics import resampled_interval, verdict
+from delta_tune.results.statistics import method_comparison, resampled_interval
 
 
 def test_interval_is_the_formula():
@@ -46,11 +46,11 @@ def test_interval_of_splits_that_overlap_covers_where_the_plain_one_does_not():
 
 
 def test_verdict_names_means_spread_gap_and_pairs():
-    said = verdict("delta", [0.84, 0.85, 0.84, 0.85], "l2", [0.80, 0.81, 0.81, 0.80], train=800, val=200)
+    said = method_comparison("delta", [0.84, 0.85, 0.84, 0.85], "l2", [0.80, 0.81, 0.81, 0.80], train=800, val=200)
     assert said.startswith("delta 84.5 ± 0.6, l2 80.5 ± 0.6: +4.0 [")
     assert said.endswith("4 pairs")
 
 
 def test_verdict_says_where_data_cannot_tell():
-    said = verdict("delta", [0.84, 0.80, 0.86], "l2", [0.81, 0.83, 0.82], train=800, val=200)
+    said = method_comparison("delta", [0.84, 0.80, 0.86], "l2", [0.81, 0.83, 0.82], train=800, val=200)
     assert said.endswith("no difference that this data can show")

@@ -206,7 +206,7 @@ def test_tables_lose_no_more_than_the_event_that_was_being_written(slow, tables)
 def test_tables_that_are_read_change_nothing_on_disk(slow, tables):
     add(tables, 0, [0.5])
     before = {file.name: file.read_bytes() for file in tables.folder.iterdir()}
-    StudyTables.read(tables.folder, "val_accuracy").conclude(0, "completed")
+    StudyTables.read(tables.folder, "val_accuracy").close_without_writing(0, "completed")
     assert {file.name: file.read_bytes() for file in tables.folder.iterdir()} == before
 
 
@@ -269,7 +269,7 @@ def test_tables_know_their_leader_and_what_is_open(tables):
         assert tables.open == set()
     add(tables, 9)
     assert (tables.leader, tables.open) == (2, {9})
-    tables.conclude(9, "failed")
+    tables.close_without_writing(9, "failed")
     assert (tables.leader, tables.open) == (2, set())
 
 

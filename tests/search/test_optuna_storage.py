@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from delta_tune.config import UserError
-from delta_tune.search.optuna_storage import make_room, open_storage
+from delta_tune.search.optuna_storage import open_storage, remove_stale_studies
 
 
 @pytest.fixture(params=["sqlite:///{}/studies.db", "{}/studies.journal"])
@@ -27,7 +27,7 @@ def test_another_study_with_trials_is_not_touched(address):
     storage = open_storage(address)
     with_a_trial(storage, "mine-delta")
     with pytest.raises(UserError, match="mine-delta"):
-        make_room(storage, ["mine-l2", "mine-delta"], resume=False)
+        remove_stale_studies(storage, ["mine-l2", "mine-delta"], resume=False)
     assert len(optuna.load_study(study_name="mine-delta", storage=storage).trials) == 1
 
 
@@ -35,14 +35,14 @@ def test_a_resume_tells_its_trials_again_and_leaves_others_alone(address):
     storage = open_storage(address)
     with_a_trial(storage, "mine")
     with_a_trial(storage, "other")
-    make_room(storage, ["mine"], resume=True)
+    remove_stale_studies(storage, ["mine"], resume=True)
     assert optuna.get_all_study_names(storage) == ["other"]
 
 
 def test_a_study_that_never_began_makes_room(address):
     storage = open_storage(address)
     optuna.create_study(storage=storage, study_name="mine")
-    make_room(storage, ["mine"], resume=False)
+    remove_stale_studies(storage, ["mine"], resume=False)
     assert optuna.get_all_study_names(storage) == []
 
 

@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from delta_tune.config import UserError
-from delta_tune.search.samplers import check_sampler, conditional, make_sampler
+from delta_tune.search.samplers import check_sampler, conditional_params, make_sampler
 from delta_tune.spaces.space import Space
 from delta_tune.spaces.validation import check_space
 
@@ -47,7 +47,7 @@ def stretching(trial):
     ],
 )
 def test_conditional_are_the_hyperparameters_that_some_trials_lack_or_draw_from_another_range(function, balance, names):
-    assert conditional(checked(function, balance=balance)) == names
+    assert conditional_params(checked(function, balance=balance)) == names
 
 
 @pytest.mark.parametrize("kind", ["gp", "cmaes"])

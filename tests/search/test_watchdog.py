@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from delta_tune.search import watchdog
-from delta_tune.search.watchdog import limit_of, watched
+from delta_tune.search.watchdog import timeout_from_note, watch_epochs
 
 TRIAL = """
 import sys, time
@@ -36,12 +36,12 @@ def run(note, *, epochs=(), between=0.0, first=60.0, least=0.0, hangs=True):
 def test_first_epoch_that_hangs_ends_the_process_and_says_where(tmp_path):
     assert run(tmp_path / "trial" / "hung", first=0.5) == 1
     assert "in hang" in (tmp_path / "trial" / "hung").read_text()
-    assert limit_of(tmp_path / "trial" / "hung") == "0:00:00.500000"
+    assert timeout_from_note(tmp_path / "trial" / "hung") == "0:00:00.500000"
 
 
 def test_later_epoch_is_measured_by_the_longest_before(tmp_path):
     assert run(tmp_path / "hung", epochs=[0.3, 0.05]) == 1
-    hours, minutes, seconds = limit_of(tmp_path / "hung").split(":")
+    hours, minutes, seconds = timeout_from_note(tmp_path / "hung").split(":")
     assert (hours, minutes) == ("0", "00")
     assert 0.9 <= float(seconds) < 9, "three times the longest"
 
@@ -57,16 +57,16 @@ def forgets(monkeypatch):
 
 
 def test_trial_that_raises_leaves_no_limit_behind(tmp_path, forgets):
-    with pytest.raises(RuntimeError), watched(tmp_path / "hung", first_s=0.2):
+    with pytest.raises(RuntimeError), watch_epochs(tmp_path / "hung", first_s=0.2):
         raise RuntimeError
-    assert limit_of(tmp_path / "hung") is None
+    assert timeout_from_note(tmp_path / "hung") is None
 
 
 def test_epoch_of_an_earlier_process_counts_with_the_time_that_it_took_there(tmp_path, forgets):
-    with watched(tmp_path / "hung") as watch:
+    with watch_epochs(tmp_path / "hung") as watch:
         watch.end(1000.0)
         assert watchdog._longest == 1000.0
 
 
 def test_limit_of_what_was_never_written_is_none(tmp_path):
-    assert limit_of(tmp_path / "hung") is None
+    assert timeout_from_note(tmp_path / "hung") is None

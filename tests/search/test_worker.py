@@ -20,7 +20,7 @@ def reports(monkeypatch, task):
     context = SimpleNamespace(get_node_id=lambda: "node")
     monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(worker.tune, "report", told.append)
-    monkeypatch.setattr(worker, "fetch", lambda name: [task])
+    monkeypatch.setattr(worker, "get_shared", lambda name: [task])
     monkeypatch.setattr(worker, "_tasks", None)
     return told
 
@@ -118,7 +118,7 @@ def test_a_diverged_trial_says_why(reports, tmp_path, monkeypatch):
 
 def test_memory_is_given_back_after_any_end(reports, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(worker, "give_memory_back", lambda: given.append(True))
+    monkeypatch.setattr(worker, "release_memory", lambda: given.append(True))
     run(tmp_path)
     monkeypatch.setattr(worker, "run_trial", lambda *a, **k: 1 / 0)
     run(tmp_path)

@@ -9,9 +9,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from delta_tune.config import TrialConfig
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.optuna_search import StudySearch
-from delta_tune.spaces.l2_baseline import ARM, arm_of, groups_of, lacks_plain_l2, sharing_rungs, with_plain_l2
+from delta_tune.spaces.l2_baseline import (
+    ARM,
+    add_l2_baseline,
+    arm_of,
+    comparison_groups,
+    lacks_l2_baseline,
+    rung_groups,
+)
 from delta_tune.spaces.space import Space
-from delta_tune.spaces.validation import check_space, random_answer
+from delta_tune.spaces.validation import check_space, random_answers
 
 
 def held(trial):
@@ -29,18 +36,18 @@ def checked(**attributes):
 
 def configs(both):
     rng = np.random.default_rng(3)
-    proposals = [both.space.propose(random_answer(rng)) for _ in range(60)]
+    proposals = [both.space.propose(random_answers(rng)) for _ in range(60)]
     return [(p.helpers[ARM], p.config) for p in proposals]
 
 
 def test_lacks_plain_l2_looks_at_every_branch():
-    assert lacks_plain_l2(checked())
+    assert lacks_l2_baseline(checked())
     some = Space(name="some", function=lambda t: {"regularizer": t.suggest_categorical("_m", ["delta", "l2"])})
-    assert not lacks_plain_l2(check_space(some, seed=0))
+    assert not lacks_l2_baseline(check_space(some, seed=0))
 
 
 def test_arms_are_the_space_and_plain_l2():
-    found = configs(with_plain_l2(checked(), 0))
+    found = configs(add_l2_baseline(checked(), 0))
     assert {(arm, config.regularizer) for arm, config in found} == {
         ("space", "delta"),
         ("space", "delta_uniform"),
@@ -49,12 +56,12 @@ def test_arms_are_the_space_and_plain_l2():
 
 
 def test_plain_l2_keeps_what_the_space_keeps_constant():
-    plain = [config for arm, config in configs(with_plain_l2(checked(), 0)) if arm == "l2"]
+    plain = [config for arm, config in configs(add_l2_baseline(checked(), 0)) if arm == "l2"]
     assert {(c.batch_norm, c.batch_size) for c in plain} == {("train", 16)}
 
 
 def test_plain_l2_is_searched_over_the_space_s_own_ranges_and_its_weight_decay():
-    plain = next(p for p in with_plain_l2(checked(), 0).drawn if p.config.regularizer == "l2")
+    plain = next(p for p in add_l2_baseline(checked(), 0).drawn if p.config.regularizer == "l2")
     assert plain.distributions == {
         ARM: CategoricalDistribution(("space", "l2")),
         "lr": FloatDistribution(1e-3, 1e-1, log=True),
@@ -63,12 +70,12 @@ def test_plain_l2_is_searched_over_the_space_s_own_ranges_and_its_weight_decay()
 
 
 def test_fixed_values_hold_for_both_arms_but_the_method_for_the_space_alone():
-    found = configs(with_plain_l2(checked(fixed={"regularizer": "delta", "lr": 0.02}), 0))
+    found = configs(add_l2_baseline(checked(fixed={"regularizer": "delta", "lr": 0.02}), 0))
     assert {(arm, c.regularizer, c.lr) for arm, c in found} == {("space", "delta", 0.02), ("l2", "l2", 0.02)}
 
 
 def test_balanced_methods_get_plain_l2_as_one_more():
-    both = with_plain_l2(checked(balance="regularizer"), 0)
+    both = add_l2_baseline(checked(balance="regularizer"), 0)
     assert both.choices == ("delta", "delta_uniform", "l2")
     assert all(arm == config.regularizer for arm, config in configs(both))
 
@@ -77,7 +84,7 @@ def test_balanced_methods_get_plain_l2_as_one_more():
 def test_starting_points_stay_and_plain_l2_begins_with_its_recipe(balance):
     start = ({"regularizer": "delta_uniform", "lr": 0.005},)
     base = TrialConfig(batch_norm="train", lr=0.002)
-    both = with_plain_l2(checked(balance=balance, base=base, start=start), 0)
+    both = add_l2_baseline(checked(balance=balance, base=base, start=start), 0)
     first, *_, plain = both.points
     assert first["lr"] == 0.002, "the library default, which a helper alone would have hidden"
     assert plain == {ARM: "l2", "lr": 0.001, "weight_decay": 1e-4}
@@ -89,21 +96,21 @@ def test_groups_are_the_arms_or_the_methods(tmp_path):
     tables = StudyTables(tmp_path, "val_accuracy")
     for number, method in enumerate(["delta", "delta_uniform", "l2"]):
         tables.add(number, TrialConfig(regularizer=method), {}, {})
-    assert groups_of(with_plain_l2(checked(), 0))(tables) == {0: "space", 1: "space", 2: "l2"}
-    assert groups_of(checked())(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
-    by_method = with_plain_l2(checked(balance="regularizer"), 0)
-    assert groups_of(by_method)(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
+    assert comparison_groups(add_l2_baseline(checked(), 0))(tables) == {0: "space", 1: "space", 2: "l2"}
+    assert comparison_groups(checked())(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
+    by_method = add_l2_baseline(checked(balance="regularizer"), 0)
+    assert comparison_groups(by_method)(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
 
 
 def test_rungs_are_shared_within_what_has_a_budget_of_its_own():
     methods = ("delta", "delta_uniform", "l2")
-    assert [sharing_rungs(with_plain_l2(checked(), 0))(m) for m in methods] == ["space", "space", "l2"]
-    assert [sharing_rungs(checked(balance="regularizer"))(m) for m in methods] == list(methods)
-    assert len({sharing_rungs(checked())(m) for m in methods}) == 1
+    assert [rung_groups(add_l2_baseline(checked(), 0))(m) for m in methods] == ["space", "space", "l2"]
+    assert [rung_groups(checked(balance="regularizer"))(m) for m in methods] == list(methods)
+    assert len({rung_groups(checked())(m) for m in methods}) == 1
 
 
 def test_arms_take_turns_also_after_a_session_that_had_none():
-    both = with_plain_l2(checked(), 0)
+    both = add_l2_baseline(checked(), 0)
     asked = []
     search = StudySearch(
         both,

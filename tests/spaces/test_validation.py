@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.spaces.space import Space, load_space
-from delta_tune.spaces.validation import check_space, contains, random_answer
+from delta_tune.spaces.validation import check_space, contains, random_answers
 
 SHIPPED = sorted((Path(__file__).parents[2] / "search_spaces").glob("[a-z]*.py"))
 
@@ -197,12 +197,12 @@ def test_contains_tells_what_a_sampler_could_have_given(distribution, inside, ou
     ],
 )
 def test_random_answer_stays_inside_the_distribution(distribution):
-    answer = random_answer(np.random.default_rng(0))
+    answer = random_answers(np.random.default_rng(0))
     assert all(contains(distribution, answer("x", distribution)) for _ in range(300))
 
 
 def test_random_answer_of_a_logarithmic_range_is_uniform_in_the_logarithm():
-    answer = random_answer(np.random.default_rng(0))
+    answer = random_answers(np.random.default_rng(0))
     draws = [answer("x", FloatDistribution(1e-4, 1.0, log=True)) for _ in range(2000)]
     assert np.mean(np.array(draws) < 1e-2) == pytest.approx(0.5, abs=0.04)
 

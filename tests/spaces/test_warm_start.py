@@ -9,10 +9,10 @@ import pytest
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
-from delta_tune.spaces.l2_baseline import ARM, with_plain_l2
+from delta_tune.spaces.l2_baseline import ARM, add_l2_baseline
 from delta_tune.spaces.space import Space
 from delta_tune.spaces.validation import check_space
-from delta_tune.spaces.warm_start import best_configurations, starting_from
+from delta_tune.spaces.warm_start import add_starting_points, best_configurations
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_best_configurations_of_no_study_are_refused(tmp_path):
 def test_starting_points_come_after_the_default_and_before_the_space_s_own(tables, tmp_path):
     add(tables, 0.5, regularizer="delta", alpha=2.0, lr=0.002)
     space = checked(start=({"regularizer": "l2", "lr": 0.003},))
-    found = starting_from(space, best_configurations("first", tmp_path)).points
+    found = add_starting_points(space, best_configurations("first", tmp_path)).points
     assert found == (
         {"regularizer": "delta", "alpha": 1.0, "lr": 0.001},
         {"regularizer": "delta", "alpha": 2.0, "lr": 0.002},
@@ -89,14 +89,14 @@ def test_starting_points_survive_study_json(tables, tmp_path):
 
 def test_what_the_space_cannot_express_is_said(tables, tmp_path):
     add(tables, 0.5, regularizer="l2", lr=0.05)
-    found = starting_from(checked(), best_configurations("first", tmp_path))
+    found = add_starting_points(checked(), best_configurations("first", tmp_path))
     assert len(found.points) == 1
     assert found.said == ("l2 with lr 0.05 of the other study is left out: methods cannot express lr=0.05.",)
 
 
 def test_fixed_values_hold_against_the_earlier_study(tables, tmp_path):
     add(tables, 0.5, regularizer="delta", alpha=2.0, lr=0.002)
-    found = starting_from(checked(fixed={"lr": 0.005}), best_configurations("first", tmp_path))
+    found = add_starting_points(checked(fixed={"lr": 0.005}), best_configurations("first", tmp_path))
     assert found.points[1] == {"regularizer": "delta", "alpha": 2.0}
 
 
@@ -107,8 +107,8 @@ def test_plain_l2_of_the_earlier_study_goes_to_its_arm(tables, tmp_path):
         trial.suggest_float("lr", 1e-4, 1e-2, log=True)
         return {"regularizer": "delta_uniform"}
 
-    both = with_plain_l2(checked(held), 0)
-    assert {ARM: "l2", "lr": 0.002, "weight_decay": 1e-3} in starting_from(
+    both = add_l2_baseline(checked(held), 0)
+    assert {ARM: "l2", "lr": 0.002, "weight_decay": 1e-3} in add_starting_points(
         both, best_configurations("first", tmp_path)
     ).points
 
@@ -119,4 +119,4 @@ def test_helpers_of_the_earlier_study_are_followed(tables, tmp_path):
     def helped(trial):
         trial.suggest_categorical("_kind", ["a", "b"])
 
-    assert {"_kind": "b"} in starting_from(checked(helped), best_configurations("first", tmp_path)).points
+    assert {"_kind": "b"} in add_starting_points(checked(helped), best_configurations("first", tmp_path)).points

@@ -9,7 +9,7 @@ from delta_tune.config import TrialConfig
 from delta_tune.results.tables import SCORES, StudyTables
 from delta_tune.search.messages import GPUS, NUMBER, TASK
 from delta_tune.search.planned_runs import PlannedRuns
-from delta_tune.study.confirmation import _compared, contenders, runs_of
+from delta_tune.study.confirmation import _compared, contenders, plan_runs
 
 EPOCHS = 3
 
@@ -66,7 +66,7 @@ def test_contenders_were_never_stopped_early(tables):
 
 def test_runs_give_every_method_the_same_fresh_seed_on_the_same_split(tables):
     chosen = {"l2": add(tables, "l2", [0.5] * 3), "delta": add(tables, "delta", [0.5] * 3)}
-    runs = runs_of(tables, chosen, 3, seed=0)
+    runs = plan_runs(tables, chosen, 3, seed=0)
     assert [(run.number, run.repetition, run.config.regularizer) for run in runs] == [
         *((0, 0, "l2"), (1, 0, "delta"), (2, 1, "l2"), (3, 1, "delta"), (4, 2, "l2"), (5, 2, "delta"))
     ]
@@ -78,7 +78,7 @@ def test_runs_give_every_method_the_same_fresh_seed_on_the_same_split(tables):
 
 
 def test_runs_are_handed_out_once_and_in_order(tables):
-    runs, asked = runs_of(tables, {"l2": add(tables, "l2", [0.5] * 3)}, 2, seed=0), []
+    runs, asked = plan_runs(tables, {"l2": add(tables, "l2", [0.5] * 3)}, 2, seed=0), []
     search = PlannedRuns(runs, "val_accuracy", asked.append)
     first, second = search.suggest("a"), search.suggest("b")
     assert (first[NUMBER], first[TASK], first[GPUS]) == (0, 0, 0.0)
@@ -91,7 +91,7 @@ def compared(tables, scores, states=()):
     """The verdict on runs with these last scores: method → one for each repetition."""
     chosen = {method: add(tables, method, [0.5] * 3) for method in scores}
     found = StudyTables(tables.folder, "val_accuracy")
-    runs = runs_of(tables, chosen, len(next(iter(scores.values()))), seed=0)
+    runs = plan_runs(tables, chosen, len(next(iter(scores.values()))), seed=0)
     for run in runs:
         last = scores[run.config.regularizer][run.repetition]
         state = "completed" if run.number not in states else "failed"

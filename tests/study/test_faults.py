@@ -24,7 +24,7 @@ from ray.exceptions import ObjectStoreFullError
 
 from delta_tune.cli import launch
 from delta_tune.cluster import connection, source_map_store
-from delta_tune.cluster.failures import outside_cause
+from delta_tune.cluster.failures import external_cause
 from delta_tune.results import mirror
 from delta_tune.results.tables import FINISHED, StudyTables
 from delta_tune.study import remote
@@ -406,15 +406,15 @@ def test_resume_after_disk_faults_completes_the_study_and_keeps_what_was_finishe
 def test_full_object_store_is_told_as_the_cause():
     error = RuntimeError("of a trial")
     error.__cause__ = ObjectStoreFullError("full")
-    assert outside_cause(error) == "Ray's object store has no room left (ObjectStoreFullError)"
+    assert external_cause(error) == "Ray's object store has no room left (ObjectStoreFullError)"
 
 
 def test_full_object_store_leaves_trials_without_shared_maps(monkeypatch, ray_cluster, task):
     def full(value):
         raise ObjectStoreFullError("full")
 
-    with source_map_store.map_shelf("full", 2**20) as shelf:
-        maps = source_map_store.RayMaps("full")
+    with source_map_store.shared_source_maps("full", 2**20) as shelf:
+        maps = source_map_store.RaySourceMaps("full")
         monkeypatch.setattr(source_map_store.ray, "put", full)
         maps.leave(StepKey(0, 8, "none", 1, 0), {})
         assert ray.get(shelf.report.remote()).left == 0

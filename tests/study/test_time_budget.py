@@ -9,7 +9,7 @@ import pytest
 
 from delta_tune.config import TrialConfig
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
-from delta_tune.study.time_budget import Reserve, TimeBudget, epoch_seconds, every, reserve
+from delta_tune.study.time_budget import PostSearchBudget, TimeBudget, cached_for, mean_epoch_seconds, plan_post_search
 
 
 def test_time_budget_counts_all_sessions():
@@ -40,14 +40,14 @@ def test_epoch_seconds_are_the_mean_of_each_group_scoring_included(tmp_path):
     add(tables, "delta", [(3.0, 1.0)])
     add(tables, "l2", [(1.0, 0.0)])
     add(tables, "l2_sp", [])
-    assert epoch_seconds(tables, methods) == {"delta": pytest.approx(8 / 3), "l2": 1.0}
+    assert mean_epoch_seconds(tables, methods) == {"delta": pytest.approx(8 / 3), "l2": 1.0}
 
 
 def test_epoch_seconds_of_a_group_are_its_slowest_method_s(tmp_path):
     tables = StudyTables(tmp_path, "val_accuracy")
     add(tables, "delta", [(3.0, 0.0)])
     add(tables, "delta_uniform", [(2.0, 0.0)])
-    assert epoch_seconds(tables, lambda t: dict.fromkeys(t.trials, "space")) == {"space": 3.0}
+    assert mean_epoch_seconds(tables, lambda t: dict.fromkeys(t.trials, "space")) == {"space": 3.0}
 
 
 TWO_METHODS = {"epoch_seconds": {"delta": 3.0, "l2": 2.0}, "max_epochs": 10, "slots": 1, "growth": 1.25}
@@ -55,25 +55,27 @@ TWO_METHODS = {"epoch_seconds": {"delta": 3.0, "l2": 2.0}, "max_epochs": 10, "sl
 
 def test_reserve_is_the_work_of_all_runs_and_the_final_model():
     # one slot: 4 × (3 + 2) s × 10 epochs, and 10 epochs of the slower on a quarter more images
-    assert reserve(math.inf, repetitions=4, **TWO_METHODS) == Reserve(repetitions=4, confirmation=200, final=37.5)
+    assert plan_post_search(math.inf, repetitions=4, **TWO_METHODS) == PostSearchBudget(
+        repetitions=4, confirmation=200, final=37.5
+    )
 
 
 def test_reserve_of_several_slots_has_a_last_run_alone():
-    assert reserve(math.inf, repetitions=4, **{**TWO_METHODS, "slots": 2}).confirmation == 4 * 5 * 10 / 2 + 30
+    assert plan_post_search(math.inf, repetitions=4, **{**TWO_METHODS, "slots": 2}).confirmation == 4 * 5 * 10 / 2 + 30
 
 
 def test_reserve_counts_the_attention_of_each_fresh_split_and_of_the_final_training_set():
-    found = reserve(math.inf, repetitions=4, split_seconds=7, **TWO_METHODS)
+    found = plan_post_search(math.inf, repetitions=4, split_seconds=7, **TWO_METHODS)
     assert (found.confirmation, found.final) == (200 + 28, 37.5 + 7)
 
 
 @pytest.mark.parametrize(("within", "kept"), [(237.5, 4), (237.4, 3), (137.5, 2), (137.4, 0), (0, 0)])
 def test_reserve_cuts_repetitions_first_and_never_to_one(within, kept):
-    assert reserve(within, repetitions=4, **TWO_METHODS).repetitions == kept
+    assert plan_post_search(within, repetitions=4, **TWO_METHODS).repetitions == kept
 
 
 def test_reserve_keeps_nothing_where_no_epoch_is_measured_yet():
-    found = reserve(math.inf, repetitions=4, **{**TWO_METHODS, "epoch_seconds": {}})
+    found = plan_post_search(math.inf, repetitions=4, **{**TWO_METHODS, "epoch_seconds": {}})
     assert (found.repetitions, found.total) == (4, 0)
 
 
@@ -85,7 +87,7 @@ def test_every_counts_down_between_two_looks(monkeypatch):
         return 50.0
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    left = every(2.0, ask)
+    left = cached_for(2.0, ask)
     seen = []
     for now[0] in (100.0, 101.0, 101.5, 102.0):
         seen.append(left())
@@ -102,7 +104,7 @@ def test_every_asks_less_often_what_takes_long(monkeypatch):
         return 100.0
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    left = every(2.0, ask)
+    left = cached_for(2.0, ask)
     for _ in range(101):
         left()
         now[0] += 1.0

@@ -111,15 +111,15 @@ def test_measure_says_how_far_the_weights_can_be_trusted(fresh):
 
 def test_measure_exact_losses_are_those_of_a_masked_forward(fresh):
     """All 36 images are probed, so d is the plain mean over them."""
-    from delta_tune.attention.measurement import network
-    from delta_tune.attention.probe_head import trained_head
-    from delta_tune.data.batches import centred_batches
+    from delta_tune.attention.measurement import probe_network
+    from delta_tune.attention.probe_head import fit_probe_head
+    from delta_tune.data.batches import evaluation_batches
 
     fresh.measure([TrialConfig(layers=LAYERS)])
     train, cpu = fresh.dataset.train, torch.device("cpu")
-    head, _ = trained_head(fresh.backbone, fresh.features["train"], train.labels, 3, 0, cpu)
-    model = network(fresh.backbone, head, 3)
-    images = torch.cat(list(centred_batches(train, fresh.backbone.preprocessing, cpu)))
+    head, _ = fit_probe_head(fresh.backbone, fresh.features["train"], train.labels, 3, 0, cpu)
+    model = probe_network(fresh.backbone, head, 3)
+    images = torch.cat(list(evaluation_batches(train, fresh.backbone.preprocessing, cpu)))
     targets, layer, channel = torch.tensor(train.labels), LAYERS[1], 5
     with torch.no_grad():
         intact = torch.nn.functional.cross_entropy(model(images), targets)
@@ -171,14 +171,14 @@ def test_channel_factors_of_attention_are_mean_one_in_raw_scale(task):
 
 
 def test_mean_squares_equal_a_plain_pass_over_the_training_images(task):
-    from delta_tune.data.augmentation import centre
+    from delta_tune.data.augmentation import center_crop
     from delta_tune.models.feature_maps import feature_maps
 
     task.measurements.measure([TrialConfig(regularizer="delta_uniform")])
     pixels = torch.from_numpy(task.dataset.train.images.batch(np.arange(len(task.dataset.train))))
     source = task.source_model(torch.device("cpu"), task.backbone.layers)
     with torch.no_grad(), feature_maps(source, task.backbone.layers) as maps:
-        source(centre(pixels, task.backbone.preprocessing))
+        source(center_crop(pixels, task.backbone.preprocessing))
         for layer in task.backbone.layers:
             expected = maps[layer].double().square().mean().item()
             assert task.measurements.mean_squares[layer] == pytest.approx(expected, rel=1e-4)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from delta_tune.config import TrialConfig
-from delta_tune.data.augmentation import centre
+from delta_tune.data.augmentation import center_crop
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.training.objective import Objective
@@ -41,7 +41,7 @@ def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method
     with torch.no_grad():
         for p in target.parameters():
             p.mul_(1.05)
-    images = centre(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
+    images = center_crop(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
     labels = torch.zeros(4, dtype=torch.int64)
     objective = objective_of(task, config, target)
     with objective.hooked():
@@ -68,7 +68,7 @@ def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method
 def test_objective_behavior_is_zero_at_the_start_with_frozen_batch_norm(task):
     config = quick(regularizer="delta", batch_norm="frozen")
     target = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).eval()
-    images = centre(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
+    images = center_crop(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
     objective = objective_of(task, config, target)
     with objective.hooked():
         parts = objective(target(images), torch.zeros(4, dtype=torch.int64), images, BATCH)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from delta_tune.config import TrialConfig, UserError
-from delta_tune.data.augmentation import augment, centre
+from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
 from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import BEST_FILE
@@ -62,7 +62,10 @@ def test_run_trial_equals_a_plain_fine_tuning_loop_step_for_step(task):
     model = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     pixels = torch.from_numpy(task.dataset.train.images.batch(np.arange(len(task.dataset.train))))
-    images, labels = centre(pixels, task.backbone.preprocessing), torch.from_numpy(np.array(task.dataset.train.labels))
+    images, labels = (
+        center_crop(pixels, task.backbone.preprocessing),
+        torch.from_numpy(np.array(task.dataset.train.labels)),
+    )
     for epoch in (1, 2, 3):
         model.train()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
@@ -83,7 +86,10 @@ def test_run_trial_l2_equals_weight_decay_of_the_optimizer(task):
     model = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
     pixels = torch.from_numpy(task.dataset.train.images.batch(np.arange(len(task.dataset.train))))
-    images, labels = centre(pixels, task.backbone.preprocessing), torch.from_numpy(np.array(task.dataset.train.labels))
+    images, labels = (
+        center_crop(pixels, task.backbone.preprocessing),
+        torch.from_numpy(np.array(task.dataset.train.labels)),
+    )
     model.train()
     for batch in torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).split(8):
         loss = F.cross_entropy(model(images[batch]), labels[batch])
@@ -157,7 +163,7 @@ def test_run_trial_l2_fe_scores_equal_those_of_its_whole_network(task):
     model.load_state_dict(result.model_state)
     val = task.dataset.val
     with torch.no_grad():
-        images = centre(torch.from_numpy(val.images.batch(np.arange(len(val)))), task.backbone.preprocessing)
+        images = center_crop(torch.from_numpy(val.images.batch(np.arange(len(val)))), task.backbone.preprocessing)
         scores = classification_metrics(model(images), torch.from_numpy(np.array(val.labels)))
     assert result.best_metrics["val_accuracy"] == pytest.approx(scores["accuracy"])
     assert result.best_metrics["val_loss"] == pytest.approx(scores["loss"], rel=1e-4)

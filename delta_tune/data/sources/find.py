@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from delta_tune.config import UserError, nearest
-from delta_tune.data.file_tree import open_tree
+from delta_tune.config import UserError, did_you_mean
+from delta_tune.data.file_tree import open_file_tree
 from delta_tune.data.sources.base import ALLOWED_DATA, Source
 from delta_tune.data.sources.demo import from_demo
 from delta_tune.data.sources.image_folder import from_image_folder
@@ -24,7 +24,7 @@ def find_source(data: str | Path, *, seed: int) -> Source:
         return from_demo(seed)
     if isinstance(data, str) and data.startswith("torchvision:"):
         return from_torchvision(data.removeprefix("torchvision:"))
-    tree = open_tree(data)
+    tree = open_file_tree(data)
     root = tree.root
     if tree.is_file(root):
         if not root.endswith(".parquet"):
@@ -34,7 +34,7 @@ def find_source(data: str | Path, *, seed: int) -> Source:
         above = os.path.dirname(root)
         siblings = [os.path.basename(path) for path in tree.folders(above) + tree.files(above)]
         raise UserError(
-            f"There is no {str(data)!r}{nearest(os.path.basename(root), siblings)}; data is {ALLOWED_DATA}."
+            f"There is no {str(data)!r}{did_you_mean(os.path.basename(root), siblings)}; data is {ALLOWED_DATA}."
         )
     files = [file for folder in (root, *tree.folders(root)) for file in tree.files(folder) if file.endswith(".parquet")]
     return from_parquet_folder(tree, sorted(files, key=Path)) if files else from_image_folder(tree)

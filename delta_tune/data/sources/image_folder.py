@@ -16,7 +16,7 @@ _IMAGE_SUFFIXES = frozenset(
 )
 
 
-def images_in(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path) -> list[Path]:
     """The image files of a folder, by name; those of folders in it are not looked for.
 
     Raises:

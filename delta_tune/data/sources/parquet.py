@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from delta_tune.config import UserError, nearest
+from delta_tune.config import UserError, did_you_mean
 from delta_tune.data.file_tree import Tree
 from delta_tune.data.sources.base import SPLIT_NAMES, Examples, Source
 
@@ -92,7 +92,7 @@ def _check_columns(file: str, schema: Any) -> None:
     for column in ("image", "label"):
         if column not in schema.names:
             raise UserError(
-                f"{file!r} has no column {column!r}{nearest(column, schema.names)}: its columns are "
+                f"{file!r} has no column {column!r}{did_you_mean(column, schema.names)}: its columns are "
                 f"{', '.join(schema.names)}; rename them to image (encoded bytes, or a struct with bytes) and label."
             )
     kind = schema.field("image").type

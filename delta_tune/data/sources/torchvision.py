@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from delta_tune.config import UserError, nearest
+from delta_tune.config import UserError, did_you_mean
 from delta_tune.data.sources.base import Examples, Source
 
 CACHE = Path("~/.cache/delta_tune")
@@ -37,7 +37,7 @@ def from_torchvision(name: str) -> Source:
     known = sorted([*_BY_SPLIT, *_BY_FLAG, *_WHOLE], key=str.lower)
     if name not in known:
         raise UserError(
-            f"'torchvision:{name}' is no data set for classification of torchvision{nearest(name, known)}; "
+            f"'torchvision:{name}' is no data set for classification of torchvision{did_you_mean(name, known)}; "
             f"there are {', '.join(known)}."
         )
     kind = getattr(datasets, name)
