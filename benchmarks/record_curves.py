@@ -123,7 +123,7 @@ def main() -> None:
         train_per_class=10,
     )
     print(f"train {len(task.dataset.train)}, val {len(task.dataset.val)}, test {len(task.dataset.for_name('test'))}")
-    task.measure([proposal(number)[1] for number in range(count)], say=print)
+    task.measurements.measure([proposal(number)[1] for number in range(count)], say=print)
     until = time.monotonic() + 3600 * arguments.hours
     with ray_cluster("local") as cluster, put_shared(task, "curves"):
         task_of_ray: Any = ray.remote(num_cpus=1)(record)

@@ -189,7 +189,7 @@ def main() -> None:
         settings = {"data": str(DATA / "flowers17"), "model": model, "weights": weights, "image_size": size}
         settings |= {"train_per_class": 6 if arguments.quick else 20, "val_fraction": 0.05}
         task = delta_tune.prepare(**settings)
-        task.measure([TrialConfig()])
+        task.measurements.measure([TrialConfig()])
         print(f"{net} at {size} px, {len(task.dataset.train.labels)} photos")
         alone = epochs_alone(net, task, 2 if arguments.quick else 4)
         print("epochs alone, against l2", *(row.line for row in alone), sep="\n", flush=True)

@@ -86,7 +86,8 @@ def measure_footprint(task: Task, config: TrialConfig) -> Footprint:
         )
     device = torch.device("cuda")
     train, val = (split.first(STEPS * config.batch_size) for split in (task.dataset.train, task.dataset.val))
-    short = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, train=train, val=val))
+    # No cache: features of a few images would lie there under the key of all.
+    short = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, train=train, val=val), cache=None)
     torch.cuda.reset_peak_memory_stats(device)
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
     start = wall = 0.0

@@ -44,21 +44,21 @@ class RaySourceMaps:
         self._shelf = ray.get_actor(name, namespace=NAMESPACE)
         self._node = ray.get_runtime_context().get_node_id()
 
-    def ask(self, batch: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
+    def ask(self, key: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
         """See `MapStore`."""
         try:
-            boxed, first = ray.get(self._shelf.ask.remote(self._node, batch, layers), timeout=TIMEOUT_S)
+            boxed, first = ray.get(self._shelf.ask.remote(self._node, key, layers), timeout=TIMEOUT_S)
             if boxed is None:
                 return None, first
             found = ray.get(boxed[0], timeout=TIMEOUT_S)
         except (RayActorError, GetTimeoutError):  # the shelf is gone or too busy: do without
             return None, False
         except RayError:  # the worker that owned the maps died
-            self._shelf.lost.remote(self._node, batch)
+            self._shelf.lost.remote(self._node, key)
             return None, False
         return {layer: torch.from_numpy(found[layer].copy()).permute(0, 3, 1, 2) for layer in layers}, False
 
-    def leave(self, batch: StepKey, maps: Mapping[str, Tensor]) -> None:
+    def leave(self, key: StepKey, maps: Mapping[str, Tensor]) -> None:
         """See `MapStore`."""
         arrays = {layer: np.ascontiguousarray(each.permute(0, 2, 3, 1).numpy()) for layer, each in maps.items()}
         size = sum(array.nbytes for array in arrays.values())
@@ -66,4 +66,4 @@ class RaySourceMaps:
             kept = ray.put(arrays)
         except STORE_ERRORS:  # what others fill the store with is no reason to end: do without
             return
-        self._shelf.leave.remote(self._node, batch, tuple(maps), [kept], size)
+        self._shelf.leave.remote(self._node, key, tuple(maps), [kept], size)

@@ -125,6 +125,10 @@ class TrialConfig:
         values["weight_decay"] = self.effective_weight_decay
         return values
 
+    def same_as(self, record: Mapping[str, Any]) -> bool:
+        """Whether this is the configuration that `record` was made of; fields that do not apply do not count."""
+        return self.record() == record
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> TrialConfig:
         """The inverse of `record`: a null field takes its default.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-RECORD_FILE, BEST_FILE = "resume.json", "best.safetensors"
+RESUME_FILE, BEST_FILE = "resume.json", "best.safetensors"
 STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.parquet"
 JOURNAL_FILE = "journal.jsonl"
 ATTENTION_FILE = Path("attention") / "attention.parquet"

@@ -22,10 +22,10 @@ from delta_tune.background import run_every
 from delta_tune.config import UserError
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.uris import is_uri, open_remote_filesystem
-from delta_tune.results.layout import CHECKPOINTS, EPOCHS_FILE, JOURNAL_FILE, RAY, RECORD_FILE, STUDY_FILE, TRIALS_FILE
+from delta_tune.results.layout import CHECKPOINTS, EPOCHS_FILE, JOURNAL_FILE, RAY, RESUME_FILE, STUDY_FILE, TRIALS_FILE
 
 INTERVAL_S = 15.0
-LAST = (RECORD_FILE, EPOCHS_FILE, TRIALS_FILE, JOURNAL_FILE, STUDY_FILE)
+LAST = (RESUME_FILE, EPOCHS_FILE, TRIALS_FILE, JOURNAL_FILE, STUDY_FILE)
 """What names other files goes after them, in this order; it was read in the opposite one, so it is the older."""
 
 

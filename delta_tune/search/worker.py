@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import socket
 import time
@@ -23,10 +22,11 @@ from delta_tune.cluster.shared_objects import get_shared
 from delta_tune.cluster.source_map_store import RaySourceMaps
 from delta_tune.config import Metric, TrialConfig, UserError
 from delta_tune.filesystem.uris import is_uri
-from delta_tune.results.layout import ERROR_FILE, RECORD_FILE, traceback_file, trial_name
+from delta_tune.results.layout import ERROR_FILE, traceback_file, trial_name
 from delta_tune.results.mirror import Mirror, local_copy
 from delta_tune.search.messages import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
+from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.trial import Row, run_trial
 
 
@@ -160,14 +160,13 @@ def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row
 
     What is no run of this configuration is one that the study knows nothing of any more, and goes.
     """
-    if not (folder / RECORD_FILE).exists():
+    point = read_resume_point(folder)
+    if point is None:
         return []
-    record = json.loads((folder / RECORD_FILE).read_text())
-    if record["config"] != json.loads(json.dumps(config.record())):
+    if not config.same_as(point.config):
         mirror.clear()
         return []
-    rows: list[Row] = record["rows"]
-    return rows[:-1]
+    return point.rows[:-1]
 
 
 def push_with_retries(mirror: Mirror) -> None:

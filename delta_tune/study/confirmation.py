@@ -132,7 +132,7 @@ def confirm(
         for repetition in sorted({run.repetition for run in open_runs}):
             configs = [run.config for run in open_runs if run.repetition == repetition]
             # Anew for each split: labels of what is now val must not have shaped the attention.
-            tasks[repetition].measure(configs, session.device, say, session.runner)
+            tasks[repetition].measurements.measure(configs, session.device, say, session.runner)
         scheduler = Rungs(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)
 

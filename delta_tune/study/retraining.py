@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from delta_tune.data.dataset import Bar
 from delta_tune.data.resampling import merge_val_into_train
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.inference.model_folder import save_model
-from delta_tune.results.layout import BEST, CHECKPOINTS, RECORD_FILE, trial_name
+from delta_tune.results.layout import BEST, CHECKPOINTS, trial_name
 from delta_tune.results.mirror import local_copy
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
 from delta_tune.study.confirmation import Confirmation
-from delta_tune.training.checkpoint import last_weights
+from delta_tune.training.checkpoint import last_weights, read_resume_point
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
@@ -59,7 +58,7 @@ def retrain_and_save(
     trial = confirmation.trials[confirmation.best]
     config, say = tables.config(trial), session.progress.say
     say(f"Training the final model: {describe_model(task, confirmation)}, {config.max_epochs} epochs.")
-    task.measure([config], session.device, say, session.runner)
+    task.measurements.measure([config], session.device, say, session.runner)
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
         place = f"{session.checkpoints(folder)}/{checkpoint.name}"
@@ -104,11 +103,8 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resourc
 
 def _epochs_done(checkpoint: str) -> int:
     """As the folder has it; an address is not asked, so the bar stands still there."""
-    record = Path(checkpoint) / RECORD_FILE
-    if is_uri(checkpoint) or not record.exists():
-        return 0
-    epochs: int = json.loads(record.read_text())["epoch"]
-    return epochs
+    point = None if is_uri(checkpoint) else read_resume_point(Path(checkpoint))
+    return 0 if point is None else point.epoch
 
 
 def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:

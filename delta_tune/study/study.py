@@ -311,12 +311,14 @@ class Study:
 
     def _measure(self, session: Session) -> None:
         configs, began = [proposal.config for proposal in self.checked.drawn], time.time()
-        self.task.measure(configs, session.device, self.progress.say, session.runner)
+        self.task.measurements.measure(configs, session.device, self.progress.say, session.runner)
         self.record["attention_seconds"] = max(time.time() - began, self.record.get("attention_seconds", 0.0))
-        verdicts = [noise_warning({k: v.reliability for k, v in m.items()}) for m in self.task.attention.values()]
+        verdicts = [
+            noise_warning({k: v.reliability for k, v in m.items()}) for m in self.task.measurements.attention.values()
+        ]
         self.record["attention_verdict"] = " ".join(verdict for verdict in verdicts if verdict)
-        if self.task.attention:
-            rows = [row for layers in self.task.attention.values() for row in layers.items()]
+        if self.task.measurements.attention:
+            rows = [row for layers in self.task.measurements.attention.values() for row in layers.items()]
             (self.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
             with atomic_write(self.folder / ATTENTION_FILE) as partial:
                 pq.write_table(attention_table(rows), partial)

@@ -1,13 +1,17 @@
-"""What a run leaves on disk after each epoch, so that it can be continued: never a state that is half old, half new."""
+"""A run on disk: what is saved after each epoch, so that the run can be resumed from a state that is never half new.
+
+First the weights and the optimizer are written, under names of their epoch, then `resume.json`, which names the epoch.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,42 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.results.layout import BEST_FILE, RECORD_FILE
+from delta_tune.results.layout import BEST_FILE, RESUME_FILE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResumePoint:
+    """Where a run resumes: the content of its `resume.json`."""
+
+    config: dict[str, Any]
+    """`TrialConfig.record()` of the run."""
+    rows: list[dict[str, Any]]
+    """Of the epochs so far, as in `TrialResult.epochs`."""
+    first_loss: float | None
+    """Training loss of the first batch."""
+    best_epoch: int | None
+    epoch: int
+    """The last epoch, whose state lies in the same folder."""
+
+
+def read_resume_point(folder: Path) -> ResumePoint | None:
+    """Where the run in `folder` resumes; None if there is nothing to resume."""
+    file = folder / RESUME_FILE
+    return ResumePoint(**json.loads(file.read_text())) if file.exists() else None
+
+
+def last_weights(folder: Path) -> Path:
+    """The weights that were scored after the last epoch of the run in `folder`."""
+    point = read_resume_point(folder)
+    assert point is not None, f"{folder} holds no run"
+    average = folder / f"average-{point.epoch}.safetensors"
+    return average if average.exists() else folder / f"weights-{point.epoch}.safetensors"
 
 
 class Checkpoint:
-    """The folder of one run: weights and optimizer after its last epoch, a record that names them, the best weights.
+    """Writes the folder of one run: weights and optimizer after its last epoch, its resume point, its best weights.
 
-    Where a run scores an average of its weights, that is kept beside them, and the best weights are the average's.
+    If the run scores an average of its weights, the average is saved too, and the best weights are the average's.
     """
 
     def __init__(
@@ -38,16 +71,16 @@ class Checkpoint:
         self._model, self._optimizer, self._scaler, self._average = model, optimizer, scaler, average
 
     @contextmanager
-    def written(self, epoch: int) -> Iterator[None]:
-        """Within it another thread writes the state after `epoch`, which must not change; afterwards it is on disk."""
+    def writing(self, epoch: int) -> Iterator[None]:
+        """Write the state after `epoch` in another thread while the block runs, which must leave that state alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(self._write_state, epoch)
             yield
             writing.result()
 
-    def keep_best(self, epoch: int) -> None:
-        """The state of that epoch, which was written last, is the best so far."""
+    def save_best(self, epoch: int) -> None:
+        """Save the weights of that epoch, whose state was written last, as the best so far."""
         with atomic_write(self.folder / BEST_FILE) as partial:
             partial.unlink(missing_ok=True)
             try:
@@ -55,22 +88,14 @@ class Checkpoint:
             except OSError:  # a file system without links
                 shutil.copyfile(self._files(epoch)[-1], partial)
 
-    def save(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """From here on the run continues after `epoch`; earlier states go."""
-        with atomic_write(self.folder / RECORD_FILE) as partial:
-            partial.write_text(json.dumps({**record, "epoch": epoch}))
+    def save(self, point: ResumePoint) -> None:
+        """Make this where the run resumes, and delete the states of earlier epochs."""
+        with atomic_write(self.folder / RESUME_FILE) as partial:
+            partial.write_text(json.dumps(asdict(point)))
         for pattern in ("weights-*", "optimizer-*", "average-*"):
             for file in self.folder.glob(pattern):
-                if file not in self._files(epoch):
+                if file not in self._files(point.epoch):
                     file.unlink()
-
-    def record(self) -> dict[str, Any] | None:
-        """What `save` was given last; None where there is nothing to continue."""
-        file = self.folder / RECORD_FILE
-        if not file.exists():
-            return None
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
 
     def load(self, epoch: int, device: torch.device) -> None:
         """Bring model, optimizer and scaler to the state after `epoch`."""
@@ -98,10 +123,3 @@ class Checkpoint:
         # An open file, because torch's own does not tell why it cannot be written.
         with atomic_write(optimizer) as partial, partial.open("wb") as opened:
             torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, opened)
-
-
-def last_weights(folder: Path) -> Path:
-    """The weights that were scored after a run's last epoch."""
-    epoch = json.loads((folder / RECORD_FILE).read_text())["epoch"]
-    average = folder / f"average-{epoch}.safetensors"
-    return average if average.exists() else folder / f"weights-{epoch}.safetensors"

@@ -1,11 +1,10 @@
-"""What a trial minimises: the cross entropy and what keeps the target near the source."""
+"""What a trial minimises: the cross entropy and the penalties that keep the target near the source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,8 +12,7 @@ from delta_tune.config import TrialConfig
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
 from delta_tune.training.regularizers import behavior, head_l2, weight_l2_sp
 from delta_tune.training.source_map_index import StepKey
-from delta_tune.training.source_maps import SourceMaps, SourceMapStore
-from delta_tune.training.task import Task
+from delta_tune.training.source_maps import SourceMaps
 
 PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
 
@@ -24,27 +22,34 @@ class Objective:
 
     def __init__(
         self,
-        task: Task,
         config: TrialConfig,
         target: nn.Module,
-        device: torch.device,
-        store: SourceMapStore | None = None,
+        head: nn.Module,
+        source: SourceMaps | None = None,
+        factors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.config, self._target = config, target
-        self._head = target.get_submodule(task.backbone.head)
+        """Take the target before its first step: l2_sp measures distances from the weights that it has now.
+
+        Args:
+            config: the method and its strengths.
+            target: the network that is trained.
+            head: its new head.
+            source: the source's feature maps, for methods that compare them.
+            factors: layer → factor of each channel in the behaviour term, (C,), for the same methods.
+        """
+        assert (source is not None) == config.uses_behavior
+        self.config, self._target, self._head = config, target, head
+        self._source, self._factors = source, factors or {}
         self._maps: FeatureMaps | None = None
-        if config.uses_behavior:
-            self._factors = task.channel_factors(config, device)
-            self._source = SourceMaps(task.source_model(device, tuple(self._factors)), tuple(self._factors), store)
         if config.regularizer == "l2_sp":
-            head = {id(p) for p in self._head.parameters()}
-            self._moving = [p for p in target.parameters() if id(p) not in head]
+            head_ids = {id(p) for p in head.parameters()}
+            self._moving = [p for p in target.parameters() if id(p) not in head_ids]
             self._start = [p.detach().clone() for p in self._moving]
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Within it forward passes of the target leave their feature maps for the next call; it may be nested."""
-        if not self.config.uses_behavior or self._maps is not None:
+        """Collect the feature maps of the target's forward passes while the block runs; blocks may be nested."""
+        if self._source is None or self._maps is not None:
             yield
             return
         with feature_maps(self._target, list(self._factors)) as self._maps, self._source.hooked():
@@ -53,18 +58,18 @@ class Objective:
             finally:
                 self._maps = None
 
-    def before(self, images: Tensor, batch: StepKey) -> None:
-        """Called before the target's forward pass of `images`, which `batch` describes."""
-        if self._maps is not None:
-            self._source.before(images, batch)
+    def before(self, images: Tensor, key: StepKey) -> None:
+        """Called before the target's forward pass of `images`, which `key` describes."""
+        if self._source is not None and self._maps is not None:
+            self._source.before(images, key)
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, batch: StepKey) -> dict[str, Tensor]:
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, key: StepKey) -> dict[str, Tensor]:
         """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
         config = self.config
         parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
         loss = parts["cross_entropy"]
-        if self._maps is not None:
-            parts["behavior"] = behavior(self._maps, self._source.after(images, batch), self._factors)
+        if self._source is not None and self._maps is not None:
+            parts["behavior"] = behavior(self._maps, self._source.after(images, key), self._factors)
             loss = loss + config.alpha * parts["behavior"]
         elif config.regularizer == "l2_sp":
             parts["weight_l2_sp"] = weight_l2_sp(self._moving, self._start)

@@ -1,4 +1,4 @@
-"""Which source feature maps are kept where. Its process imports this module alone, and not torch: it starts at once."""
+"""The index of shared source feature maps. Its process imports only this module, without torch, to start at once."""
 
 from __future__ import annotations
 
@@ -53,8 +53,11 @@ class Counts:
 
 @dataclass
 class SourceMapIndex:
-    """Which maps are where, node by node. Evicts the latest epochs first: every trial needs the early ones, and where
-    pruning leaves few trials late maps are only worth something to those that are in step."""
+    """Which maps are stored on each node, within a budget of bytes per node.
+
+    It evicts the latest epochs first: every trial needs the early ones, and once pruning has left few trials late maps
+    are of use only to those that are in step.
+    """
 
     budget: int
     counts: Counts = field(default_factory=Counts)
@@ -62,46 +65,41 @@ class SourceMapIndex:
     _claimed: set[tuple[str, StepKey]] = field(default_factory=set)
     _sizes: dict[str, int] = field(default_factory=dict)
 
-    def ask(self, node: str, batch: StepKey, layers: tuple[str, ...]) -> tuple[list[Any] | None, bool]:
+    def ask(self, node: str, key: StepKey, layers: tuple[str, ...]) -> tuple[list[Any] | None, bool]:
         """A boxed reference to maps of at least these layers; else None, and whether the asker is the first."""
-        entry = self._entries.get((node, batch))
+        entry = self._entries.get((node, key))
         if entry is not None and entry.layers >= set(layers):
             self.counts.found += 1
             return entry.boxed, False
-        first = (node, batch) not in self._claimed
-        self._claimed.add((node, batch))
+        first = (node, key) not in self._claimed
+        self._claimed.add((node, key))
         return None, first
 
-    def leave(self, node: str, batch: StepKey, layers: tuple[str, ...], boxed: list[Any], size: int) -> None:
-        """Keep a reference, unless as much is there already; make room for it."""
+    def leave(self, node: str, key: StepKey, layers: tuple[str, ...], boxed: list[Any], size: int) -> None:
+        """Store a reference, unless as much is there already; make room for it."""
         self.counts.left += 1
-        key = (node, batch)
-        before = self._entries.get(key)
+        before = self._entries.get((node, key))
         if size > self.budget or (before is not None and before.layers >= set(layers)):
             return
-        self._forget(key)
+        self._forget(node, key)
         while self._sizes.get(node, 0) + size > self.budget:
-            latest = max((other for other in self._entries if other[0] == node), key=_latest)
-            self._forget(latest)
+            # Of the latest epoch the earliest step: trials in step have passed it
+            latest = max((k for n, k in self._entries if n == node), key=lambda k: (k.epoch, -k.step))
+            self._forget(node, latest)
             self.counts.evicted += 1
-        self._entries[key] = _Entry(frozenset(layers), boxed, size)
+        self._entries[node, key] = _Entry(frozenset(layers), boxed, size)
         self._sizes[node] = self._sizes.get(node, 0) + size
 
-    def lost(self, node: str, batch: StepKey) -> None:
-        """What is kept there cannot be read: whoever computed it is dead."""
-        self._forget((node, batch))
+    def lost(self, node: str, key: StepKey) -> None:
+        """Drop maps that cannot be read, because the process that computed them is dead."""
+        self._forget(node, key)
 
     def report(self) -> Counts:
         """What became of the maps so far."""
         return replace(self.counts, size=sum(self._sizes.values()))
 
-    def _forget(self, key: tuple[str, StepKey]) -> None:
-        entry = self._entries.pop(key, None)
-        self._claimed.discard(key)
+    def _forget(self, node: str, key: StepKey) -> None:
+        entry = self._entries.pop((node, key), None)
+        self._claimed.discard((node, key))
         if entry is not None:
-            self._sizes[key[0]] -= entry.size
-
-
-def _latest(key: tuple[str, StepKey]) -> tuple[int, int]:
-    """Of the latest epoch the earliest step: those in step have been there."""
-    return key[1].epoch, -key[1].step
+            self._sizes[node] -= entry.size

@@ -23,10 +23,10 @@ from delta_tune.training.source_map_index import StepKey
 class SourceMapStore(Protocol):
     """Where trials leave maps for one another. A map is (B, C, H, W), the same to the last bit when it comes back."""
 
-    def ask(self, batch: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
+    def ask(self, key: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
         """The maps of at least these layers, if they are there; else whether the asker is the first to come by."""
 
-    def leave(self, batch: StepKey, maps: Mapping[str, Tensor]) -> None:
+    def leave(self, key: StepKey, maps: Mapping[str, Tensor]) -> None:
         """Leave maps for others."""
 
 
@@ -41,36 +41,36 @@ class SourceMaps:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Within it maps can be asked for."""
+        """Compute maps on demand while the block runs."""
         with feature_maps(self._source, self._layers, stop=True) as self._hooks:
             try:
                 yield
             finally:
                 self._hooks = self._found = None
 
-    def before(self, images: Tensor, batch: StepKey) -> None:
+    def before(self, images: Tensor, key: StepKey) -> None:
         """Called before the target's forward pass of `images`."""
         self._found = None
         if self._store is None:
             return
-        self._found, first = self._store.ask(batch, self._layers)
+        self._found, first = self._store.ask(key, self._layers)
         if first:
             self._found = self._compute(images)
-            self._store.leave(batch, self._found)
+            self._store.leave(key, self._found)
 
-    def after(self, images: Tensor, batch: StepKey) -> Mapping[str, Tensor]:
+    def after(self, images: Tensor, key: StepKey) -> Mapping[str, Tensor]:
         """{layer: (B, C, H, W)}, without gradient; called after it."""
         if self._found is None and self._store is not None:
-            self._found = self._wait(batch, self._store)
+            self._found = self._wait(key, self._store)
             if self._found is None:
                 self._found = self._compute(images)
-                self._store.leave(batch, self._found)
+                self._store.leave(key, self._found)
         return self._compute(images) if self._found is None else self._found
 
-    def _wait(self, batch: StepKey, store: SourceMapStore) -> Mapping[str, Tensor] | None:
+    def _wait(self, key: StepKey, store: SourceMapStore) -> Mapping[str, Tensor] | None:
         deadline = time.perf_counter() + self._patience_s
         while True:
-            found, first = store.ask(batch, self._layers)
+            found, first = store.ask(key, self._layers)
             if found is not None or first or time.perf_counter() >= deadline:
                 return found
             time.sleep(self._patience_s / 50)

@@ -1,12 +1,15 @@
-"""One fine-tuning run: `run_trial(task, config, report)`. Knows neither Ray nor Optuna."""
+"""The trainer: `run_trial` fine-tunes one configuration in this process. It knows neither Ray nor Optuna.
+
+Read down the page: `run_trial` loops over the epochs; `_Run` builds network, optimizer and objective, trains and scores
+an epoch step by step, and saves what a resume needs.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +25,19 @@ from delta_tune.data.batches import read_ahead, shuffled_batches
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, to_device
 from delta_tune.models.feature_maps import head_function
-from delta_tune.training.checkpoint import Checkpoint
+from delta_tune.training.checkpoint import Checkpoint, ResumePoint, read_resume_point
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import PARTS, Objective
 from delta_tune.training.source_map_index import StepKey
-from delta_tune.training.source_maps import SourceMapStore
+from delta_tune.training.source_maps import SourceMaps, SourceMapStore
 from delta_tune.training.task import Task
 
 EVAL_BATCH_SIZE = 64
-DIVERGED_FACTOR = 10  # a mean training loss above this multiple of the first batch's is a run that exploded
+DIVERGED_FACTOR = 10
+"""A run diverged if the mean training loss of an epoch is above this multiple of the first batch's."""
 
 Row = dict[str, Any]
+SplitName = Literal["train", "val", "test"]
 
 
 @dataclass(kw_only=True)
@@ -45,8 +50,9 @@ class TrialResult:
     best_epoch: int | None = None
     """The first epoch with the best metric."""
     error: str | None = None
+    """Why the run diverged."""
     model_state: dict[str, Tensor] | None = None
-    """Weights after the best epoch, on the CPU; None where a checkpoint folder keeps them."""
+    """Weights after the best epoch, on the CPU; None if the run saved them in its checkpoint folder."""
 
     @property
     def best_metrics(self) -> Row:
@@ -76,14 +82,14 @@ def run_trial(
     numbers bit for bit, interrupted and resumed or not.
 
     Args:
-        task: data and source; what the configuration needs beyond them is measured if it is not there yet.
+        task: data and source; what the configuration needs beyond them is measured first, unless it has been.
         config: the configuration.
-        report: called with each epoch's row once everything that a resume needs of that epoch is on disk; a run that
-            is continued begins with the last row it wrote.
-        metric: what the best epoch is chosen by.
+        report: called with each epoch's row once all that a resume needs of that epoch is on disk; a resumed run first
+            reports the last row again.
+        metric: chooses the best epoch.
         device: where to train.
-        checkpoint: folder of this run. Where it holds the same run unfinished, that is continued.
-        maps: where trials share the source's feature maps; it changes no bit of the result.
+        checkpoint: folder of this run; if it holds the same run unfinished, that run is resumed.
+        maps: where trials share the source's feature maps; sharing changes no bit of the result.
         compile_with: backend of torch.compile for the target, such as "inductor"; minutes before the first epoch.
         also_score: further splits and the epochs after which to score them, into columns of their names. For studies
             of the search itself: what is chosen by a test split has no test split left.
@@ -92,32 +98,27 @@ def run_trial(
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
 
     Raises:
-        UserError: the folder holds a run of another configuration, or `also_score` is asked of l2_fe, which keeps
-            features of train and val alone.
+        UserError: the folder holds a run of another configuration, or `also_score` is given with l2_fe, whose features
+            are measured for train and val only.
     """
     if also_score and config.regularizer == "l2_fe":
         raise UserError("also_score must be empty for l2_fe, whose features of other splits are not measured.")
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), ExitStack() as stack:
-        run = _Run(task, config, metric, device, checkpoint, maps)
-        run.also_score = also_score or {}
-        if compile_with:
-            # Hooks are compiled in: ones that come later would be left out, and so would those of a network whose code
-            # was compiled before, because torch does not look at hooks when it looks for code to use again.
-            stack.enter_context(run.objective.hooked())
-            torch.compiler.reset()
-            run.logits = torch.compile(run.logits, backend=compile_with)
-        run.restore()
-        if run.rows and report is not None:  # whoever listens may have been lost before it heard of this one
-            report(dict(run.rows[-1]))
-        try:
-            for epoch in range(len(run.rows) + 1, config.max_epochs + 1):
-                run.train_and_score(epoch)
-                if report is not None:
-                    report(dict(run.rows[-1]))
-        except Diverged as reason:
-            return run.result("diverged", str(reason))
-        return run.result("completed")
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        task.measurements.measure([config], device)
+        run = _Run(task, config, metric, device, checkpoint, maps, also_score or {})
+        with run.compiled(compile_with) if compile_with else nullcontext():
+            run.restore()
+            if run.rows and report is not None:  # its listener may have died before it got this row
+                report(dict(run.rows[-1]))
+            try:
+                for epoch in range(len(run.rows) + 1, config.max_epochs + 1):
+                    run.train_and_score(epoch)
+                    if report is not None:
+                        report(dict(run.rows[-1]))
+            except Diverged as reason:
+                return run.result("diverged", str(reason))
+            return run.result("completed")
 
 
 def lr_factor(config: TrialConfig, time_in_epochs: float) -> float:
@@ -131,7 +132,7 @@ def lr_factor(config: TrialConfig, time_in_epochs: float) -> float:
 
 
 class _Run:
-    """The state of one run between its epochs, and how it is written down."""
+    """One run: what is trained, and its progress so far (`rows`, `best_epoch`, `first_loss`)."""
 
     def __init__(
         self,
@@ -141,25 +142,27 @@ class _Run:
         device: torch.device,
         checkpoint: Path | None,
         maps: SourceMapStore | None,
+        also_score: Mapping[Literal["train", "test"], Collection[int]],
     ) -> None:
         self.task, self.config, self.metric, self.device = task, config, metric, device
-        task.measure([config], device)
+        self.also_score = also_score
         backbone = task.backbone
         self.model = build_target(backbone, len(task.dataset.classes), torch.Generator().manual_seed(config.seed))
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         head = self.model.get_submodule(backbone.head)
+        head_group: dict[str, Any] = {"params": list(head.parameters()), "multiplier": config.head_lr_multiplier}
         self.frozen_features = config.regularizer == "l2_fe"
-        head_parameters = list(head.parameters())
-        groups = [{"params": head_parameters, "multiplier": config.head_lr_multiplier}]
-        if self.frozen_features:
+        if self.frozen_features:  # the measured features go straight into the head
             self.model.requires_grad_(False)
             head.requires_grad_(True)
             self.logits = head_function(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
+            groups = [head_group]
         else:
-            ids = {id(p) for p in head_parameters}
-            rest = [p for p in self.model.parameters() if id(p) not in ids]
-            groups.insert(0, {"params": rest, "multiplier": 1.0})
             self.logits = self.model
+            head_ids = {id(p) for p in head.parameters()}
+            rest = [p for p in self.model.parameters() if id(p) not in head_ids]
+            groups = [{"params": rest, "multiplier": 1.0}, head_group]
+        self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.SGD(
             groups,
             lr=config.lr,
@@ -167,7 +170,13 @@ class _Run:
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.effective_weight_decay,
         )
-        self.objective = Objective(task, config, self.model, device, maps)
+        if config.uses_behavior:
+            factors = task.measurements.channel_factors(config, device)
+            layers = tuple(factors)
+            source = SourceMaps(task.source_model(device, layers), layers, maps)
+            self.objective = Objective(config, self.model, head, source, factors)
+        else:
+            self.objective = Objective(config, self.model, head)
         half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.average: AveragedModel | None = None
@@ -178,15 +187,39 @@ class _Run:
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         state = (self.model, self.optimizer, self.scaler, self.average)
         self.checkpoint = Checkpoint(checkpoint, *state) if checkpoint else None
-        self.also_score: Mapping[Literal["train", "test"], Collection[int]] = {}
         self.rows: list[Row] = []
         self.first_loss: float | None = None
         self.best_epoch: int | None = None
         self.best_state: dict[str, Tensor] | None = None
 
+    @contextmanager
+    def compiled(self, backend: str) -> Iterator[None]:
+        """Train with compiled code while the block runs."""
+        # Hooks are compiled in: ones that come later would be left out, and so would those of a network whose code was
+        # compiled before, because torch does not look at hooks when it looks for code to use again.
+        with self.objective.hooked():
+            torch.compiler.reset()
+            self.logits = torch.compile(self.logits, backend=backend)
+            yield
+
+    def restore(self) -> None:
+        """Resume the unfinished run in the checkpoint folder, if there is one."""
+        if self.checkpoint is None or (point := read_resume_point(self.checkpoint.folder)) is None:
+            return
+        if not self.config.same_as(point.config):
+            raise UserError(
+                f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
+            )
+        self.checkpoint.load(point.epoch, self.device)
+        self.rows, self.first_loss, self.best_epoch = point.rows, point.first_loss, point.best_epoch
+
     def train_and_score(self, epoch: int) -> None:
-        """One epoch and its row; then the checkpoint."""
-        # Order, augmentation and dropout depend on seed and epoch alone, so a resumed run needs no generator's state.
+        """Train and score one epoch, append its row, and save the checkpoint.
+
+        Raises:
+            Diverged: no row is appended.
+        """
+        # Order, augmentation and dropout depend on seed and epoch only, so a resumed run needs no generator's state.
         torch.manual_seed(self.config.seed * 1_000_003 + epoch)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         start = time.perf_counter()
@@ -194,8 +227,7 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         trained = time.perf_counter()
-        # Scoring changes no weight: they are on their way to disk meanwhile
-        with self.checkpoint.written(epoch) if self.checkpoint else nullcontext():
+        with self.checkpoint.writing(epoch) if self.checkpoint else nullcontext():  # scoring changes no weight
             scores = self._score("val")
             due = [split for split, epochs in self.also_score.items() if epoch in epochs]
             also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
@@ -213,45 +245,36 @@ class _Run:
                 scored = self.model if self.average is None else self.average.module
                 self.best_state = {k: v.detach().cpu().clone() for k, v in scored.state_dict().items()}
             else:
-                self.checkpoint.keep_best(epoch)
+                self.checkpoint.save_best(epoch)
         if self.checkpoint is not None:
-            names = ("rows", "first_loss", "best_epoch")
-            self.checkpoint.save(epoch, {"config": self.config.record()} | {n: getattr(self, n) for n in names})
+            self.checkpoint.save(
+                ResumePoint(
+                    config=self.config.record(),
+                    rows=self.rows,
+                    first_loss=self.first_loss,
+                    best_epoch=self.best_epoch,
+                    epoch=epoch,
+                )
+            )
 
     def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
+        """One epoch of training; the means of the loss and its parts over the images, and the last learning rate."""
         config, train = self.config, self.task.dataset.train
-        if self.frozen_features:
-            self.model.eval()
-        else:
-            self.model.train()
-            if config.batch_norm == "frozen":
-                for module in self.model.modules():
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                        module.eval()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.model.train(not self.frozen_features)
+        if config.batch_norm == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         totals: dict[str, Tensor] = {}
         batches = shuffled_batches(len(train.labels), config.batch_size, generator)
         with self.objective.hooked():
             inputs_of = self._inputs("train", batches, generator)
             for step, (indices, inputs) in enumerate(zip(batches, inputs_of, strict=True)):
+                # Steps of a warm-up count from 1: at 0 the first one would do nothing
                 lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr * group["multiplier"]
                 labels = to_device(train.labels[indices], self.device)
-                batch = StepKey(config.seed, config.batch_size, config.augmentation, epoch, step)
-                with autocast(self.device):
-                    self.objective.before(inputs, batch)
-                    logits = self.logits(inputs)
-                    losses = self.objective(logits, labels, inputs, batch)
-                self.optimizer.zero_grad(set_to_none=True)
-                self.scaler.scale(losses["train_loss"]).backward()  # type: ignore[no-untyped-call]
-                if config.max_grad_norm is not None:
-                    self.scaler.unscale_(self.optimizer)
-                    nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-                if self.average is not None:
-                    self.average.update_parameters(self.model)
+                key = StepKey(config.seed, config.batch_size, config.augmentation, epoch, step)
+                losses = self._step(inputs, labels, key, lr)
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0) + loss.detach() * len(indices)
                 # On a GPU looking at every step's loss would make it wait: there the epoch's sum tells as well.
@@ -267,20 +290,49 @@ class _Run:
             )
         return means, lr
 
+    def _step(self, inputs: Tensor, labels: Tensor, key: StepKey, lr: float) -> dict[str, Tensor]:
+        """One step of SGD, at `lr` for the backbone; the loss of the batch and its parts."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["multiplier"]
+        with autocast(self.device):
+            self.objective.before(inputs, key)
+            losses = self.objective(self.logits(inputs), labels, inputs, key)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(losses["train_loss"]).backward()  # type: ignore[no-untyped-call]
+        if self.config.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return losses
+
     def _check(self, loss: float, epoch: int) -> None:
+        """Remember the first training loss, and refuse one that is not finite."""
         if not math.isfinite(loss):
             raise Diverged(f"the training loss is {loss} in epoch {epoch}")
         if self.first_loss is None:
             self.first_loss = loss
 
+    def _score(self, split: SplitName) -> dict[str, float]:
+        """Metrics of the network, or of the average of its weights if there is one, on a split."""
+        labels = self.task.dataset.for_name(split).labels
+        batches = np.split(np.arange(len(labels)), range(EVAL_BATCH_SIZE, len(labels), EVAL_BATCH_SIZE))
+        self.model.eval()
+        network = self.logits if self.average is None else self.average.module.eval()
+        with torch.inference_mode(), autocast(self.device):
+            logits = [network(inputs) for inputs in self._inputs(split, batches, None)]
+        return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
+
     def _inputs(
-        self, split: Literal["train", "val", "test"], batches: Sequence[np.ndarray], generator: torch.Generator | None
+        self, split: SplitName, batches: Sequence[np.ndarray], generator: torch.Generator | None
     ) -> Iterator[Tensor]:
-        """What enters `logits`: (B, 3, S, S) images, augmented where a generator is given, or the head's inputs."""
+        """What enters `logits`: (B, 3, S, S) images, augmented if a generator is given, or the head's inputs."""
         preprocessing, images = self.task.backbone.preprocessing, self.task.dataset.for_name(split).images
 
         def read(indices: np.ndarray) -> np.ndarray:
-            return self.task.features[split][indices] if self.frozen_features else images.batch(indices)
+            return self.task.measurements.features[split][indices] if self.frozen_features else images.batch(indices)
 
         for array in read_ahead(read, batches) if self.device.type == "cuda" else map(read, batches):
             inputs = to_device(array, self.device)
@@ -291,29 +343,8 @@ class _Run:
             else:
                 yield augment(inputs, self.config.augmentation, preprocessing, generator)
 
-    def _score(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
-        labels = self.task.dataset.for_name(split).labels
-        batches = np.split(np.arange(len(labels)), range(EVAL_BATCH_SIZE, len(labels), EVAL_BATCH_SIZE))
-        self.model.eval()
-        network = self.logits if self.average is None else self.average.module.eval()
-        with torch.inference_mode(), autocast(self.device):
-            logits = [network(inputs) for inputs in self._inputs(split, batches, None)]
-        return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
-
-    def restore(self) -> None:
-        """Continue the unfinished run in the checkpoint folder, if there is one."""
-        record = self.checkpoint.record() if self.checkpoint else None
-        if self.checkpoint is None or record is None:
-            return
-        if record["config"] != json.loads(json.dumps(self.config.record())):
-            raise UserError(
-                f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
-            )
-        self.checkpoint.load(record["epoch"], self.device)
-        self.rows, self.first_loss, self.best_epoch = record["rows"], record["first_loss"], record["best_epoch"]
-
     def result(self, state: Literal["completed", "diverged"], error: str | None = None) -> TrialResult:
-        """The run as it stands."""
+        """The run so far."""
         return TrialResult(
             state=state, epochs=self.rows, best_epoch=self.best_epoch, error=error, model_state=self.best_state
         )

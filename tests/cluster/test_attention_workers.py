@@ -27,8 +27,8 @@ def runner(slots, bar=no_bar):
 
 def measured(task, runner, estimator="exact"):
     fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0)
-    fresh.measure([TrialConfig(layers=LAYERS, attention_estimator=estimator)], runner=runner)
-    return {layer: each.losses.tolist() for layer, each in fresh.attention[estimator].items()}
+    fresh.measurements.measure([TrialConfig(layers=LAYERS, attention_estimator=estimator)], runner=runner)
+    return {layer: each.losses.tolist() for layer, each in fresh.measurements.attention[estimator].items()}
 
 
 @pytest.fixture(scope="module")

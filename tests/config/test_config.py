@@ -1,6 +1,7 @@
 """One run's and one study's settings: what is allowed, what is stored, what is said of a mistake."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -123,6 +124,19 @@ def test_trial_config_from_record_of_delta_is_the_same_configuration():
         alpha=0.3, layers=("a", "b.c"), attention_temperature=2.0, weight_decay=0.01, max_grad_norm=3.0
     )
     assert TrialConfig.from_record(config.record()) == config
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trial_config_is_the_same_as_its_record_read_from_a_file(method):
+    config = TrialConfig(regularizer=method, layers=("a", "b.c"), alpha=0.1, lr=1 / 3, max_grad_norm=1, seed=2**40)
+    read = json.loads(json.dumps(config.record()))
+    assert config.same_as(read)
+    assert TrialConfig.from_record(read).same_as(read)
+    assert not dataclasses.replace(config, lr=0.3).same_as(read)
+
+
+def test_trial_config_is_the_same_as_a_record_whatever_does_not_apply():
+    assert TrialConfig(regularizer="l2", alpha=3.0).same_as(TrialConfig(regularizer="l2", alpha=0.1).record())
 
 
 def test_trial_config_record_is_plain_values_by_field_name():

@@ -11,6 +11,7 @@ from delta_tune.models.backbones import build_source, build_target
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.training.objective import Objective
 from delta_tune.training.source_map_index import StepKey
+from delta_tune.training.source_maps import SourceMaps
 
 BATCH = StepKey(seed=0, batch_size=4, augmentation="none", epoch=1, step=0)
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
@@ -20,6 +21,16 @@ def quick(**settings):
     return TrialConfig(
         **{"lr": 0.01, "batch_size": 8, "head_lr_multiplier": 1.0, "max_epochs": 2, "layers": LAYERS, **settings}
     )
+
+
+def objective_of(task, config, target):
+    head = target.get_submodule(task.backbone.head)
+    if not config.uses_behavior:
+        return Objective(config, target, head)
+    task.measurements.measure([config])
+    factors = task.measurements.channel_factors(config, torch.device("cpu"))
+    source = SourceMaps(task.source_model(torch.device("cpu"), LAYERS), LAYERS)
+    return Objective(config, target, head, source, factors)
 
 
 @pytest.mark.parametrize("scale", ["raw", "relative"])
@@ -32,7 +43,7 @@ def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method
             p.mul_(1.05)
     images = center_crop(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
     labels = torch.zeros(4, dtype=torch.int64)
-    objective = Objective(task, config, target, torch.device("cpu"))
+    objective = objective_of(task, config, target)
     with objective.hooked():
         behavior = objective(target(images), labels, images, BATCH)["behavior"].item()
     source = build_source(task.backbone)
@@ -45,12 +56,12 @@ def test_objective_behavior_equals_the_formula_on_the_networks_maps(task, method
             channels, height, width = theirs[layer].shape[1:]
             weights = np.full(channels, 1 / channels)
             if method == "delta":
-                d = task.attention["exact"][layer].losses.astype(np.float64)
+                d = task.measurements.attention["exact"][layer].losses.astype(np.float64)
                 z = (d - d.mean()) / d.std() / config.attention_temperature
                 weights = np.exp(z) / np.exp(z).sum()
             distance = ((ours[layer] - theirs[layer]) ** 2).sum((2, 3)).double().numpy() / (height * width)
             term = 0.5 * (channels * weights * distance).sum(1).mean()
-            expected += term / (channels * task.mean_squares[layer]) if scale == "relative" else term
+            expected += term / (channels * task.measurements.mean_squares[layer]) if scale == "relative" else term
     assert behavior == pytest.approx(expected, rel=1e-4)
 
 
@@ -58,7 +69,7 @@ def test_objective_behavior_is_zero_at_the_start_with_frozen_batch_norm(task):
     config = quick(regularizer="delta", batch_norm="frozen")
     target = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).eval()
     images = center_crop(torch.from_numpy(task.dataset.train.images.batch(np.arange(4))), task.backbone.preprocessing)
-    objective = Objective(task, config, target, torch.device("cpu"))
+    objective = objective_of(task, config, target)
     with objective.hooked():
         parts = objective(target(images), torch.zeros(4, dtype=torch.int64), images, BATCH)
     assert parts["behavior"].item() == pytest.approx(0.0, abs=1e-10)
@@ -66,14 +77,14 @@ def test_objective_behavior_is_zero_at_the_start_with_frozen_batch_norm(task):
 
 def test_objective_weight_l2_sp_is_zero_at_the_start(task):
     target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
-    objective = Objective(task, quick(regularizer="l2_sp"), target, torch.device("cpu"))
+    objective = objective_of(task, quick(regularizer="l2_sp"), target)
     parts = objective(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.empty(0), BATCH)
     assert parts["weight_l2_sp"].item() == 0
 
 
 def test_objective_hooks_are_gone_after_an_exception(task):
     target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
-    objective = Objective(task, quick(regularizer="delta_uniform"), target, torch.device("cpu"))
+    objective = objective_of(task, quick(regularizer="delta_uniform"), target)
     with pytest.raises(KeyboardInterrupt), objective.hooked():
         raise KeyboardInterrupt
     source = task.source_model(torch.device("cpu"), LAYERS)
@@ -84,7 +95,7 @@ def test_objective_hooks_are_gone_after_an_exception(task):
 
 def test_objective_label_smoothing_reaches_the_cross_entropy(task):
     target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
-    objective = Objective(task, quick(regularizer="l2", label_smoothing=0.1), target, torch.device("cpu"))
+    objective = objective_of(task, quick(regularizer="l2", label_smoothing=0.1), target)
     logits, labels = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0])
     log_p = nn.functional.log_softmax(logits, 1)[0]
     expected = -(0.9 + 0.1 / 3) * log_p[0] - 0.1 / 3 * (log_p[1] + log_p[2])

@@ -1,176 +1,13 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from delta_tune.config import TrialConfig
-from delta_tune.filesystem.cache import Cache
-from delta_tune.training import task as task_module
-from delta_tune.training.task import Task, prepare
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
-
-
-@pytest.fixture
-def fresh(task, tmp_path):
-    """The task with nothing measured, and a cache of its own."""
-    return Task(dataset=task.dataset, backbone=task.backbone, seed=0, cache=Cache(tmp_path / "cache"))
-
-
-def later(task):
-    """A later study's task: it has the cache and nothing else."""
-    return Task(dataset=task.dataset, backbone=task.backbone, seed=task.seed, cache=task.cache)
-
-
-def losses(task):
-    return {layer: each.losses.tolist() for layer, each in task.attention["exact"].items()}
-
-
-def test_measure_computes_nothing_in_a_later_study(fresh, monkeypatch):
-    configs = [TrialConfig(layers=LAYERS), TrialConfig(regularizer="l2_fe")]
-    fresh.measure(configs)
-    again = later(fresh)
-    for name in ("measure_features", "trained_head", "measure_layers"):
-        monkeypatch.setattr(task_module, name, lambda *a, **k: pytest.fail("computed again"))
-    said = []
-    again.measure(configs, say=said.append)
-    assert losses(again) == losses(fresh)
-    assert again.mean_squares == fresh.mean_squares
-    assert all(np.array_equal(again.features[split], fresh.features[split]) for split in ("train", "val"))
-    assert any("losses of 3 layers found in" in sentence for sentence in said)
-
-
-def test_measure_attention_of_other_layers_uses_what_is_known(fresh, monkeypatch):
-    fresh.measure([TrialConfig(layers=LAYERS[1:])])
-    asked = []
-    measure_layers = task_module.measure_layers
-    monkeypatch.setattr(
-        task_module,
-        "measure_layers",
-        lambda images, layers, *a, **k: asked.append(layers) or measure_layers(images, layers, *a, **k),
-    )
-    again = later(fresh)
-    again.measure([TrialConfig(layers=LAYERS, attention_temperature=t) for t in (1.0, 9.0)])
-    for temperature in (1.0, 9.0):
-        again.channel_factors(TrialConfig(layers=LAYERS[1:], attention_temperature=temperature), torch.device("cpu"))
-    assert asked == [LAYERS[:1]]
-    alone = Task(dataset=fresh.dataset, backbone=fresh.backbone, seed=0)
-    alone.measure([TrialConfig(layers=LAYERS)])
-    assert losses(again) == losses(alone)
-
-
-def test_measure_recomputes_damaged_files_and_says_so(fresh):
-    fresh.measure([TrialConfig(layers=LAYERS)])
-    files = list(Path(fresh.cache.location).iterdir())
-    assert len(files) == 4  # the source's features, and a file per layer
-    for file in files:
-        file.write_bytes(b"no such format")
-    again, said = later(fresh), []
-    again.measure([TrialConfig(layers=LAYERS)], say=said.append)
-    assert losses(again) == losses(fresh)
-    assert sum("is damaged" in sentence for sentence in said) == 4
-    third, said = later(fresh), []
-    third.measure([TrialConfig(layers=LAYERS)], say=said.append)
-    assert not any("damaged" in sentence for sentence in said)
-
-
-def test_measure_goes_on_where_the_cache_cannot_be_written(fresh, monkeypatch):
-    def full(*args):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(fresh.cache, "write", full)
-    said = []
-    fresh.measure([TrialConfig(layers=LAYERS)], say=said.append)
-    assert set(losses(fresh)) == set(LAYERS)
-    assert sum("cannot be written (no space left on device)" in sentence for sentence in said) == 4
-
-
-def test_measure_says_how_far_the_weights_can_be_trusted(fresh):
-    said = []
-    fresh.measure([TrialConfig(layers=LAYERS)], say=said.append)
-    assert any("Split-half reliability of W: layer1.0.conv2" in sentence for sentence in said)
-    for each in fresh.attention["exact"].values():
-        assert each.images == 36
-        assert -1 <= each.first_order_agreement <= 1
-        assert each.reliability <= 1
-
-
-def test_measure_exact_losses_are_those_of_a_masked_forward(fresh):
-    """All 36 images are probed, so d is the plain mean over them."""
-    from delta_tune.attention.measurement import probe_network
-    from delta_tune.attention.probe_head import fit_probe_head
-    from delta_tune.data.batches import evaluation_batches
-
-    fresh.measure([TrialConfig(layers=LAYERS)])
-    train, cpu = fresh.dataset.train, torch.device("cpu")
-    head, _ = fit_probe_head(fresh.backbone, fresh.features["train"], train.labels, 3, 0, cpu)
-    model = probe_network(fresh.backbone, head, 3)
-    images = torch.cat(list(evaluation_batches(train, fresh.backbone.preprocessing, cpu)))
-    targets, layer, channel = torch.tensor(train.labels), LAYERS[1], 5
-    with torch.no_grad():
-        intact = torch.nn.functional.cross_entropy(model(images), targets)
-
-        def switch_off(module, inputs, output):
-            output[:, channel] = 0
-
-        model.get_submodule(layer).register_forward_hook(switch_off)
-        off = torch.nn.functional.cross_entropy(model(images), targets)
-    assert fresh.attention["exact"][layer].losses[channel] == pytest.approx((off - intact).item(), abs=1e-5)
-
-
-def test_attention_key_depends_on_seed_layer_and_estimator(task):
-    key = task.attention_key("exact", "layer1")
-    assert key == task.attention_key("exact", "layer1")
-    others = {
-        task.attention_key("first_order", "layer1"),
-        task.attention_key("exact", "layer2"),
-        Task(dataset=task.dataset, backbone=task.backbone, seed=1).attention_key("exact", "layer1"),
-    }
-    assert key not in others
-    assert len(others) == 3
-
-
-def test_attention_key_depends_on_the_split(image_folder, tiny_weights, task):
-    part = prepare(image_folder, "timm:test_resnet", str(tiny_weights), image_size=64, train_per_class=5)
-    assert part.attention_key("exact", "layer1") != task.attention_key("exact", "layer1")
-
-
-def test_measure_only_what_the_methods_need(fresh):
-    fresh.measure([TrialConfig(regularizer="l2"), TrialConfig(regularizer="l2_sp")])
-    assert not fresh.features
-    assert not fresh.attention
-    fresh.measure([TrialConfig(regularizer="delta_uniform", behavior_scale="raw")])
-    assert not fresh.attention
-
-
-def test_channel_factors_are_uniform_and_mean_one_without_attention_in_raw_scale(task):
-    config = TrialConfig(regularizer="delta_uniform", behavior_scale="raw")
-    for factors in task.channel_factors(config, torch.device("cpu")).values():
-        torch.testing.assert_close(factors, torch.ones_like(factors))
-
-
-def test_channel_factors_of_attention_are_mean_one_in_raw_scale(task):
-    config = TrialConfig(regularizer="delta", behavior_scale="raw")
-    for factors in task.channel_factors(config, torch.device("cpu")).values():
-        assert factors.mean().item() == pytest.approx(1.0, rel=1e-5)
-        assert factors.std().item() > 0
-
-
-def test_mean_squares_equal_a_plain_pass_over_the_training_images(task):
-    from delta_tune.data.augmentation import center_crop
-    from delta_tune.models.feature_maps import feature_maps
-
-    task.measure([TrialConfig(regularizer="delta_uniform")])
-    pixels = torch.from_numpy(task.dataset.train.images.batch(np.arange(len(task.dataset.train))))
-    source = task.source_model(torch.device("cpu"), task.backbone.layers)
-    with torch.no_grad(), feature_maps(source, task.backbone.layers) as maps:
-        source(center_crop(pixels, task.backbone.preprocessing))
-        for layer in task.backbone.layers:
-            assert task.mean_squares[layer] == pytest.approx(maps[layer].double().square().mean().item(), rel=1e-4)
 
 
 def test_task_travels_without_networks(task):
@@ -178,3 +15,19 @@ def test_task_travels_without_networks(task):
     copy = pickle.loads(pickle.dumps(task))
     assert copy._sources == {}
     assert np.array_equal(copy.dataset.train.labels, task.dataset.train.labels)
+
+
+def test_task_travels_with_what_is_measured_and_with_its_images_once(task):
+    task.measurements.measure([TrialConfig(regularizer="delta_uniform", layers=LAYERS)])
+    copy = pickle.loads(pickle.dumps(task))
+    assert copy.measurements.mean_squares == task.measurements.mean_squares
+    assert copy.measurements.dataset is copy.dataset
+    assert copy.measurements.backbone is copy.backbone
+
+
+def test_task_on_other_data_has_nothing_measured(task):
+    task.measurements.measure([TrialConfig(regularizer="l2_fe")])
+    other = task.on(task.dataset)
+    assert other.backbone is task.backbone
+    assert other.measurements.features == {}
+    assert task.measurements.features

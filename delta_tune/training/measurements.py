@@ -1,0 +1,210 @@
+"""What is measured on the frozen source before training: head inputs, mean squares of maps, channel attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from delta_tune.attention.layer_attention import LayerAttention, from_bytes, reliability_messages, to_bytes
+from delta_tune.attention.measurement import (
+    MAX_PROBE_IMAGES,
+    ProbeJob,
+    Runner,
+    add_first_order_agreement,
+    in_this_process,
+    measure_layers,
+)
+from delta_tune.attention.probe_head import fit_probe_head, measure_features
+from delta_tune.attention.probe_sample import ProbeImages, error_norm
+from delta_tune.attention.weights import attention_weights
+from delta_tune.config import AttentionEstimator, TrialConfig
+from delta_tune.data.dataset import Dataset
+from delta_tune.filesystem.cache import Cache, content_key
+from delta_tune.models.backbones import Backbone, resolve_layers
+from delta_tune.training.regularizers import channel_factors
+
+SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
+PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 4"
+
+Say = Callable[[str], None]
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+@dataclass(kw_only=True)
+class Measurements:
+    """Measurements of one source on one dataset. Plain arrays, so Ray shares them without copies.
+
+    `measure` fills `features`, `mean_squares` and `attention` with what configurations need. It computes nothing twice:
+    what is neither here nor in the cache is computed and written to the cache.
+    """
+
+    dataset: Dataset = field(repr=False)
+    backbone: Backbone = field(repr=False)
+    seed: int
+    """Of the probe head and the probe images."""
+    cache: Cache | None
+    """Where studies share what they measure, in files whose names are keys of all that the content depends on."""
+    features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """Split → the head's inputs for its un-augmented images, float32 (N, D) or (N, C, h, w)."""
+    mean_squares: dict[str, float] = field(default_factory=dict)
+    """Layer → mean FM_s² over un-augmented training images."""
+    attention: dict[str, dict[str, LayerAttention]] = field(default_factory=dict, repr=False)
+    """Estimator → layer → its channels' losses and how reliable they are."""
+
+    def measure(
+        self,
+        configs: Iterable[TrialConfig],
+        device: torch.device | str = "cpu",
+        say: Say = _silent,
+        runner: Runner = in_this_process,
+    ) -> None:
+        """Measure what these configurations need and what is missing.
+
+        Args:
+            configs: configurations of any methods.
+            device: where to compute.
+            say: called with a sentence about what is computed or was found in the cache.
+            runner: computes the ablation losses.
+        """
+        device = torch.device(device)
+        configs = list(configs)
+        relative = self._layers(c for c in configs if c.uses_behavior and c.behavior_scale == "relative")
+        if relative - set(self.mean_squares):
+            self._measure_source("train", tuple(sorted(relative)), device, say)
+        if any(c.regularizer == "l2_fe" for c in configs):
+            for split in ("train", "val"):
+                if split not in self.features:
+                    self._measure_source(split, (), device, say)
+        delta = [c for c in configs if c.regularizer == "delta"]
+        for estimator in sorted({c.attention_estimator for c in delta}):
+            wanted = self._layers(c for c in delta if c.attention_estimator == estimator)
+            known = self.attention.setdefault(estimator, {})
+            if wanted - set(known):
+                missing = resolve_layers(self.backbone, tuple(sorted(wanted - set(known))))
+                known |= self._measure_attention(estimator, missing, device, say, runner)
+
+    def channel_factors(self, config: TrialConfig, device: torch.device) -> dict[str, Tensor]:
+        """Layer → factor of each channel in the behaviour term of a measured configuration, float32 (C,)."""
+        factors = {}
+        for layer in resolve_layers(self.backbone, config.layers):
+            if config.regularizer == "delta":
+                losses = torch.tensor(self.attention[config.attention_estimator][layer].losses)
+                weights = attention_weights(losses, config.attention_temperature)
+            else:
+                channels = self.backbone.channels[layer]
+                weights = torch.full((channels,), 1 / channels)
+            mean_square = self.mean_squares[layer] if config.behavior_scale == "relative" else None
+            factors[layer] = channel_factors(weights, mean_square).to(device)
+        return factors
+
+    def source_key(self, split: str) -> str:
+        """Hex key of all that the source's features and mean squares of a split depend on: weights, data, recipe."""
+        return content_key([self.backbone.fingerprint, self.dataset.fingerprint, split, SOURCE_RECIPE])
+
+    def attention_key(self, estimator: AttentionEstimator, layer: str) -> str:
+        """Hex key of all that a layer's losses depend on: weights, data and split, probe recipe, seed."""
+        content = [self.backbone.fingerprint, self.dataset.fingerprint, estimator, layer]
+        recipe = [PROBE_RECIPE, str(MAX_PROBE_IMAGES), str(self.seed)]
+        return content_key(content + recipe)
+
+    def _layers(self, configs: Iterable[TrialConfig]) -> set[str]:
+        return {layer for c in configs for layer in resolve_layers(self.backbone, c.layers)}
+
+    def _measure_source(self, split: str, layers: tuple[str, ...], device: torch.device, say: Say) -> None:
+        """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
+        name = f"{self.source_key(split)}.safetensors"
+        arrays: dict[str, np.ndarray] = {}
+        if self.cache is not None and (content := self.cache.read(name)):
+            try:
+                arrays = safetensors.numpy.load(content)
+            except SafetensorError as error:
+                say(f"Source: {self.cache.path(name)} is damaged ({error}) and measured again.")
+        wanted = {f"mean_square/{layer}" for layer in layers}
+        if not wanted | {"features"} <= set(arrays):
+            say(f"Source: one pass over the {len(self.dataset.for_name(split))} un-augmented {split} images.")
+            features, mean_squares = measure_features(self.backbone, self.dataset.for_name(split), layers, device)
+            arrays |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
+            arrays["features"] = features
+            self._write_to_cache(name, safetensors.numpy.save(arrays), say)
+        self.features[split] = arrays["features"]
+        self.mean_squares |= {layer: float(arrays[f"mean_square/{layer}"]) for layer in layers}
+
+    def _measure_attention(
+        self, estimator: AttentionEstimator, layers: tuple[str, ...], device: torch.device, say: Say, runner: Runner
+    ) -> dict[str, LayerAttention]:
+        """Attention of these layers: from the cache as far as it has it."""
+        attention = self._cached_attention(estimator, layers, say)
+        missing = tuple(layer for layer in layers if layer not in attention)
+        if missing:
+            channels = sum(self.backbone.channels[layer] for layer in missing)
+            say(f"Attention: {estimator} losses of {channels} channels in {len(missing)} layers.")
+            measured = self._probe(estimator, missing, device, say, runner)
+            attention |= measured
+            for layer, layer_attention in measured.items():
+                name = f"{self.attention_key(estimator, layer)}.parquet"
+                self._write_to_cache(name, to_bytes(layer, layer_attention), say)
+        for sentence in reliability_messages({layer: attention[layer] for layer in layers}):
+            say(sentence)
+        return attention
+
+    def _cached_attention(
+        self, estimator: AttentionEstimator, layers: tuple[str, ...], say: Say
+    ) -> dict[str, LayerAttention]:
+        attention: dict[str, LayerAttention] = {}
+        if self.cache is None:
+            return attention
+        for layer in layers:
+            name = f"{self.attention_key(estimator, layer)}.parquet"
+            try:
+                if content := self.cache.read(name):
+                    attention[layer] = from_bytes(content)
+            except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+                say(f"Attention: {self.cache.path(name)} is damaged ({error}) and computed again.")
+        if attention:
+            say(f"Attention: {estimator} losses of {len(attention)} layers found in {self.cache.location}.")
+        return attention
+
+    def _write_to_cache(self, name: str, content: bytes, say: Say) -> None:
+        if self.cache is None:
+            return
+        try:
+            self.cache.write(name, content)
+        except OSError as error:  # the study has what it needs; only later ones will compute it again
+            say(f"Cache: {self.cache.path(name)} cannot be written ({error}); this study goes on without.")
+
+    def _probe(
+        self, estimator: AttentionEstimator, layers: tuple[str, ...], device: torch.device, say: Say, runner: Runner
+    ) -> dict[str, LayerAttention]:
+        """Train a probe head on the source's features, draw the probe images, and ablate the channels of `layers`."""
+        train, num_classes = self.dataset.train, len(self.dataset.classes)
+        if "train" not in self.features:
+            self._measure_source("train", (), device, say)
+        head, logits = fit_probe_head(
+            self.backbone, self.features["train"], train.labels, num_classes, self.seed, device
+        )
+        images = ProbeImages.draw(train.labels, error_norm(logits, torch.tensor(train.labels)), self.seed)
+        first = images.order[:MAX_PROBE_IMAGES]
+        prober = ProbeJob(
+            backbone=self.backbone,
+            head=head,
+            num_classes=num_classes,
+            pixels=train.images.batch(first),
+            labels=train.labels[first],
+            layers=layers,
+            estimator=estimator,
+        )
+        with runner(prober, device, say) as ablate:
+            measured = measure_layers(images, layers, ablate, seed=self.seed, estimator=estimator)
+        if estimator == "exact":
+            measured = add_first_order_agreement(prober.on(device), images, measured)
+        return measured
