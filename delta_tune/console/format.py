@@ -14,7 +14,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_score(metric: Metric, value: float) -> str:
-    """A score as people write it."""
+    """A score as text: `0.853` → `85.3 %`, a loss with four digits."""
     return f"{100 * value:.1f} %" if METRICS[metric] == "max" else f"{value:.4f}"
 
 

@@ -112,8 +112,8 @@ def run_trials(
     maps, shown = _maps(settings.maps, session.progress.say), recorder.shown(title, lambda: room.slots)
     with put_shared(list(tasks), name), redirect_ray_logs(folder / "study.log"), maps, shown:
         tuner.fit()
-    if room.gone is not None:
-        raise ExternalFailure(room.gone)
+    if room.out_of_room is not None:
+        raise ExternalFailure(room.out_of_room)
     return room.history
 
 
@@ -155,7 +155,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             self._standing.ends_in(left)
             if left <= 0:
                 return True
-        return self._room.gone is not None
+        return self._room.out_of_room is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; ours has nothing to give it."""

@@ -289,7 +289,7 @@ def test_trials_of_a_lost_node_and_of_a_killed_worker_go_on_from_their_last_epoc
 def test_lost_head_ends_the_study_soon_and_in_a_sentence(losses):
     assert losses["status"] == 2
     assert losses["seconds"] < 30
-    assert "launch.py: The study stopped: Ray's head is gone. Everything that is finished is kept" in losses["said"]
+    assert "launch.py: The study stopped: Ray's head is gone. Everything finished is saved" in losses["said"]
     assert "Traceback" not in losses["said"]
 
 
