@@ -162,7 +162,7 @@ class Progress:
                     format_params(tables, number),
                 ]
             else:
-                cells = ["–", "–", "no trial of full budget: not ranked"]
+                cells = ["–", "–", "no completed trial: not ranked"]
             table.add_row(method, str(tried), str(len(leaders[method])), *cells)
         if not self._dated:
             self.console.print(table)

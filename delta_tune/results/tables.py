@@ -258,7 +258,7 @@ class StudyTables:
         # Epochs first: a trial's row never claims an epoch that the other table lacks.
         for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
             with atomic_write(self.folder / name) as partial:
-                pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.told)}), partial)
+                pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.count)}), partial)
         self._journal.clear()
         self._lag, self._written = False, True
 

@@ -70,7 +70,7 @@ def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
         start=(*(in_arm(point) for point in checked.points), {ARM: PLAIN, **recipe}),
         balance=ARM,
     )
-    return dataclasses.replace(check_space(joined, seed), said=checked.said)
+    return dataclasses.replace(check_space(joined, seed), notes=checked.notes)
 
 
 Groups = Callable[[StudyTables], dict[int, str]]

@@ -66,7 +66,7 @@ def plan_lines(
         f"Space     {space.name}: {describe(space)}".rstrip(": "),
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),
         f"          {len(checked.points)} starting points first",
-        *(f"          {sentence}" for sentence in checked.said),
+        *(f"          {sentence}" for sentence in checked.notes),
         f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "
         f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}{apart}: "
         f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",

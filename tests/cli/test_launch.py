@@ -205,7 +205,7 @@ def test_mistake_unknown_layer_is_one_sentence(mistake):
 
 def test_mistake_unknown_hyperparameter_in_a_space_names_the_nearest(mistake, tmp_path):
     file = space_file(tmp_path, "trial.suggest_float('head_lr_multiplyer', 1, 10)")
-    assert "'head_lr_multiplyer', which is no hyperparameter (did you mean head_lr_multiplier" in mistake(space=file)
+    assert "'head_lr_multiplyer', which is not a hyperparameter (did you mean head_lr_multiplier" in mistake(space=file)
 
 
 def test_mistake_space_that_raises_is_one_sentence(mistake, tmp_path):

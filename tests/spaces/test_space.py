@@ -136,7 +136,7 @@ def test_propose_refuses_what_is_the_same_for_all_trials(name, way):
     def space(trial):
         return {name: 3} if way == "returned" else trial.suggest_int(name, 1, 9) and None
 
-    with pytest.raises(UserError, match=rf"gives {name}, .* leave it to --{name.replace('_', '-')}"):
+    with pytest.raises(UserError, match=rf"gives {name}, .* set it with --{name.replace('_', '-')}"):
         proposed(space)
 
 
