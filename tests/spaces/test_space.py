@@ -116,7 +116,7 @@ def test_propose_params_are_everything_sampled():
 
 
 def test_propose_refuses_an_unknown_suggested_name_and_names_the_nearest():
-    with pytest.raises(UserError, match=r"mine.py suggests 'learn_rate'.*helper's name starts with an underscore"):
+    with pytest.raises(UserError, match=r"mine.py suggests 'learn_rate'.*names of helpers start with an underscore"):
         proposed(lambda t: t.suggest_float("learn_rate", 0.1, 1.0) and None)
 
 
