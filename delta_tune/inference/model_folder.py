@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.atomic import atomic_write, write_json
 from delta_tune.results.layout import (
     BEST,
     BEST_FILE,
@@ -20,7 +20,6 @@ from delta_tune.results.layout import (
     WEIGHTS_FILE,
     trial_name,
 )
-from delta_tune.results.study_record import write_json
 from delta_tune.results.tables import SCORES, StudyTables
 from delta_tune.training.task import Task
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from delta_tune.config import METRICS
 from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
 from delta_tune.results.statistics import wilson_interval
-from delta_tune.results.study_record import scoring_of
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 
 
 def study_summary(
     tables: StudyTables,
     folder: Path,
-    scorings: list[dict[str, Any]],
-    model: str,
+    record: StudyRecord,
     remarks: Sequence[str],
     *,
-    resume: bool,
     out: str,
 ) -> list[str]:
     """What a study found, in sentences.
@@ -29,10 +26,8 @@ def study_summary(
     Args:
         tables: of the search.
         folder: of the study.
-        scorings: of the test split, in their order.
-        model: which the final one is, as scorings name it.
+        record: of the study.
         remarks: what else there is to say: the confirmation's verdict, and attention's.
-        resume: whether it was interrupted.
         out: what holds the folder, as the user knows it.
     """
     metric = tables.metric
@@ -53,18 +48,13 @@ def study_summary(
         said += _against_plain(tables, method, score)
     said += remarks
     if ranked:
-        if (found := scoring_of(scorings, model)) is not None:
-            test, times = found
-            low, high = test["test_accuracy_interval"]
-            said.append(
-                f"Test: accuracy {100 * test['test_accuracy']:.1f} % on {test['images']} images, {times} "
-                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
-            )
-        said.append(f"Model: {folder / BEST} ({model})")
+        if record.scoring is not None:
+            said.append(f"Test: accuracy {record.scoring}.")
+        said.append(f"Model: {folder / BEST} ({record.model})")
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if (folder / REPORT_FILE).exists():
         said.append(f"Report: {folder / REPORT_FILE}")
-    if resume:
+    if record.interrupted:
         said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
     return said
 
@@ -93,23 +83,18 @@ def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
     ]
 
 
-def is_running(record: Mapping[str, Any]) -> bool:
-    """Whether no session of the study has come to its end, or another one began since."""
-    return not record.keys() & {"finished", "interrupted"}
-
-
-def study_verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
+def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     """What the study found, in a sentence."""
-    if record.get("confirmation"):
-        found = next((s for s in record["confirmation"]["sentences"] if s.startswith("Confirmed: ")), None)
+    if record.confirmation:
+        found = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if found is not None:
             return str(found)
     ranked = tables.ranked()
     if not ranked:
-        return "No trial has come to its full budget" + (" yet." if is_running(record) else ".")
+        return "No trial has come to its full budget" + (" yet." if record.running else ".")
     metric, winner = tables.metric, ranked[0]
     method, score = tables.trials[winner]["config.regularizer"], tables.best_row(winner)[tables.metric]
-    said = f"{method}: {metric} {format_score(metric, score)} on {record['images']['val']} images"
+    said = f"{method}: {metric} {format_score(metric, score)} on {record.images['val']} images"
     plain = tables.ranked("l2")
     if method == "l2" or not plain:
         return f"{said}: the best of {len(ranked)} trials of full budget, not confirmed."
@@ -117,21 +102,15 @@ def study_verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
     return f"{said}, plain l2 {format_score(metric, other)}: the best trial of each, not confirmed."
 
 
-def study_remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
+def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     """What else one has to know to believe the verdict, or not."""
     said = []
-    if (found := scoring_of(record["test_scorings"], record.get("model"))) is not None:
-        test, times = found
-        low, high = test["test_accuracy_interval"]
-        said.append(
-            f"Test accuracy of the final model ({test['model']}): {100 * test['test_accuracy']:.1f} % on "
-            f"{test['images']} images, {times}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %."
-        )
-    confirmation = record.get("confirmation")
-    if confirmation:
-        said += [sentence for sentence in confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
+    if record.scoring is not None:
+        said.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
+    if record.confirmation:
+        said += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
     elif tables.leader is not None:
-        count = record["images"]["val"]
+        count = record.images["val"]
         accuracy = tables.best_row(tables.leader)["val_accuracy"]
         low, high = wilson_interval(accuracy, count)
         said.append(
@@ -139,4 +118,4 @@ def study_remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
             f"accuracy of {100 * accuracy:.1f} % to between {100 * low:.1f} and {100 * high:.1f} %. --confirm 5 "
             f"compares the methods on fresh seeds and splits."
         )
-    return [*said, *([record["attention_verdict"]] if record.get("attention_verdict") else [])]
+    return [*said, *([record.attention_verdict] if record.attention_verdict else [])]

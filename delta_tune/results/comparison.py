@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.results.statistics import wilson_interval
-from delta_tune.results.study_record import read_study, scoring_of
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 
 
@@ -40,30 +40,29 @@ def comparability_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    record = read_study(folder)
-    settings = record["settings"]
-    tables = StudyTables.read(folder, settings["metric"])
+    record = StudyRecord.read(folder)
+    tables = StudyTables.read(folder, record.metric)
     states = [row["state"] for row in tables.trials.values()]
-    winner = record.get("winner", tables.leader) if "finished" in record else tables.leader
-    test = scoring_of(record["test_scorings"], record.get("model"))
+    winner = record.winner if record.finished and record.winner is not None else tables.leader
+    test = record.scoring
     best = None if tables.leader is None else tables.best_row(tables.leader)
     split = "test" if test else "val"
-    images: dict[str, int] = record.get("images", {})  # studies of the first days do not say
-    accuracy: float | None = test[0]["test_accuracy"] if test else best["val_accuracy"] if best else None
+    images = record.images
+    accuracy: float | None = test.accuracy if test else best["val_accuracy"] if best else None
     return {
         "study": folder.name,
-        "data": settings["data"],
-        "data_fingerprint": record["fingerprints"]["data"],
+        "data": record.settings["data"],
+        "data_fingerprint": record.fingerprints["data"],
         "images": images,
-        "model": record.get("backbone", settings["model"]),
+        "model": record.backbone,
         "method": None if winner is None else tables.trials[winner]["config.regularizer"],
-        "metric": settings["metric"],
-        "best": best[settings["metric"]] if best else None,
+        "metric": record.metric,
+        "best": best[record.metric] if best else None,
         "accuracy_of": split,
         "accuracy": accuracy,
         "interval": None if accuracy is None or split not in images else wilson_interval(accuracy, images[split]),
         "trials": {state: states.count(state) for state in dict.fromkeys(states)},
         "epochs": sum(len(rows) for rows in tables.epochs.values()),
-        "seconds": record.get("spent_seconds"),
-        "finished": "finished" in record,
+        "seconds": record.spent_seconds,
+        "finished": record.finished,
     }

@@ -16,6 +16,7 @@ from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.layout import ATTENTION_FILE, BEST, PICTURES_FILE, PREDICTIONS_FILE
 from delta_tune.results.statistics import wilson_interval
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 
@@ -43,13 +44,13 @@ def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
     }
 
 
-def score_final_model(task: Task, folder: Path, record: dict[str, Any], device: str, *, retrained: bool) -> None:
+def score_final_model(task: Task, folder: Path, record: StudyRecord, device: str, *, retrained: bool) -> None:
     """Score the final model on test, or look at validation if there is no test split and it was not trained on it.
 
     Args:
         task: of the study.
         folder: the study's, where what the model said of each image, and what its channels see, is kept.
-        record: `study.json`; the scoring of a test split is added.
+        record: of the study; the scoring of a test split is added.
         device: where the model computes.
         retrained: whether the model was trained on validation too.
     """
@@ -58,7 +59,7 @@ def score_final_model(task: Task, folder: Path, record: dict[str, Any], device: 
         logits = split_logits(task, task.dataset.for_name(name), best, device)
         if name == "test":
             scored = score_test(task, best, logits)
-            record["test_scorings"].append({"trial": record["winner"], "model": record["model"], **scored})
+            record.add_scoring(scored)
             update_model_config(best, {"test": scored})
         save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
     save_feature_map_images(task, read_attention_weights(folder / ATTENTION_FILE), best, folder / PICTURES_FILE)

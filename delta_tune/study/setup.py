@@ -14,7 +14,7 @@ from typing import Any
 from delta_tune.config import StudyConfig, TrialConfig, UserError, study_config
 from delta_tune.models.backbones import resolve_layers
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.study_record import read_study
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.search.samplers import check_sampler
 from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
 from delta_tune.spaces.space import find_space, load_space
@@ -32,8 +32,8 @@ CHANGEABLE = {
 }
 
 
-def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
-    """The settings of the study, and `study.json` of the one that is resumed (else nothing).
+def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord]:
+    """The settings of the study, and the record of the one that is resumed (else an empty one).
 
     A resumed study has its settings already: those that are given again must agree, or be of the kind that may change.
 
@@ -42,18 +42,18 @@ def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, A
     """
     config = study_config(given)
     if not config.resume:
-        return config, {}
+        return config, StudyRecord()
     if config.name is None:
         raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
-    record = read_study(config.out / config.name)
+    record = StudyRecord.read(config.out / config.name)
     for name, value in settings_for_json(config, config.out).items():
-        if name in given and name not in CHANGEABLE and value != record["settings"][name]:
+        if name in given and name not in CHANGEABLE and value != record.settings[name]:
             raise UserError(
-                f"{config.out / config.name} was begun with {name} {record['settings'][name]!r} and cannot be resumed "
+                f"{config.out / config.name} was begun with {name} {record.settings[name]!r} and cannot be resumed "
                 f"with {value!r}; leave it out, or start a new study, with --start-from {config.name} to begin with "
                 f"what this one found."
             )
-    return study_config({**record["settings"], **given}), record
+    return study_config({**record.settings, **given}), record
 
 
 def new_name(task: Task) -> str:
@@ -154,12 +154,12 @@ class TrialPlan:
     notes: tuple[str, ...]
 
 
-def plan_trials(config: StudyConfig, record: dict[str, Any]) -> TrialPlan:
+def plan_trials(config: StudyConfig, record: StudyRecord) -> TrialPlan:
     """The trials of the study with these settings.
 
     Args:
         config: the settings.
-        record: `study.json`, where the configurations of an earlier study are written down: a resumed study proposes
+        record: of the study, where the configurations of an earlier study are written down: a resumed study proposes
             the same even where the other one is gone by then.
 
     Raises:
@@ -176,9 +176,9 @@ def plan_trials(config: StudyConfig, record: dict[str, Any]) -> TrialPlan:
         trials += each
         beside = f"{checked.space.name} has no plain L2: {each} further trials search it, to compare with."
     if config.start_from:
-        if "start_from" not in record:
-            record["start_from"] = best_configurations(config.start_from, config.out)
-        checked = add_starting_points(checked, record["start_from"])
+        if record.start_from is None:
+            record.start_from = best_configurations(config.start_from, config.out)
+        checked = add_starting_points(checked, record.start_from)
     if config.confirm:
         confirmed = (
             f"Then the best of each method again on {config.confirm} fresh seeds and splits, "

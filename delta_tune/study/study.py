@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -25,9 +24,9 @@ from delta_tune.inference.model_card import write_model_card
 from delta_tune.inference.model_folder import save_winner, update_model_config
 from delta_tune.report.page import ReportWriter
 from delta_tune.report.sentences import study_summary
-from delta_tune.results.layout import ATTENTION_FILE, BEST, CHECKPOINTS, STUDY_FILE, trial_name
+from delta_tune.results.layout import ATTENTION_FILE, BEST, CHECKPOINTS, trial_name
 from delta_tune.results.mirror import INTERVAL_S, push_or_raise
-from delta_tune.results.study_record import scoring_of, write_json
+from delta_tune.results.study_record import Ending
 from delta_tune.results.study_result import StudyResult
 from delta_tune.results.tables import FINISHED, SCORES, StudyTables
 from delta_tune.results.utilization import measure_time_use
@@ -170,21 +169,15 @@ class Study:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made ({error.strerror}); give another --out.") from error
         packages = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
-        begun = {
-            **study_identity(self.task, self.checked),
-            "versions": {name: version(name) for name in packages},
-            "git_commit": git_commit(),
-            "command": sys.argv,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "test_scorings": [],
-        }
-        for how in ("finished", "interrupted"):
-            self.record.pop(how, None)
-        self.record = (
-            begun | self.record | {"settings": settings_for_json(self.config, self.folder) | {"out": self.out}}
+        self.record.begin(
+            study_identity(self.task, self.checked),
+            settings_for_json(self.config, self.folder) | {"out": self.out},
+            versions={name: version(name) for name in packages},
+            git_commit=git_commit(),
+            command=sys.argv,
         )
         self.tables.write()  # before the file that says there is a study to resume
-        write_json(self.folder / STUDY_FILE, self.record)
+        self.record.write(self.folder)
         if self.mirror is not None:
             push_or_raise(self.mirror)
 
@@ -202,8 +195,9 @@ class Study:
         resources = session.resources
         self.searcher.gpus_per_trial = resources.gpus_per_trial
         self._measure(session)
-        self.record["ready_seconds"] = time.time() - self.began
-        self.progress.say(f"Ready after {self.record['ready_seconds']:.0f} s; the first trials start.")
+        ready_seconds = time.time() - self.began
+        self.record.set_ready_seconds(ready_seconds)
+        self.progress.say(f"Ready after {ready_seconds:.0f} s; the first trials start.")
         left = None
         if self.budget.total is not None:
             left = cached_for(LOOK_AT_BUDGET_S, lambda: self._left_for_search(session))
@@ -223,7 +217,7 @@ class Study:
         most = min(resources.most or self.num_trials, self.num_trials)
         slots = [(since, min(many, most)) for since, many in slots]
         if used := measure_time_use(self.tables.trials.values(), slots, since=self.began):
-            self.record["time_use"] = dataclasses.asdict(used)
+            self.record.set_time_use(used)
             self.progress.say(used.sentence())
         self._interrupted = self.recorder.stop_the_rest() and (left is None or left() > 0)
 
@@ -235,7 +229,7 @@ class Study:
         kept = self._reserve(session, LARGEST_SHARE * self.budget.total)
         if self.tables.leader is not None and not self._reserve_told:
             self._reserve_told = True
-            self.record["reserved"] = dataclasses.asdict(kept)
+            self.record.set_reserved(dataclasses.asdict(kept))
             total = format_duration(self.budget.total)
             self.progress.say(
                 f"Of the {total}, {format_duration(kept.confirmation)} are kept for a confirmation with "
@@ -254,7 +248,7 @@ class Study:
             max_epochs=self.config.max_epochs,
             slots=session.resources.slots,
             growth=final_training_growth(self.config, self.task),
-            split_seconds=self.record.get("attention_seconds", 0.0),
+            split_seconds=self.record.attention_seconds,
         )
 
     def _shares_maps(self, resources: Resources) -> bool:
@@ -295,10 +289,10 @@ class Study:
         self._interrupted = not whole
         if self._confirmation is None:
             return
-        self.record["confirmation"] = confirmation_to_json(self._confirmation)
+        self.record.set_confirmation(confirmation_to_json(self._confirmation))
         task = task_with_all_images(self.task) if final_takes_val(config) else self.task
         model = describe_model(task, self._confirmation)
-        self._retrained = self.record.get("model") == model and (self.folder / BEST).exists()
+        self._retrained = self.record.model == model and (self.folder / BEST).exists()
         if self._retrained:
             return
         if self.budget.left < (1 - SLACK) * final:
@@ -307,18 +301,17 @@ class Study:
         trial = retrain_and_save(task, self.tables, self._confirmation, session, self.folder)
         if trial is not None:
             self._retrained = True
-            self.record |= {"winner": trial, "model": model}
+            self.record.set_model(trial, model)
 
     def _measure(self, session: Session) -> None:
         configs, began = [proposal.config for proposal in self.checked.drawn], time.time()
-        self.task.measurements.measure(configs, session.device, self.progress.say, session.runner)
-        self.record["attention_seconds"] = max(time.time() - began, self.record.get("attention_seconds", 0.0))
-        verdicts = [
-            noise_warning({k: v.reliability for k, v in m.items()}) for m in self.task.measurements.attention.values()
-        ]
-        self.record["attention_verdict"] = " ".join(verdict for verdict in verdicts if verdict)
-        if self.task.measurements.attention:
-            rows = [row for layers in self.task.measurements.attention.values() for row in layers.items()]
+        measurements = self.task.measurements
+        measurements.measure(configs, session.device, self.progress.say, session.runner)
+        seconds = time.time() - began
+        warnings = [noise_warning({k: v.reliability for k, v in m.items()}) for m in measurements.attention.values()]
+        self.record.set_attention(seconds, " ".join(warning for warning in warnings if warning))
+        if measurements.attention:
+            rows = [row for layers in measurements.attention.values() for row in layers.items()]
             (self.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
             with atomic_write(self.folder / ATTENTION_FILE) as partial:
                 pq.write_table(attention_table(rows), partial)
@@ -326,43 +319,39 @@ class Study:
     def finish(self, device: str) -> StudyResult:
         """The winner's model, its score on the test split, and what to say of it all."""
         tables, winner = self.tables, next(iter(self.tables.ranked()), None)
-        scorings, best = self.record["test_scorings"], self.folder / BEST
+        best = self.folder / BEST
         if self._retrained:
-            winner = self.record["winner"]
-        elif winner is not None and (self.record.get("model") != f"trial {winner}" or not best.exists()):
+            winner = self.record.winner
+        elif winner is not None and (self.record.model != f"trial {winner}" or not best.exists()):
             if self.mirror is not None:
                 self.mirror.fetch_folder(self.folder / CHECKPOINTS / trial_name(winner))
             save_winner(self.task, tables, winner, self.folder)
-            self.record |= {"winner": winner, "model": f"trial {winner}"}
-        model = self.record.get("model", "")
+            self.record.set_model(winner, f"trial {winner}")
         # A study that goes on later must not have looked at its test split.
-        if winner is not None and not self._interrupted and scoring_of(scorings, model) is None:
+        if winner is not None and not self._interrupted and self.record.scoring is None:
             score_final_model(self.task, self.folder, self.record, device, retrained=self._retrained)
-        ended = "interrupted" if self._interrupted else "finished"
-        self.record[ended] = datetime.now(UTC).isoformat(timespec="seconds")
+        how: Ending = "interrupted" if self._interrupted else "finished"
+        self.record.end(how)
         self._keep_time()
         if winner is not None:
-            update_model_config(best, {"versions": self.record["versions"]})
+            update_model_config(best, {"versions": dict(self.record.versions)})
             confirmed = self._confirmation.sentences if self._confirmation else ()
             write_model_card(best, self.record, confirmed, retrained=self._retrained)
         page = self.reporter.write()
         self.progress.methods(tables)
-        remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.get("attention_verdict")]
+        remarks = [*(self._confirmation.sentences if self._confirmation else ()), self.record.attention_verdict]
         said = study_summary(
             tables,
             self.folder,
-            scorings,
-            model,
+            self.record,
             [text for text in remarks if text],
-            resume=self._interrupted,
             out=self.out,
         )
         for line in said:
             self.progress.say(line)
         if self.mirror is not None:
             push_or_raise(self.mirror, whole=True)
-        scored = scoring_of(scorings, model)
-        test_scores = {} if scored is None else dict(scored[0])
+        test_scores = {} if self.record.scoring is None else dict(self.record.scoring.content)
         return StudyResult(
             best_config=None if winner is None else tables.config(winner),
             best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,
@@ -375,8 +364,8 @@ class Study:
 
     def _keep_time(self) -> None:
         """Write down how long the study has run in all its sessions: its time budget counts them all."""
-        self.record |= {"spent_seconds": self.budget.used, "spent_seconds_at": time.time()}
-        write_json(self.folder / STUDY_FILE, self.record)
+        self.record.set_time(self.budget.used)
+        self.record.write(self.folder)
 
     def _proposed(self, number: int, proposal: Proposal) -> None:
         self._keep_time()

@@ -22,6 +22,7 @@ from delta_tune.models.backbones import build_target
 from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import split_logits
 from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.study.finish_phase import score_final_model, score_test
 from delta_tune.training.trial import run_trial
@@ -181,7 +182,7 @@ def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best
     (tmp_path / ATTENTION_FILE).parent.mkdir()
     measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
     pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
-    record = {"winner": 0, "model": "trial 0", "test_scorings": []}
+    record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
     score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
     assert {picture.layer for picture in read_feature_map_images(tmp_path / PICTURES_FILE)} == {"layer1"}
-    assert len(record["test_scorings"]) == 1
+    assert len(record.content["test_scorings"]) == 1

@@ -110,7 +110,7 @@ def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
     config = json.loads((result.path / "best" / "config.json").read_text())
     assert config["versions"] == study["versions"]
     assert config["test"]["test_accuracy"] == study["test_scorings"][0]["test_accuracy"]
-    assert "test accuracy, 15 images, scored once, 95 % interval" in (result.path / "best" / "README.md").read_text()
+    assert "% on 15 images, scored once (95 % interval" in (result.path / "best" / "README.md").read_text()
 
 
 def test_tune_leaves_event_files_that_tensorboard_reads(all_methods):
