@@ -1,8 +1,10 @@
 """What a user can ask for: a trial's configuration, a study's settings, the methods. Standard library only."""
 
 from delta_tune.config.errors import UserError, did_you_mean
+from delta_tune.config.fields import fields_of
 from delta_tune.config.study import StudyConfig, study_config
 from delta_tune.config.trial import (
+    FIXED_BY_STUDY,
     LAYER_CHOICES,
     METRICS,
     TRIAL_FIELDS,
@@ -22,6 +24,7 @@ from delta_tune.config.trial import (
 )
 
 __all__ = [
+    "FIXED_BY_STUDY",
     "LAYER_CHOICES",
     "METRICS",
     "TRIAL_FIELDS",
@@ -38,6 +41,7 @@ __all__ = [
     "TrialConfig",
     "UserError",
     "check_names",
+    "fields_of",
     "did_you_mean",
     "parse_layers",
     "parse_setting",

@@ -17,7 +17,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress
 
-from delta_tune.config import UserError
+from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
@@ -221,16 +221,12 @@ def _bar(text: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None
 def _check_arguments(
     val_fraction: float, test_fraction: float, train_fraction: float | None, train_per_class: int | None, seed: int
 ) -> None:
-    if seed < 0:
-        raise UserError(f"seed must be ≥ 0, but got {seed!r}.")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction must be in (0, 1), but got {val_fraction!r}.")
-    if not 0 <= test_fraction < 1:
-        raise UserError(f"test_fraction must be in [0, 1), but got {test_fraction!r}.")
-    if train_fraction is not None and not 0 < train_fraction <= 1:
-        raise UserError(f"train_fraction must be in (0, 1], but got {train_fraction!r}.")
-    if train_per_class is not None and train_per_class < 1:
-        raise UserError(f"train_per_class must be ≥ 1, but got {train_per_class!r}.")
+    allowed = fields_of(StudyConfig)
+    allowed["val_fraction"].check_range(val_fraction)
+    allowed["test_fraction"].check_range(test_fraction)
+    allowed["train_fraction"].check_range(train_fraction)
+    allowed["train_per_class"].check_range(train_per_class)
+    fields_of(TrialConfig)["seed"].check_range(seed)
     if train_fraction is not None and train_per_class is not None:
         raise UserError(
             f"Only one of train_fraction and train_per_class may be given, but got {train_fraction!r} and "

@@ -14,9 +14,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 import delta_tune
-from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError, check_names, did_you_mean
-
-STUDY_FIELDS = ("max_epochs", "seed")  # the same for all trials of a study, else their results do not compare
+from delta_tune.config import FIXED_BY_STUDY, TRIAL_FIELDS, TrialConfig, UserError, check_names, did_you_mean
 
 Answer = Callable[[str, BaseDistribution], Any]
 
@@ -117,7 +115,7 @@ class Space:
                 )
         check_names(returned, f"dict returned by the space {self.name}")
         own = {k: v for k, v in trial.values.items() if not k.startswith("_")} | returned
-        for name in STUDY_FIELDS:
+        for name in FIXED_BY_STUDY:
             if name in own:
                 raise UserError(
                     f"The space {self.name} gives {name}, which must be the same for all trials of a study; "

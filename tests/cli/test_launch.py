@@ -237,7 +237,7 @@ def test_mistake_out_that_cannot_be_written_is_one_sentence(mistake, tmp_path):
     ("setting", "said"),
     [
         ("lr", "--set takes key=value, but got 'lr'"),
-        ("lr=fast", "lr must be float, but got 'fast'"),
+        ("lr=fast", "lr must be a number, but got 'fast'"),
         ("learning_rate=1", "'learning_rate' in the --set is no hyperparameter"),
         ("_recipe=1", "--set _recipe: the space delta.py has no such helper"),
         ("max_epochs=3", "set must leave max_epochs to --max-epochs"),
@@ -251,7 +251,7 @@ def test_mistake_in_set_is_one_sentence(mistake, setting, said):
     ("flags", "said"),
     [
         ({"num_trials": 0}, "num_trials must be ≥ 1, but got 0"),
-        ({"val_fraction": 2}, "val_fraction must be > 0 and ≤ 1, but got 2"),
+        ({"val_fraction": 2}, "val_fraction must be > 0 and < 1, but got 2"),
         ({"time_budget": "soon"}, "time_budget must be like 90s, 45m or 2h, but got 'soon'"),
         ({"mode": "min"}, "mode must be max for val_accuracy, but got 'min'"),
         ({"grace_period": 99}, "grace_period must not exceed max_epochs, but got 99 and 12"),
