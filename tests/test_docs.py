@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import shutil
@@ -142,12 +143,20 @@ def test_readmes_mistake_is_answered_as_it_says(tmp_path):
     assert (done.stdout + done.stderr).split() == answer.split()
 
 
+def options(parser):
+    """The flags of a parser and of its commands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options(command)
+
+
 @pytest.mark.parametrize("name", ["README", "docs/howto", "docs/flowers", "docs/report", "docs/search", "docs/errors"])
 def test_flags_that_are_named_alone_exist(name):
     text = (ROOT / f"{name}.md").read_text()
     flags = {flag for each in re.findall(r"`(--[^`]+)`", re.sub(BLOCK, "", text)) for flag in FLAG.findall(each)}
-    sources = "".join((ROOT / "delta_tune" / f"{module}.py").read_text() for module in ("cli/launch", "cli/commands"))
-    assert flags <= set(FLAG.findall(sources))
+    assert flags <= set(options(launch.parser())) | set(options(subcommands.parser()))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from delta_tune.config.errors import UserError
 
@@ -59,6 +59,11 @@ class Field:
     group: str
     """Heading under which `--help` lists it."""
     metavar: str | None
+
+    @property
+    def flag(self) -> str:
+        """The flag of `launch.py` for it."""
+        return f"--{self.name.replace('_', '-')}"
 
     @property
     def wanted(self) -> str:
@@ -121,8 +126,7 @@ def field(
     """A field of a configuration; see `Field` for the arguments."""
     about = {"help": help, "range": range, "unset": unset, "group": group, "metavar": metavar}
     if isinstance(default, dict):
-        factory: Any = default.copy
-        return dataclasses.field(default_factory=factory, metadata=about)
+        return dataclasses.field(default_factory=cast(Callable[[], T], default.copy), metadata=about)
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -134,7 +138,7 @@ def fields_of(config: type) -> Mapping[str, Field]:
 
 
 def _field(declared: dataclasses.Field[Any], hint: Any) -> Field:
-    options = (hint,) if get_origin(hint) is Literal else (get_args(hint) or (hint,))
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     numbers = [option for option in options if option in (bool, int, float)]
     literals = [option for option in options if get_origin(option) is Literal]
     return Field(

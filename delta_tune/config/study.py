@@ -97,7 +97,7 @@ class StudyConfig:
     )
     confirm: int = field(
         0,
-        "After the search, compare the methods on N fresh seeds and splits: 0 or at least 2",
+        "After the search, compare the methods on N ≥ 2 fresh seeds and splits",
         range=Range(0),
         group="search",
         metavar="N",
@@ -133,17 +133,20 @@ class StudyConfig:
     storage: str | None = field(
         None,
         "Optuna storage for optuna-dashboard: a database such as `sqlite:///s.db`, or a journal file",
-        group="other tools",
+        group="tools that follow a study",
         metavar="URL|FILE",
     )
     mlflow: str | None = field(
         None,
         "Also log the trials to MLflow: `http://host:5000` or `sqlite:///mlflow.db`",
-        group="other tools",
+        group="tools that follow a study",
         metavar="URL",
     )
     wandb: str | None = field(
-        None, "Also log the trials to this Weights & Biases project", group="other tools", metavar="PROJECT"
+        None,
+        "Also log the trials to this Weights & Biases project",
+        group="tools that follow a study",
+        metavar="PROJECT",
     )
     cache: str | None = field(
         None,
@@ -161,7 +164,7 @@ class StudyConfig:
     resume: bool = field(False, "Continue the interrupted study of that name", group="study")
     seed: int = field(0, "Seed of splits, trials and sampler", range=Range(0, 2**31), group="study", metavar="N")
     verbose: int = field(
-        1, "Print nothing (0), trials (1), epochs too (2)", range=Range(0, 2), group="study", metavar="0-2"
+        1, "0 prints nothing, 1 trials, 2 also epochs", range=Range(0, 2), group="study", metavar="0-2"
     )
 
     def __post_init__(self) -> None:

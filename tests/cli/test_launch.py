@@ -95,6 +95,10 @@ def test_flags_that_are_not_given_are_left_to_the_study():
     assert vars(launch.parser().parse_args([])) == {}
 
 
+def test_flags_take_words_beside_numbers():
+    assert vars(launch.parser().parse_args(["--gpus-per-trial", "auto"])) == {"gpus_per_trial": "auto"}
+
+
 def test_flags_become_values_of_their_setting_s_type():
     given = "--num-trials 3 --max-epochs 9 --val-fraction 0.3 --reduction-factor 4 --gpus-per-trial 0.5 --skip-damaged"
     assert vars(launch.parser().parse_args(given.split())) == {
@@ -113,6 +117,21 @@ def test_flags_refuse_what_they_do_not_know(arguments, capsys):
         launch.main(arguments)
     assert exit_.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--num-trials", "many"], "argument --num-trials: must be a whole number, but got 'many'"),
+        (["--val-fraction", "half"], "argument --val-fraction: must be a number, but got 'half'"),
+        (["--gpus-per-trial", "all"], "argument --gpus-per-trial: must be a number or auto, but got 'all'"),
+        (["--sampler", "bayes"], "argument --sampler: invalid choice: 'bayes'"),
+    ],
+)
+def test_flags_say_what_was_given_and_what_is_allowed(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        launch.main(arguments)
+    assert said in capsys.readouterr().err
 
 
 @pytest.fixture
