@@ -1,4 +1,4 @@
-"""Several studies side by side, from their folders."""
+"""Compare several studies, from their folders."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from delta_tune.results.tables import StudyTables
 
 
 def compare_studies(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """A row for each study: what it was about, its best trial, its test score, its trials and its time.
+    """One row per study: data, model, best trial, test score, trials and time.
 
     Raises:
-        UserError: a folder holds no study.
+        UserError: a folder is not a study.
     """
     return [_row(Path(folder)) for folder in folders]
 
 
 def comparability_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """In what the studies differ so that their scores do not compare, in sentences."""
-    said = []
+    """Sentences on differences that make the studies' scores incomparable."""
+    notes = []
     if len({row["data_fingerprint"] for row in rows}) > 1:
-        said.append(
-            "The images, their splits or their preprocessing are not the same: a higher score may be due to that alone."
-        )
+        notes.append("The images, their splits or their preprocessing differ: that alone may explain a higher score.")
     if len({row["metric"] for row in rows}) > 1:
-        said.append("The studies chose by different metrics.")
+        notes.append("The studies optimised different metrics.")
     if len({row["accuracy_of"] for row in rows if row["accuracy"] is not None}) > 1:
-        said.append("Some accuracies are of test, others of validation, by which a model was chosen: those flatter.")
+        notes.append(
+            "Some accuracies are on test, others on validation; the latter are optimistic: they chose the model."
+        )
     intervals = [row["interval"] for row in rows if row["interval"] is not None]
-    if not said and len(intervals) > 1:
+    if not notes and len(intervals) > 1:
         highest = max(low for low, _ in intervals)
         if all(high >= highest for _, high in intervals):
-            said.append("The intervals overlap: which study's model is better may be chance.")
-    return said
+            notes.append("The intervals overlap: the difference may be chance.")
+    return notes
 
 
 def _row(folder: Path) -> dict[str, Any]:

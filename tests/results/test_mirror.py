@@ -105,7 +105,9 @@ def test_folder_at_hand_is_what_lies_there_and_is_gone_afterwards(bucket, here):
 
 
 def test_address_without_a_bucket_is_refused(s3_server):
-    with pytest.raises(UserError, match=r"--out s3://nowhere-at-all/x cannot be written to .*give a bucket that can"):
+    with pytest.raises(
+        UserError, match=r"--out s3://nowhere-at-all/x cannot be written to .*give a bucket that you can write to"
+    ):
         RemoteStudies("s3://nowhere-at-all/x")
 
 
@@ -120,7 +122,9 @@ def test_every_node_is_asked_for_an_address(ray_cluster, bucket):
 
 
 def test_node_that_cannot_read_an_address_is_named(ray_cluster, bucket, monkeypatch):
-    monkeypatch.setattr("delta_tune.cluster.shared_folder_check.as_uri", lambda address: f"{address}-of-another")
+    monkeypatch.setattr(
+        "delta_tune.cluster.shared_folder_check.to_pyarrow_uri", lambda address: f"{address}-of-another"
+    )
     with pytest.raises(UserError, match=rf"--out s3://{bucket}/x cannot be used from node \S+ \(\w{{8}}\) \(.*role"):
         check_shared_folder(f"s3://{bucket}/x", None)
 
