@@ -1,4 +1,4 @@
-"""What a study is about to do: everything that can be refused is refused here, and `--dry-run` prints it."""
+"""What a study is about to do, in sentences, and how long that will take: `--dry-run` prints it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from pathlib import Path
 
-from delta_tune.cluster.resources import Resources
+from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
+from delta_tune.cluster.nodes import Cluster
+from delta_tune.cluster.resources import Resources, allocate
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.format import format_duration
 from delta_tune.models.devices import torch_threads
+from delta_tune.results.mirror import INTERVAL_S
 from delta_tune.search.asha import WITHOUT_RUNGS, rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, plan_post_search
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
@@ -42,11 +45,21 @@ def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
         return time.perf_counter() - start
 
 
-def plan_lines(
-    config: StudyConfig, folder: Path, task: Task, checked: CheckedSpace, trials: int, resources: Resources
-) -> list[str]:
-    """The plan in sentences."""
-    data, backbone, space = task.dataset, task.backbone, checked.space
+def study_resources(study: Study, cluster: Cluster) -> Resources:
+    """What one trial gets.
+
+    Raises:
+        UserError: more than the cluster has.
+    """
+    return allocate(
+        study.config, cluster, study.num_trials, lambda: measure_footprint_on_cluster(study.task, study.configs)
+    )
+
+
+def plan_lines(study: Study, resources: Resources) -> list[str]:
+    """What is about to be done, in sentences."""
+    config, checked, trials = study.config, study.checked, study.num_trials
+    data, backbone, space = study.task.dataset, study.task.backbone, checked.space
     sizes = [f"train {len(data.train.labels)}", f"val {len(data.val.labels)}"]
     if data.test is not None:
         sizes.append(f"test {len(data.test.labels)}")
@@ -57,8 +70,13 @@ def plan_lines(
     rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
     bought = expected_epochs(trials, config, checked)
     apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(space.balance or "", "")
-    said = [
-        f"Study     {folder}",
+    return [
+        f"Study     {study.folder}",
+        *(
+            [f"          kept at {study.mirror.address}, at most {INTERVAL_S:.0f} s behind"]
+            if study.mirror is not None
+            else []
+        ),
         f"Data      {data.name}: {len(data.classes)} classes, {', '.join(sizes)}",
         *(f"          {note}" for note in data.notes),
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
@@ -74,16 +92,17 @@ def plan_lines(
         + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else "")
         + f", on {resources.where}",
         *([f"          {resources.why}"] if resources.why else []),
+        *(f"          {note}" for note in study.notes),
     ]
-    return said
 
 
-def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int, resources: Resources) -> str:
+def estimate(study: Study, resources: Resources) -> str:
     """The expected wall clock of the search, in a sentence."""
+    config, checked = study.config, study.checked
     if resources.device != "cpu":
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
-    seconds = time_one_epoch(task, checked.drawn[0].config, resources.threads)
-    bought = expected_epochs(trials, config, checked)
+    seconds = time_one_epoch(study.task, checked.drawn[0].config, resources.threads)
+    bought = expected_epochs(study.num_trials, config, checked)
     then = ""
     if config.confirm:
         arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}
@@ -93,7 +112,7 @@ def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int
             epoch_seconds=dict.fromkeys(map(str, arms), seconds),
             max_epochs=config.max_epochs,
             slots=resources.slots,
-            growth=final_training_growth(config, task),
+            growth=final_training_growth(config, study.task),
         )
         then = (
             f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "

@@ -29,7 +29,7 @@ from delta_tune.results import mirror
 from delta_tune.results.tables import FINISHED, StudyTables
 from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
-from delta_tune.study.study import Study
+from delta_tune.study.setup import prepare_study
 from delta_tune.training.source_map_index import StepKey
 
 pytestmark = pytest.mark.faults
@@ -213,7 +213,7 @@ def test_resume_finishes_a_trial_whose_end_was_decided_but_not_written(alone, tm
     # The epochs' table is written first, so the kill may have come before the trial's row heard of the last one.
     killed.trials[number] |= {"epochs": killed.trials[number]["epochs"] - 1, "val_loss": None, "best_val_loss": None}
     killed.write()
-    resumed = Study({"name": "study", "out": tmp_path, "resume": True, "verbose": 0})
+    resumed = prepare_study({"name": "study", "out": tmp_path, "resume": True, "verbose": 0})
     assert resumed.tables.trials[number] == whole.trials[number]
     proposed = resumed.searcher.suggest("next")
     assert (proposed["number"], proposed["lr"]) == (number + 1, whole.trials[number + 1]["config.lr"])

@@ -21,7 +21,7 @@ from delta_tune.cluster.resources import Resources
 from delta_tune.config import UserError, study_config
 from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner
-from delta_tune.study import study
+from delta_tune.study import plan
 from delta_tune.study.setup import settings_for_json
 from delta_tune.training.trial import run_trial
 
@@ -293,7 +293,7 @@ def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(set
 
 def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
     measured = Footprint(peak=2**30, total=2**33, busy=0.5, images_per_second=10.0)
-    monkeypatch.setattr(study, "measure_footprint_on_cluster", lambda task, configs: measured)
+    monkeypatch.setattr(plan, "measure_footprint_on_cluster", lambda task, configs: measured)
     small = {"num_trials": 2, "max_epochs": 1, "gpus_per_trial": "auto"}
     result = delta_tune.tune(**{**settings, **small, "space": plain})
     assert result.trials["gpus"].to_pylist() == [0.5, 0.5]
