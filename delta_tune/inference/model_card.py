@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.inference.model_folder import read_config
 from delta_tune.results.layout import CARD_FILE
 from delta_tune.results.study_record import StudyRecord
 
@@ -79,7 +80,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         sentences: what the study found on the way, such as the confirmation's verdict.
         retrained: whether the model was trained anew after a confirmation, whose means its metrics then are.
     """
-    told = json.loads((best / "config.json").read_text())
+    told = read_config(best)
     scored = record.scoring
     metrics, limits = [], []
     for name, value in told["metrics"].items():

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Pixels
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.inference.model import load
 from delta_tune.models.backbones import build_source
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.report.predictions import thumbnail
@@ -47,13 +47,13 @@ class FeatureMapImage:
     """PNG."""
 
 
-def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], best: Path, file: Path) -> None:
+def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], model: nn.Module, file: Path) -> None:
     """Draw the maps of the first validation photos of different classes.
 
     Args:
         task: data and source of the study.
         attention: layer → weights (C,); if empty, nothing is drawn.
-        best: the model's folder.
+        model: the final network, on CPU.
         file: Parquet file to write.
     """
     if not attention:
@@ -63,7 +63,7 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], bes
     pixels = val.images.batch(chosen)
     images = center_crop(torch.from_numpy(pixels), task.backbone.preprocessing)
     maps = []
-    for network in (build_source(task.backbone), load(best).network):
+    for network in (build_source(task.backbone), model):
         with torch.inference_mode(), feature_maps(network, layers, stop=True) as reader:
             maps.append({layer: values.float().numpy() for layer, values in reader.run(images).items()})
     rows = []

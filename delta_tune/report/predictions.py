@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from delta_tune.data.augmentation import center_offset
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import Pixels, Preprocessing
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.inference.model import load
 from delta_tune.training.task import Task
 
 WORST = 12
@@ -64,11 +63,11 @@ class Predictions:
         return rows
 
 
-def split_logits(task: Task, split: Split, best: Path, device: torch.device | str) -> Tensor:
-    """The model's logits for a split, in order: float32 (N, K) on CPU."""
-    network = load(best, device).network
+def split_logits(task: Task, split: Split, network: nn.Module) -> Tensor:
+    """A network's logits for a split, in order: float32 (N, K) on CPU, computed on the network's device."""
+    device = next(network.parameters()).device
     with torch.inference_mode():
-        batches = evaluation_batches(split, task.backbone.preprocessing, torch.device(device))
+        batches = evaluation_batches(split, task.backbone.preprocessing, device)
         return torch.cat([network(images).float().cpu() for images in batches])
 
 

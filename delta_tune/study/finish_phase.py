@@ -11,17 +11,26 @@ import torch
 from torch import Tensor
 
 from delta_tune.attention.layer_attention import read_attention_weights
+from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
-from delta_tune.inference.model_folder import save_winner, update_model_config
+from delta_tune.inference.model_folder import save_model, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.report.sentences import study_summary
-from delta_tune.results.layout import ATTENTION_FILE, BEST, CHECKPOINTS, PICTURES_FILE, PREDICTIONS_FILE, trial_name
+from delta_tune.results.layout import (
+    ATTENTION_FILE,
+    BEST,
+    BEST_FILE,
+    CHECKPOINTS,
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    trial_name,
+)
 from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.study_result import StudyResult
-from delta_tune.results.tables import SCORES
+from delta_tune.results.tables import SCORES, StudyTables
 from delta_tune.study.confirm_phase import Outcome
 from delta_tune.study.study import Study
 from delta_tune.training.metrics import classification_metrics
@@ -37,7 +46,7 @@ def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
         outcome: of the phases before.
     """
     record, tables, best = study.record, study.tables, study.folder / BEST
-    winner = record.winner if outcome.retrained else keep_searched(study)
+    winner = record.winner if outcome.retrained else save_searched(study)
     # A study that goes on later must not have looked at its test split.
     if winner is not None and not outcome.interrupted and record.scoring is None:
         score_final_model(study.task, study.folder, record, device, retrained=outcome.retrained)
@@ -67,7 +76,7 @@ def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
     )
 
 
-def keep_searched(study: Study) -> int | None:
+def save_searched(study: Study) -> int | None:
     """Make the final model of the best trial's saved weights unless it is that already; the trial, None if none."""
     winner = next(iter(study.tables.ranked()), None)
     if winner is None:
@@ -79,6 +88,15 @@ def keep_searched(study: Study) -> int | None:
         save_winner(study.task, study.tables, winner, study.folder)
         study.record.set_model(winner, model)
     return winner
+
+
+def save_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> None:
+    """Make `best/` of the winner's best epoch."""
+    row = tables.best_row(winner)
+    metrics = {name: row[name] for name in SCORES}
+    origin = {"trial": trial_name(winner), "epoch": row["epoch"], "config": tables.config(winner).record()}
+    weights = folder / CHECKPOINTS / trial_name(winner) / BEST_FILE
+    save_model(task.backbone, task.dataset.classes, weights, origin | {"metrics": metrics}, folder / BEST)
 
 
 def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
@@ -115,11 +133,14 @@ def score_final_model(task: Task, folder: Path, record: StudyRecord, device: str
         retrained: whether the model was trained on validation too.
     """
     name, best = "val" if task.dataset.test is None else "test", folder / BEST
+    network = load(best, device).network
     if name == "test" or not retrained:
-        logits = split_logits(task, task.dataset.for_name(name), best, device)
+        logits = split_logits(task, task.dataset.for_name(name), network)
         if name == "test":
             scored = score_test(task, best, logits)
             record.add_scoring(scored)
             update_model_config(best, {"test": scored})
         save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
-    save_feature_map_images(task, read_attention_weights(folder / ATTENTION_FILE), best, folder / PICTURES_FILE)
+    save_feature_map_images(
+        task, read_attention_weights(folder / ATTENTION_FILE), network.cpu(), folder / PICTURES_FILE
+    )

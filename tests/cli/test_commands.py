@@ -28,7 +28,13 @@ def folder(task, tmp_path_factory):
     tables.write()
     network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
-    save_model(task, place / "weights.safetensors", {"config": {}, "metrics": {}}, place / "best")
+    save_model(
+        task.backbone,
+        task.dataset.classes,
+        place / "weights.safetensors",
+        {"config": {}, "metrics": {}},
+        place / "best",
+    )
     return place
 
 

@@ -24,7 +24,13 @@ def model(task, tmp_path_factory):
     network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     network.get_submodule(task.backbone.head).weight.data *= 30  # logits that are not all alike
     safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
-    save_model(task, place / "weights.safetensors", {"config": {"regularizer": "delta"}, "metrics": {}}, place / "best")
+    save_model(
+        task.backbone,
+        task.dataset.classes,
+        place / "weights.safetensors",
+        {"config": {"regularizer": "delta"}, "metrics": {}},
+        place / "best",
+    )
     return load(place / "best")
 
 

@@ -17,14 +17,14 @@ from delta_tune.config import TrialConfig, UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.filesystem.uris import to_pyarrow_uri
 from delta_tune.inference.model import load
-from delta_tune.inference.model_folder import save_model, save_winner
+from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_target
 from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import split_logits
 from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.finish_phase import score_final_model, score_test
+from delta_tune.study.finish_phase import save_winner, score_final_model, score_test
 from delta_tune.training.trial import run_trial
 
 
@@ -132,7 +132,7 @@ def test_predict_names_an_image_it_cannot_read(best, tmp_path):
 def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / PREDICTIONS_FILE).touch()
-    save_model(task, best / "model.safetensors", {}, tmp_path / "best")
+    save_model(task.backbone, task.dataset.classes, best / "model.safetensors", {}, tmp_path / "best")
     assert not (tmp_path / PREDICTIONS_FILE).exists()
 
 
@@ -167,7 +167,7 @@ def test_best_config_has_all_that_another_program_needs(best, task):
 
 
 def test_score_test_equals_predicting_each_image(best, task):
-    scores = score_test(task, best, split_logits(task, task.dataset.test, best, "cpu"))
+    scores = score_test(task, best, split_logits(task, task.dataset.test, load(best).network))
     predictions = load(best).predict(task.dataset.test.names)
     truth = [task.dataset.classes[k] for k in task.dataset.test.labels]
     assert scores["test_accuracy"] == pytest.approx(
