@@ -89,6 +89,7 @@ def _predict(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
+    from delta_tune.console.format import format_bytes
     from delta_tune.inference.export import SUFFIXES, export_model
     from delta_tune.inference.model import load
 
@@ -102,7 +103,7 @@ def _export(given: argparse.Namespace) -> None:
         export_model(model, given.format, file)
     except OSError as error:
         raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
-    print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+    print(f"{file}: {format_bytes(file.stat().st_size)}")
 
 
 def _local_folder(command: str, folder: str) -> str:

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.console.format import format_bytes
 from delta_tune.training.task import Task
 from delta_tune.training.trial import Row, run_trial
 
@@ -38,7 +39,7 @@ class Footprint:
     def sentence(self) -> str:
         """A sentence for the study's plan."""
         return (
-            f"measured: a trial needs {self.peak / 2**30:.1f} of {self.total / 2**30:.0f} GiB and keeps the GPU busy "
+            f"measured: a trial needs {format_bytes(self.peak)} of {format_bytes(self.total)} and keeps the GPU busy "
             f"{100 * self.busy:.0f} % of the time ({self.images_per_second:.0f} images per second)"
         )
 

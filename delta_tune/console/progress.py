@@ -159,7 +159,7 @@ class Progress:
                 cells = [
                     format_score(tables.metric, row[tables.metric]),
                     str(row["epoch"]),
-                    format_params(tables, number),
+                    format_params(tables.params(number)),
                 ]
             else:
                 cells = ["–", "–", "no completed trial: not ranked"]

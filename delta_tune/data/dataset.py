@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
+from delta_tune.console.format import format_bytes
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
@@ -289,11 +290,11 @@ def _duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> 
 def _memory_note(splits: dict[str, Split], decoded_size: int, limit: int) -> str:
     """A note on whether images are kept decoded, and why."""
     if decoded_size <= limit:
-        return f"The images are kept decoded ({_bytes(decoded_size)} of at most {_bytes(limit)})."
+        return f"The images are kept decoded ({format_bytes(decoded_size)} of at most {format_bytes(limit)})."
     files = sum(split.images.encoded.nbytes for split in splits.values() if isinstance(split.images, EncodedImages))
     return (
-        f"The images are kept encoded ({_bytes(files)}) and decoded per batch: decoded, they would take "
-        f"{_bytes(decoded_size)}, more than the limit of {_bytes(limit)}."
+        f"The images are kept encoded ({format_bytes(files)}) and decoded per batch: decoded, they would take "
+        f"{format_bytes(decoded_size)}, more than the limit of {format_bytes(limit)}."
     )
 
 
@@ -313,11 +314,3 @@ def _check_filled(splits: dict[str, Split], classes: Sequence[str]) -> None:
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TiB"

@@ -16,6 +16,7 @@ from torch import Tensor
 from delta_tune.config import UserError
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import Model
+from delta_tune.results.layout import CONFIG_FILE
 
 Format = Literal["onnx", "torchscript", "state_dict"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -69,7 +70,7 @@ def _torchscript(model: Model, file: Path) -> None:
         # Sizes become constants, which is right: the input size is fixed
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(network, _random_images(model, 2))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(file), _extra_files={"config.json": json.dumps(model.config)})
+        torch.jit.save(traced, str(file), _extra_files={CONFIG_FILE: json.dumps(model.config)})
         read = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
     _check(model, lambda images: read(images))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from delta_tune.config import METRICS
@@ -11,6 +12,26 @@ from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FIL
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
+
+PLAIN = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestTrial:
+    """The best trial of full budget of some methods."""
+
+    number: int
+    method: str
+    score: float
+
+
+def best_trial(tables: StudyTables, method: str | None = None, *, other_than: str | None = None) -> BestTrial | None:
+    """The best trial of full budget of all methods, of one, or of all but one; None if there is none."""
+    for number in tables.ranked(method):
+        own = tables.trials[number]["config.regularizer"]
+        if own != other_than:
+            return BestTrial(number=number, method=own, score=tables.best_row(number)[tables.metric])
+    return None
 
 
 def study_summary(
@@ -30,24 +51,20 @@ def study_summary(
         remarks: what else there is to say: the confirmation's verdict, and attention's.
         out: what holds the folder, as the user knows it.
     """
-    metric = tables.metric
-    ranked = tables.ranked()
+    metric, best = tables.metric, best_trial(tables)
     said = []
-    if not ranked:
+    if best is None:
         states = [str(row["state"]) for row in tables.trials.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
         said.append(f"No trial came to its full budget: {counts}.")
     else:
-        winner = ranked[0]
-        method = tables.trials[winner]["config.regularizer"]
-        score = tables.best_row(winner)[metric]
         said.append(
-            f"Best: {method} with {format_params(tables, winner)}: {metric} {format_score(metric, score)} "
-            f"after epoch {tables.best_row(winner)['epoch']} (trial {winner})."
+            f"Best: {best.method} with {format_params(tables.params(best.number))}: "
+            f"{metric} {format_score(metric, best.score)} after epoch {tables.best_row(best.number)['epoch']} (trial {best.number})."
         )
-        said += _against_plain(tables, method, score)
+        said += _against_plain(tables, best)
     said += remarks
-    if ranked:
+    if best is not None:
         if record.scoring is not None:
             said.append(f"Test: accuracy {record.scoring}.")
         said.append(f"Model: {folder / BEST} ({record.model})")
@@ -59,27 +76,27 @@ def study_summary(
     return said
 
 
-def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
+def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
     """How far the winner is from the best of plain L2, or plain L2 from the best of the rest where it won."""
-    if method == "l2":
-        rest = [n for n in tables.ranked() if tables.trials[n]["config.regularizer"] != "l2"]
-        if not rest:
+    metric = tables.metric
+    if best.method == PLAIN:
+        other = best_trial(tables, other_than=PLAIN)
+        if other is None:
             return []
-        runner_up, other = tables.trials[rest[0]]["config.regularizer"], tables.best_row(rest[0])[tables.metric]
         return [
-            f"That is the plain L2 recipe; the best of the other methods is {runner_up} with "
-            f"{format_score(tables.metric, other)} (trial {rest[0]})."
+            f"That is the plain L2 recipe; the best of the other methods is {other.method} with "
+            f"{format_score(metric, other.score)} (trial {other.number})."
         ]
-    if not any(row["config.regularizer"] == "l2" for row in tables.trials.values()):
+    if not any(row["config.regularizer"] == PLAIN for row in tables.trials.values()):
         return []
-    plain = tables.ranked("l2")
-    if not plain:
+    plain = best_trial(tables, PLAIN)
+    if plain is None:
         return ["Plain L2 fine-tuning had no trial of full budget, so there is nothing to compare with."]
-    other = tables.best_row(plain[0])[tables.metric]
-    by = f"{100 * (score - other):+.1f} points" if METRICS[tables.metric] == "max" else f"{score - other:+.4f}"
+    ahead = best.score - plain.score
+    by = f"{100 * ahead:+.1f} points" if METRICS[metric] == "max" else f"{ahead:+.4f}"
     return [
-        f"Plain L2: {format_score(tables.metric, other)} at its best (trial {plain[0]}), so {method} is {by} on the "
-        f"validation split it was chosen on."
+        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}), so {best.method} is {by} on "
+        f"the validation split it was chosen on."
     ]
 
 
@@ -89,17 +106,14 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
         found = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if found is not None:
             return str(found)
-    ranked = tables.ranked()
-    if not ranked:
+    best, plain = best_trial(tables), best_trial(tables, PLAIN)
+    if best is None:
         return "No trial has come to its full budget" + (" yet." if record.running else ".")
-    metric, winner = tables.metric, ranked[0]
-    method, score = tables.trials[winner]["config.regularizer"], tables.best_row(winner)[tables.metric]
-    said = f"{method}: {metric} {format_score(metric, score)} on {record.images['val']} images"
-    plain = tables.ranked("l2")
-    if method == "l2" or not plain:
-        return f"{said}: the best of {len(ranked)} trials of full budget, not confirmed."
-    other = tables.best_row(plain[0])[metric]
-    return f"{said}, plain l2 {format_score(metric, other)}: the best trial of each, not confirmed."
+    metric = tables.metric
+    said = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.images['val']} images"
+    if plain is None or plain == best:
+        return f"{said}: the best of {len(tables.ranked())} trials of full budget, not confirmed."
+    return f"{said}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."
 
 
 def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:

@@ -17,6 +17,8 @@ CHECKPOINTS, RAY = "checkpoints", "ray"
 """Folders in a study's: what its trials are continued from, and Ray Tune's own files."""
 ERROR_FILE = "error.txt"
 """The traceback of a trial that failed, in its checkpoint folder."""
+HUNG_FILE = "hung.txt"
+"""There too: where a trial's threads were when its process was ended because it hung."""
 
 
 def trial_name(number: int) -> str:
@@ -54,7 +56,7 @@ FILES: dict[str, str] = {
     f"{BEST}/{CARD_FILE}": "Model card",
     str(ATTENTION_FILE): "Ablation losses, attention weights and their reliability, per hooked layer",
     f"{CHECKPOINTS}/NNNNN/{BEST_FILE}": "Weights of a trial's best epoch; of finished trials only the leader's",
-    f"{CHECKPOINTS}/NNNNN/{RECORD_FILE}": "Epochs so far of an unfinished trial; names the epoch it continues from",
+    f"{CHECKPOINTS}/NNNNN/{RESUME_FILE}": "Epochs so far of an unfinished trial; names the epoch it continues from",
     f"{CHECKPOINTS}/NNNNN/weights-*.safetensors": "Weights of an unfinished trial",
     f"{CHECKPOINTS}/NNNNN/average-*.safetensors": "Moving average of its weights, with `average_epochs`",
     f"{CHECKPOINTS}/NNNNN/optimizer-*.pt": "State of its optimizer",

@@ -20,7 +20,7 @@ from delta_tune.cluster.shared_objects import put_shared
 from delta_tune.cluster.source_map_store import shared_source_maps, source_map_budget
 from delta_tune.config import Metric
 from delta_tune.console.live_view import RunProgress
-from delta_tune.results.layout import RAY, trial_name
+from delta_tune.results.layout import LOG_FILE, RAY, trial_name
 from delta_tune.search.asha import Rungs
 from delta_tune.search.messages import GPUS, NUMBER
 from delta_tune.search.recorder import Recorder
@@ -110,7 +110,7 @@ def run_trials(
         ),
     )
     maps, shown = _maps(settings.maps, session.progress.say), recorder.shown(title, lambda: room.slots)
-    with put_shared(list(tasks), name), redirect_ray_logs(folder / "study.log"), maps, shown:
+    with put_shared(list(tasks), name), redirect_ray_logs(folder / LOG_FILE), maps, shown:
         tuner.fit()
     if room.out_of_room is not None:
         raise ExternalFailure(room.out_of_room)

@@ -307,7 +307,11 @@ def test_load_dataset_keeps_encoded_what_is_smaller(tmp_path):
 
 def test_load_dataset_tells_where_images_are_kept_and_why(folder):
     size = 30 * 16 * 16 * 3
-    assert load(folder, memory_limit=size).notes[-1].startswith("The images are kept decoded (22.5 KiB of at most 22.5 KiB")
+    assert (
+        load(folder, memory_limit=size)
+        .notes[-1]
+        .startswith("The images are kept decoded (22.5 KiB of at most 22.5 KiB")
+    )
     note = load(folder, memory_limit=size - 1).notes[-1]
     assert note.startswith("The images are kept encoded (")
     assert "decoded, they would take 22.5 KiB, more than the limit of 22.5 KiB" in note
