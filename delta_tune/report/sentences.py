@@ -58,9 +58,10 @@ def study_summary(
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
         said.append(f"No trial came to its full budget: {counts}.")
     else:
+        score, params = format_score(metric, best.score), format_params(tables.params(best.number))
         said.append(
-            f"Best: {best.method} with {format_params(tables.params(best.number))}: "
-            f"{metric} {format_score(metric, best.score)} after epoch {tables.best_row(best.number)['epoch']} (trial {best.number})."
+            f"Best: {best.method} with {params}: {metric} {score} after epoch "
+            f"{tables.best_row(best.number)['epoch']} (trial {best.number})."
         )
         said += _against_plain(tables, best)
     said += remarks
@@ -95,8 +96,8 @@ def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
     ahead = best.score - plain.score
     by = f"{100 * ahead:+.1f} points" if METRICS[metric] == "max" else f"{ahead:+.4f}"
     return [
-        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}), so {best.method} is {by} on "
-        f"the validation split it was chosen on."
+        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}), so {best.method} is {by} "
+        f"on the validation split it was chosen on."
     ]
 
 
