@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import torch
 
-from delta_tune.config import TrialConfig, UserError
+from delta_tune.config import HEAVIEST, TrialConfig, UserError
 from delta_tune.console.format import format_bytes
 from delta_tune.training.task import Task
 from delta_tune.training.trial import Row, run_trial
@@ -68,9 +68,9 @@ def memory_fraction(gpus: float, total: int) -> float:
 
 def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
     """The configuration that needs most memory, changed to need no attention; with both networks if any has both."""
-    largest = max(configs, key=lambda config: (config.regularizer != "l2_fe", config.batch_size))
+    largest = max(configs, key=lambda config: (config.method.trains_backbone, config.batch_size))
     if any(config.uses_behavior for config in configs):
-        largest = dataclasses.replace(largest, regularizer="delta_uniform", behavior_scale="raw")
+        largest = dataclasses.replace(largest, regularizer=HEAVIEST, behavior_scale="raw")
     return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0)
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import Range, field, fields_of
+from delta_tune.config.methods import METHODS, Method, Regularizer
 
-Regularizer = Literal["l2", "l2_sp", "l2_fe", "delta_uniform", "delta"]
 BehaviorScale = Literal["raw", "relative"]
 AttentionEstimator = Literal["exact", "first_order"]
 BatchNorm = Literal["train", "frozen"]
@@ -106,30 +106,23 @@ class TrialConfig:
             raise UserError(f"layers must be one of {', '.join(LAYER_CHOICES)}, or module names, but got none.")
 
     @property
+    def method(self) -> Method:
+        """What there is to know of the chosen method."""
+        return METHODS[self.regularizer]
+
+    @property
     def uses_behavior(self) -> bool:
         """Whether the loss compares feature maps."""
-        return self.regularizer in ("delta", "delta_uniform")
+        return self.method.uses_behavior
 
     @property
     def effective_weight_decay(self) -> float:
         """`weight_decay` with its default resolved."""
-        if self.weight_decay is not None:
-            return self.weight_decay
-        return 1e-4 if self.regularizer == "l2" else 0.0
+        return self.method.weight_decay if self.weight_decay is None else self.weight_decay
 
     def record(self) -> dict[str, Any]:
         """The fields as stored: those that do not apply to the method are null, layer names are joined by commas."""
-        unused = set()
-        if not self.uses_behavior:
-            unused |= {"behavior_scale", "layers"}
-        if self.regularizer != "delta":
-            unused |= {"attention_estimator", "attention_temperature"}
-        if self.regularizer in ("l2", "l2_fe"):
-            unused.add("alpha")
-        if self.regularizer == "l2":
-            unused.add("beta")
-        if self.regularizer == "l2_fe":
-            unused |= {"batch_norm", "augmentation", "average_epochs"}
+        unused = self.method.unused_fields
         values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])

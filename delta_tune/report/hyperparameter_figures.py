@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from plotly.colors import sample_colorscale
 
 from delta_tune.config import METRICS
-from delta_tune.report.figures import GREY, SCALE, empty_figure, trial_label, tried_methods, with_axes
+from delta_tune.report.figures import GREY, SCALE, empty_figure, method_colours, trial_label, with_axes
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.optuna_storage import silence_optuna
 
@@ -139,7 +139,7 @@ def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
 
     The method counts as a hyperparameter if there are several.
     """
-    several = tried_methods(tables)
+    several = list(method_colours(tables))
     known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
     with silence_optuna():
         study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")

@@ -18,7 +18,7 @@ from optuna.distributions import json_to_distribution
 from plotly.offline import get_plotlyjs
 
 from delta_tune.background import TimeShare
-from delta_tune.config import StudyConfig
+from delta_tune.config import TRIAL_FIELDS, StudyConfig
 from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
@@ -223,8 +223,9 @@ def training_command(tables: StudyTables, record: StudyRecord, number: int) -> s
 
 def training_call(tables: StudyTables, number: int) -> str:
     """The same configuration in full, as a call."""
-    config = {name: value for name, value in tables.config(number).record().items() if value is not None}
-    inner = "".join(f"    {name}={value!r},\n" for name, value in config.items())
+    row = tables.trials[number]  # and not its `TrialConfig`: it may have a method that only a later version knows
+    config = {name: row.get(f"config.{name}") for name in TRIAL_FIELDS}
+    inner = "".join(f"    {name}={value!r},\n" for name, value in config.items() if value is not None)
     return f"delta_tune.TrialConfig(\n{inner})"
 
 

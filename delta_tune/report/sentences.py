@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta_tune.config import METRICS
+from delta_tune.config import BASELINE, METRICS
 from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
-
-PLAIN = "l2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +78,17 @@ def study_summary(
 def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
     """How far the winner is from the best of plain L2, or plain L2 from the best of the rest where it won."""
     metric = tables.metric
-    if best.method == PLAIN:
-        other = best_trial(tables, other_than=PLAIN)
+    if best.method == BASELINE:
+        other = best_trial(tables, other_than=BASELINE)
         if other is None:
             return []
         return [
             f"That is the plain L2 recipe; the best of the other methods is {other.method} with "
             f"{format_score(metric, other.score)} (trial {other.number})."
         ]
-    if not any(row["config.regularizer"] == PLAIN for row in tables.trials.values()):
+    if not any(row["config.regularizer"] == BASELINE for row in tables.trials.values()):
         return []
-    plain = best_trial(tables, PLAIN)
+    plain = best_trial(tables, BASELINE)
     if plain is None:
         return ["Plain L2 fine-tuning had no trial of full budget, so there is nothing to compare with."]
     ahead = best.score - plain.score
@@ -107,7 +105,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
         found = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if found is not None:
             return str(found)
-    best, plain = best_trial(tables), best_trial(tables, PLAIN)
+    best, plain = best_trial(tables), best_trial(tables, BASELINE)
     if best is None:
         return "No trial has come to its full budget" + (" yet." if record.running else ".")
     metric = tables.metric

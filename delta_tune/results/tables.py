@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_tune.background import TimeShare
-from delta_tune.config import METRICS, Metric, TrialConfig, UserError, fields_of
+from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError, fields_of
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
@@ -30,10 +30,7 @@ SCORES = {
 """Validation metrics: name → meaning."""
 EPOCH_COLUMNS = {
     "train_loss": "Mean of `cross_entropy` + `alpha` · (`behavior` or `weight_l2_sp`) + `beta` · `head_l2`",
-    "cross_entropy": "Mean cross entropy of the training batches, with label smoothing",
-    "behavior": "Mean penalty on the feature maps, before `alpha`; null for methods without it",
-    "weight_l2_sp": "Mean penalty on the distance from the source weights, before `alpha`; null for methods without it",
-    "head_l2": "Mean L2 penalty on the head, before `beta`; null for methods without it",
+    **LOSS_PARTS,
     **SCORES,
     "lr": "Learning rate of the backbone at the last step",
     "seconds": "Seconds of training, waiting for data and the source's forward passes included",

@@ -10,11 +10,8 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from delta_tune.config import METRICS, Metric
+from delta_tune.config import METHODS, METRICS, Metric
 from delta_tune.search.messages import NUMBER, OUTCOME
-
-WITHOUT_RUNGS = "l2_fe"
-"""Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: never stopped."""
 
 
 class Rungs(FIFOScheduler):  # type: ignore[misc]
@@ -99,7 +96,7 @@ class Rungs(FIFOScheduler):  # type: ignore[misc]
         return decision == str(TrialScheduler.STOP)
 
     def _decide(self, number: int, regularizer: str, result: dict[str, Any]) -> str:
-        if regularizer == WITHOUT_RUNGS:
+        if not METHODS[regularizer].has_rungs:
             return str(TrialScheduler.CONTINUE)
         group = self._group_of(regularizer)
         if group not in self._rungs:

@@ -10,11 +10,11 @@ from collections import Counter
 from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
 from delta_tune.cluster.resources import Resources, allocate
-from delta_tune.config import StudyConfig, TrialConfig
+from delta_tune.config import HEAVIEST, METHODS, StudyConfig, TrialConfig
 from delta_tune.console.format import format_duration
 from delta_tune.models.devices import torch_threads
 from delta_tune.results.mirror import INTERVAL_S
-from delta_tune.search.asha import WITHOUT_RUNGS, rung_epochs
+from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
@@ -30,15 +30,15 @@ def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> 
     staged = sum(
         (end - start) / config.reduction_factor**k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
     )
-    without = sum(p.config.regularizer == WITHOUT_RUNGS for p in checked.drawn) / len(checked.drawn)
+    without = sum(not p.config.method.has_rungs for p in checked.drawn) / len(checked.drawn)
     if checked.space.balance == "regularizer":
-        without = checked.choices.count(WITHOUT_RUNGS) / len(checked.choices)
+        without = sum(not METHODS[choice].has_rungs for choice in checked.choices) / len(checked.choices)
     return trials * (1 - without) * staged
 
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Wall clock of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
-    probe = dataclasses.replace(config, regularizer="delta_uniform", behavior_scale="raw", max_epochs=1)
+    probe = dataclasses.replace(config, regularizer=HEAVIEST, behavior_scale="raw", max_epochs=1)
     with torch_threads(threads):
         start = time.perf_counter()
         run_trial(task, probe)

@@ -141,6 +141,21 @@ def test_command_fine_tunes_with_the_winners_configuration(folder):
     }
 
 
+def test_page_of_a_study_whose_best_method_is_none_of_ours_is_written(tmp_path):
+    def newer_than_us(tables):
+        two_methods(tables)
+        for row in tables.trials.values():
+            row["config.regularizer"] = row["config.regularizer"].replace("delta", "newer")
+
+    folder = study(tmp_path / "study", newer_than_us)
+    tables = StudyTables.read(folder, "val_accuracy")
+    assert tables.trials[tables.leader]["config.regularizer"] == "newer"
+    own = page(folder).replace(page_module.get_plotlyjs(), "")
+    assert "regularizer=&#39;newer&#39;" in own
+    assert "newer: val_accuracy" in own
+    assert own.count('"name":"newer"') == 3  # points, curves, timeline
+
+
 def test_python_gives_the_winners_configuration(folder):
     tables = StudyTables.read(folder, "val_accuracy")
     text = page_module.training_call(tables, tables.leader)
