@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from torch import nn
 
 from delta_tune.config import METHODS, TrialConfig
 from delta_tune.config.methods import BEHAVIOR
-from delta_tune.config.trial import _TRIAL_HINTS
 from delta_tune.data.augmentation import center_crop
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.models.feature_maps import feature_maps
@@ -112,14 +110,15 @@ def test_objective_computes_the_penalty_of_a_method_that_the_table_gains(task, m
     """A sixth method costs its row and its penalty, a function of the weights and of where they started."""
     sixth = dataclasses.replace(METHODS["l2_sp"], name="sixth", penalty="weight_l1_sp")
     monkeypatch.setitem(METHODS, "sixth", sixth)
-    monkeypatch.setitem(_TRIAL_HINTS, "regularizer", Literal["sixth"])
     monkeypatch.setitem(
         WEIGHT_PENALTIES,
         "weight_l1_sp",
         lambda ours, theirs: sum((a - b).abs().sum() for a, b in zip(ours, theirs, strict=True)),
     )
     target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
-    objective = Objective(task, quick(regularizer="sixth", alpha=0.5, beta=2.0), target, torch.device("cpu"))
+    config = quick(regularizer="l2_sp", alpha=0.5, beta=2.0)
+    object.__setattr__(config, "regularizer", "sixth")  # the choices of the field are fixed at import
+    objective = objective_of(task, config, target)
     with torch.no_grad():
         next(target.parameters()).view(-1)[0] += 0.25
     parts = objective(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.empty(0), BATCH)
