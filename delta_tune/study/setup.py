@@ -22,8 +22,8 @@ from delta_tune.results.layout import SHARED_CACHE, STUDY_FILE
 from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
-from delta_tune.search.asha import Rungs
-from delta_tune.search.optuna_search import StudySearch
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
@@ -168,7 +168,7 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
         check_same_study(record, folder, task, checked)
         tables = StudyTables.read(folder, config.metric)
         notes += foreign_owner_note(folder)
-    scheduler = Rungs(
+    scheduler = AshaScheduler(
         metric=config.metric,
         max_epochs=config.max_epochs,
         grace_period=config.grace_period,
@@ -180,7 +180,7 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
     def add_trial(number: int, proposal: Proposal) -> None:
         study.add_trial(number, proposal)
 
-    searcher = StudySearch(
+    searcher = OptunaSearcher(
         checked,
         metric=config.metric,
         sampler=config.sampler,

@@ -11,8 +11,8 @@ from delta_tune.report.page import ReportWriter
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
-from delta_tune.search.asha import Rungs
-from delta_tune.search.optuna_search import StudySearch
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import Groups, comparison_groups
 from delta_tune.spaces.space import Proposal
@@ -60,8 +60,8 @@ class Study:
     checked: CheckedSpace
     num_trials: int
     notes: tuple[str, ...]
-    scheduler: Rungs
-    searcher: StudySearch
+    scheduler: AshaScheduler
+    searcher: OptunaSearcher
     recorder: Recorder
     progress: Progress
     reporter: ReportWriter
