@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial
+from helpers.studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial, rename_method
 
 from delta_tune.config import METHODS
 from delta_tune.report import figures, hyperparameter_figures
@@ -103,13 +103,6 @@ def test_timeline_has_no_two_trials_in_a_lane_at_a_time(forty_trials):
     for lane in {lane for lane, *_ in bars}:
         spans = sorted((began, began + seconds) for where, began, seconds in bars if where == lane)
         assert all(end <= start + 0.002 for (_, end), (start, _) in itertools.pairwise(spans))
-
-
-def rename_method(tables, old, new):
-    """Make the tables those of a study by another version, whose methods are not all in our table."""
-    for row in tables.trials.values():
-        if row["config.regularizer"] == old:
-            row["config.regularizer"] = new
 
 
 def colours_in(figure, name):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import browser
-from helpers.studies import CLASSES, add_trial, attention_file, random_trials, study_json, tables_in
+from helpers.studies import CLASSES, add_trial, attention_file, random_trials, rename_method, study_json, tables_in
 
 from delta_tune import background
 from delta_tune.cli import launch
@@ -144,8 +144,7 @@ def test_command_fine_tunes_with_the_winners_configuration(folder):
 def test_page_of_a_study_whose_best_method_is_none_of_ours_is_written(tmp_path):
     def newer_than_us(tables):
         two_methods(tables)
-        for row in tables.trials.values():
-            row["config.regularizer"] = row["config.regularizer"].replace("delta", "newer")
+        rename_method(tables, "delta", "newer")
 
     folder = study(tmp_path / "study", newer_than_us)
     tables = StudyTables.read(folder, "val_accuracy")
