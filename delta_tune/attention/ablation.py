@@ -1,4 +1,4 @@
-"""Every channel of a layer switched off in turn, at a fraction of the forwards: `ablation_plan` says how."""
+"""Losses with each channel of a layer switched off, for a fraction of the forward passes (see `ablation_plan`)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from delta_tune.models.fused_convolution import Conv
 from delta_tune.models.graph import Op, TraceFailed, trace
 
 IMAGES_AT_ONCE = 8
-"""Images whose intact values are held together. A parameter would change the last bits of the result."""
+"""Images processed together. It is a constant because it affects the last bits of the result."""
 _CPU_TENSOR_BYTES = (
     28 * 2**20
-)  # malloc returns blocks of 32 MiB to the system, and fresh pages cost more than arithmetic
-_TOLERANCE = 1e-4  # of the largest logit, where a plan is checked against the model itself
+)  # malloc returns blocks of 32 MiB to the system, and fresh pages cost more than the arithmetic
+_TOLERANCE = 1e-4  # relative to the largest logit, when a plan is checked against the model
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
 class Block:
-    """The variants of one layer for one block of images.
+    """The ablated variants of one layer for one block of images.
 
-    `intact` holds what the plan needs. Everything that all channels share is computed here, once.
+    `intact` holds the values that the plan needs. Everything that all channels share is computed once, here.
     """
 
     def __init__(self, plan: Plan, intact: Mapping[Op, Any]) -> None:
@@ -43,7 +43,7 @@ class Block:
         self.off = {op: off for op, off in self.off.items() if op in read}
 
     def _switched_off(self, op: Op, where: Slice) -> Tensor:
-        """The value of the slice with the whole layer off: (B, count, ...), flat ones (B, count, positions)."""
+        """The slice's value with the whole layer off: (B, count, ...), if flat (B, count, positions)."""
         start, stop = where.start, where.start + where.count
         if op.layer is not None:
             like = self.intact[self.plan.output]
@@ -67,7 +67,7 @@ class Block:
         return result
 
     def _change(self, step: Step) -> Tensor:
-        """What switching channels off changes in the input of a rank-1 step.
+        """The change in a rank-1 step's input when channels are switched off.
 
         (count, B, positions) before a linear layer, (count, B, H', W') before a 1×1 convolution with its output's
         positions, (count, B, H, W) before a larger one.
@@ -104,7 +104,7 @@ class Block:
             result = _changed_convolution(step.conv, self.intact[step.intact], change, channels)
             if step.addend is not None:
                 result += operands[0]
-        elif step.op.kind == "hook":  # the layer runs a second time, on what its first run changed
+        elif step.op.kind == "hook":  # the layer runs twice, the second time on values that its first run changed
             result = torch.unflatten(operands[0], 0, (stop - start, self.images)).clone()
             for variant, channel in enumerate(range(start, stop)):
                 result[variant, :, channel] = 0
@@ -121,7 +121,7 @@ class Block:
         return changed.flatten(0, 1)
 
     def _stacked(self, op: Op, values: dict[Op, Any], start: int, stop: int) -> Any:
-        """The value of `op` for all variants: (V·B, ...), whatever it depends on."""
+        """The value of `op` for all variants, (V·B, ...), whether or not it depends on the layer."""
         if op in values:
             return values[op]
         intact = self.intact[op]
@@ -140,7 +140,7 @@ class Block:
 
 
 def _changed_convolution(conv: Conv, intact: Tensor, change: Tensor, channels: slice) -> Tensor:
-    """The convolution's output (V·B, O, H', W') where input channel j of variant j has changed by (V, B, H, W)."""
+    """The convolution's output (V·B, O, H', W') if input channel j of variant j changes by (V, B, H, W)."""
     base = intact.permute(0, 2, 3, 1).contiguous()
     _, height, width, outputs = base.shape
     weight = conv.weight[:, channels]
@@ -156,15 +156,15 @@ def _changed_convolution(conv: Conv, intact: Tensor, change: Tensor, channels: s
 
 
 class Ablation:
-    """The layers of a model, planned once for many blocks of images.
+    """Ablation of a model's layers, planned once for many blocks of images.
 
     Attributes:
-        channels: of every layer.
-        notes: a sentence for every layer whose channels cost a full forward each, and why; the log has them too.
+        channels: layer → number of channels.
+        notes: a sentence for each layer whose channels each need a full forward pass, and why; also logged.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, layers: Sequence[str]) -> None:
-        """`example`: an image or two (B, 3, H, W), on which every plan is held against the model itself."""
+        """`example`: one or two images (B, 3, H, W) on which each plan is checked against the model."""
         self.model = model
         self.notes: list[str] = []
         with torch.inference_mode():
@@ -178,10 +178,10 @@ class Ablation:
         byte_budget: int,
         advance: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Tensor]:
-        """Cross-entropy with each channel off minus intact cross-entropy, per image: {layer: float32 (N, C)}, on CPU.
+        """Cross entropy with each channel off minus intact cross entropy, per image: {layer: float32 (N, C)}, on CPU.
 
-        A multiple of `IMAGES_AT_ONCE` images may be split anywhere into such multiples, and layers into any groups,
-        without changing a bit. `advance` is told channels × images.
+        Splitting the images into multiples of `IMAGES_AT_ONCE`, or the layers into groups, does not change a bit of the
+        result. `advance` is called with channels × images.
         """
         with torch.inference_mode():
             plans = {layer: self._plans[layer] for layer in layers if layer in self._plans}
@@ -209,7 +209,7 @@ def channel_losses(
     progress: Progress | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, Tensor]:
-    """`Ablation.losses` of one batch. `progress` is called with (done, total), `notes` takes the engine's."""
+    """`Ablation.losses` of one batch. `progress` is called with (done, total), `notes` with each note."""
     ablation = Ablation(model, images[:2], layers)
     if notes is not None:
         notes += ablation.notes
@@ -227,7 +227,7 @@ def channel_losses(
 def _plans(
     model: nn.Module, example: Tensor, layers: tuple[str, ...], notes: list[str]
 ) -> tuple[list[Op], dict[str, Plan], dict[str, int]]:
-    """The program, a plan for every layer whose plan does what the model does on `example`, every layer's channels."""
+    """The program, a plan for each layer whose plan agrees with the model on `example`, and each layer's channels."""
     logits, channels = _probe(model, example, layers)
     tolerance = _TOLERANCE * max(float(logits.abs().max()), 1e-6)
 
@@ -254,7 +254,7 @@ def _plans(
                 plans[layer] = plan
             else:
                 failures[layer] = "its shortcuts give other logits than the model"
-        except (RuntimeError, TypeError, ValueError) as error:  # an operation that mixes images with variants
+        except (RuntimeError, TypeError, ValueError) as error:  # an operation that mixes images and variants
             failures[layer] = f"its shortcuts fail ({error})"
     for layer, reason in failures.items():
         note = f"{layer}: every channel costs a full forward, because {reason}"
@@ -277,7 +277,7 @@ def intact_values(program: Sequence[Op], images: Tensor, needs: set[Op]) -> dict
 
 def chunk_size(plan: Plan, images: int, byte_budget: int, device: torch.device) -> int:
     """How many channels to stack at once."""
-    size = byte_budget // (2 * 4 * plan.floats * images)  # half for what an operation needs beside its result
+    size = byte_budget // (2 * 4 * plan.floats * images)  # half is left for temporary values of an operation
     if device.type == "cpu":
         size = min(size, max(1, _CPU_TENSOR_BYTES // (4 * plan.largest * images)))
     chunks = -(-plan.channels // max(1, size))
@@ -328,10 +328,10 @@ def _masked_logits(model: nn.Module, images: Tensor, layer: str, channel: int) -
 
 
 def _probe(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> tuple[Tensor, dict[str, int]]:
-    """Logits, and the number of channels of every layer.
+    """The logits, and the number of channels of each layer.
 
     Raises:
-        ValueError: a layer that the forward does not reach, or whose output is not one tensor.
+        ValueError: the forward pass does not reach a layer, or its output is not one tensor.
     """
     channels: dict[str, int] = {}
     logits: Tensor = torch.empty(0)

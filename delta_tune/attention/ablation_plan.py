@@ -1,13 +1,13 @@
-"""Which operations after a layer keep its channels apart, which mix them for the first time, and what runs per channel.
+"""Plan the ablation of a layer: what keeps its channels separate, what mixes them first, what runs per channel.
 
 DELTA's weights (arXiv 1901.09229) need the loss of the network without channel j, for every j. Four savings, all exact:
 
-- what does not depend on the layer is computed once for an image (intact values);
-- while the operations after the layer keep channels apart, one pass with the whole layer switched off holds the
-  ablated value of every channel (`Slice`);
-- the first linear operation that mixes channels answers one changed channel with a rank-1 change of its intact output;
-  where it is the classifier, that is the logits;
-- only the rest runs once per channel: variants stacked in the batch, norms, sums and activations fused (`Step`).
+- values that do not depend on the layer are computed once per image (intact values);
+- while operations after the layer keep channels separate, one pass with the whole layer off gives the ablated value of
+  every channel (`Slice`);
+- in the first linear operation that mixes channels, one changed channel is a rank-1 change of the intact output; if
+  that operation is the classifier, this gives the logits;
+- only the rest runs once per channel: variants stacked in the batch, with norms, sums and activations fused (`Step`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from delta_tune.models.graph import Op
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Of a value's `total` channels, [start, start + count) depend on the layer, each on one of its channels, in order.
+    """Channels [start, start + count) of a value's `total` depend on the layer, each on one of its channels, in order.
 
-    A flat value is (B, total · positions), as `flatten` leaves it.
+    A flat value is (B, total · positions), the output of `flatten`.
     """
 
     start: int
@@ -43,10 +43,10 @@ class Slice:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """An operation on stacked variants, with the norm, sum and activation that were fused behind it.
+    """An operation on stacked variants, with the norm, sum and activation fused after it.
 
     Attributes:
-        rank_1: where the operation's input depends on the layer, if it mixes channels for the first time.
+        rank_1: the slice of its input that depends on the layer, if this operation is the first to mix channels.
         intact: the operation whose intact value the rank-1 change is added to.
         release: values that no later step reads.
     """
@@ -62,11 +62,11 @@ class Step:
 
 
 class Plan:
-    """How the logits without channel j of one layer come from intact values.
+    """How to compute the logits without channel j of one layer from intact values.
 
     Attributes:
-        slices: operations that keep the layer's channels apart, in order.
-        steps: what runs per channel, in order.
+        slices: operations that keep the layer's channels separate, in order.
+        steps: operations that run per channel, in order.
         needs: operations whose intact values are read.
         floats: numbers alive at once, per variant and image.
         largest: numbers in the largest value of a step, per variant and image.
@@ -101,7 +101,7 @@ class Plan:
         self.largest = max((step.result.shape.numel() for step in self.steps), default=1)
 
     def _slice_after(self, op: Op, dependent: set[Op]) -> Slice | None:
-        """Where the layer's channels are after `op`, None if it does not keep them apart."""
+        """The layer's channels after `op`; None if `op` mixes them."""
         sliced = [i for i in self.inputs[op] if i in self.slices]
         if len({self.slices[i] for i in sliced}) != 1 or any(
             i in dependent for i in self.inputs[op] if i not in sliced
@@ -127,7 +127,7 @@ class Plan:
 
     def _fuse(self, stacked: Sequence[Op], readers: Mapping[Op, int]) -> list[Step]:
         steps: list[Step] = []
-        producer: dict[Op, Step] = {}  # of values that one operation reads
+        producer: dict[Op, Step] = {}  # values that a single operation reads
 
         def produce(step: Step, result: Op) -> None:
             producer.pop(step.result, None)
@@ -153,7 +153,7 @@ class Plan:
                     summand = min(sums, key=lambda i: producer[i].rank_1 is not None)
                     step = producer[summand]
                     (step.addend,) = (i for i in inputs if i is not summand)
-                    steps.remove(step)  # the other summand may come later than the convolution
+                    steps.remove(step)  # the other summand may be computed after the convolution
                     steps.append(step)
                     produce(step, op)
                     continue
@@ -171,7 +171,7 @@ class Plan:
         return where if op.linear is not None and len(self.inputs[op][0].shape) == 1 else None
 
     def operands(self, step: Step) -> tuple[Op, ...]:
-        """What `step` reads as stacked variants."""
+        """Operands that `step` reads as stacked variants."""
         inputs = () if step.rank_1 else self.inputs[step.op]
         return (*inputs, step.addend) if step.addend else inputs
 

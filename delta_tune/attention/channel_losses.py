@@ -1,8 +1,8 @@
-"""Which channels matter for the target classes: DELTA's attention weights (arXiv 1901.09229), and their reliability.
+"""How much each channel matters for the target classes: the losses behind DELTA's attention (arXiv 1901.09229).
 
-`d_j` is what switching channel j off costs: the mean over probe images of CE(channel j off) − CE(intact), signed. "Off"
-zeroes the output channel of the hooked module, for a convolution before its batch norm. The weights are the softmax of
-z-scored d.
+`d_j` is the cost of switching channel j off: the mean over probe images of CE(channel j off) − CE(intact), signed.
+"Off" zeroes the hooked module's output channel, for a convolution before its batch norm. The attention weights are the
+softmax of the z-scored d.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ablation_losses(
     progress: Callable[[int, int], None] | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, Tensor]:
-    """`d` of every channel: {layer: float32 (C,)}, on CPU. The mean over images of `ablation_losses_per_image`."""
+    """`d` of every channel: {layer: float32 (C,)}, on CPU; the mean of `ablation_losses_per_image`."""
     losses = ablation_losses_per_image(
         model, images, labels, layers, byte_budget=byte_budget, progress=progress, notes=notes
     )
@@ -44,27 +44,27 @@ def ablation_losses_per_image(
     progress: Callable[[int, int], None] | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, Tensor]:
-    """What switching a channel off costs each image: {layer: float32 (N, C)}, on CPU.
+    """Increase of each image's loss when a channel is switched off: {layer: float32 (N, C)}, on CPU.
 
     Args:
-        model: in eval mode, with a trained head; it is left as it was, bit for bit.
-        images: float (N, 3, H, W), normalised, where the model is.
+        model: in eval mode, with a trained head; not changed.
+        images: float (N, 3, H, W), normalised, on the model's device.
         labels: int64 (N,), in [0, K).
         layers: names of modules with output (B, C, H, W).
-        byte_budget: bound on the memory that stacked variants take.
+        byte_budget: bound on the memory of stacked variants.
         progress: called with (done, total), in channels × images.
-        notes: takes a sentence for every layer without shortcuts, and why it has none.
+        notes: called with a sentence for each layer without shortcuts, and why.
 
     Raises:
-        UserError: a layer that the model does not have.
-        ValueError: a model in training mode, shapes that do not fit, a layer that the forward does not reach.
+        UserError: the model does not have a layer.
+        ValueError: the model is in training mode, shapes do not match, or the forward pass does not reach a layer.
     """
     _check(model, images, labels, layers)
     return channel_losses(model, images, labels, layers, byte_budget=byte_budget, progress=progress, notes=notes)
 
 
 def first_order_losses(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """The estimate −Σ z · ∂CE/∂z of `ablation_losses`, z the layer's output: {layer: float32 (C,)}, on CPU."""
+    """First-order estimate −Σ z · ∂CE/∂z of `ablation_losses`, z the layer's output: {layer: float32 (C,)}, on CPU."""
     losses = first_order_losses_per_image(model, images, labels, layers)
     return {layer: each.double().mean(0).float() for layer, each in losses.items()}
 
@@ -72,9 +72,9 @@ def first_order_losses(model: nn.Module, images: Tensor, labels: Tensor, layers:
 def first_order_losses_per_image(
     model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, Tensor]:
-    """`first_order_losses` of each image: {layer: float32 (N, C)}, on CPU; one forward and one backward for all layers.
+    """`first_order_losses` per image: {layer: float32 (N, C)}, on CPU; one forward and backward pass for all layers.
 
-    A poor stand-in where the head is fitted well, because its gradient is then almost zero: compare before use.
+    A poor estimate if the head is fitted well, because its gradient is then almost zero: compare before use.
     """
     _check(model, images, labels, layers)
     outputs: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ def first_order_losses_per_image(
 
             def keep(module: nn.Module, inputs: object, output: Tensor, layer: str = layer) -> Tensor:
                 outputs[layer] = output if output.requires_grad else output.detach().requires_grad_()
-                return outputs[layer].clone()  # the next module may write to what it is given
+                return outputs[layer].clone()  # the next module may write to its input
 
             handles.append(model.get_submodule(layer).register_forward_hook(keep))
         for start in range(0, len(images), batch_size):
@@ -111,7 +111,7 @@ def _check(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[st
             )
     if not layers:
         raise ValueError("at least one layer must be named")
-    indifferent = (nn.Linear, nn.Conv2d)  # a head put in after eval()
+    indifferent = (nn.Linear, nn.Conv2d)  # a head replaced after eval()
     training = [name for name, module in modules.items() if module.training and not isinstance(module, indifferent)]
     if training:
         name = training[0] or type(model).__name__

@@ -1,4 +1,4 @@
-"""Attention as it is kept: losses, weights, and how far they can be trusted, a row per layer in a Parquet file."""
+"""Attention on disk: losses, weights and reliability, one row per layer in a Parquet file."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from delta_tune.attention.weights import attention_weights, perplexity
 from delta_tune.config import AttentionEstimator, TrialConfig
 
 NOISE = 0.5
-"""Below this reliability more of a layer's weights is noise than signal."""
+"""Below this reliability a layer's weights are more noise than signal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerAttention:
-    """What was measured of one layer."""
+    """The measured attention of one layer."""
 
     losses: np.ndarray
     """d, float32 (C,): mean loss with a channel off minus the intact loss."""
     reliability: float
-    """Split-half reliability of W at the default temperature, Spearman–Brown corrected to all images, ≤ 1; NaN where
+    """Split-half reliability of W at the default temperature, Spearman–Brown corrected to all images, ≤ 1; NaN if
     there is nothing to correlate."""
     images: int
-    """Probe images."""
+    """Number of probe images."""
     estimator: AttentionEstimator = "exact"
     first_order_agreement: float = math.nan
-    """Spearman's correlation of the first-order estimate with the exact losses of the same images; NaN where it was
+    """Spearman's correlation of the first-order estimate with the exact losses of the same images; NaN if it was
     not computed."""
 
     @property
     def perplexity(self) -> float:
-        """Of W at the default temperature, as a share of C."""
+        """Perplexity of W at the default temperature, as a share of C."""
         return perplexity(torch.from_numpy(self.weights))
 
     @property
@@ -48,12 +48,12 @@ class LayerAttention:
 
     @property
     def negative_share(self) -> float:
-        """Of channels whose absence lowers the loss."""
+        """Share of channels whose absence lowers the loss."""
         return float((self.losses < 0).mean())
 
 
 def noise_warning(measured: Mapping[str, float]) -> str | None:
-    """Of layer → reliability: which layers' weights are no better than noise, in a sentence; None where all are."""
+    """Given layer → reliability, a sentence naming layers whose weights are no better than noise; None if none."""
     noisy = [layer for layer, reliability in measured.items() if not reliability >= NOISE]
     if not noisy:
         return None
@@ -66,7 +66,7 @@ def noise_warning(measured: Mapping[str, float]) -> str | None:
 
 
 def reliability_messages(measured: Mapping[str, LayerAttention]) -> list[str]:
-    """How far the weights can be trusted, in sentences."""
+    """Sentences on how reliable the weights are."""
     figures = ", ".join(
         f"{layer} {each.reliability:.2f} ({each.images} images)".replace("nan", "unknown")
         for layer, each in measured.items()
@@ -77,7 +77,7 @@ def reliability_messages(measured: Mapping[str, LayerAttention]) -> list[str]:
 
 
 def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
-    """Layer → W (C,) as `attention_table` was written there, of the exact losses if there are any; else {}."""
+    """Read layer → W (C,) from a file of `attention_table`, preferring exact losses; {} if there is no file."""
     if not file.exists():
         return {}
     rows = pq.read_table(file, columns=["layer", "estimator", "W"]).to_pylist()
@@ -86,7 +86,7 @@ def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
 
 
 def attention_table(measured: Iterable[tuple[str, LayerAttention]]) -> pa.Table:
-    """A row per layer and estimator: `d`, `W` at the default temperature, and the figures on them."""
+    """One row per layer and estimator: `d`, `W` at the default temperature, and their statistics."""
     rows = list(measured)
     vectors = pa.list_(pa.float32())
     figures = ("reliability", "perplexity", "negative_share", "first_order_agreement")
@@ -110,10 +110,10 @@ def to_bytes(layer: str, measured: LayerAttention) -> bytes:
 
 
 def from_bytes(content: bytes) -> LayerAttention:
-    """What `to_bytes` was given.
+    """The inverse of `to_bytes`.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError: it is damaged.
+        OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError: the content is damaged.
     """
     table = pq.read_table(pa.BufferReader(content))
     if table.num_rows != 1:

@@ -1,7 +1,7 @@
-"""How much probing is enough: images in growing rounds until each layer's weights repeat themselves, layer by layer.
+"""Measure each layer's channel losses with growing rounds of images until its attention weights are reliable.
 
-Half of the images decide when a layer is done, the other half say how reliable its weights are: the same images would
-flatter them, because the rounds end when they look good. The weights come from all.
+Half of the images decide when a layer is done; the other half measure the reliability of its weights. Using the same
+images would be biased, because rounds end when the weights look good. The weights themselves use all images.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ MAX_PROBE_IMAGES = 512
 BYTE_BUDGET = 2**30
 
 Ablate = Callable[[range, tuple[str, ...]], dict[str, Tensor]]
-"""Losses per image, {layer: float32 (B, C)}, of the probe images at these positions."""
+"""Computes losses per image, {layer: float32 (B, C)}, of the probe images at these positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """All that a process needs to compute losses of probe images. Plain arrays, so Ray shares it without copies."""
+    """Everything a process needs to compute losses of probe images. Plain arrays, so Ray shares it without copies."""
 
     backbone: Backbone
     head: dict[str, np.ndarray]
@@ -51,12 +51,12 @@ class ProbeJob:
     estimator: AttentionEstimator
 
     def on(self, device: torch.device) -> ProbeWorker:
-        """With its network built."""
+        """A worker on `device`, with the network built."""
         return ProbeWorker(self, device)
 
 
 class ProbeWorker:
-    """A prober on a device."""
+    """Computes losses of probe images on one device."""
 
     def __init__(self, prober: ProbeJob, device: torch.device) -> None:
         self._prober, self._device = prober, device
@@ -68,17 +68,17 @@ class ProbeWorker:
 
     @property
     def notes(self) -> list[str]:
-        """Of layers that are slow, and why."""
+        """Which layers are slow, and why."""
         return self._ablation.notes if self._prober.estimator == "exact" else []
 
     def losses(self, positions: range, layers: Sequence[str]) -> dict[str, Tensor]:
-        """{layer: float32 (B, C)} of the images at these positions."""
+        """Losses of the images at these positions: {layer: float32 (B, C)}."""
         if self._prober.estimator == "exact":
             return self._ablation.losses(*self._batch(positions), layers, BYTE_BUDGET)
         return self.first_order(positions, layers)
 
     def first_order(self, positions: range, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The first-order estimate of the same."""
+        """The first-order estimate of the same losses."""
         return first_order_losses_per_image(self.model, *self._batch(positions), layers, batch_size=IMAGES_AT_ONCE)
 
     def _batch(self, positions: range) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class ProbeWorker:
 
 
 def probe_network(backbone: Backbone, head: dict[str, np.ndarray], num_classes: int) -> nn.Module:
-    """The source with this head, in eval mode."""
+    """The source with the probe head, in eval mode."""
     model = build_target(backbone, num_classes, torch.Generator().manual_seed(0)).eval().requires_grad_(False)
     state = {name: torch.from_numpy(np.array(value)) for name, value in head.items()}
     model.get_submodule(backbone.head).load_state_dict(state)
@@ -98,12 +98,12 @@ def probe_network(backbone: Backbone, head: dict[str, np.ndarray], num_classes: 
 
 
 Runner = Callable[[ProbeJob, torch.device, Callable[[str], None]], AbstractContextManager[Ablate]]
-"""Where the losses are computed; it is told the device, and whom to tell of slow layers."""
+"""Decides where losses are computed; takes the job, the device and a function that prints notes."""
 
 
 @contextmanager
 def in_this_process(prober: ProbeJob, device: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
-    """The runner that needs nothing but this process."""
+    """A runner that computes in this process."""
     ready = prober.on(device)
     for note in ready.notes:
         say(f"          {note}.")
@@ -111,7 +111,7 @@ def in_this_process(prober: ProbeJob, device: torch.device, say: Callable[[str],
 
 
 def round_sizes(images: int) -> list[int]:
-    """How many of `images` images have been probed after each round: half as many again each time."""
+    """How many of `images` images have been probed after each round; each round adds half as many again."""
     limit, sizes = min(images, MAX_PROBE_IMAGES), [FIRST_ROUND]
     while sizes[-1] < limit:
         sizes.append(IMAGES_AT_ONCE * math.ceil(1.5 * sizes[-1] / IMAGES_AT_ONCE))
@@ -127,9 +127,9 @@ def measure_layers(
     estimator: AttentionEstimator = "exact",
     reliable: float = RELIABLE,
 ) -> dict[str, LayerAttention]:
-    """Probe each layer until the weights of one half of the images are as reliable as asked, or the images run out.
+    """Probe each layer until its weights reach the wanted reliability, or the images run out.
 
-    The result of a layer depends on that layer alone, whatever others are measured with it.
+    A layer's result does not depend on which other layers are measured with it.
     """
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     active, start = layers, 0
@@ -158,7 +158,7 @@ def measure_layers(
 def add_first_order_agreement(
     ready: ProbeWorker, images: ProbeImages, measured: Mapping[str, LayerAttention]
 ) -> dict[str, LayerAttention]:
-    """With Spearman's correlation of the first-order estimate, on a first round of images, with the exact losses."""
+    """Add Spearman's correlation of the first-order estimate, on a first round of images, with the exact losses."""
     count = min(FIRST_ROUND, len(images))
     weights = torch.from_numpy(images.weights(count))
     estimates = ready.first_order(range(count), tuple(measured))
@@ -174,14 +174,14 @@ def add_first_order_agreement(
 
 
 def population_mean(losses: Tensor, weights: Tensor, images: int) -> Tensor:
-    """The mean over all `images` from a sample (N, C) with weights (N,), float64 in the order of the sample: (C,)."""
+    """Estimate the mean over all `images` from a weighted sample, losses (N, C) and weights (N,): float64 (C,)."""
     return (losses.double() * weights[:, None]).sum(0) / images
 
 
 def _half_reliability(losses: Tensor, weights: Tensor, half: int, seed: int) -> float:
-    """Reliability of the weights of all images as every second image, from `half` on, tells it; NaN of too few."""
+    """Reliability of the weights of all images, estimated from every second image from `half` on; NaN if too few."""
     part = losses[half::2]
-    if len(part) < 4:  # each quarter needs two images for its weights to mean anything
+    if len(part) < 4:  # each quarter needs at least two images
         return math.nan
     generator = torch.Generator().manual_seed(seed)
     return split_half_reliability(part, generator, weights=weights[half::2], images=len(losses))

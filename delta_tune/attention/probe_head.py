@@ -1,4 +1,4 @@
-"""What is measured on the frozen source before any trial: head inputs, the size of its maps, a probe head."""
+"""Measurements on the frozen source before any trial: head inputs, mean squares of maps, the probe head."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from delta_tune.models.backbones import Backbone, build_source, build_target
 from delta_tune.models.devices import torch_threads
 from delta_tune.models.feature_maps import feature_maps, head_function, head_inputs
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the probe head, chosen on held-out images
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # candidate penalties of the probe head, chosen on held-out images
 
 
 def measure_features(
     backbone: Backbone, split: Split, layers: Sequence[str], device: torch.device
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """One pass of the source over the un-augmented images of a split.
+    """Run the source once over the un-augmented images of a split.
 
     Returns:
         The head's inputs, float32 (N, D) or (N, C, h, w), and for each layer the mean of FM_s² over images, channels
-        and positions (the `relative` behaviour scale, method.md).
+        and positions (for the `relative` behaviour scale).
     """
     source = build_source(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features: list[np.ndarray] = []
@@ -42,9 +42,9 @@ def measure_features(
 def fit_probe_head(
     backbone: Backbone, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, device: torch.device
 ) -> tuple[dict[str, np.ndarray], Tensor]:
-    """A head trained on the source's features by L-BFGS (attention step 1), and its logits (N, K) for them, on CPU.
+    """Train a head on the source's features by L-BFGS (attention step 1); return it and its logits (N, K), on CPU.
 
-    The L2 penalty of the head is chosen on a held-out fifth of the images; seeded.
+    The head's L2 penalty is chosen on a held-out fifth of the images, drawn with the seed.
     """
     model = build_target(backbone, num_classes, torch.Generator().manual_seed(seed)).eval().to(device)
     model.requires_grad_(False)
@@ -61,7 +61,7 @@ def fit_probe_head(
         with torch.no_grad():
             return F.cross_entropy(logits(x[held_out]), y[held_out]).item()
 
-    with torch_threads(1):  # the study is the same on a machine with more of them
+    with torch_threads(1):  # one thread: the result must not depend on the number of cores
         penalty = min(PENALTIES, key=held_out_loss) if len(held_out) else PENALTIES[1]
         head.load_state_dict(start)
         _fit(head, logits, x, y, penalty)

@@ -1,9 +1,9 @@
-"""Which training images probe the channels, in which order, and what each of them stands for.
+"""Choose the training images that probe the channels: their order and their weights.
 
-A fitted probe head has almost no loss on most images, and switching channels off changes almost nothing there: a few
-hard images make up d. Images are therefore drawn with probability in proportion to how far the probe's prediction is
-from its label, which the cached features tell without another forward, and weighted by the inverse (Horvitz–Thompson):
-the mean stays that over all images, and half as many are as good as a plain random sample (docs/experiments.md).
+A fitted probe head has almost no loss on most images, so switching channels off changes little there; a few hard images
+determine d. Images are therefore drawn with probability proportional to the distance between the probe's prediction and
+the label, known from the cached features without another forward pass, and weighted by the inverse (Horvitz–Thompson).
+The mean still estimates that over all images, and half as many images suffice (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 UNIFORM_SHARE = 0.3
-"""Of the probability, spread evenly: bounds the weight of an image at 1 / UNIFORM_SHARE times the mean."""
+"""Share of the probability that is uniform; it bounds an image's weight by 1 / UNIFORM_SHARE times the mean."""
 
 
 def error_norm(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """‖softmax(logits) − onehot(label)‖ of each image, float64 (N,) in [0, √2]: the length of its loss's gradient."""
+    """‖softmax(logits) − onehot(label)‖ per image, float64 (N,) in [0, √2]: the norm of the loss's gradient."""
     predicted = logits.double().softmax(1)
     scores: np.ndarray = (predicted - F.one_hot(labels, predicted.shape[1])).norm(dim=1).cpu().numpy()
     return scores
@@ -27,26 +27,26 @@ def error_norm(logits: Tensor, labels: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ProbeImages:
-    """Images in the order in which they probe.
+    """Images in probing order.
 
-    Every beginning of the order is a sample in which classes have their share and hard images are preferred; all of it
-    is every image, each with weight 1.
+    Any prefix of the order is a sample in which classes have their share and hard images are preferred; the whole order
+    is all images, each with weight 1.
     """
 
     order: np.ndarray
     """Indices, int64 (N,)."""
     _class: np.ndarray
     _probability: np.ndarray
-    """Of being the next image drawn, in the images' own order."""
+    """Probability of being drawn next, in the images' original order."""
 
     @classmethod
     def draw(cls, labels: np.ndarray, scores: np.ndarray, seed: int) -> ProbeImages:
-        """The order of all images, seeded.
+        """Draw an order of all images.
 
         Args:
             labels: int64 (N,).
-            scores: ≥ 0, (N,); images are drawn in proportion to them, apart from `UNIFORM_SHARE`.
-            seed: of the order.
+            scores: ≥ 0, (N,); images are drawn in proportion to them, except for `UNIFORM_SHARE`.
+            seed: seed of the order.
         """
         rng = np.random.default_rng(seed)
         total = scores.sum()
@@ -66,12 +66,14 @@ class ProbeImages:
         return len(self.order)
 
     def weights(self, count: int) -> np.ndarray:
-        """Images that each of the first `count` stands for, 1 over its chance to be among them: float64 (count,)."""
+        """Weights of the first `count` images: 1 / probability of being among them, float64 (count,)."""
         taken = self.order[:count]
         chance = np.ones(len(self.order))
         by_class = np.split(np.argsort(self._class, kind="stable"), np.bincount(self._class).cumsum()[:-1])
         counts = np.bincount(self._class[taken], minlength=len(by_class))
-        if any(len(members) and not counts[k] for k, members in enumerate(by_class)):  # too few: one population
+        if any(
+            len(members) and not counts[k] for k, members in enumerate(by_class)
+        ):  # too few images: treat them as one population
             chance = _inclusion(self._probability, count)
         else:
             for k, members in enumerate(by_class):
@@ -81,7 +83,7 @@ class ProbeImages:
 
 
 def _inclusion(probability: np.ndarray, count: int) -> np.ndarray:
-    """Chances in proportion to `probability` and at most 1, whose sum is `count`."""
+    """Inclusion probabilities proportional to `probability`, at most 1, with sum `count`."""
     certain = np.zeros(len(probability), dtype=bool)
     while True:
         left = count - certain.sum()

@@ -1,4 +1,4 @@
-"""From channel losses to attention weights, and how reliable both are."""
+"""Turn channel losses into attention weights, and measure their reliability."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def attention_weights(d: Tensor, temperature: float = 5.0) -> Tensor:
-    """W = softmax(z / T) of the z-scored `d` (C,), with the population's standard deviation; uniform where that is 0.
+    """W = softmax(z / T) of the z-scored `d` (C,), with the population standard deviation; uniform if that is 0.
 
     Raises:
-        ValueError: `d` is not a finite vector, or the temperature not positive.
+        ValueError: `d` is not a finite vector, or the temperature is not positive.
     """
     if d.dim() != 1 or len(d) == 0 or not bool(d.isfinite().all()):
         raise ValueError(f"d must be a finite vector of channel losses, but got shape {tuple(d.shape)}: {d}")
@@ -34,16 +34,15 @@ def split_half_reliability(
     splits: int = 16,
     temperature: float = 5.0,
 ) -> float:
-    """How well W repeats itself: the correlation r of the W of two random halves of the images, in [-1, 1].
+    """Reliability of W: the correlation r between the W of two random halves of the images, in [-1, 1].
 
-    Spearman–Brown corrected from half of these images to `images` of their kind (as many as these), k times as many:
-    k·r / (1 + (k − 1)·r), r the mean over `splits` halvings. NaN where a half's W is uniform, so that nothing can be
-    correlated.
+    Spearman–Brown corrected from half of these images to `images` images (default: as many as given), k times as many:
+    k·r / (1 + (k − 1)·r), with r the mean over `splits` halvings. NaN if the W of a half is uniform.
 
     Args:
         losses: per image, (N, C), N ≥ 2.
         generator: draws the halves.
-        weights: what each image stands for, (N,); all the same by default.
+        weights: weight of each image, (N,); equal by default.
     """
     if len(losses) < 2:
         raise ValueError(f"at least 2 images are needed to split them, but got {len(losses)}")
@@ -51,7 +50,7 @@ def split_half_reliability(
     correlations = []
     for _ in range(splits):
         order = torch.randperm(len(losses), generator=generator)
-        # W does not depend on the scale of d, so a sum serves as a mean
+        # W does not depend on the scale of d, so a sum works like a mean
         halves = [weighted[half].sum(0) for half in (order[: len(order) // 2], order[len(order) // 2 :])]
         correlations.append(correlation(*(attention_weights(half, temperature) for half in halves)))
     r = sum(correlations) / len(correlations)
@@ -62,18 +61,18 @@ def split_half_reliability(
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's, of two vectors; NaN where one is constant."""
+    """Pearson correlation of two vectors; NaN if one is constant."""
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     scale = float(a.norm() * b.norm())
     return float(a @ b) / scale if scale > 0 else float("nan")
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's, of two vectors without ties; NaN where one is constant."""
+    """Spearman correlation of two vectors without ties; NaN if one is constant."""
     return correlation(*(each.argsort().argsort() if each.min() < each.max() else each for each in (a, b)))
 
 
 def perplexity(weights: Tensor) -> float:
-    """exp(entropy) of `weights` (C,) over C, in (0, 1]: the share of channels that count in effect; 1 is uniform."""
+    """exp(entropy) of `weights` (C,) divided by C, in (0, 1]: the effective share of channels; 1 means uniform."""
     w = weights.double()
     return float(torch.special.entr(w).sum().exp()) / len(w)

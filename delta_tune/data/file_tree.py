@@ -1,4 +1,4 @@
-"""Folders of examples, on this machine or at an address such as s3://bucket/photos: listed and read the same way."""
+"""List and read folders of examples, local or at an address such as s3://bucket/photos."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from delta_tune.config import UserError
 from delta_tune.filesystem.uris import is_uri, open_remote_filesystem
 
 READERS = 16
-"""Threads that read from an address at a time: they wait for its server, not for this machine."""
+"""Threads that read from an address: they wait for the server, not for this machine."""
 
 
 class FileTree:
-    """A file, or a folder with all below it. Paths are its own; `shown` makes them the user's.
+    """A file, or a folder with everything below it. Paths are internal; `shown` gives the user's form.
 
-    Local files go through `os`, not through pyarrow's LocalFileSystem: that cannot list a folder that holds one name
-    outside UTF-8, and reports errors in words of its own.
+    Local files are read with `os`, not pyarrow's LocalFileSystem, which cannot list a folder with a non-UTF-8 name and
+    has error messages of its own.
 
     Attributes:
         root: path of the whole tree.
-        name: of its root, for the study's name.
-        readers: threads that should read at a time; 0 for as many as there are processors.
+        name: name of the root, part of the study's name.
+        readers: number of reading threads; 0 for one per processor.
     """
 
     def __init__(self, location: str | Path) -> None:
         """`location`: a path, or an address.
 
         Raises:
-            UserError: an address that does not open.
+            UserError: the address cannot be opened.
         """
         self._remote: fs.FileSystem | None = None
         self._prefix, self.readers = "", 0
@@ -45,7 +45,7 @@ class FileTree:
         else:
             local = Path(location).expanduser()
             self.root, self.name = str(local), local.resolve().name
-        self._entries = cache(self._list)  # a server is asked once for each folder
+        self._entries = cache(self._list)  # each folder is requested from the server once
 
     def shown(self, path: str) -> str:
         """The path as the user gave it."""
@@ -64,19 +64,19 @@ class FileTree:
         return bool(self._remote.get_file_info(path).type == fs.FileType.Directory)
 
     def folders(self, path: str) -> list[str]:
-        """The folders in a folder, sorted, without hidden ones; none where there is no folder."""
+        """Subfolders of a folder, sorted, without hidden ones; empty if the folder does not exist."""
         return self._entries(path)[0]
 
     def files(self, path: str) -> list[str]:
-        """The files in a folder, likewise."""
+        """Files of a folder, sorted, without hidden ones; empty if the folder does not exist."""
         return self._entries(path)[1]
 
     def read(self, path: str) -> bytes:
-        """What a file holds; called from many threads.
+        """The content of a file; called from many threads.
 
         Raises:
             OSError: a local file cannot be read.
-            UserError: a file did not come from its server. That is no damaged image, which might be left out.
+            UserError: the server did not deliver a file. That is not a damaged image, which could be skipped.
         """
         if self._remote is None:
             return Path(path).read_bytes()
@@ -90,11 +90,11 @@ class FileTree:
         return content
 
     def parquet(self, path: str) -> pq.ParquetFile:
-        """A Parquet file, open."""
+        """An open Parquet file."""
         return pq.ParquetFile(path, filesystem=self._remote)
 
     def _list(self, path: str) -> tuple[list[str], list[str]]:
-        """Folders and files in a folder; symbolic links count as what they point to."""
+        """Folders and files in a folder; symbolic links count as their targets."""
         if self._remote is not None:
             found = self._remote.get_file_info(fs.FileSelector(path, allow_not_found=True))
             named = [info for info in found if not info.base_name.startswith(".")]

@@ -1,4 +1,4 @@
-"""Backbones of torchvision and timm: a pretrained network as plain arrays, and the source and target made from it."""
+"""Load pretrained networks of torchvision and timm as plain arrays; build the source and the target from them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, prepro
 
 HEAD_STD = 0.01
 
-# Auxiliary heads would make the network return several tensors; torchvision's own weights of these two want inputs
-# normalised as all others and convert them themselves.
+# With auxiliary heads these networks would return several tensors. torchvision's weights for them expect inputs
+# normalised like all others and convert them internally.
 _BUILD_OPTIONS: dict[str, dict[str, bool]] = {
     name: {"aux_logits": False, "init_weights": False, "transform_input": True}
     for name in ("googlenet", "inception_v3")
@@ -32,17 +32,17 @@ _BUILD_OPTIONS: dict[str, dict[str, bool]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Backbone:
-    """A pretrained network without its head, picklable without torch objects (the arrays out of band)."""
+    """A pretrained network without its head, as plain arrays: pickled without torch objects."""
 
     model: str
     """`NAME` of torchvision.models or `timm:NAME`."""
     weights: str
-    """default, demo or a file, as given."""
+    """`default`, `demo` or a file, as the user gave it."""
     preprocessing: Preprocessing
     state: dict[str, npt.NDArray[Any]]
-    """The state dict without the head's tensors; the arrays may arrive read-only."""
+    """The state dict without the head's tensors; arrays may be read-only."""
     head: str
-    """Module path of the Linear or 1×1 Conv2d that makes the logits."""
+    """Module path of the Linear or 1×1 Conv2d that computes the logits."""
     layers: tuple[str, ...]
     """The hooked layers derived from the architecture, in execution order."""
     channels: dict[str, int]
@@ -52,7 +52,7 @@ class Backbone:
 
 
 def load_backbone(model: str | None, weights: str | None, image_size: int | None) -> Backbone:
-    """A pretrained network ready for transfer.
+    """Load a pretrained network for transfer.
 
     Args:
         model: `NAME` of torchvision.models or `timm:NAME`; None is the demo's tf_efficientnet_lite0.
@@ -61,8 +61,8 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         image_size: side of the square input in pixels; None is the weights' own.
 
     Raises:
-        UserError: an unknown model, weights that cannot be had or do not fit, no convolutional stages, or an image size
-            that is too small.
+        UserError: the model is unknown, its weights are unavailable or do not fit, it has no convolutional stages, or
+            the image size is too small.
     """
     if weights is None:
         weights = "demo" if model is None else "default"
@@ -86,7 +86,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
 
 
 def build_source(backbone: Backbone) -> nn.Module:
-    """The frozen pretrained network in eval mode; an Identity stands in its head's place."""
+    """Build the frozen pretrained network in eval mode, with an Identity as its head."""
     module = _build(backbone.model)
     module.set_submodule(backbone.head, nn.Identity())
     _copy_state(module, backbone)
@@ -94,10 +94,10 @@ def build_source(backbone: Backbone) -> nn.Module:
 
 
 def build_target(backbone: Backbone, num_classes: int, generator: torch.Generator) -> nn.Module:
-    """The pretrained network with a new head of `num_classes` outputs, in train mode.
+    """Build the pretrained network with a new head of `num_classes` outputs, in train mode.
 
     The head's weights are drawn from N(0, 0.01²) by `generator`, its bias is 0. The backbone's parameters are the
-    source's; the network maps float32 (B, 3, S, S) to logits (B, num_classes) in train and in eval mode.
+    source's. The network maps float32 (B, 3, S, S) to logits (B, num_classes) in train and in eval mode.
     """
     module = build_architecture(backbone.model, backbone.head, num_classes, generator)
     _copy_state(module, backbone)
@@ -105,17 +105,17 @@ def build_target(backbone: Backbone, num_classes: int, generator: torch.Generato
 
 
 def build_architecture(model: str, head: str, num_classes: int, generator: torch.Generator | None = None) -> nn.Module:
-    """The network with a head of `num_classes` outputs; all parameters but the head's are still to be loaded."""
+    """Build the network with a head of `num_classes` outputs; all parameters except the head's must still be loaded."""
     module = _build(model)
     _replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
     return module
 
 
 def resolve_layers(backbone: Backbone, layers: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The hooked layers that `layers` (all, last, last_two or module names) means, in execution order.
+    """Resolve `layers` (all, last, last_two or module names) to hooked layers in execution order.
 
     Raises:
-        UserError: a name that is no layer with a feature map, with the nearest that are.
+        UserError: a name is not a layer with a feature map; the message has the nearest valid names.
     """
     names = parse_layers(layers)
     if isinstance(names, str):
@@ -144,9 +144,9 @@ _RANDOM_INITIALISERS: tuple[Callable[..., Any], ...] = (
 
 
 class _WithoutRandomInit(TorchFunctionMode):
-    """Leaves parameters unfilled that are about to be overwritten: seconds for the larger networks.
+    """Skips the initialisation of parameters that will be overwritten, which takes seconds for large networks.
 
-    Unlike a build on the meta device it leaves constants and non-persistent buffers right.
+    Unlike a build on the meta device, it leaves constants and non-persistent buffers correct.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -154,14 +154,14 @@ class _WithoutRandomInit(TorchFunctionMode):
         if func in _RANDOM_INITIALISERS:
             return args[0] if args else kwargs["tensor"]
         if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            # Truncated normals are drawn until all values fit: the mean, or the lower bound, does.
+            # Truncated normals are redrawn until all values fit; the mean or the lower bound always fits.
             start = args[1] if len(args) > 1 else kwargs.get("mean", kwargs.get("from", 0.0))
             return args[0].fill_(start)
         return func(*args, **kwargs)
 
 
 def _build(model: str) -> nn.Module:
-    """The architecture with its parameters unfilled, without in-place activations and auxiliary heads."""
+    """Build the architecture with uninitialised parameters, without in-place activations or auxiliary heads."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutRandomInit():
         warnings.simplefilter("ignore")  # deprecated aliases
         module = _build_timm(model) if model.startswith("timm:") else _build_torchvision(model)
@@ -227,7 +227,7 @@ def _copy_state(module: nn.Module, backbone: Backbone) -> None:
 
 
 def _check_image_size(module: nn.Module, model: str, head: str, image_size: int, stride: int) -> None:
-    """Run once at the user's size, with a new head: both must work before any trial starts."""
+    """Run the network once at the user's image size with a new head, so that trials cannot fail on either."""
     if image_size < stride:
         raise UserError(
             f"An image size of {image_size} pixels leaves nothing of the last feature map of {model}, which has stride "

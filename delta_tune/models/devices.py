@@ -1,4 +1,4 @@
-"""What a GPU wants done differently: copies beside its work, half precision, data read ahead; and threads of a CPU."""
+"""Device-specific details: pinned copies and half precision on GPUs, thread counts on CPUs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor; to a GPU it goes from pinned memory, beside what is computed there."""
+    """The array as a tensor on `device`; to a GPU it is copied from pinned memory, asynchronously."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where the GPU has it, else float16; full precision on the CPU, where runs repeat bit for bit."""
+    """Autocast to bfloat16 if the GPU supports it, else float16; full precision on the CPU, so runs repeat exactly."""
     if device.type != "cuda":
         return nullcontext()
     return torch.autocast("cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
@@ -26,7 +26,7 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Within it torch computes with so many threads of the CPU; sums come out otherwise with another number."""
+    """Use `count` CPU threads in torch while the block runs; sums depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

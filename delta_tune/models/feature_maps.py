@@ -1,4 +1,4 @@
-"""The outputs of named layers, and a network cut at its head."""
+"""Read the outputs of named layers; cut a network at its head."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from delta_tune.config import UserError
 
 
 class _Stop(Exception):
-    """Ends a forward pass behind the last module that is wanted."""
+    """Ends a forward pass after the last hooked module."""
 
 
 class FeatureMaps(dict[str, Tensor]):
-    """Layer → its raw output (B, C, H, W) in the latest forward pass."""
+    """Layer → its raw output (B, C, H, W) in the most recent forward pass."""
 
     def __init__(self, model: nn.Module, num_layers: int, stop: bool) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class FeatureMaps(dict[str, Tensor]):
         self._stop = stop
 
     def run(self, images: Tensor) -> FeatureMaps:
-        """One forward pass of `images` (B, 3, H, W), which ends at the last hooked layer where `stop` was asked for."""
+        """Run one forward pass of `images` (B, 3, H, W); with `stop` it ends at the last hooked layer."""
         with suppress(_Stop):
             self._model(images)
         assert len(self) == self._num_layers, "a hooked layer did not run"
@@ -35,17 +35,16 @@ class FeatureMaps(dict[str, Tensor]):
         self[layer] = output
         if self._stop and len(self) == self._num_layers:
             raise _Stop
-        # The network goes on with a copy: `out += identity` or an in-place ReLU behind the layer would write into ours.
+        # The network continues with a copy: `out += identity` or an in-place ReLU would otherwise overwrite ours.
         return output.clone()
 
 
 @contextmanager
 def feature_maps(model: nn.Module, layers: Sequence[str], *, stop: bool = False) -> Iterator[FeatureMaps]:
-    """Hook the modules `layers` of `model`; what is yielded is filled anew at each forward pass.
+    """Hook the modules `layers` of `model` while the block runs; each forward pass refills the yielded maps.
 
-    The grad mode is the caller's. The maps are the modules' raw outputs, whatever happens to them behind. With `stop`
-    call `maps.run(images)`, which computes nothing behind the last of them in execution order. The hooks are gone when
-    the context ends.
+    The caller sets the grad mode. The maps are the modules' raw outputs. With `stop`, call `maps.run(images)`: it
+    computes nothing after the last hooked layer.
     """
     maps = FeatureMaps(model, len(set(layers)), stop)
     handles = [model.register_forward_pre_hook(lambda module, args: maps.clear())]
@@ -63,9 +62,9 @@ def feature_maps(model: nn.Module, layers: Sequence[str], *, stop: bool = False)
 
 
 def head_inputs(model: nn.Module, head: str, images: Tensor) -> Tensor:
-    """What the module `head` is given for `images` (B, 3, H, W): (B, D), or (B, C, h, w) for a convolution.
+    """The input of the module `head` for `images` (B, 3, H, W): (B, D), or (B, C, h, w) for a convolution.
 
-    The forward pass ends there, under the caller's grad mode.
+    The forward pass ends there. The caller sets the grad mode.
     """
     found: list[Tensor] = []
 
@@ -84,13 +83,13 @@ def head_inputs(model: nn.Module, head: str, images: Tensor) -> Tensor:
 
 
 def head_function(model: nn.Module, head: str, *, image_size: int = 224) -> Callable[[Tensor], Tensor]:
-    """A function from what `head_inputs` returns to the logits (B, K): the head and all behind it.
+    """A function from the result of `head_inputs` to the logits (B, K): the head and everything after it.
 
-    SqueezeNet, for one, pools behind its head. The head's parameters are shared with `model`. One forward pass in eval
-    mode at `image_size` finds out what follows the head.
+    SqueezeNet, for example, pools after its head. Parameters are shared with `model`. One forward pass in eval mode at
+    `image_size` determines what follows the head.
 
     Raises:
-        UserError: something does follow and cannot be cut out of the network.
+        UserError: the part after the head cannot be separated from the network.
     """
     module = model.get_submodule(head)
     weight = next(module.parameters())
@@ -111,7 +110,7 @@ def head_function(model: nn.Module, head: str, *, image_size: int = 224) -> Call
 
 
 def _cut_behind(model: nn.Module, head: str) -> Callable[[Tensor], Tensor]:
-    """The part of the network from `head` on, as torch.fx traces it."""
+    """The part of the network from `head` on, traced by torch.fx."""
     try:
         whole = fx.Tracer().trace(model)
         part = fx.Graph()
@@ -123,7 +122,7 @@ def _cut_behind(model: nn.Module, head: str) -> Callable[[Tensor], Tensor]:
             elif node.op == "get_attr" or any(argument in copies for argument in node.all_input_nodes):
                 copies[node] = part.node_copy(node, lambda argument: copies[argument])
         return fx.GraphModule(model, part)
-    except Exception as error:  # tracing runs the network's own code with proxies: anything may come
+    except Exception as error:  # tracing runs the network's code with proxies and may raise anything
         raise UserError(
             f"What follows the head {head!r} of this {type(model).__name__} cannot be cut out of it "
             f"({type(error).__name__}: {error}); choose a model whose logits are its last layer's output."

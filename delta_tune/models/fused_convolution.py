@@ -1,7 +1,7 @@
-"""Convolutions as plain data, with what follows them fused in: the arithmetic under the ablation engine.
+"""Convolutions as plain data, fused with the operations after them: the arithmetic of the ablation engine.
 
-On CPU in float32 they run through oneDNN's fused kernels, the ones that `torch.compile` uses, on weights that were
-packed once; elsewhere through `torch.nn.functional`. Activations are `channels_last`.
+On CPU in float32 they use oneDNN's fused kernels (those of `torch.compile`) with weights packed once; elsewhere
+ `torch.nn.functional`. Activations are `channels_last`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """An elementwise function: as oneDNN names it, and as a function that may write to its argument."""
+    """An elementwise function: its oneDNN name, and an implementation that may write to its argument."""
 
     name: str
     scalars: tuple[float, ...]
@@ -30,11 +30,11 @@ RELU = Activation("relu", (), torch.relu_)
 
 
 def activation_of(module: nn.Module) -> Activation | None:
-    """What `module` is in oneDNN's words, None if it has none for it."""
+    """The oneDNN activation of `module`; None if oneDNN has none."""
     match module:
         case nn.ReLU():
             return RELU
-        case nn.Hardtanh():  # ReLU6 is one
+        case nn.Hardtanh():  # ReLU6 is a subclass of Hardtanh
             low, high = float(module.min_val), float(module.max_val)
             return Activation("hardtanh", (low, high), lambda x: x.clamp_(low, high))
         case nn.SiLU():
@@ -64,7 +64,7 @@ class Affine:
 
 @dataclass(slots=True, eq=False)
 class Conv:
-    """A convolution without a module. `padding` "same" is TensorFlow's: as little as possible, the odd pixel below."""
+    """A convolution without a module. `padding` "same" is TensorFlow's: minimal, an odd pixel goes to the end."""
 
     weight: Tensor
     bias: Tensor | None
@@ -85,13 +85,13 @@ class Conv:
         return self.weight.shape[2:] == (1, 1) and self.padding in ((0, 0), "same")
 
     def channels(self, start: int, stop: int) -> Conv:
-        """The channels [start, stop) of a depthwise convolution."""
+        """A depthwise convolution of only the channels [start, stop)."""
         assert self.depthwise
         bias = None if self.bias is None else self.bias[start:stop]
         return Conv(self.weight[start:stop], bias, self.stride, self.padding, self.dilation, stop - start)
 
     def folded(self, affine: Affine) -> Conv:
-        """This convolution followed by `affine`: one object however often it is asked for, for its packed weights."""
+        """This convolution followed by `affine`; cached, so weights are packed only once."""
         if self._folded is None or self._folded[0] is not affine:
             bias = affine.shift if self.bias is None else torch.addcmul(affine.shift, self.bias, affine.scale)
             weight = self.weight * affine.scale[:, None, None, None]
@@ -99,7 +99,7 @@ class Conv:
         return self._folded[1]
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """`x`, enlarged only where "same" is not symmetric, and the padding that is left for the convolution."""
+        """`x`, padded only if "same" is not symmetric, and the padding that remains for the convolution."""
         if self.padding != "same":
             return x, self.padding
         totals = [
@@ -116,7 +116,7 @@ class Conv:
     def __call__(
         self, x: Tensor, activation: Activation | None = None, addend: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
-        """activation(conv(x) + addend), in the memory of `addend` if that may be overwritten; to (B, O, H', W')."""
+        """activation(conv(x) + addend), (B, O, H', W'); reuses the memory of `addend` if allowed."""
         x, padding = self.pad(x)
         if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return self._onednn(x, padding, activation, addend, overwrite)
@@ -154,12 +154,12 @@ class Conv:
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a module convolves with its weight as it stands; timm's standardised ones do not."""
+    """Whether a module convolves with its stored weight; timm's standardised convolutions do not."""
     return type(module) in (nn.Conv2d, Conv2dSame)
 
 
 def conv_of(module: nn.Module) -> Conv | None:
-    """A module's convolution, None if it is of a kind that `Conv` is not; weights are shared with it."""
+    """The `Conv` of a module, sharing its weights; None if `Conv` cannot express it."""
     if not is_plain(module) or module.padding_mode != "zeros":
         return None
     padding: Any = "same" if isinstance(module, Conv2dSame) else module.padding

@@ -1,4 +1,4 @@
-"""A frozen network made faster: batch norms folded into the convolutions before them, activations fused into them."""
+"""Make a frozen network faster: fold batch norms into convolutions and fuse activations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Fused(nn.Module):
-    """A convolution and the activation behind it, as one module without parameters."""
+    """A convolution and the activation after it, as one module without parameters."""
 
     def __init__(self, conv: Conv, activation: Activation | None) -> None:
         super().__init__()
@@ -30,11 +30,11 @@ class _Fused(nn.Module):
 
 
 def fold_batch_norms(model: nn.Module, keep: Collection[str]) -> int:
-    """Fold each batch norm into the convolution that alone feeds it, in place; how many there were.
+    """Fold batch norms into the convolutions before them, in place; return how many were folded.
 
     Args:
-        model: in eval mode. Where torch.fx cannot trace it, nothing is folded.
-        keep: names of modules whose own output is wanted.
+        model: in eval mode. If torch.fx cannot trace it, nothing is folded.
+        keep: names of modules whose own output is needed.
     """
     modules, folded = dict(model.named_modules()), 0
     for before, after in _followers(model, keep):
@@ -47,10 +47,10 @@ def fold_batch_norms(model: nn.Module, keep: Collection[str]) -> int:
 
 
 def fuse_activations(model: nn.Module, keep: Collection[str]) -> int:
-    """Run each convolution with the activation that alone reads it through oneDNN, in place; how many convolutions.
+    """Fuse activations into the convolutions before them with oneDNN, in place; return how many were fused.
 
-    The same values, without a pass through memory for each activation. Arguments as of `fold_batch_norms`; the network
-    must be frozen, on the CPU and in float32.
+    The values stay the same; each activation saves a pass through memory. Arguments as for `fold_batch_norms`; the
+    network must be frozen, on the CPU and in float32.
     """
     modules, fused = dict(model.named_modules()), 0
     for before, after in _followers(model, keep):
@@ -65,14 +65,13 @@ def fuse_activations(model: nn.Module, keep: Collection[str]) -> int:
 
 
 def _followers(model: nn.Module, keep: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Each convolution that runs once, with the module that is the only reader of its output.
+    """Each convolution that runs once, and the only module that reads its output.
 
-    Identities between them are passed over. "" stands for no such module, or one on the other side of an output that
-    is wanted.
+    Identities in between are skipped. "" means there is no such module, or a needed output lies in between.
     """
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # forward() is foreign code; a network as it stands is only slower
+    except Exception:  # forward() is foreign code; without fusion the network is only slower
         return
     modules = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")

@@ -1,8 +1,8 @@
-"""A convolutional network in eval mode as a straight list of operations.
+"""A convolutional network in eval mode as a list of operations.
 
-The ablation engine needs to know what each operation does to a channel, and its cost is in the convolutions, so this is
-a smaller world than torch.fx's: an operation is a convolution, a linear layer, one of a few kinds that act on each
-channel by itself, or opaque. Opaque is always right, only slower. The traced model is read, never written.
+The ablation engine needs to know what each operation does to a channel, and convolutions dominate its cost. So this
+graph is simpler than torch.fx's: an operation is a convolution, a linear layer, one of a few kinds that act on each
+channel separately, or opaque. Opaque is always correct, only slower. The traced model is never modified.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ channel, `elementwise` also keeps positions apart). `binary`: elementwise of two
 
 
 class TraceFailed(Exception):
-    """The model's graph cannot be followed; the message says why."""
+    """The model's graph cannot be traced; the message says why."""
 
 
 @dataclass(slots=True, eq=False)
 class Op:
-    """One operation; `run` takes the values of `inputs`, which stand earlier in the program."""
+    """One operation; `run` takes the values of `inputs`, which come earlier in the program."""
 
     name: str
     kind: Kind
@@ -51,16 +51,16 @@ class Op:
     layer: str | None = None
     activation: Activation | None = None
     shape: torch.Size = field(default_factory=torch.Size)
-    """Of the value for one image, batch dimension left out; empty where the value is no tensor."""
+    """Shape of the value for one image, without the batch dimension; empty if the value is not a tensor."""
 
 
 def trace(model: nn.Module, layers: tuple[str, ...], example: Tensor) -> list[Op]:
-    """The operations that lead to the model's output, in order, each with its value's shape for `example` (B, 3, H, W).
+    """The operations that lead to the model's output, in order, with the shapes of their values for `example`.
 
-    Every forward of a module in `layers` is followed by an operation of kind `hook` that names it.
+    `example` is (B, 3, H, W). After each call of a module in `layers` comes an operation of kind `hook` that names it.
 
     Raises:
-        TraceFailed: no such list can be had.
+        TraceFailed: the model cannot be expressed as such a list.
     """
     hooked = {model.get_submodule(name): name for name in layers}
     opaque: set[str] = set()
@@ -71,9 +71,7 @@ def trace(model: nn.Module, layers: tuple[str, ...], example: Tensor) -> list[Op
             break
         except TraceFailed:
             raise
-        except (
-            Exception
-        ) as error:  # forward() is foreign code; whatever it raises, its module is run as a whole instead
+        except Exception as error:  # forward() is foreign code; if it raises, its module is run as a whole instead
             blamed = tracer.entered[-1] if tracer.entered else ""
             if not blamed or blamed in opaque or any(name.startswith(f"{blamed}.") for name in layers):
                 raise TraceFailed(f"{blamed or type(model).__name__} cannot be traced ({error})") from error
@@ -92,7 +90,7 @@ def _hook_point(x: Tensor, layer: str) -> Tensor:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is one operation: timm's norms, for one, have children of their own."""
+    """Whether a module is a single operation; timm's norms, for example, have children."""
     return isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) or not any(module.children())
 
 
@@ -100,7 +98,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, hooked: Mapping[nn.Module, str], opaque: set[str]) -> None:
         super().__init__()
         self.hooked, self.opaque = hooked, opaque
-        self.entered: list[str] = []  # an exception leaves the path to the module it came from
+        self.entered: list[str] = []  # an exception keeps the path to the module that raised it
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m) or module_qualified_name in self.opaque
@@ -139,7 +137,7 @@ _BINARY_FUNCTIONS: dict[Any, Callable[..., Any]] = {
 def _convert(graph: fx.Graph, model: nn.Module) -> list[Op]:
     modules = dict(model.named_modules())
     for node in graph.nodes:
-        if _writes_its_input(node, modules):  # whoever reads that input later reads what was written
+        if _writes_its_input(node, modules):  # later readers of that input read what was written
             later = set(_after(node))
             node.all_input_nodes[0].replace_all_uses_with(node, delete_user_cb=later.__contains__)
     (output,) = (node for node in graph.nodes if node.op == "output")
@@ -183,7 +181,7 @@ def _writes_its_input(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _operation(node: fx.Node, modules: Mapping[str, nn.Module], ops: Mapping[fx.Node, Op], program: list[Op]) -> Op:
-    """The operation of `node`: a new one that `program` lacks, or for an identity its input's."""
+    """The operation of `node`: a new one, or that of its input if `node` is an identity."""
     if node.op == "placeholder":
         return Op(node.name, "input", (), run=lambda: None)
     if node.op == "get_attr":
@@ -297,7 +295,7 @@ def _opaque(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., An
 
 
 def _without_writing(module: nn.Module) -> nn.Module:
-    """`module`, or where it writes to its input a shallow copy that does not; the module itself stays as it is."""
+    """`module`, or a shallow copy that does not write to its input; the module itself is unchanged."""
     if not getattr(module, "inplace", False):
         return module
     module = copy.copy(module)

@@ -1,7 +1,7 @@
-"""Where a network's feature maps and its head are, read off one forward pass.
+"""Find a network's head and the layers to hook, from one forward pass.
 
-The hooked layers are the paper's (arXiv 1901.09229) carried over to other families: the last convolution inside the
-last block whose output has stride 4, 8, 16 and 32, never one in the block that strides.
+The rule extends the paper's layers (arXiv 1901.09229) to other families: the last convolution inside the last block
+whose output has stride 4, 8, 16 and 32, never one in the block that strides.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from torch import Tensor, nn
 
 from delta_tune.config import UserError
 
-STANDARD_SIZE = 224  # strides are read at this input side whatever the user's, so that they never depend on it
+STANDARD_SIZE = 224  # strides are always read at this input size, so that they do not depend on the user's
 STRIDES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One module's last call in a forward pass on a single square image."""
+    """The last call of one module in a forward pass of a single square image."""
 
     module: nn.Module
     order: int
-    """Place in the order in which modules finish: a child comes before its parent."""
+    """Index in the order in which modules finish: children before parents."""
     count: int
     """How often the module ran."""
     input_id: int | None
-    """Identity of the first map that it was given, None where there was none."""
+    """Identity of the first map among its inputs; None if there was none."""
     input_stride: int | None
     output_id: tuple[int, int] | None
-    """Identity and version of the map it returned: an in-place operation afterwards makes another one."""
+    """Identity and version of the returned map; a later in-place operation changes the version."""
     output_shape: tuple[int, ...] | None
     output_stride: int | None
-    """None where the output is no (B, C, S, S) map."""
+    """None if the output is not a (B, C, S, S) map."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkLayers:
-    """What `find_layers` finds."""
+    """The head and the layers that can be hooked."""
 
     head: str
-    """Path of the Linear or 1×1 Conv2d that makes the logits."""
+    """Path of the Linear or 1×1 Conv2d that computes the logits."""
     layers: tuple[str, ...]
-    """Hooked layers in execution order, at most one a stride."""
+    """Hooked layers in execution order, at most one per stride."""
     channels: dict[str, int]
-    """Channels of every module before the head that returns a (B, C, S, S) map and runs once, in execution order."""
+    """Channels of each module before the head that runs once and returns a (B, C, S, S) map, in execution order."""
     stride: int
-    """Stride of the last hooked layer, the smallest sensible image size."""
+    """Stride of the last hooked layer: the smallest sensible image size."""
 
 
 def find_layers(model: nn.Module, name: str) -> NetworkLayers:
-    """Head and hooked layers of a classification network in eval mode, from one forward pass at 224 pixels.
+    """Find head and hooked layers of a classification network in eval mode, with one forward pass at 224 pixels.
 
     Raises:
-        UserError: the network cannot run there, has no head that can be replaced, or no convolutional stages.
+        UserError: the network does not run at that size, has no replaceable head, or no convolutional stages.
     """
     try:
         calls, logits = _trace(model)
@@ -90,10 +90,10 @@ def find_layers(model: nn.Module, name: str) -> NetworkLayers:
 
 
 def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:
-    """Every module's last call, in the order of finishing, and the network's output."""
+    """The last call of every module, in finishing order, and the network's output."""
     calls: dict[str, Call] = {}
     clock = itertools.count()
-    alive: list[Tensor] = []  # an identity is only one while its tensor lives
+    alive: list[Tensor] = []  # an id is unique only while its tensor is alive
 
     def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = next(_maps((args, kwargs)), None)
@@ -128,7 +128,7 @@ def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:
 
 
 def _maps(value: Any) -> Iterator[Tensor]:
-    """The 4-D tensors in a module's arguments (a dense layer is given a list of them)."""
+    """The 4-D tensors in a module's arguments (a dense layer gets a list of them)."""
     if isinstance(value, Tensor):
         if value.ndim == 4:
             yield value
@@ -140,7 +140,7 @@ def _maps(value: Any) -> Iterator[Tensor]:
 
 
 def _stride(tensor: Tensor | None) -> int | None:
-    # Channels-last maps (B, S, S, C) inside some blocks are told by their unequal last sides.
+    # Channels-last maps (B, S, S, C) inside some blocks are recognised by their unequal last sides.
     if tensor is None or tensor.shape[2] != tensor.shape[3] or tensor.shape[2] == 0:
         return None
     return 1 << max(0, round(math.log2(STANDARD_SIZE / tensor.shape[2])))
@@ -160,7 +160,7 @@ def _find_head(calls: dict[str, Call], logits: Any, name: str) -> str:
 
 
 def _blocks(module: nn.Module, path: str, calls: dict[str, Call]) -> list[str]:
-    """Paths of the units, such as residual or dense blocks, that the stages in `module` are made of."""
+    """Paths of the blocks (residual, dense, …) that the stages in `module` consist of."""
     inner = [
         block
         for child_name, child in module.named_children()
@@ -181,7 +181,7 @@ def _blocks(module: nn.Module, path: str, calls: dict[str, Call]) -> list[str]:
 
 
 def _is_chain(module: nn.Module) -> bool:
-    """Whether the module only runs its children in turn, or only holds them."""
+    """Whether the module only runs its children in order, or only holds them."""
     return isinstance(module, nn.ModuleList) or (
         isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
     )
@@ -196,7 +196,7 @@ def _starts(paths: list[str], parent: str) -> bool:
 
 
 def _is_parametrised(call: Call) -> bool:
-    """Convolutions and channels-last linear layers, over more than one pixel: not those of squeeze-and-excitation."""
+    """Convolutions and channels-last linear layers over more than one pixel; excludes squeeze-and-excitation."""
     shape = call.output_shape
     return isinstance(call.module, nn.Conv2d | nn.Linear) and shape is not None and len(shape) == 4 and shape[2] > 1
 
@@ -212,7 +212,7 @@ def _hooks(calls: dict[str, Call], blocks: list[str], head: str) -> Iterator[str
 
 
 def _last_convolution(calls: dict[str, Call], block: str) -> str:
-    """The last convolution in the block with an output of the block's shape; the block itself where it concatenates."""
+    """The last convolution in the block whose output has the block's shape; the block itself if it concatenates."""
     convolutions = [
         path
         for path, call in calls.items()
@@ -222,7 +222,7 @@ def _last_convolution(calls: dict[str, Call], block: str) -> str:
     ]
 
     def is_projection(path: str) -> bool:
-        # A shortcut's convolution may run last; unlike the main branch's last it is fed by the block's own input.
+        # A shortcut's convolution may run last; unlike the main branch's, it reads the block's own input.
         child = f"{block}.{path[len(block) + 1 :].split('.')[0]}"
         return child in calls and calls[child].input_id == calls[block].input_id
 
@@ -231,7 +231,7 @@ def _last_convolution(calls: dict[str, Call], block: str) -> str:
 
 
 def _plain_convolutions(calls: dict[str, Call], blocks: list[str], head: str, stride: int) -> list[str]:
-    """Convolutions outside any block that keep the stride; not the head nor a final 1×1 expansion behind the blocks."""
+    """Convolutions outside blocks that keep the stride, except the head and a final 1×1 expansion after the blocks."""
     end = calls[blocks[-1]].order if blocks else math.inf
     return [
         path

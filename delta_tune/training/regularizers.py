@@ -1,4 +1,4 @@
-"""What is added to the cross entropy: pure functions of tensors (arXiv 1901.09229, section 3)."""
+"""The regularization terms of the loss: pure functions of tensors (arXiv 1901.09229, section 3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def weight_l2_sp(parameters: Iterable[Tensor], source: Iterable[Tensor]) -> Tens
 
 
 WEIGHT_PENALTIES: dict[str, Callable[[Iterable[Tensor], Iterable[Tensor]], Tensor]] = {"weight_l2_sp": weight_l2_sp}
-"""Name of a penalty (`Method.penalty`) → its function of the backbone's parameters and where they started."""
+"""Penalty (`Method.penalty`) → its function of the backbone's parameters and their start values."""
 
 
 def channel_factors(weights: Tensor, mean_square: float | None) -> Tensor:
@@ -31,8 +31,8 @@ def channel_factors(weights: Tensor, mean_square: float | None) -> Tensor:
         mean_square: mean of FM_s² over images, channels and positions for the `relative` scale; None for `raw`.
 
     Returns:
-        (C,): C · W_j, divided by C · mean_square where that is given. A map that is zero throughout has factor 0:
-        a relative error has no meaning there.
+        (C,): C · W_j, divided by C · mean_square if given. A map that is zero everywhere has factor 0: a relative error
+        is undefined there.
     """
     channels = len(weights)
     if mean_square is None:
@@ -50,10 +50,10 @@ def behavior(
     Args:
         target_maps: layer → (B, C, H, W), with gradient.
         source_maps: the frozen source's, of the same shapes.
-        factors: layer → (C,), see `channel_factors`; its keys are the layers that count.
+        factors: layer → (C,), see `channel_factors`; its keys are the layers used.
 
     Returns:
-        A float32 scalar. A per-image mean, so that alpha means the same at every batch size (the reference sums).
+        A float32 scalar: a mean per image, so that alpha has the same meaning at every batch size (the reference sums).
     """
     total = torch.zeros((), device=next(iter(factors.values())).device)
     for layer, factor in factors.items():
@@ -64,13 +64,15 @@ def behavior(
 
 
 class _WeightedSquaredDistance(torch.autograd.Function):
-    """Σ_j factor_j ‖t_j − s_j‖² in float32: the difference is the only map-sized tensor that is kept."""
+    """Σ_j factor_j ‖t_j − s_j‖² in float32: only the difference is saved as a map-sized tensor."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, target: Tensor, source: Tensor, factor: Tensor) -> Tensor:
         difference = target.float() - source.float()
         ctx.save_for_backward(difference, factor)
-        return (difference.square().sum((0, 2, 3)) * factor).sum()  # no matmul: autocast would halve its precision
+        return (
+            difference.square().sum((0, 2, 3)) * factor
+        ).sum()  # no matmul: autocast would compute it in half precision
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:

@@ -11,7 +11,7 @@ from delta_tune.console.format import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class StepKey:
-    """What decides the images of a training step, within one task."""
+    """Everything that determines the images of a training step, within one task."""
 
     seed: int
     batch_size: int
@@ -29,18 +29,18 @@ class _Entry:
 
 @dataclass
 class Counts:
-    """What became of the shared maps."""
+    """Counts of shared maps."""
 
     found: int = 0
-    """Steps whose maps another trial had left."""
+    """Steps whose maps came from another trial."""
     left: int = 0
-    """Steps whose maps were computed and left."""
+    """Steps whose maps were computed and shared."""
     evicted: int = 0
     size: int = 0
-    """Bytes held at the end."""
+    """Bytes stored at the end."""
 
     def sentence(self, budget: int) -> str:
-        """For the study's summary."""
+        """A sentence for the study's log."""
         if self.found + self.left == 0:
             return "Source feature maps: none were needed."
         share = self.found / (self.found + self.left)
@@ -56,8 +56,8 @@ class Counts:
 class SourceMapIndex:
     """Which maps are stored on each node, within a budget of bytes per node.
 
-    It evicts the latest epochs first: every trial needs the early ones, and once pruning has left few trials late maps
-    are of use only to those that are in step.
+    It evicts the latest epochs first: every trial needs the early ones, and once pruning has left few trials, late maps
+    only help trials that are in step.
     """
 
     budget: int
@@ -67,7 +67,7 @@ class SourceMapIndex:
     _sizes: dict[str, int] = field(default_factory=dict)
 
     def ask(self, node: str, key: StepKey, layers: tuple[str, ...]) -> tuple[list[Any] | None, bool]:
-        """A boxed reference to maps of at least these layers; else None, and whether the asker is the first."""
+        """A boxed reference to maps of at least these layers; else None, and whether the caller is the first to ask."""
         entry = self._entries.get((node, key))
         if entry is not None and entry.layers >= set(layers):
             self.counts.found += 1
@@ -77,14 +77,14 @@ class SourceMapIndex:
         return None, first
 
     def leave(self, node: str, key: StepKey, layers: tuple[str, ...], boxed: list[Any], size: int) -> None:
-        """Store a reference, unless as much is there already; make room for it."""
+        """Store a reference, evicting others if needed, unless the maps are already stored."""
         self.counts.left += 1
         before = self._entries.get((node, key))
         if size > self.budget or (before is not None and before.layers >= set(layers)):
             return
         self._forget(node, key)
         while self._sizes.get(node, 0) + size > self.budget:
-            # Of the latest epoch the earliest step: trials in step have passed it
+            # The earliest step of the latest epoch: trials in step are past it
             latest = max((k for n, k in self._entries if n == node), key=lambda k: (k.epoch, -k.step))
             self._forget(node, latest)
             self.counts.evicted += 1
@@ -92,11 +92,11 @@ class SourceMapIndex:
         self._sizes[node] = self._sizes.get(node, 0) + size
 
     def lost(self, node: str, key: StepKey) -> None:
-        """Drop maps that cannot be read, because the process that computed them is dead."""
+        """Drop maps that cannot be read because the process that computed them died."""
         self._forget(node, key)
 
     def report(self) -> Counts:
-        """What became of the maps so far."""
+        """Counts so far."""
         return replace(self.counts, size=sum(self._sizes.values()))
 
     def _forget(self, node: str, key: StepKey) -> None:

@@ -1,9 +1,9 @@
-"""The frozen source's feature maps of a training batch: computed, or found where another trial of the study left them.
+"""The frozen source's feature maps of a training batch: computed, or taken from another trial of the study.
 
-Order, augmentation and seed are the study's, so trials with batches of one size see the same images in the same step,
-and the frozen source says the same about them. Whoever comes to a step first computes its maps before its own forward
-pass; the others look again after theirs, and wait at most half as long as computing would take. What is not there by
-then is computed: a trial that died with its step costs another one at most that.
+All trials of a study share order, augmentation and seed, so trials with the same batch size see the same images in the
+same step, with the same source maps. The first trial to reach a step computes its maps before its own forward pass. The
+others look again after theirs and wait at most half the time that computing takes; if the maps are still missing, they
+compute them. So a trial that dies costs another one at most that wait.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from delta_tune.training.source_map_index import StepKey
 
 
 class SourceMapStore(Protocol):
-    """Where trials leave maps for one another. A map is (B, C, H, W), the same to the last bit when it comes back."""
+    """Where trials share maps. A map (B, C, H, W) comes back bit-identical."""
 
     def ask(self, key: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
-        """The maps of at least these layers, if they are there; else whether the asker is the first to come by."""
+        """The maps of at least these layers if they are stored; else whether the caller is the first to ask."""
 
     def leave(self, key: StepKey, maps: Mapping[str, Tensor]) -> None:
-        """Leave maps for others."""
+        """Store maps for other trials."""
 
 
 class SourceMaps:
-    """The source's maps of one step after the other."""
+    """The source's maps, step by step."""
 
     def __init__(self, source: nn.Module, layers: tuple[str, ...], store: SourceMapStore | None = None) -> None:
         self._source, self._layers, self._store = source, layers, store

@@ -17,21 +17,21 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """One split as found."""
+    """The examples of one split."""
 
     labels: Sequence[str]
-    """Class of each example, by name (N)."""
+    """Class name of each example (N)."""
     names: Sequence[str]
-    """Name of each example to the user (N): its path, or file and row."""
+    """Display name of each example (N): its path, or file and row."""
     read: Callable[[int], bytes | Image.Image]
-    """The file or the image of one example; called from many threads."""
+    """Returns the file content or the image of one example; called from many threads."""
     readers: int = 0
-    """Threads that should read at a time; 0 for as many as there are processors."""
+    """Number of reading threads; 0 for one per processor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """The splits that the data come with: train, and perhaps val and test."""
+    """A data set's own splits: train, and possibly val and test."""
 
     name: str
     splits: Mapping[str, Examples]

@@ -10,11 +10,9 @@ from PIL import Image
 from delta_tune.config import UserError
 from delta_tune.data.sources.base import Examples, Source
 
-# ------------------------------------------------------------------------------------------------------------- demo
-
 
 def from_demo(seed: int) -> Source:
-    """The handwritten digits that scikit-learn brings: 997 for training, 300 validation, 500 test."""
+    """scikit-learn's handwritten digits: 997 for training, 300 for validation, 500 for test."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -22,7 +20,7 @@ def from_demo(seed: int) -> Source:
         raise UserError('The demo needs scikit-learn; run: pip install "delta-tune[demo]".') from error
     digits, labels = load_digits(return_X_y=True)
     pixels = np.round(digits.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    # A black border: some strokes touch the edge, and the random crop cuts an eighth of the side off.
+    # Add a black border: some strokes touch the edge, and random crops cut off an eighth of the side.
     pixels = np.pad(pixels, ((0, 0), (1, 1), (1, 1)))
     rest, test = train_test_split(np.arange(len(labels)), test_size=500, stratify=labels, random_state=seed)
     train, val = train_test_split(rest, test_size=300, stratify=labels[rest], random_state=seed)

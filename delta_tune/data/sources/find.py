@@ -1,4 +1,4 @@
-"""Where examples come from: image folders, Parquet, torchvision, the demo. Listed here, read when asked."""
+"""Find the data source for `--data`. Examples are listed here and read later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find_source(data: str | Path, *, seed: int) -> Source:
     """List the examples of `data` (a `Path` is always a file or folder, never `demo`).
 
     Raises:
-        UserError: it is not there, or is nothing of what is allowed.
+        UserError: it does not exist, or is not one of the allowed kinds.
     """
     if data == "demo":
         return from_demo(seed)

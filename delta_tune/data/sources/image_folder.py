@@ -17,18 +17,15 @@ _IMAGE_SUFFIXES = frozenset(
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder, by name; those of folders in it are not looked for.
+    """The image files of a folder, by name, without subfolders.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no image files.
     """
     found = sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     if not found:
         raise UserError(f"There are no images in {folder}; give image files, or a folder of them.")
     return found
-
-
-# ---------------------------------------------------------------------------------------------------- image folders
 
 
 def from_image_folder(tree: FileTree) -> Source:
@@ -65,13 +62,13 @@ def from_image_folder(tree: FileTree) -> Source:
 
 
 def _class_names(tree: FileTree, root: str) -> dict[str, str]:
-    """Of the folders that may be classes or splits, by name: their paths."""
+    """Folders that may be classes or splits: name → path."""
     named = {os.path.basename(path): path for path in tree.folders(root)}
     return {name: path for name, path in named.items() if not name.startswith("__MACOSX")}
 
 
 def _class_folders(tree: FileTree, root: str, *, may_be_empty: bool) -> tuple[Examples, int]:
-    """The images in the class folders of one split, and how many other files there are."""
+    """The images in one split's class folders, and the number of other files."""
     labels: list[str] = []
     paths: list[str] = []
     num_others = 0

@@ -17,8 +17,6 @@ from delta_tune.config import UserError, did_you_mean
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import SPLIT_NAMES, Examples, Source
 
-# ---------------------------------------------------------------------------------------------------------- Parquet
-
 
 def from_parquet_folder(tree: FileTree, files: list[str]) -> Source:
     splits: dict[str, list[str]] = {}
@@ -47,7 +45,7 @@ def from_parquet_folder(tree: FileTree, files: list[str]) -> Source:
 
 
 def from_parquet(tree: FileTree, files: list[str]) -> Examples:
-    """The rows of some files. Images are read a row group at a time, so that a file need not fit into memory."""
+    """The rows of some files. Images are read by row group, so a file need not fit into memory."""
     labels: list[str] = []
     names: list[str] = []
     starts = [0]  # first row of each row group, over all files
@@ -73,11 +71,11 @@ def from_parquet(tree: FileTree, files: list[str]) -> Examples:
         try:
             with tree.parquet(file) as parquet:
                 images = parquet.read_row_group(number, columns=["image"]).column("image")
-        except OSError as error:  # a whole row group is no damaged image, which might be left out
+        except OSError as error:  # a damaged row group is not a damaged image, which could be skipped
             raise UserError(f"{tree.shown(file)!r} cannot be read any more ({error}); try again.") from error
         return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
-    lock = threading.Lock()  # two threads that want the same row group would both read it
+    lock = threading.Lock()  # without the lock, two threads would both read the same row group
 
     def read(index: int) -> bytes:
         group = bisect_right(starts, index) - 1
@@ -103,7 +101,7 @@ def _check_columns(file: str, schema: Any) -> None:
 
 
 def _label_names(file: str, table: Any, schema: Any) -> list[str]:
-    """Labels by name, with the names of Hugging Face's ClassLabel where the file brings them."""
+    """Label names; from Hugging Face's ClassLabel if the file has them."""
     column = table.column("label")
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):

@@ -28,9 +28,6 @@ _BY_FLAG = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")  #
 _WHOLE = ("Caltech101", "Caltech256", "EuroSAT", "FakeData", "SEMEION", "SUN397")  # … and those without splits.
 
 
-# ------------------------------------------------------------------------------------------------------ torchvision
-
-
 def from_torchvision(name: str) -> Source:
     from torchvision import datasets
 
@@ -54,7 +51,7 @@ def from_torchvision(name: str) -> Source:
     root = CACHE.expanduser()
     common: dict[str, Any] = {"root": str(root), "download": True}
     common = {key: value for key, value in common.items() if key in inspect.signature(kind).parameters}
-    # FakeData draws its images from the global generator, one at a time; the others read files or index an array.
+    # FakeData draws images from the global generator, so one at a time; the others read files or index an array.
     lock = threading.Lock() if name == "FakeData" else nullcontext()
     splits = {}
     for split, chosen in arguments.items():
@@ -81,7 +78,7 @@ def _torchvision_examples(name: str, split: str, dataset: Any, lock: Any) -> Exa
 
 
 def _torchvision_labels(dataset: Any) -> list[str]:
-    """Labels by name, without decoding where the data set keeps a list of them (each kind calls it differently)."""
+    """Label names, without decoding images if the data set has a list of labels (under various attribute names)."""
     for attribute in ("targets", "_labels", "labels", "y", "_samples"):
         found = getattr(dataset, attribute, None)
         if found is not None and len(found) == len(dataset):
@@ -93,4 +90,4 @@ def _torchvision_labels(dataset: Any) -> list[str]:
     names = [entry if isinstance(entry, str) else ", ".join(entry) for entry in classes]
     if len(set(names)) == len(names) > max(numbers):
         return [names[number] for number in numbers]
-    return [str(number) for number in numbers]  # none, or not unique: ImageNet has two cranes
+    return [str(number) for number in numbers]  # missing or not unique: ImageNet has two classes named crane
