@@ -107,13 +107,8 @@ def test_timeline_has_no_two_trials_in_a_lane_at_a_time(forty_trials):
 
 def colours_in(figure, name):
     """The colours of the traces of that name."""
-<<<<<<< ours
     traces = [trace.to_plotly_json() for trace in figure.data if trace.name == name]
     return {trace.get("line", {}).get("color") or trace["marker"]["color"] for trace in traces}
-=======
-    traces = [trace for trace in figure.data if trace.name == name]
-    return {(trace.marker.color if trace.type == "bar" else trace.line.color or trace.marker.color) for trace in traces}
->>>>>>> theirs
 
 
 def test_methods_have_the_colours_of_the_table_in_its_order(forty_trials):
@@ -130,24 +125,16 @@ def test_methods_that_the_table_lacks_come_last_with_colours_that_no_other_has(f
 
 @pytest.mark.parametrize("in_table", [False, True])
 def test_no_figure_leaves_a_sixth_method_out(forty_trials, monkeypatch, in_table):
-<<<<<<< ours
     leading = forty_trials.trials[forty_trials.leader]["config.regularizer"]
     other = {"delta": "l2", "l2": "delta"}[leading]
     rename_method(forty_trials, leading, "sixth")
-=======
-    rename_method(forty_trials, "l2", "sixth")
->>>>>>> theirs
     expected = figures.OTHER_COLOURS[0]
     if in_table:
         expected = "#123456"
         monkeypatch.setitem(METHODS, "sixth", dataclasses.replace(METHODS["delta"], name="sixth", colour=expected))
     curves = figures.learning_curves(forty_trials, [])
     assert curves.data[-1].line.color == expected
-<<<<<<< ours
     confirmed = {"scores": {"sixth": [0.9, 0.8], other: [0.7, 0.8]}, "metric": "val_accuracy"}
-=======
-    confirmed = {"scores": {"sixth": [0.9, 0.8], "delta": [0.7, 0.8]}, "metric": "val_accuracy"}
->>>>>>> theirs
     for drawn in (
         curves,
         figures.methods(forty_trials, None, 50),
@@ -156,9 +143,5 @@ def test_no_figure_leaves_a_sixth_method_out(forty_trials, monkeypatch, in_table
     ):
         assert colours_in(drawn, "sixth") == {expected}
     distribution = hyperparameter_figures.optuna_study(forty_trials, DISTRIBUTIONS).trials[0].distributions
-<<<<<<< ours
     assert set(distribution["regularizer"].choices) == {"sixth", other}
-=======
-    assert set(distribution["regularizer"].choices) == {"sixth", "delta"}
->>>>>>> theirs
     assert hyperparameter_figures.importances(forty_trials, DISTRIBUTIONS, thorough=False) is not None
