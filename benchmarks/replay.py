@@ -29,9 +29,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from delta_tune.config import Metric
-from delta_tune.search.asha import Rungs
-from delta_tune.search.messages import NUMBER, OUTCOME
-from delta_tune.search.optuna_search import StudySearch, Unfinished
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.search.optuna_search import OptunaSearcher, Unfinished
 from delta_tune.spaces.space import Proposal, Space
 from delta_tune.spaces.validation import CheckedSpace, random_answers
 
@@ -223,12 +223,12 @@ class Ours:
 
 
 class OurSearch:
-    """`StudySearch` and `Rungs`."""
+    """`OptunaSearcher` and `AshaScheduler`."""
 
     def __init__(self, checked: CheckedSpace, seed: int, max_epochs: int, ours: Ours) -> None:
         self._last: tuple[int, Proposal] | None = None
         self._fixed, self._ours = checked.space.fixed, ours
-        self._search = StudySearch(
+        self._search = OptunaSearcher(
             checked,
             metric="val_accuracy",
             sampler=ours.sampler,
@@ -237,7 +237,7 @@ class OurSearch:
             num_trials=10**6,
             on_proposal=self._proposed,
         )
-        self._scheduler = Rungs(
+        self._scheduler = AshaScheduler(
             metric=ours.rung_metric,
             max_epochs=max_epochs,
             grace_period=ours.grace_period,
@@ -262,10 +262,10 @@ class OurSearch:
         # A balanced method's own study has no place for a configuration of another.
         if not self._ours.balanced or params["regularizer"] == proposal.config.regularizer:
             self._search.on_trial_complete(trial_id, error=True)
-            self._search._unfinished.append(Unfinished(number=number, params=params, values={}))
+            self._search.run_again(Unfinished(number=number, params=params, values={}))
             self._search.suggest(trial_id)
-        told = {NUMBER: number, "regularizer": params["regularizer"]}
-        self._trials[trial_id] = SimpleNamespace(trial_id=trial_id, config=told)
+        assignment = TrialAssignment(number=number, hyperparameters={"regularizer": params["regularizer"]})
+        self._trials[trial_id] = SimpleNamespace(trial_id=trial_id, config=assignment.to_config())
 
     def goes_on(self, trial_id: str, row: Mapping[str, Any]) -> bool:
         if self._scheduler.on_trial_result(None, self._trials[trial_id], dict(row)) != TrialScheduler.STOP:
@@ -275,7 +275,7 @@ class OurSearch:
         return False
 
     def diverged(self, trial_id: str, row: Mapping[str, Any]) -> None:
-        self._search.on_trial_complete(trial_id, {**row, OUTCOME: "diverged"})
+        self._search.on_trial_complete(trial_id, TrialOutcome(kind="diverged", error="recorded").to_result(row))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,9 @@ from delta_tune.console.progress import Progress
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, trial_name
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
 from delta_tune.search import runner
-from delta_tune.search.asha import Rungs
-from delta_tune.search.messages import NUMBER
-from delta_tune.search.optuna_search import StudySearch
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.messages import TrialAssignment
+from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.recorder import Recorder
 from delta_tune.search.session import Session
 from delta_tune.spaces.space import Proposal, load_space
@@ -80,10 +80,10 @@ class Driver:
         self.out = (folder / "progress.txt").open("w")
         self.progress = Progress(console=Console(file=self.out, highlight=False, soft_wrap=True))
         self.tables = StudyTables(folder, METRIC)
-        self.rungs = Rungs(
+        self.rungs = AshaScheduler(
             metric=METRIC, max_epochs=epochs, grace_period=grace_period, reduction_factor=4, num_val=1000
         )
-        self.searcher = StudySearch(
+        self.searcher = OptunaSearcher(
             checked,
             metric=METRIC,
             sampler="tpe",
@@ -139,7 +139,7 @@ def simulated(trials: int, slots: int) -> list[dict[str, float]]:
                 if config is None or config == Searcher.FINISHED:
                     break
                 trial = SimpleNamespace(trial_id=f"t{started}", config=config, status="RUNNING", last_result={})
-                folder = Path(out) / CHECKPOINTS / trial_name(config[NUMBER])
+                folder = Path(out) / CHECKPOINTS / trial_name(TrialAssignment.from_config(config).number)
                 folder.mkdir(parents=True)
                 (folder / BEST_FILE).touch()
                 driver.rungs.on_trial_add(None, trial)

@@ -1,29 +1,54 @@
-"""ASHA behind Ray Tune: which trials go on."""
+"""ASHA, asynchronous successive halving (arXiv 1810.05934): its rule, and the Tune scheduler that applies it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+import numpy as np
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from delta_tune.config import METRICS, Metric
-from delta_tune.search.messages import NUMBER, OUTCOME
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
 
 WITHOUT_RUNGS = "l2_fe"
 """Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: never stopped."""
 
 
-class Rungs(FIFOScheduler):  # type: ignore[misc]
-    """Tune's ASHA (arXiv 1810.05934) on `epoch`.
+def rung_epochs(max_epochs: int, grace_period: int, reduction_factor: float) -> list[int]:
+    """The epochs at which a trial may be stopped: the first from grace · factor^k on, below `max_epochs`."""
+    rungs, epoch = [], float(grace_period)
+    while math.ceil(epoch) < max_epochs:
+        rungs.append(math.ceil(epoch))
+        epoch *= reduction_factor
+    return list(dict.fromkeys(rungs))
+
+
+def passes_rung(value: float, earlier: Sequence[float], reduction_factor: float, num_val: int | None = None) -> bool:
+    """Whether a trial goes on after a rung, by Tune's rule: among the best 1/`reduction_factor` of the earlier ones.
 
     Args:
+        value: the trial's score at the rung; larger is better.
+        earlier: scores of the trials that were there before it, stopped or not.
+        reduction_factor: > 1.
         num_val: images that an accuracy is the mean of. A trial less than one standard error below the cut goes on:
             once the losers are gone, good trials differ by less than a small validation set can show, and every rung
-            would stop the best of them by lot. None cuts as Tune does; so does a loss.
+            would stop the best of them by chance. None cuts exactly.
+    """
+    if not earlier:
+        return True
+    cut = float(np.nanpercentile(earlier, (1 - 1 / reduction_factor) * 100))
+    if num_val is not None:
+        cut -= math.sqrt(max(0.0, cut * (1 - cut)) / num_val)
+    return not value < cut
+
+
+class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
+    """ASHA on `epoch`, with rungs that a resume rebuilds.
+
+    Args:
+        num_val: as in `passes_rung`; it does not apply to a loss.
         group_of: method → name of those it shares rungs with; without it, all. Where methods are to be compared each
             has rungs of its own: they rise at different speeds, and a rung across them would stop the slow ones.
     """
@@ -40,17 +65,11 @@ class Rungs(FIFOScheduler):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._group_of = group_of or (lambda method: "all")
-        self._metric, self._max_epochs = metric, max_epochs
+        self._compared: Metric = metric
+        self._max_epochs, self._reduction_factor = max_epochs, reduction_factor
         self._num_val = num_val if metric == "val_accuracy" else None
-        self._settings = {
-            "time_attr": "epoch",
-            "metric": metric,
-            "mode": METRICS[metric],
-            "max_t": max_epochs,
-            "grace_period": grace_period,
-            "reduction_factor": reduction_factor,
-        }
-        self._rungs: dict[str, AsyncHyperBandScheduler] = {}
+        self._rungs = rung_epochs(max_epochs, grace_period, reduction_factor)
+        self._scores: dict[tuple[str, int], dict[int, float]] = {}  # of each group's rungs: trial → score, best largest
         self.pruned: set[str] = set()
         """Tune's ids of the trials that a rung stopped."""
         self.live: dict[str, Any] = {}
@@ -59,16 +78,17 @@ class Rungs(FIFOScheduler):  # type: ignore[misc]
     @property
     def metric(self) -> str:
         """What is compared; Tune checks that results have it."""
-        return self._metric
+        return self._compared
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's question after each epoch: go on, or stop."""
-        if OUTCOME in result or result["epoch"] >= self._max_epochs:
+        if TrialOutcome.from_result(result) is not None or result["epoch"] >= self._max_epochs:
             return str(TrialScheduler.STOP)
-        decision = self._decide(trial.config[NUMBER], trial.config["regularizer"], result)
-        if decision == TrialScheduler.STOP:
-            self.pruned.add(trial.trial_id)
-        return decision
+        assignment = TrialAssignment.from_config(trial.config)
+        if self._goes_on(assignment.number, assignment.hyperparameters["regularizer"], result):
+            return str(TrialScheduler.CONTINUE)
+        self.pruned.add(trial.trial_id)
+        return str(TrialScheduler.STOP)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Tune's word of a trial that was proposed."""
@@ -92,38 +112,21 @@ class Rungs(FIFOScheduler):  # type: ignore[misc]
         Returns:
             Whether the last of them was stopped at a rung: the earlier session may have ended before it wrote it down.
         """
-        decision = str(TrialScheduler.CONTINUE)
+        goes_on = True
         for row in rows:
             if row["epoch"] < self._max_epochs:
-                decision = self._decide(number, regularizer, dict(row))
-        return decision == str(TrialScheduler.STOP)
+                goes_on = self._goes_on(number, regularizer, row)
+        return not goes_on
 
-    def _decide(self, number: int, regularizer: str, result: dict[str, Any]) -> str:
-        if regularizer == WITHOUT_RUNGS:
-            return str(TrialScheduler.CONTINUE)
-        group = self._group_of(regularizer)
-        if group not in self._rungs:
-            self._rungs[group] = asha = AsyncHyperBandScheduler(**self._settings)
-            for bracket in asha._brackets:
-                bracket.cutoff = partial(_lenient, bracket.cutoff, self._num_val)
-        rungs = self._rungs[group]
-        trial = SimpleNamespace(trial_id=str(number))  # Tune's own id changes when a trial is resumed
-        rungs.on_trial_add(None, trial)
-        return str(rungs.on_trial_result(None, trial, result))
-
-
-def _lenient(cutoff: Callable[[Any], float | None], num_val: int | None, recorded: Any) -> float | None:
-    """Tune's cut, less the standard error of an accuracy like it."""
-    cut = cutoff(recorded)
-    if cut is None or num_val is None:
-        return cut
-    return cut - math.sqrt(max(0.0, cut * (1 - cut)) / num_val)
-
-
-def rung_epochs(max_epochs: int, grace_period: int, reduction_factor: float) -> list[int]:
-    """The epochs at which a trial may be stopped: the first from grace · factor^k on, below `max_epochs`."""
-    rungs, epoch = [], float(grace_period)
-    while math.ceil(epoch) < max_epochs:
-        rungs.append(math.ceil(epoch))
-        epoch *= reduction_factor
-    return list(dict.fromkeys(rungs))
+    def _goes_on(self, number: int, regularizer: str, row: Mapping[str, Any]) -> bool:
+        """Compare the trial at the rung that it has reached; once, also if it is resumed or repeats an epoch."""
+        rung = next((epoch for epoch in reversed(self._rungs) if epoch <= row["epoch"]), None)
+        if rung is None or regularizer == WITHOUT_RUNGS:
+            return True
+        scores = self._scores.setdefault((self._group_of(regularizer), rung), {})
+        if number in scores:
+            return True
+        score = row[self._compared] if METRICS[self._compared] == "max" else -row[self._compared]
+        goes_on = passes_rung(score, list(scores.values()), self._reduction_factor, self._num_val)
+        scores[number] = score
+        return goes_on

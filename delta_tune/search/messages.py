@@ -1,20 +1,79 @@
-"""What Tune carries between the study and its workers."""
+"""Messages that Tune carries between the study and its workers: a trial's assignment, and the outcome of a bad end.
+
+An epoch is reported as it is: its columns, with `node` and `began` of the trial and when it `ended`.
+"""
 
 from __future__ import annotations
 
-OUTCOME = "outcome"
-"""Key of a trial's last report where it did not end well: `diverged`, `failed`, `OUT_OF_MEMORY` or `BLOCKED`."""
-OUT_OF_MEMORY = "out of memory"
-"""The outcome of a trial that its part of a GPU was too small for: it runs again with twice as much."""
-BLOCKED = "blocked"
-"""The outcome of a trial that a cause outside of it stopped, such as a full disk: the whole run stops with it."""
-GPUS = "gpus"
-"""Key of a trial's part of a GPU in its Tune configuration."""
-WORKER_DIED = "the worker died"
-"""How the error begins of a trial that failed through no fault of its configuration."""
-NUMBER = "number"
-"""Key of a trial's number (from 0, in the order they were proposed) in its Tune configuration."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from delta_tune.config import TrialConfig
+
+OutcomeKind = Literal["diverged", "failed", "out of memory", "blocked"]
+_WORKER_DIED = "the worker died"
 
 
-TASK = "task"
-"""Key of the task that a trial is run on, of those that the run shares, in its Tune configuration."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialAssignment:
+    """What a worker has to run: the content of Tune's configuration of a trial."""
+
+    number: int
+    """The trial's, from 0 in the order of the proposals."""
+    hyperparameters: Mapping[str, Any]
+    """`TrialConfig.record()` of its configuration."""
+    task: int = 0
+    """Index of the task that it runs on, among the tasks of the run."""
+    gpus: float = 0.0
+    """Its part of a GPU, or the number of its GPUs."""
+
+    @property
+    def config(self) -> TrialConfig:
+        """The hyperparameters, checked and typed."""
+        return TrialConfig.from_record(self.hyperparameters)
+
+    def to_config(self) -> dict[str, Any]:
+        """As Tune's configuration of the trial."""
+        return {"number": self.number, "gpus": self.gpus, "task": self.task, **self.hyperparameters}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TrialAssignment:
+        """The inverse of `to_config`."""
+        hyperparameters = dict(config)
+        own = {name: hyperparameters.pop(name) for name in ("number", "gpus", "task")}
+        return cls(**own, hyperparameters=hyperparameters)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialOutcome:
+    """How a trial ended badly: the worker's last report of it. A trial that ends well has none."""
+
+    kind: OutcomeKind
+    """`diverged` and `failed` are the configuration's fault.
+
+    `out of memory`: the trial's part of a GPU was too small, and it runs again with twice as much.
+    `blocked`: an external cause such as a full disk; the whole run stops.
+    """
+    error: str
+
+    def to_result(self, last: Mapping[str, Any]) -> dict[str, Any]:
+        """As a result for Tune, beside the columns of the last epoch."""
+        return {**last, "outcome": self.kind, "error": self.error}
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> TrialOutcome | None:
+        """The outcome that a result of Tune's holds; None if it is an epoch."""
+        if "outcome" not in result:
+            return None
+        return cls(kind=result["outcome"], error=result["error"])
+
+
+def worker_death(cause: str) -> str:
+    """The error of a trial whose worker or node died: not the fault of its configuration."""
+    return f"{_WORKER_DIED}: {cause}"
+
+
+def is_worker_death(error: str) -> bool:
+    """Whether `worker_death` made this error."""
+    return error.startswith(_WORKER_DIED)

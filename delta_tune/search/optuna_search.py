@@ -1,10 +1,10 @@
-"""Optuna behind Ray Tune: which configuration comes next, and what Optuna is told of each trial's end."""
+"""Optuna behind Ray Tune: which configuration comes next, and what Optuna learns from each trial's end."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -12,139 +12,26 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler
-from delta_tune.search.messages import GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
 from delta_tune.search.optuna_storage import remove_stale_studies, silence_optuna
-from delta_tune.search.samplers import make_sampler
+from delta_tune.search.samplers import make_sampler, starting_points_only
 from delta_tune.spaces.space import Answer, Proposal, Space
 from delta_tune.spaces.validation import CheckedSpace
 
 INFEASIBLE = "trains"
 """Name of the constraint that diverged and failed configurations violate (Optuna ranks them last and learns)."""
-
-
+NUMBER = "number"
+"""User attribute of Optuna's trials: the study's own number of the trial."""
 LOST = "lost"
 """State of a trial that failed through no fault of its configuration."""
 
 
-class TruthfulOptunaSearch(OptunaSearch):  # type: ignore[misc]
-    """OptunaSearch that is told how trials really ended.
-
-    As it comes, early-stopped trials are told as complete with their low-fidelity score, non-finite ones stay running
-    for ever, and the step is Tune's iteration. Here stopped trials are PRUNED with all their intermediate values,
-    diverged and failed configurations violate a constraint, FAIL is left to causes outside the configuration, the step
-    is the epoch and the final value the best epoch's.
-    """
-
-    def __init__(
-        self,
-        space: Space,
-        *,
-        metric: Metric,
-        sampler: Sampler,
-        seed: int,
-        max_epochs: int,
-        name: str | None = None,
-        storage: BaseStorage | None = None,
-    ) -> None:
-        self.proposal: Proposal | None = None
-        self._searched, self._kind, self._seed_of_study, self._max_epochs = space, sampler, seed, max_epochs
-        self._values: dict[str, dict[int, float]] = {}
-        with silence_optuna():
-            super().__init__(
-                space=self._define,
-                metric=metric,
-                mode=METRICS[metric],
-                sampler=make_sampler(sampler, seed, 0),
-                study_name=name,
-                storage=storage,
-            )
-
-    def suggest_numbered(
-        self, trial_id: str, number: int, point: Mapping[str, Any] | None, values: Mapping[int, float]
-    ) -> Proposal:
-        """The configuration of trial `number`, with the coordinates of `point` where it has them.
-
-        `values` (epoch → metric) is what the trial reported in an earlier session.
-        """
-        self._ot_study.sampler = make_sampler(self._kind, self._seed_of_study, number)
-        if point is not None:
-            self._ot_study.enqueue_trial(dict(point))
-        self.suggest(trial_id)
-        self._ot_trials[trial_id].set_user_attr(NUMBER, number)
-        self._values[trial_id] = {}
-        for epoch, value in values.items():
-            self._report(trial_id, epoch, value)
-        assert self.proposal is not None
-        return self.proposal
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tune's word of an epoch that did not end its trial."""
-        if OUTCOME not in result:
-            self._report(trial_id, result["epoch"], result[self.metric])
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune's word that a trial is over; the result that ended it comes here alone."""
-        trial, values = self._ot_trials.pop(trial_id), self._values[trial_id]
-        if error or not result:
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        elif OUTCOME in result:
-            trial.set_constraint(INFEASIBLE, 1.0)
-            self._ot_study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._report(trial_id, result["epoch"], result[self.metric], trial)
-            if result["epoch"] >= self._max_epochs:
-                self._ot_study.tell(trial, self._best(values))
-            else:
-                self._ot_study.tell(trial, state=TrialState.PRUNED)
-        del self._values[trial_id]
-
-    def add_finished(self, number: int, proposal: Proposal, state: str, values: Mapping[int, float]) -> None:
-        """Tell Optuna of a trial that ended in an earlier session.
-
-        Args:
-            number: the study's own.
-            proposal: the trial's configuration, replayed from the tables.
-            state: as in `trials.parquet`, or `LOST`.
-            values: epoch → the metric.
-        """
-        bad = state in ("diverged", "failed")
-        complete = state == "completed"
-        self._ot_study.add_trial(
-            optuna.trial.create_trial(
-                state={"completed": TrialState.COMPLETE, LOST: TrialState.FAIL}.get(state, TrialState.PRUNED),
-                value=self._best(values) if complete else None,
-                params=proposal.params,
-                distributions=proposal.distributions,
-                intermediate_values=dict(values),
-                constraints={INFEASIBLE: 1.0} if bad else None,
-                user_attrs={NUMBER: number},
-            )
-        )
-
-    def replay(self, params: Mapping[str, Any]) -> Proposal:
-        """The configuration at these coordinates."""
-        return self._searched.propose(lambda name, _: params[name])
-
-    def _report(self, trial_id: str, epoch: int, value: float, trial: optuna.Trial | None = None) -> None:
-        if epoch not in self._values[trial_id]:  # it comes again where a worker died after it
-            (trial or self._ot_trials[trial_id]).report(value, epoch)
-            self._values[trial_id][epoch] = value
-
-    def _best(self, values: Mapping[int, float]) -> float:
-        return max(values.values()) if self.mode == "max" else min(values.values())
-
-    def _define(self, trial: Any) -> dict[str, Any]:
-        self.proposal = self._searched.propose(optuna_answer(trial))
-        return {}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """A trial that an earlier session left running."""
+    """A trial to run again under its number, such as one that an earlier session left running."""
 
     number: int
     params: dict[str, Any]
@@ -152,11 +39,34 @@ class Unfinished:
     """Epoch → metric, of the epochs that are done."""
 
 
-class StudySearch(Searcher):  # type: ignore[misc]
-    """The order of a study's trials: unfinished ones, the library default, START, then sampled.
+@dataclass(kw_only=True)
+class _Running:
+    """A trial that was proposed and has not ended."""
+
+    number: int
+    params: dict[str, Any]
+    gpus: float
+    study: optuna.Study
+    trial: optuna.Trial
+    values: dict[int, float] = field(default_factory=dict)
+    """Epoch → metric, as Optuna has them."""
+
+    def report(self, epoch: int, value: float) -> None:
+        """Give Optuna the metric of an epoch."""
+        if epoch not in self.values:  # an epoch comes again if the worker died after it
+            self.trial.report(value, epoch)
+            self.values[epoch] = value
+
+
+class OptunaSearcher(Searcher):  # type: ignore[misc]
+    """Proposes a study's trials: unfinished ones, the library default, START, then what Optuna samples.
 
     Where the space balances a hyperparameter, its choices take turns and each has an Optuna study of its own: what is
     learnt of one method's learning rate says little of another's, and each gets the same number of trials.
+
+    Optuna is told how trials really ended: those that a rung stopped are PRUNED with all their intermediate values,
+    diverged and failed configurations violate a constraint, FAIL is left to causes outside the configuration, the step
+    is the epoch and the final value the best epoch's.
     """
 
     def __init__(
@@ -174,41 +84,42 @@ class StudySearch(Searcher):  # type: ignore[misc]
         resume: bool = False,
     ) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
-        self.checked = checked
-        grid = sampler == "grid"
-        space, balance = checked.space, None if grid else checked.space.balance
+        self.checked = checked = starting_points_only(checked) if sampler == "grid" else checked
+        space, balance = checked.space, checked.space.balance
         self._choices: tuple[Any, ...] = (None,) if balance is None else checked.choices
+        self._spaces: dict[Any, Space] = {}
         self._points: dict[Any, deque[dict[str, Any]]] = {}
-        self._searches: dict[Any, TruthfulOptunaSearch] = {}
+        self.studies: dict[Any, optuna.Study] = {}
+        """Optuna's, by choice of the balanced hyperparameter; the key is None if the space balances none."""
         names = {choice: name if balance is None else f"{name}-{choice}" for choice in self._choices}
         if storage is not None:
             remove_stale_studies(storage, names.values(), resume=resume)
         for choice in self._choices:
-            own = space if balance is None else space.with_fixed(**{balance: choice})
-            self._searches[choice] = TruthfulOptunaSearch(
-                own,
-                metric=metric,
-                sampler=sampler,
-                seed=seed,
-                max_epochs=max_epochs,
-                name=names[choice],
-                storage=storage,
-            )
+            self._spaces[choice] = space if balance is None else space.with_fixed(**{balance: choice})
             self._points[choice] = deque(
                 {k: v for k, v in point.items() if k != balance}
-                for point in (checked.grid if grid else checked.points)
+                for point in checked.points
                 if balance is None or point.get(balance, choice) == choice
             )
-        self._balance, self._num_trials, self._on_proposal = balance, num_trials, on_proposal
+            with silence_optuna():
+                self.studies[choice] = optuna.create_study(
+                    direction="maximize" if self.mode == "max" else "minimize",
+                    sampler=make_sampler(sampler, seed, 0),
+                    pruner=optuna.pruners.NopPruner(),  # ASHA stops trials, in Tune
+                    study_name=names[choice],
+                    storage=storage,
+                )
+        self._sampler, self._seed, self._max_epochs = sampler, seed, max_epochs
+        self._num_trials, self._on_proposal = num_trials, on_proposal
         self.gpus_per_trial = 0.0
         """Each trial's part of a GPU, the first time it runs."""
+        self._gpus_of: dict[int, float] = {}
+        """That of the trials for which it was too small."""
         self._choice_of: dict[int, Any] = {}
         self._had: Counter[Any] = Counter()
-        self._running: dict[str, tuple[Unfinished, float]] = {}
-        self._more: dict[int, float] = {}
+        self._running: dict[str, _Running] = {}
         self._unfinished: deque[Unfinished] = deque()
         self._next = 0
-        self._of_trial: dict[str, TruthfulOptunaSearch] = {}
 
     def restore_trials(
         self,
@@ -219,64 +130,81 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Take up where an earlier session stopped.
 
         Args:
-            finished: number, coordinates, state and epoch → metric of each trial that ended.
+            finished: number, coordinates, state (as in `trials.parquet`, or `LOST`) and epoch → metric of each trial
+                that ended.
             unfinished: what is to be run first.
             choice_of: each trial's choice of the balanced hyperparameter, where they did not take turns from the first.
         """
         finished, unfinished = list(finished), list(unfinished)
         self._choice_of.update(choice_of or {})
         self._had = Counter(self._choice_of.values())
-        for number in range(1 + max([n for n, *_ in finished] + [u.number for u in unfinished], default=-1)):
-            self._choice(number)
-        numbers = []
-        for number, params, state, values in finished:
-            search = self._searches[self._choice(number)]
-            search.add_finished(number, search.replay(params), state, values)
-            numbers.append(number)
-        self._unfinished.extend(unfinished)
-        numbers += [u.number for u in self._unfinished]
+        numbers = [number for number, *_ in finished] + [trial.number for trial in unfinished]
         self._next = max(numbers, default=-1) + 1
+        for number in range(self._next):
+            self._choice(number)
+        for number, params, state, values in finished:
+            self._add_finished(number, params, state, values)
+        for trial in unfinished:
+            self.run_again(trial)
         for number in sorted(numbers):
             if self._points[self._choice(number)]:
                 self._points[self._choice(number)].popleft()
 
+    def run_again(self, trial: Unfinished) -> None:
+        """Propose this trial before any new one."""
+        self._unfinished.append(trial)
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The Tune configuration of the next trial, or Tune's word for no more."""
         values: dict[int, float] = {}
+        point: dict[str, Any] | None
         if self._unfinished:
             left = self._unfinished.popleft()
             number, point, values = left.number, left.params, left.values
         elif self._next >= self._num_trials:
             # A trial that shares a GPU may come back for more of it
-            shared = any(0 < gpus < 1 for _, gpus in self._running.values())
+            shared = any(0 < running.gpus < 1 for running in self._running.values())
             return None if shared else str(Searcher.FINISHED)
         else:
             number = self._next
             self._next += 1
-            queue = self._points[self._choice(number)]
-            point = queue.popleft() if queue else None  # type: ignore[assignment]
-        search = self._searches[self._choice(number)]
-        proposal = search.suggest_numbered(trial_id, number, point, values)
-        self._of_trial[trial_id] = search
-        gpus = self._more.get(number, self.gpus_per_trial)
-        self._running[trial_id] = Unfinished(number=number, params=proposal.params, values=dict(values)), gpus
+            points = self._points[self._choice(number)]
+            point = points.popleft() if points else None
+        trial, proposal = self._ask(number, point)
+        gpus = self._gpus_of.get(number, self.gpus_per_trial)
+        study = self.studies[self._choice(number)]
+        running = _Running(number=number, params=proposal.params, gpus=gpus, study=study, trial=trial)
+        for epoch, value in values.items():
+            running.report(epoch, value)
+        self._running[trial_id] = running
         self._on_proposal(number, proposal)
-        return {NUMBER: number, GPUS: gpus, TASK: 0, **proposal.config.record()}
+        return TrialAssignment(number=number, gpus=gpus, hyperparameters=proposal.config.record()).to_config()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Handed to the trial's own search."""
-        self._of_trial[trial_id].on_trial_result(trial_id, result)
-        if OUTCOME not in result:
-            self._running[trial_id][0].values[result["epoch"]] = result[self.metric]
+        """Tune's word of an epoch that did not end its trial."""
+        if TrialOutcome.from_result(result) is None:
+            self._running[trial_id].report(result["epoch"], result[self.metric])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Handed to the trial's own search; a trial whose part of a GPU was too small is to run again with more."""
-        trial, gpus = self._running.pop(trial_id)
-        if result and result.get(OUTCOME) == OUT_OF_MEMORY:
-            self._more[trial.number] = doubled_share(gpus)
-            self._unfinished.append(trial)
+        """Tune's word that a trial is over; the result that ended it comes here alone."""
+        running = self._running.pop(trial_id)
+        study, trial = running.study, running.trial
+        outcome = TrialOutcome.from_result(result or {})
+        if outcome is not None and outcome.kind == "out of memory":
+            self._gpus_of[running.number] = doubled_share(running.gpus)
+            self.run_again(Unfinished(number=running.number, params=running.params, values=running.values))
             error = True  # to Optuna: no fault of the configuration
-        self._of_trial.pop(trial_id).on_trial_complete(trial_id, result, error)
+        if error or not result:
+            study.tell(trial, state=TrialState.FAIL)
+        elif outcome is not None:
+            trial.set_constraint(INFEASIBLE, 1.0)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            running.report(result["epoch"], result[self.metric])
+            if result["epoch"] >= self._max_epochs:
+                study.tell(trial, self._best(running.values))
+            else:
+                study.tell(trial, state=TrialState.PRUNED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; ours has nothing to give it, see `save`."""
@@ -287,6 +215,35 @@ class StudySearch(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as `save`."""
+
+    def _ask(self, number: int, point: Mapping[str, Any] | None) -> tuple[optuna.Trial, Proposal]:
+        """Optuna's trial and the configuration of trial `number`, with the coordinates of `point` where it has them."""
+        study = self.studies[self._choice(number)]
+        study.sampler = make_sampler(self._sampler, self._seed, number)
+        if point is not None:
+            study.enqueue_trial(dict(point))
+        trial = study.ask()
+        proposal = self._spaces[self._choice(number)].propose(optuna_answer(trial))
+        trial.set_user_attr(NUMBER, number)
+        return trial, proposal
+
+    def _add_finished(self, number: int, params: Mapping[str, Any], state: str, values: Mapping[int, float]) -> None:
+        """Tell Optuna of a trial that ended in an earlier session; the arguments are those of `restore_trials`."""
+        proposal = self._spaces[self._choice(number)].propose(lambda name, _: params[name])
+        self.studies[self._choice(number)].add_trial(
+            optuna.trial.create_trial(
+                state={"completed": TrialState.COMPLETE, LOST: TrialState.FAIL}.get(state, TrialState.PRUNED),
+                value=self._best(values) if state == "completed" else None,
+                params=proposal.params,
+                distributions=proposal.distributions,
+                intermediate_values=dict(values),
+                constraints={INFEASIBLE: 1.0} if state in ("diverged", "failed") else None,
+                user_attrs={NUMBER: number},
+            )
+        )
+
+    def _best(self, values: Mapping[int, float]) -> float:
+        return max(values.values()) if self.mode == "max" else min(values.values())
 
     def _choice(self, number: int) -> Any:
         """The choice of a trial; a new one gets that which has had the fewest so far, so that they take turns."""

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from delta_tune.config import METRICS, Metric, TrialConfig
-from delta_tune.search.messages import GPUS, NUMBER, TASK
+from delta_tune.search.messages import TrialAssignment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,10 @@ class PlannedRuns(Searcher):  # type: ignore[misc]
             return str(Searcher.FINISHED)
         run = self._left.pop(0)
         self._on_proposal(run)
-        return {NUMBER: run.number, GPUS: run.gpus, TASK: run.repetition, **run.config.record()}
+        assignment = TrialAssignment(
+            number=run.number, gpus=run.gpus, task=run.repetition, hyperparameters=run.config.record()
+        )
+        return assignment.to_config()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing is learnt from it."""

@@ -17,8 +17,8 @@ from delta_tune.console.progress import Progress
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_name
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.tables import OPEN, State, StudyTables
-from delta_tune.search.asha import Rungs
-from delta_tune.search.messages import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, WORKER_DIED
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.messages import TrialAssignment, TrialOutcome, worker_death
 
 
 class Recorder(Callback):  # type: ignore[misc]
@@ -28,7 +28,12 @@ class Recorder(Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, tables: StudyTables, scheduler: Rungs, progress: Progress, total: int, mirror: Mirror | None = None
+        self,
+        tables: StudyTables,
+        scheduler: AshaScheduler,
+        progress: Progress,
+        total: int,
+        mirror: Mirror | None = None,
     ) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total
         self._mirror = mirror
@@ -55,50 +60,47 @@ class Recorder(Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that has a worker."""
-        self.standing.started(trial.config[NUMBER])
+        self.standing.started(TrialAssignment.from_config(trial.config).number)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch, or a bad end."""
-        number = trial.config[NUMBER]
-        if result.get(OUTCOME) == BLOCKED:
+        assignment, outcome = TrialAssignment.from_config(trial.config), TrialOutcome.from_result(result)
+        number = assignment.number
+        if outcome is not None and outcome.kind == "blocked":
             # Before Optuna or the tables hear of it: the trial is as unfinished as the others that were running.
-            raise ExternalFailure(result["error"])
+            raise ExternalFailure(outcome.error)
         if self._tables.trials[number]["state"] != "running":
             waited = result["began"] - self._asked_at.get(number, result["began"])
-            self._tables.start(number, result["node"], result["began"], max(0.0, waited), trial.config[GPUS])
+            self._tables.start(number, result["node"], result["began"], max(0.0, waited), assignment.gpus)
         elif result["node"] != self._tables.trials[number]["node"]:
             self._tables.move(number, result["node"])
-        if OUTCOME not in result:
+        if outcome is None:
             self._tables.report(number, result, result["ended"])
             self.standing.reported(number, result["epoch"])
             self._progress.epoch(self._tables, number)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that reached its end, was stopped at a rung, or reported a bad end."""
-        result, number = trial.last_result, trial.config[NUMBER]
-        if result.get(OUTCOME) == OUT_OF_MEMORY:
+        assignment, outcome = TrialAssignment.from_config(trial.config), TrialOutcome.from_result(trial.last_result)
+        number, gpus = assignment.number, assignment.gpus
+        if outcome is None:
+            self._finish(number, "pruned" if trial.trial_id in self._scheduler.pruned else "completed", None)
+        elif outcome.kind == "out of memory":
             self._tables.run_out_of_memory(number)
             self.standing.requeued(number)
             self._progress.say(
-                f"Trial {number} ran out of memory with {trial.config[GPUS]:g} of a GPU; it runs again with "
-                f"{doubled_share(trial.config[GPUS]):g}."
+                f"Trial {number} ran out of memory with {gpus:g} of a GPU; it runs again with {doubled_share(gpus):g}."
             )
-            return
-        state: State
-        if OUTCOME in result:
-            state = result[OUTCOME]
-        elif trial.trial_id in self._scheduler.pruned:
-            state = "pruned"
         else:
-            state = "completed"
-        self._finish(number, state, result.get("error"))
+            assert outcome.kind != "blocked", "its report ended the run"
+            self._finish(number, outcome.kind, outcome.error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial whose worker died too often: exceptions of the trial's own come as reports."""
         lines = str(trial.get_error() or "no cause is known").strip().splitlines()
-        self._finish(trial.config[NUMBER], "failed", f"{WORKER_DIED}: {lines[-1]}")
+        self._finish(TrialAssignment.from_config(trial.config).number, "failed", worker_death(lines[-1]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Several times a second: let the tables catch up, and look for a trial that Tune gave up without a word.

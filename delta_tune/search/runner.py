@@ -21,8 +21,8 @@ from delta_tune.cluster.source_map_store import shared_source_maps, source_map_b
 from delta_tune.config import Metric
 from delta_tune.console.live_view import RunProgress
 from delta_tune.results.layout import RAY, trial_name
-from delta_tune.search.asha import Rungs
-from delta_tune.search.messages import GPUS, NUMBER
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.messages import TrialAssignment
 from delta_tune.search.recorder import Recorder
 from delta_tune.search.session import Session
 from delta_tune.search.worker import WorkerSettings, run_tune_trial
@@ -34,7 +34,7 @@ MAX_WORKER_DEATHS = 3
 def run_trials(
     tasks: Sequence[Task],
     searcher: Searcher,
-    scheduler: Rungs,
+    scheduler: AshaScheduler,
     recorder: Recorder,
     session: Session,
     *,
@@ -83,8 +83,8 @@ def run_trials(
     cpus = resources.cpus_per_trial
 
     def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        gpus = {"GPU": config[GPUS]} if config[GPUS] else {}
-        return tune.PlacementGroupFactory([{"CPU": cpus, **gpus}])
+        gpus = TrialAssignment.from_config(config).gpus
+        return tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
 
     room = Capacity(resources, session.progress.say)
     limited = _Limiter(searcher, room)
@@ -175,4 +175,4 @@ def _maps(name: str | None, say: Callable[[str], None]) -> Iterator[None]:
 
 def _name(trial: Any) -> str:
     """Tune's folder of a trial; its own would list every hyperparameter."""
-    return f"trial-{trial_name(trial.config[NUMBER])}"
+    return f"trial-{trial_name(TrialAssignment.from_config(trial.config).number)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import warnings
 
@@ -49,6 +50,12 @@ def make_sampler(kind: Sampler, seed: int, number: int) -> optuna.samplers.BaseS
                     seed=seed, consider_pruned_trials=True, warn_independent_sampling=False
                 )
         return optuna.samplers.RandomSampler(seed=seed)
+
+
+def starting_points_only(checked: CheckedSpace) -> CheckedSpace:
+    """The space as the sampler `grid` runs it: the points of START in their order, whatever the space balances."""
+    unbalanced = dataclasses.replace(checked.space, balance=None)
+    return dataclasses.replace(checked, space=unbalanced, points=checked.grid)
 
 
 def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:

@@ -24,7 +24,7 @@ from delta_tune.config import Metric, TrialConfig, UserError
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.results.layout import ERROR_FILE, traceback_file, trial_name
 from delta_tune.results.mirror import Mirror, local_copy
-from delta_tune.search.messages import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
+from delta_tune.search.messages import OutcomeKind, TrialAssignment, TrialOutcome
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
 from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.trial import Row, run_trial
@@ -63,41 +63,49 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     # By default Tune waits 2 s for a trial's thread to end, then gives up on the actor and forgets to tell the searcher
     # (ray/tune/execution/tune_controller.py, _on_trial_reset), so that a study on a busy machine would never end.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
-    number = tune_config[NUMBER]
-    config = TrialConfig.from_record({k: v for k, v in tune_config.items() if k not in (NUMBER, GPUS, TASK)})
+    assignment = TrialAssignment.from_config(tune_config)
     torch.set_num_threads(settings.threads)
-    told = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
-    last: Row = {"epoch": 0, settings.metric: float("nan")}
-
+    reporter = _Reporter(settings.metric)
     place = settings.checkpoints
     if not is_uri(place) and not Path(place).parent.exists():  # a node that joined later than the study looked
         unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
-        tune.report({**last, **told, OUTCOME: BLOCKED, "error": unseen})
+        reporter.end("blocked", unseen)
         return
     try:
-        with local_copy(f"{place}/{trial_name(number)}") as (folder, mirror):
-            _run(tune_config, config, settings, folder, mirror, told, last)
+        with local_copy(f"{place}/{trial_name(assignment.number)}") as (folder, mirror):
+            _run(assignment, settings, folder, mirror, reporter)
     except (OSError, UserError) as error:
         if not is_uri(place):
             raise
-        tune.report({**last, **told, OUTCOME: BLOCKED, "error": f"{place} cannot be read ({error})"})
+        reporter.end("blocked", f"{place} cannot be read ({error})")
+
+
+class _Reporter:
+    """Reports one trial to Tune: its epochs and, if it ends badly, its outcome."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._origin = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
+        self._last: Row = {"epoch": 0, metric: float("nan")}
+
+    def epoch(self, row: Row) -> None:
+        """Report an epoch."""
+        self._last = row
+        tune.report({**row, **self._origin, "ended": time.time()})
+
+    def end(self, kind: OutcomeKind, error: str) -> None:
+        """Report that the trial ended badly, after the last epoch that was reported."""
+        tune.report(TrialOutcome(kind=kind, error=error).to_result({**self._last, **self._origin}))
 
 
 def _run(
-    tune_config: dict[str, Any],
-    config: TrialConfig,
-    settings: WorkerSettings,
-    folder: Path,
-    mirror: Mirror | None,
-    told: Row,
-    last: Row,
+    assignment: TrialAssignment, settings: WorkerSettings, folder: Path, mirror: Mirror | None, reporter: _Reporter
 ) -> None:
     global _tasks
-    gpus, number = tune_config[GPUS], tune_config[NUMBER]
+    config, gpus, number = assignment.config, assignment.gpus, assignment.number
     if (limit := timeout_from_note(folder / HUNG_FILE)) is not None:
         (folder / HUNG_FILE).replace(folder / ERROR_FILE)
         cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"
-        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({traceback_file(number)} says where)"})
+        reporter.end("failed", f"{cause} ({traceback_file(number)} says where)")
         return
 
     try:
@@ -106,7 +114,7 @@ def _run(
             torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
         if _tasks is None or _tasks[0] != settings.shelf:
             _tasks = settings.shelf, get_shared(settings.shelf)
-        task = _tasks[1][tune_config[TASK]]
+        task = _tasks[1][assignment.task]
         for other in _tasks[1]:
             if other is not task:
                 other.forget_networks()
@@ -116,8 +124,7 @@ def _run(
                 watch.end(row["seconds"] + row["eval_seconds"])
                 if mirror is not None:
                     push_with_retries(mirror)
-                last.update(row)
-                tune.report({**row, **told, "ended": time.time()})
+                reporter.epoch(row)
                 watch.begin()
 
             # The tables at an address may be some epochs behind it, and hear of them now.
@@ -133,12 +140,12 @@ def _run(
                 maps=None if settings.maps is None else RaySourceMaps(settings.maps),
             )
     except torch.cuda.OutOfMemoryError as error:
-        outcome = OUT_OF_MEMORY if 0 < gpus < 1 else "failed"
-        tune.report({**last, **told, OUTCOME: outcome, "error": f"the GPU's memory is too small ({error})"})
+        kind: OutcomeKind = "out of memory" if 0 < gpus < 1 else "failed"
+        reporter.end(kind, f"the GPU's memory is too small ({error})")
         return
     except Exception as error:
         if (blocked := external_cause(error)) is not None:
-            tune.report({**last, **told, OUTCOME: BLOCKED, "error": blocked})
+            reporter.end("blocked", blocked)
             return
         cause = "".join(traceback.format_exception_only(error)).strip()
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -147,12 +154,12 @@ def _run(
         if mirror is not None:
             push_with_retries(mirror)
         place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
-        tune.report({**last, **told, OUTCOME: "failed", "error": f"{cause} ({place})"})
+        reporter.end("failed", f"{cause} ({place})")
         return
     finally:
         release_memory()
     if result.state == "diverged":
-        tune.report({**last, **told, OUTCOME: "diverged", "error": result.error})
+        reporter.end("diverged", result.error or "")
 
 
 def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row]:

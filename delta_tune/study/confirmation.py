@@ -17,7 +17,7 @@ from delta_tune.data.resampling import resample_splits
 from delta_tune.results.layout import CONFIRM, EPOCHS_FILE
 from delta_tune.results.statistics import method_comparison, resampled_interval
 from delta_tune.results.tables import FINISHED, StudyTables
-from delta_tune.search.asha import Rungs
+from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.planned_runs import PlannedRuns, Run
 from delta_tune.search.recorder import Recorder
 from delta_tune.search.runner import run_trials
@@ -133,7 +133,7 @@ def confirm(
             configs = [run.config for run in open_runs if run.repetition == repetition]
             # Anew for each split: labels of what is now val must not have shaped the attention.
             tasks[repetition].measurements.measure(configs, session.device, say, session.runner)
-        scheduler = Rungs(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
+        scheduler = AshaScheduler(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)
 
         def proposed(run: Run) -> None:

@@ -14,9 +14,9 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from delta_tune.config import UserError
 from delta_tune.results.layout import RAY
 from delta_tune.results.tables import FINISHED, REPORTED, StudyTables
-from delta_tune.search.asha import Rungs
-from delta_tune.search.messages import WORKER_DIED
-from delta_tune.search.optuna_search import LOST, StudySearch, Unfinished
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.messages import is_worker_death
+from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished
 from delta_tune.spaces.l2_baseline import ARM, arm_of
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.training.task import Task
@@ -81,7 +81,7 @@ def foreign_owner_note(folder: Path) -> tuple[str, ...]:
     )
 
 
-def restore(tables: StudyTables, scheduler: Rungs, searcher: StudySearch, max_epochs: int) -> None:
+def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearcher, max_epochs: int) -> None:
     """Rebuild rungs and Optuna from the tables of the earlier session.
 
     Args:
@@ -102,7 +102,7 @@ def restore(tables: StudyTables, scheduler: Rungs, searcher: StudySearch, max_ep
         row = tables.trials[number]
         values = {epoch["epoch"]: epoch[tables.metric] for epoch in tables.epochs[number]}
         if row["state"] in FINISHED:
-            lost = row["state"] == "failed" and row["error"].startswith(WORKER_DIED)
+            lost = row["state"] == "failed" and is_worker_death(row["error"])
             finished.append((number, tables.params(number), LOST if lost else row["state"], values))
         else:
             unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))

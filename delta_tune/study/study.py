@@ -31,8 +31,8 @@ from delta_tune.results.study_record import scoring_of, write_json
 from delta_tune.results.study_result import StudyResult
 from delta_tune.results.tables import FINISHED, SCORES, StudyTables
 from delta_tune.results.utilization import measure_time_use
-from delta_tune.search.asha import Rungs
-from delta_tune.search.optuna_search import StudySearch
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
 from delta_tune.search.runner import run_trials
@@ -114,7 +114,7 @@ class Study:
             check_same_study(self.record, self.folder, self.task, self.checked)
             self.tables = StudyTables.read(self.folder, config.metric)
             self._notes += foreign_owner_note(self.folder)
-        self.scheduler = Rungs(
+        self.scheduler = AshaScheduler(
             metric=config.metric,
             max_epochs=config.max_epochs,
             grace_period=config.grace_period,
@@ -122,7 +122,7 @@ class Study:
             num_val=len(self.task.dataset.val),
             group_of=rung_groups(self.checked),
         )
-        self.searcher = StudySearch(
+        self.searcher = OptunaSearcher(
             self.checked,
             metric=config.metric,
             sampler=config.sampler,

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SADeprecationWarning, SQLAlchemyError
 
 from delta_tune.config import UserError
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
-from delta_tune.search.messages import GPUS, NUMBER, OUTCOME, TASK
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
 
 # A server that does not answer must not hold up Tune's loop for MLflow's own seven tries of two minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -73,7 +73,7 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         """An epoch."""
-        if OUTCOME not in result:
+        if TrialOutcome.from_result(result) is None:
             now = round(1000 * time.time())
             known = {name: float(result[name]) for name in EPOCH_COLUMNS if result[name] is not None}
             figures = [Metric(name, value, now, result["epoch"]) for name, value in known.items()]
@@ -81,7 +81,7 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         """The end, with the trial's state."""
-        row = self._tables.trials[trial.config[NUMBER]]
+        row = self._tables.trials[TrialAssignment.from_config(trial.config).number]
         told = {"state": row["state"], **({"error": row["error"]} if row.get("error") else {})}
         if row["state"] not in ("waiting", "running"):
             self._open.discard(trial)
@@ -108,8 +108,9 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
             return
         run = self._client.create_run(experiment, run_name=name, tags={"trial_name": name})
         self._trial_runs[trial] = run.info.run_id
-        config = {k: v for k, v in trial.config.items() if k not in (NUMBER, GPUS, TASK) and v is not None}
-        self._client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in config.items()])
+        hyperparameters = TrialAssignment.from_config(trial.config).hyperparameters
+        params = [Param(name, str(value)) for name, value in hyperparameters.items() if value is not None]
+        self._client.log_batch(run.info.run_id, params=params)
 
     def _finish(self, trial: Any, told: dict[str, str]) -> None:
         run = self._trial_runs[trial]

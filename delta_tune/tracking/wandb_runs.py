@@ -8,12 +8,10 @@ from typing import Any
 
 from ray.air.integrations.wandb import WandbLoggerCallback
 
-from delta_tune.search.messages import GPUS, NUMBER, TASK
-
 KEY = "WANDB_API_KEY"
 # Of a result and a configuration: what is Tune's or ours, and no figure or hyperparameter of the trial.
 EXCLUDED = (
-    *(NUMBER, GPUS, TASK, "node", "began", "ended", "timestamp", "time_since_restore", "time_this_iter_s"),
+    *("number", "gpus", "task", "node", "began", "ended", "timestamp", "time_since_restore", "time_this_iter_s"),
     *("iterations_since_restore", "checkpoint_dir_name", "hostname", "node_ip", "pid"),
 )
 

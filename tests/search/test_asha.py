@@ -1,19 +1,20 @@
-"""Which trials go on: Tune's ASHA, method by method, with a state that a resume rebuilds."""
+"""Which trials go on: ASHA, method by method, with a state that a resume rebuilds."""
 
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from delta_tune.search.asha import Rungs, rung_epochs
-from delta_tune.search.optuna_search import NUMBER, OUTCOME
+from delta_tune.search.asha import AshaScheduler, passes_rung, rung_epochs
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
 
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 
 
 def rungs(metric="val_accuracy", max_epochs=12, grace_period=1, reduction_factor=3, group_of=lambda method: method):
-    return Rungs(
+    return AshaScheduler(
         metric=metric,
         max_epochs=max_epochs,
         grace_period=grace_period,
@@ -23,11 +24,20 @@ def rungs(metric="val_accuracy", max_epochs=12, grace_period=1, reduction_factor
 
 
 def trial(number, regularizer="delta", session=1):
-    return SimpleNamespace(trial_id=f"{session}-{number}", config={NUMBER: number, "regularizer": regularizer})
+    assignment = TrialAssignment(number=number, hyperparameters={"regularizer": regularizer})
+    return SimpleNamespace(trial_id=f"{session}-{number}", config=assignment.to_config())
 
 
-def row(epoch, score, metric="val_accuracy", **more):
-    return {"epoch": epoch, metric: score, **more}
+def number_of(tune_trial):
+    return TrialAssignment.from_config(tune_trial.config).number
+
+
+def row(epoch, score, metric="val_accuracy"):
+    return {"epoch": epoch, metric: score}
+
+
+def bad_end(kind, last):
+    return TrialOutcome(kind=kind, error="it broke").to_result(last)
 
 
 def decisions(scheduler, trials, scores, metric="val_accuracy", first=1):
@@ -42,7 +52,7 @@ def decisions(scheduler, trials, scores, metric="val_accuracy", first=1):
     found, alive = {}, list(trials)
     for epoch in range(first, scores.shape[1] + 1):
         for t in list(alive):
-            number = t.config[NUMBER]
+            number = number_of(t)
             found[number, epoch] = scheduler.on_trial_result(None, t, row(epoch, scores[number, epoch - 1], metric))
             if found[number, epoch] == STOP:
                 alive.remove(t)
@@ -51,6 +61,77 @@ def decisions(scheduler, trials, scores, metric="val_accuracy", first=1):
 
 def random_scores(trials, epochs, seed=0):
     return np.random.default_rng(seed).uniform(size=(trials, epochs))
+
+
+def tunes_decisions(scores, factor):
+    """Whether each trial passes a rung at epoch 1, as Tune decides."""
+    tune = AsyncHyperBandScheduler(time_attr="epoch", metric="m", mode="max", max_t=9, reduction_factor=factor)
+    passed = []
+    for number, score in enumerate(scores):
+        tune_trial = SimpleNamespace(trial_id=str(number))
+        tune.on_trial_add(None, tune_trial)
+        passed.append(tune.on_trial_result(None, tune_trial, {"epoch": 1, "m": score}) == CONTINUE)
+    return passed
+
+
+def optunas_decisions(scores, factor):
+    """The same, as Optuna decides."""
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    passed = []
+    for score in scores:
+        optunas_trial = study.ask()
+        optunas_trial.report(score, 1)
+        passed.append(not optunas_trial.should_prune())
+    return passed
+
+
+def our_decisions(scores, factor):
+    return [passes_rung(score, scores[:number], factor) for number, score in enumerate(scores)]
+
+
+SEQUENCES = [list(np.random.default_rng(seed).permutation(30) / 30) for seed in range(10)]
+
+
+@pytest.fixture
+def quiet_optuna():
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+@pytest.mark.parametrize("scores", SEQUENCES)
+@pytest.mark.parametrize("factor", [2, 2.5, 3, 4])
+def test_rule_is_that_of_tune(scores, factor):
+    ours = our_decisions(scores, factor)
+    assert ours == tunes_decisions(scores, factor)
+    assert {True, False} <= set(ours)
+
+
+@pytest.mark.parametrize("scores", SEQUENCES)
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_rule_lets_pass_all_that_optuna_promotes(scores, factor, quiet_optuna):
+    # Optuna promotes the best ⌊n / factor⌋ of the n trials up to this one; Tune interpolates among those before it.
+    pairs = list(zip(our_decisions(scores, factor), optunas_decisions(scores, factor), strict=True))
+    assert (False, True) not in pairs
+
+
+@pytest.mark.parametrize("scores", SEQUENCES)
+def test_rule_agrees_with_optuna_where_half_of_an_even_number_pass(scores, quiet_optuna):
+    ours, optunas = our_decisions(scores, 2), optunas_decisions(scores, 2)
+    assert ours[1::2] == optunas[1::2]
+
+
+@pytest.mark.parametrize("decide", [our_decisions, tunes_decisions, optunas_decisions])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_rules_all_promote_the_best_so_far_and_stop_the_worst(decide, factor, quiet_optuna):
+    for scores in SEQUENCES:
+        for number, passed in enumerate(decide(scores, factor)):
+            if scores[number] == max(scores[: number + 1]):
+                assert passed
+            elif scores[number] == min(scores[: number + 1]):
+                assert not passed
 
 
 @pytest.mark.parametrize(("metric", "mode"), [("val_accuracy", "max"), ("val_loss", "min")])
@@ -78,13 +159,13 @@ def test_rungs_stop_the_worse_of_a_loss():
 def test_rungs_let_pass_what_the_images_cannot_tell_from_the_cut():
     # A rung of 0.8 and, of 100 images: their standard error is 0.04.
     for score, decision in ((0.77, CONTINUE), (0.75, STOP)):
-        scheduler = Rungs(metric="val_accuracy", max_epochs=12, grace_period=1, reduction_factor=3, num_val=100)
+        scheduler = AshaScheduler(metric="val_accuracy", max_epochs=12, grace_period=1, reduction_factor=3, num_val=100)
         assert scheduler.on_trial_result(None, trial(0), row(1, 0.8)) == CONTINUE
         assert scheduler.on_trial_result(None, trial(1), row(1, score)) == decision
 
 
 def test_rungs_of_a_loss_cut_as_tunes_own():
-    scheduler = Rungs(metric="val_loss", max_epochs=12, grace_period=1, reduction_factor=3, num_val=100)
+    scheduler = AshaScheduler(metric="val_loss", max_epochs=12, grace_period=1, reduction_factor=3, num_val=100)
     assert scheduler.on_trial_result(None, trial(0), row(1, 0.5, "val_loss")) == CONTINUE
     assert scheduler.on_trial_result(None, trial(1), row(1, 0.501, "val_loss")) == STOP
 
@@ -131,7 +212,7 @@ def test_rungs_last_epoch_ends_a_trial_that_does_not_count_as_pruned():
 @pytest.mark.parametrize("outcome", ["diverged", "failed"])
 def test_rungs_bad_end_stops_a_trial_that_does_not_count_as_pruned(regularizer, outcome):
     scheduler = rungs()
-    result = row(2, float("nan"), **{OUTCOME: outcome})
+    result = bad_end(outcome, row(2, float("nan")))
     assert scheduler.on_trial_result(None, trial(0, regularizer), result) == STOP
     assert not scheduler.pruned
 
@@ -140,7 +221,7 @@ def test_rungs_do_not_take_the_score_of_a_bad_end():
     scores = random_scores(6, 12)
     alone = decisions(rungs(), [trial(n) for n in range(6)], scores)
     scheduler = rungs()
-    scheduler.on_trial_result(None, trial(99), row(1, 1.0, **{OUTCOME: "diverged"}))
+    scheduler.on_trial_result(None, trial(99), bad_end("diverged", row(1, 1.0)))
     assert decisions(scheduler, [trial(n) for n in range(6)], scores) == alone
 
 

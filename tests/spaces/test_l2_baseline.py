@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from delta_tune.config import TrialConfig
 from delta_tune.results.tables import StudyTables
-from delta_tune.search.optuna_search import StudySearch
+from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.spaces.l2_baseline import (
     ARM,
     add_l2_baseline,
@@ -112,7 +112,7 @@ def test_rungs_are_shared_within_what_has_a_budget_of_its_own():
 def test_arms_take_turns_also_after_a_session_that_had_none():
     both = add_l2_baseline(checked(), 0)
     asked = []
-    search = StudySearch(
+    search = OptunaSearcher(
         both,
         metric="val_accuracy",
         sampler="random",

@@ -7,7 +7,7 @@ from ray.tune.search import Searcher
 
 from delta_tune.config import TrialConfig
 from delta_tune.results.tables import SCORES, StudyTables
-from delta_tune.search.messages import GPUS, NUMBER, TASK
+from delta_tune.search.messages import TrialAssignment
 from delta_tune.search.planned_runs import PlannedRuns
 from delta_tune.study.confirmation import _compared, contenders, plan_runs
 
@@ -80,9 +80,9 @@ def test_runs_give_every_method_the_same_fresh_seed_on_the_same_split(tables):
 def test_runs_are_handed_out_once_and_in_order(tables):
     runs, asked = plan_runs(tables, {"l2": add(tables, "l2", [0.5] * 3)}, 2, seed=0), []
     search = PlannedRuns(runs, "val_accuracy", asked.append)
-    first, second = search.suggest("a"), search.suggest("b")
-    assert (first[NUMBER], first[TASK], first[GPUS]) == (0, 0, 0.0)
-    assert (second[NUMBER], second[TASK]) == (1, 1)
+    first, second = (TrialAssignment.from_config(search.suggest(trial_id)) for trial_id in "ab")
+    assert (first.number, first.task, first.gpus) == (0, 0, 0.0)
+    assert (second.number, second.task) == (1, 1)
     assert search.suggest("c") == Searcher.FINISHED
     assert asked == runs
 

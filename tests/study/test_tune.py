@@ -250,12 +250,13 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
     def starving(config, worker_settings):
         from ray import tune
 
-        from delta_tune.search.messages import OUT_OF_MEMORY, OUTCOME
+        from delta_tune.search.messages import TrialAssignment, TrialOutcome
         from delta_tune.search.worker import run_tune_trial
 
-        if config["number"] == 1 and config["gpus"] < 1:
-            bad = {"epoch": 0, "val_accuracy": float("nan"), "node": "n", "began": 0.0, "ended": 1.0}
-            tune.report({**bad, OUTCOME: OUT_OF_MEMORY, "error": "out of memory"})
+        assignment = TrialAssignment.from_config(config)
+        if assignment.number == 1 and assignment.gpus < 1:
+            last = {"epoch": 0, "val_accuracy": float("nan"), "node": "n", "began": 0.0, "ended": 1.0}
+            tune.report(TrialOutcome(kind="out of memory", error="too small").to_result(last))
         else:
             run_tune_trial(config, worker_settings)
 

@@ -13,7 +13,7 @@ from ray import cloudpickle
 import delta_tune
 from delta_tune.config import StudyConfig, TrialConfig, UserError
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
-from delta_tune.search.messages import NUMBER
+from delta_tune.search.messages import TrialAssignment
 from delta_tune.tracking.mlflow_runs import MlflowRuns
 from delta_tune.tracking.trackers import check_trackers, trackers
 
@@ -92,7 +92,7 @@ def callback(tmp_path):
 class TuneTrial:
     """As much of Tune's trial as callbacks look at."""
 
-    config = {NUMBER: 0, "lr": 0.1, "alpha": None}  # noqa: RUF012
+    config = TrialAssignment(number=0, hyperparameters={"lr": 0.1, "alpha": None}).to_config()
 
     def __str__(self):
         return "trial-00000"
