@@ -64,16 +64,21 @@ def _join(address: str) -> None:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A Ray that is started and ended meanwhile listens to this machine alone, not to its networks.
+    """Make a Ray that is started while the block runs listen to this machine alone, not to its networks.
 
-    As it does on macOS and Windows; on Linux only this switch, which is read at its import, says so (ray#18730).
+    As it does on macOS and Windows; on Linux only this private switch, which is read at its import, says so
+    (ray#18730). A Ray that has no such switch listens as it does by itself.
     """
-    from ray._private import ray_constants
+    try:
+        from ray._private import ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
+        before, variable = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    except (ImportError, AttributeError):
+        yield
+        return
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+        with _environment({variable: "0"}):
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before

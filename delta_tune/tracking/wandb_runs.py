@@ -17,7 +17,10 @@ EXCLUDED = (
 
 
 class WandbRuns(WandbLoggerCallback):  # type: ignore[misc]
-    """Ray's callback: a run a trial, those of a study as a group.
+    """Ray's callback: one run per trial, those of a study as a group.
+
+    The key goes to wandb as a setting: Ray would make it an environment variable of its processes, and logs those in
+    plain text.
 
     Args:
         project: of wandb.
@@ -26,15 +29,20 @@ class WandbRuns(WandbLoggerCallback):  # type: ignore[misc]
 
     def __init__(self, project: str, folder: Path) -> None:
         # The processes that send may lack this one's variables, on a Ray that was joined
-        mode = {"mode": os.environ["WANDB_MODE"]} if "WANDB_MODE" in os.environ else {}
-        super().__init__(project=project, group=folder.name, excludes=list(EXCLUDED), dir=str(folder), **mode)
+        options: dict[str, Any] = {"mode": os.environ["WANDB_MODE"]} if "WANDB_MODE" in os.environ else {}
+        if KEY in os.environ:
+            options["settings"] = {"api_key": os.environ[KEY]}
+        super().__init__(project=project, group=folder.name, excludes=list(EXCLUDED), dir=str(folder), **options)
 
-    def _start_logging_actor(self, trial: Any, exclude_results: list[str], **options: Any) -> None:
-        """As Ray's, but the key comes as an argument: Ray would make it a variable, and logs those in plain text."""
+    def log_trial_start(self, trial: Any) -> None:
+        """As Ray's, with the variable hidden from it."""
         key = os.environ.pop(KEY, None)
         try:
-            secret = {} if key is None else {"settings": {"api_key": key}}
-            super()._start_logging_actor(trial, exclude_results, **options, **secret)
+            super().log_trial_start(trial)
         finally:
             if key is not None:
                 os.environ[KEY] = key
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the key: Tune pickles its callbacks into the study's folder."""
+        return self.__dict__ | {"kwargs": {name: value for name, value in self.kwargs.items() if name != "settings"}}

@@ -77,6 +77,24 @@ def test_a_ray_of_our_own_listens_on_loopback_only():
     assert {ipaddress.ip_address(each.removeprefix("::ffff:")).is_loopback for each in addresses} == {True}, addresses
 
 
+WITHOUT_SWITCH = """
+import ray
+from ray._private import ray_constants
+from delta_tune.cluster.connection import ray_cluster
+del ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+with ray_cluster("local"):
+    print(ray.get(ray.remote(lambda: "it runs").remote()))
+"""
+
+
+def test_a_ray_without_the_private_switch_for_loopback_is_started_as_it_comes():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SWITCH], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["it runs"], done.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
 def test_all_processes_of_a_node_read_one_copy_of_what_is_shared(ray_cluster):
     class Reader:
