@@ -11,6 +11,7 @@ the resident memory of driver and workers, the last fifth of the study against t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -25,7 +26,7 @@ import torch
 import delta_tune
 from delta_tune.background import run_every
 from delta_tune.cluster.connection import ray_cluster
-from delta_tune.results.utilization import TimeUse
+from delta_tune.results.study_record import StudyRecord
 
 
 class Memory:
@@ -60,8 +61,9 @@ def study(what: str, out: str, **settings: Any) -> dict[str, Any]:
     memory = Memory()
     with run_every(1, memory.sample):
         result = delta_tune.tune(data="demo", out=out, name=what.replace(" ", "-"), verbose=0, **settings)
-    record = json.loads((result.path / "study.json").read_text())
-    use = TimeUse(**record["time_use"])
+    record = StudyRecord.read(result.path)
+    use = record.time_use
+    assert use is not None
     trials = result.trials.num_rows
     columns = [result.trials[name].to_pylist() for name in ("train_seconds", "eval_seconds")]
     lengths = [training + validation for training, validation in zip(*columns, strict=True)]
@@ -71,14 +73,14 @@ def study(what: str, out: str, **settings: Any) -> dict[str, Any]:
         f"{what:24s}{trials:5d} trials of {statistics.median(lengths):5.1f} s  overhead {100 * use.overhead:5.1f} %  "
         f"(of the slots' time inside trials {shares['inside']:.1f} %, between them {shares['between']:.1f} %, "
         f"idle at the end {shares['tail']:.1f} %)",
-        f"{'':24s}ready after {record['ready_seconds']:.1f} s, median start {statistics.median(starts(result)):.2f} s",
+        f"{'':24s}ready after {record.ready_seconds:.1f} s, median start {statistics.median(starts(result)):.2f} s",
         f"{'':24s}resident MiB in the second and the last fifth: driver {driver[0]:.0f}, {driver[1]:.0f}; "
         f"largest worker {worker[0]:.0f}, {worker[1]:.0f}",
         sep="\n",
         flush=True,
     )
-    return {"what": what, "trials": trials, **record["time_use"], "overhead": use.overhead} | {
-        "ready_seconds": record["ready_seconds"],
+    return {"what": what, "trials": trials, **dataclasses.asdict(use), "overhead": use.overhead} | {
+        "ready_seconds": record.ready_seconds,
         "start_seconds": starts(result),
         "driver_mib": memory.driver,
         "worker_mib": memory.workers,

@@ -1,4 +1,4 @@
-"""Work that is done again and again beside the rest."""
+"""Recurring work beside the main thread: run it every few seconds, or limit it to a share of the time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 
 class TimeShare:
-    """Tells when a piece of work may be done again that is to take no more than a part of the time.
+    """Limits a recurring job to a share of wall-clock time.
 
     Args:
-        of_time: that part, above 0 and at most 1.
+        of_time: the share, in (0, 1].
     """
 
     def __init__(self, of_time: float) -> None:
@@ -20,12 +20,12 @@ class TimeShare:
 
     @property
     def free(self) -> bool:
-        """Whether the pieces that were done have had their time."""
+        """Whether the job may run again now."""
         return time.monotonic() >= self._due
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Within it a piece is done."""
+        """Count the time of the block as time spent on the job."""
         began = time.monotonic()
         try:
             yield
@@ -36,7 +36,7 @@ class TimeShare:
 
 @contextmanager
 def run_every(seconds: float, work: Callable[[], None]) -> Iterator[None]:
-    """Within it a thread does `work` after every so many seconds; at its end a piece that was begun is waited for."""
+    """Call `work` from a thread every `seconds` while the block runs; wait for a call in progress at the end."""
     over = threading.Event()
 
     def run() -> None:

@@ -21,8 +21,10 @@ from helpers.nodes import free_port
 from PIL import Image
 from pyarrow import fs
 
+from delta_tune.config import TrialConfig
 from delta_tune.results.tables import StudyTables
 from delta_tune.training.task import Task, prepare
+from delta_tune.training.trial import run_trial
 
 # Workers are started by the tests' Ray: two threads each on two cores would only slow one another down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -76,6 +78,23 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(image_folder: Path, tiny_weights: Path) -> Task:
     """The task of the two; trials leave it as it is, apart from what was measured for them."""
     return prepare(image_folder, f"timm:{TINY}", str(tiny_weights), image_size=IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def best(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `best` folder of a study of one trial."""
+    from delta_tune.study.finish_phase import save_winner  # not for tests that need no Ray
+
+    folder = tmp_path_factory.mktemp("study")
+    config = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
+    result = run_trial(task, config, checkpoint=folder / "checkpoints" / "00000")
+    tables = StudyTables(folder, "val_accuracy")
+    tables.add(0, config, {}, {})
+    for row in result.epochs:
+        tables.report(0, row)
+    tables.finish(0, "completed")
+    save_winner(task, tables, 0, folder)
+    return folder / "best"
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""What the documents say: their commands are ones that the programs take, their messages ones that they give."""
+"""The documentation: programs accept its commands, links lead somewhere, its Python runs, its messages exist."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import shutil
@@ -10,64 +11,103 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import delta_tune
 from delta_tune.cli import commands as subcommands
 from delta_tune.cli import launch
 
 ROOT = Path(delta_tune.__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+OTHER_PROGRAMS = {"CONTRIBUTING.md", "cluster.md", "experiments.md", "performance.md", "scale.md"}
+"""Documents that name flags of Ray, pip, pytest and the benchmarks."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-SHARED = ROOT.parent / "shared"
-README = (ROOT / "README.md").read_text()
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def blocks(document, kind):
-    return [text for found, text in BLOCK.findall(document.read_text()) if found == kind]
+def blocks(document, language):
+    return [text for name, text in BLOCK.findall(document.read_text()) if name == language]
 
 
 def commands(document):
-    """Each `python launch.py …` and `python -m delta_tune …` of a document, in blocks and in backticks."""
+    """Every `python launch.py …` and `python -m delta_tune …` of a document, in blocks and in backticks."""
     text = document.read_text().replace("\\\n", " ")
-    lines = [line.partition("  #")[0] for kind in ("sh", "console") for each in blocks(document, kind)
-             for line in each.replace("\\\n", " ").splitlines()]  # fmt: skip
-    inline = [each.replace("\n", " ") for each in re.findall(r"`([^`]+)`", re.sub(BLOCK, "", text))]
-    found = [
+    lines = [line.partition("  #")[0] for language in ("sh", "console") for block in blocks(document, language)
+             for line in block.replace("\\\n", " ").splitlines()]  # fmt: skip
+    inline = [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", re.sub(BLOCK, "", text))]
+    matches = [
         re.search(r"python (launch\.py|-m delta_tune)((?: [^;&|>]+)?)", line)
         for line in (*lines, *inline)
         if "…" not in line
     ]
-    return [(match[1], shlex.split(match[2])) for match in found if match]
+    return [(match[1], shlex.split(match[2])) for match in matches if match]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: each.name)
+@each_document
 def test_commands_are_ones_that_the_programs_take(document):
     for program, words in commands(document):
-        words = ["1" if word == "N" else word for word in words]
+        words = ["2" if word == "N" else word for word in words]
         parser = launch.parser() if program == "launch.py" else subcommands.parser()
-        if words != ["--help"]:
-            parser.parse_args(words)  # ends the process, and so the test, where it does not take them
+        if words and words != ["--help"]:
+            parser.parse_args(words)  # exits, and so fails the test, if it does not accept them
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: each.name)
+def test_commands_are_found():
+    assert sum(len(commands(document)) for document in DOCUMENTS) > 40
+
+
+def anchors(document):
+    """The fragments that a document's headings can be linked by, on GitHub and on the site."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(BLOCK, "", document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@each_document
 def test_links_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text()):
-        assert target.startswith("https://") or (document.parent / target).exists(), target
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(BLOCK, "", document.read_text())):
+        target, _, anchor = link.partition("#")
+        if target.startswith("https://"):
+            continue
+        path = document.parent / target if target else document
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path), link
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: each.name)
+def test_site_lists_every_page():
+    """A page outside of the navigation can be found by a link only."""
+
+    def pages(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [page for child in (entry.values() if isinstance(entry, dict) else entry) for page in pages(child)]
+
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert sorted(pages(yaml.safe_load(text)["nav"])) == sorted(
+        str(document.relative_to(DOCS)) for document in DOCS.rglob("*.md")
+    )
+
+
+@each_document
 def test_python_blocks_are_python(document):
     for text in blocks(document, "python"):
         compile(text, document.name, "exec")
+
+
+def test_python_reference_has_every_public_name():
+    names = set(re.findall(r"^::: delta_tune\.(\w+)", (DOCS / "reference" / "python.md").read_text(), re.MULTILINE))
+    assert names == set(delta_tune.__all__)
 
 
 def test_messages_of_the_index_are_given_somewhere():
     sources = [file.read_text() for file in (ROOT / "delta_tune").rglob("*.py")]
     # Strings that are continued on the next line are one
     spoken = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
-    table = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
-    messages = [each for cell in table for each in re.findall(r"`([^`]+)`", cell)]
+    table = re.findall(r"^\| (`.*?) \|", (DOCS / "reference" / "errors.md").read_text(), re.MULTILINE)
+    messages = [message for cell in table for message in re.findall(r"`([^`]+)`", cell)]
     assert len(messages) > 20
     for message in messages:
         pattern = r"[^\n]*?".join(re.escape(part) for part in re.split(r"\s*…\s*", message) if part)
@@ -75,8 +115,8 @@ def test_messages_of_the_index_are_given_somewhere():
 
 
 @pytest.fixture
-def place(image_folder, tiny_weights, tmp_path, monkeypatch, ray_cluster):
-    """A folder with what the README's reader has; what its names stand for."""
+def reader_folder(image_folder, tiny_weights, tmp_path, monkeypatch, ray_cluster):
+    """A folder with what the reader of the documentation has; returns the real values of its placeholders."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(next((image_folder / "test" / "red").iterdir()), tmp_path / "a.jpg")
     shutil.copy(next((image_folder / "test" / "blue").iterdir()), tmp_path / "b.png")
@@ -90,82 +130,101 @@ def place(image_folder, tiny_weights, tmp_path, monkeypatch, ray_cluster):
 
 
 @pytest.mark.slow
-def test_readmes_python_runs(place, capsys):
+def test_python_of_readme_and_guides_runs(reader_folder, capsys):
     run = 0
-    for text in blocks(ROOT / "README.md", "python"):
-        for name, stands_for in place.items():
-            text = text.replace(name, stands_for)
-        text = text.replace("results/NAME", str(next(iter(Path("results").glob("*-*")), "results/NAME")))
-        if "PHOTOS" not in text and "def space" not in text:
-            exec(compile(text, "README.md", "exec"), {})
+    for document in (README, *(DOCS / "how-to" / f"{name}.md" for name in ("python", "predict-and-export", "results"))):
+        for text in blocks(document, "python"):
+            for name, value in reader_folder.items():
+                text = text.replace(name, value)
+            text = text.replace("results/NAME", str(next(iter(Path("results").glob("*-*")), "results/NAME")))
+            exec(compile(text, document.name, "exec"), {})
             run += 1
-    assert run >= 3
+    assert run == 5
     assert "completed" in capsys.readouterr().out
 
 
 def run(line, cwd):
-    """A shell line, with the Python of this test and the program of this checkout."""
+    """Run a shell line with the Python of this test and the program of this checkout."""
     line = re.sub(r"^python launch\.py", f"python {ROOT / 'launch.py'}", line.partition("  #")[0])
     words = [sys.executable if word == "python" else word for word in shlex.split(line)]
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=580, check=False)
 
 
 @pytest.mark.slow
-def test_readmes_commands_run_one_after_another(place, image_folder, tmp_path):
-    """From one's own photos to a resume, with a small budget; what needs another program's server is left out."""
-    stands_for = {
+def test_commands_of_readme_and_guides_run_one_after_another(reader_folder, image_folder, tmp_path):
+    """From the reader's own photos to a resume, with a small budget."""
+    values = {
         "PHOTOS": str(image_folder),
         "results/NAME": "results/photos",
         "results/OTHER": "results/photos",
         "--name photos": "--name photos --num-trials 2 --max-epochs 2 --image-size 64",
     }
-    lines = [line.partition("  #")[0] for line in "".join(blocks(ROOT / "README.md", "sh")).splitlines()]
+    guides = [DOCS / "how-to" / f"{name}.md" for name in ("results", "predict-and-export", "resume")]
+    shell = "".join(text for document in (README, *guides) for text in blocks(document, "sh"))
+    shell += "".join(text for text in blocks(DOCS / "how-to" / "compare-methods.md", "sh") if "compare" in text)
+    lines = [line.partition("  #")[0] for line in shell.splitlines()]
     mine = [line for line in lines if re.match(r"python (?!.*…)", line)]
     assert len(mine) == 8
     for line in mine:
         resumes = "--resume" in line
-        for name, there in stands_for.items():
-            line = line if resumes else line.replace(name, there)
+        for name, value in values.items():
+            line = line if resumes else line.replace(name, value)
         done = run(line, tmp_path)
         assert done.returncode == 0, line + done.stdout + done.stderr
     left = {path.name for path in (tmp_path / "results" / "photos").iterdir()}
-    (table,) = re.findall(r"^\| file \| content \|\n\|---\|---\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    (table,) = re.findall(
+        r"^\| file \| content \|\n\|---\|---\|\n((?:\|.*\n)+)",
+        (DOCS / "how-to" / "results.md").read_text(),
+        re.MULTILINE,
+    )
     named = {name.rstrip("/") for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert len(named) > 9
     assert named - left <= {"journal.jsonl", "confirm"}
 
 
-def test_readmes_mistake_is_answered_as_it_says(tmp_path):
-    (block,) = blocks(ROOT / "README.md", "console")
+def test_mistake_is_answered_as_the_reference_says(tmp_path):
+    (block,) = blocks(DOCS / "reference" / "errors.md", "console")
     command, _, answer = block.removeprefix("$ ").partition("\n")
     done = run(command, tmp_path)
     assert done.returncode == 2
     assert (done.stdout + done.stderr).split() == answer.split()
 
 
-@pytest.mark.parametrize("name", ["README", "docs/howto", "docs/flowers", "docs/report", "docs/search", "docs/errors"])
-def test_flags_that_are_named_alone_exist(name):
-    text = (ROOT / f"{name}.md").read_text()
-    flags = {flag for each in re.findall(r"`(--[^`]+)`", re.sub(BLOCK, "", text)) for flag in FLAG.findall(each)}
-    sources = "".join((ROOT / "delta_tune" / f"{module}.py").read_text() for module in ("cli/launch", "cli/commands"))
-    assert flags <= set(FLAG.findall(sources))
+def options(parser):
+    """The flags of a parser and of its commands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options(command)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name not in OTHER_PROGRAMS],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_flags_that_are_named_alone_exist(document):
+    named = re.findall(r"`(--[^`]+)`", re.sub(BLOCK, "", document.read_text()))
+    flags = {flag for code in named for flag in FLAG.findall(code)}
+    assert flags <= set(options(launch.parser())) | set(options(subcommands.parser()))
+
+
 @pytest.mark.slow
-def test_flowers_tutorial_runs_to_its_end(tmp_path):
-    """Its commands in their order, on the photos that lie beside this checkout, with a small budget."""
-    stands_for = {
-        "PHOTOS": str(SHARED / "data" / "flowers17"),
-        "mobilenet_v2.pth": str(SHARED / "weights" / "mobilenet_v2.pth"),
+def test_flowers_tutorial_runs_to_its_end(real_data, tmp_path):
+    """Its commands in their order, on real photos and with a small budget."""
+    values = {
+        "PHOTOS": str(real_data / "data" / "flowers17"),
+        "mobilenet_v2.pth": str(real_data / "weights" / "mobilenet_v2.pth"),
         "--num-trials 16": "--num-trials 5",
         "--max-epochs 12": "--max-epochs 1",
         "--confirm 5": "--confirm 2 --train-per-class 10",
     }
-    lines = "".join(blocks(ROOT / "docs" / "flowers.md", "sh")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks(DOCS / "tutorial" / "flowers.md", "sh")).replace("\\\n", " ").splitlines()
     assert len(lines) == 6
     for line in lines:
-        for name, there in stands_for.items():
-            line = line.replace(name, there)
+        for name, value in values.items():
+            line = line.replace(name, value)
         done = run(line, tmp_path)
         assert done.returncode == 0, line + done.stdout + done.stderr
     assert "Confirmed: " in (tmp_path / "results" / "confirmed" / "report.html").read_text()

@@ -17,8 +17,10 @@ PACKAGE = Path(delta_tune.__file__).parent
 LAYERS = [
     {"config", "background"},
     {"filesystem"},
-    {"data", "results"},
-    {"models", "spaces", "console"},
+    {"results"},
+    {"console"},
+    {"data"},
+    {"models", "spaces"},
     {"attention"},
     {"training"},
     {"cluster", "inference"},

@@ -1,4 +1,4 @@
-"""`python -m delta_tune`: what one does with a study once it is there. Heavy imports wait until they are needed."""
+"""`python -m delta_tune`: commands that use a finished study. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from delta_tune.cli.launch import EXIT_MISTAKE
 from delta_tune.config import UserError
 
 FORMATS = ("onnx", "torchscript", "state_dict")
-FOLDER = "a study's folder, or its best/"
+MODEL_FOLDER = "Folder of a study, or its best/; local or at s3://…"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,21 +25,23 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = p.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    predict = _command(commands, "predict", _predict, "classify images")
-    predict.add_argument("folder", metavar="FOLDER", help=f"{FOLDER}, here or at s3://…")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    predict.add_argument("--top", type=int, default=2, metavar="K", help="classes to show (2)")
-    predict.add_argument("--device", default="cpu", help="where to compute, such as cuda (cpu)")
-    predict.add_argument("--json", action="store_true", help="print every class's probability as JSON")
-    export = _command(commands, "export", _export, "write the model for other programs")
-    export.add_argument("folder", metavar="FOLDER", help=f"{FOLDER}, here or at s3://…")
-    export.add_argument("--format", choices=FORMATS, required=True)
-    export.add_argument("--output", type=Path, metavar="FILE", help="(model.onnx, .pt or .pth, here)")
-    report = _command(commands, "report", _report, "write report.html anew")
-    report.add_argument("folder", metavar="FOLDER", help="a study's folder")
-    compare = _command(commands, "compare", _compare, "put studies side by side")
-    compare.add_argument("folders", nargs="+", metavar="FOLDER", help="studies' folders")
-    compare.add_argument("--json", action="store_true", help="print the rows as JSON")
+    predict = _command(commands, "predict", _predict, "Classify images")
+    predict.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them")
+    predict.add_argument("--top", type=int, default=2, metavar="K", help="Number of classes to show (2)")
+    predict.add_argument("--device", default="cpu", metavar="DEVICE", help="Where to compute, such as cuda (cpu)")
+    predict.add_argument("--json", action="store_true", help="Print the probability of every class as JSON")
+    export = _command(commands, "export", _export, "Write the model for other programs")
+    export.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
+    export.add_argument("--format", choices=FORMATS, required=True, help="Format of the file")
+    export.add_argument(
+        "--output", type=Path, metavar="FILE", help="File to write (model.onnx, model.pt or model.pth, by format)"
+    )
+    report = _command(commands, "report", _report, "Write report.html again from the tables")
+    report.add_argument("folder", metavar="FOLDER", help="Folder of a study")
+    compare = _command(commands, "compare", _compare, "Put studies side by side")
+    compare.add_argument("folders", nargs="+", metavar="FOLDER", help="Folders of studies")
+    compare.add_argument("--json", action="store_true", help="Print the comparison as JSON")
     return p
 
 
@@ -54,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], said: str) -> Any:
-    made = commands.add_parser(name, help=said, description=f"{said.capitalize()}.", allow_abbrev=False)
-    made.set_defaults(run=run)
-    return made
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> Any:
+    command = commands.add_parser(name, help=help, description=f"{help}.", allow_abbrev=False)
+    command.set_defaults(run=run)
+    return command
 
 
 def _predict(given: argparse.Namespace) -> None:
@@ -78,15 +80,16 @@ def _predict(given: argparse.Namespace) -> None:
         return
     table = Table("image", "label", "probability", *(["then"] if given.top > 1 else []))
     for name, prediction in zip(names, predictions, strict=True):
-        ranked = sorted(prediction.probabilities.items(), key=lambda each: -each[1])[1 : given.top]
-        rest = ", ".join(f"{label} {100 * share:.1f} %" for label, share in ranked)
-        table.add_row(
-            *(str(name), prediction.label, f"{100 * prediction.probability:.1f} %"), *([rest] if given.top > 1 else [])
-        )
+        cells = [str(name), prediction.label, f"{100 * prediction.probability:.1f} %"]
+        if given.top > 1:
+            others = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[1 : given.top]
+            cells.append(", ".join(f"{label} {100 * probability:.1f} %" for label, probability in others))
+        table.add_row(*cells)
     Console(highlight=False, markup=False).print(table)
 
 
 def _export(given: argparse.Namespace) -> None:
+    from delta_tune.console.format import format_bytes
     from delta_tune.inference.export import SUFFIXES, export_model
     from delta_tune.inference.model import load
 
@@ -100,10 +103,10 @@ def _export(given: argparse.Namespace) -> None:
         export_model(model, given.format, file)
     except OSError as error:
         raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
-    print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+    print(f"{file}: {format_bytes(file.stat().st_size)}")
 
 
-def _here(command: str, folder: str) -> str:
+def _local_folder(command: str, folder: str) -> str:
     from delta_tune.filesystem.uris import is_uri
 
     if is_uri(folder):
@@ -114,11 +117,11 @@ def _here(command: str, folder: str) -> str:
 def _report(given: argparse.Namespace) -> None:
     from delta_tune.report.page import write_report
 
-    print(write_report(_here("report", given.folder)))
+    print(write_report(_local_folder("report", given.folder)))
 
 
-def _compared(row: dict[str, Any]) -> dict[str, str]:
-    """What is shown of a study: name → cell."""
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """A study's column of the table: name → cell."""
     from delta_tune.console.format import format_duration, format_score
 
     accuracy, interval = row["accuracy"], row["interval"]
@@ -143,11 +146,11 @@ def _compare(given: argparse.Namespace) -> None:
 
     from delta_tune.results.comparison import comparability_notes, compare_studies
 
-    rows = compare_studies([_here("compare", folder) for folder in given.folders])
+    rows = compare_studies([_local_folder("compare", folder) for folder in given.folders])
     if given.json:
         print(json.dumps(rows, indent=2))
         return
-    columns = [_compared(row) for row in rows]
+    columns = [_cells(row) for row in rows]
     first, *lines = ([name, *(column[name] for column in columns)] for name in columns[0])
     table = Table(*(Column(cell, overflow="fold") for cell in first))  # a study's column: 80 signs hold two or three
     for line in lines:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from delta_tune.config import METRICS, StudyConfig, UserError, parse_setting
+from delta_tune.config import StudyConfig, UserError, fields_of, parse_setting
+from delta_tune.config.fields import Field
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
 EPILOG = """\
@@ -18,111 +20,52 @@ your own photos:   python launch.py --data PHOTOS --model timm:tf_efficientnet_l
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; their defaults are `StudyConfig`'s."""
-    defaults = StudyConfig()
+    """The flags: one for each field of `StudyConfig`, and `--dry-run`."""
     p = argparse.ArgumentParser(
         prog="launch.py",
         usage="launch.py [flags]",
         description=(
             "Find the best way to fine-tune a pretrained CNN: DELTA, L2-SP and L2, searched with Ray.\n"
-            "In brackets: what holds where the flag is not given."
+            "Defaults are in parentheses."
         ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
     )
-    data = p.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        metavar="DIR|FILE|NAME",
-        help="image folder, Parquet file or folder, here or at s3://… or gs://…, torchvision:NAME, or demo (demo)",
-    )
-    data.add_argument(
-        "--val-fraction", type=float, metavar="F", help="validation part of train where there is no such split (0.2)"
-    )
-    data.add_argument("--test-fraction", type=float, metavar="F", help="test part of train, likewise (0)")
-    data.add_argument("--train-fraction", type=float, metavar="F", help="train on this part of what is left (all)")
-    data.add_argument("--train-per-class", type=int, metavar="N", help="train on this many images a class (all)")
-    data.add_argument("--skip-damaged", action="store_true", help="leave unreadable images out and count them")
-    data.add_argument(
-        "--drop-duplicates", action="store_true", help="take images that also stand in another split out of train"
-    )
-    model = p.add_argument_group("model")
-    model.add_argument(
-        "--model", metavar="NAME", help="NAME of torchvision.models, or timm:NAME (the demo's EfficientNet-Lite0)"
-    )
-    model.add_argument(
-        "--weights", metavar="FILE", help="default (the library's own), a local .pth or .safetensors, or demo"
-    )
-    model.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the square input (the weights' own)")
-    search = p.add_argument_group("search")
-    search.add_argument("--space", metavar="FILE", help=f"search space, a Python file ({defaults.space})")
-    search.add_argument("--set", action="append", metavar="KEY=VALUE", help="fix a hyperparameter; may be repeated")
-    search.add_argument("--num-trials", type=int, metavar="N", help=f"trials ({defaults.num_trials})")
-    search.add_argument("--max-epochs", type=int, metavar="N", help=f"epochs of a full trial ({defaults.max_epochs})")
-    search.add_argument("--time-budget", metavar="TIME", help="wall clock of the search, such as 45m or 2h (none)")
-    search.add_argument("--metric", choices=list(METRICS), help=f"what is optimised ({defaults.metric})")
-    search.add_argument(
-        "--mode", choices=["max", "min"], help="whether that is to be large or small (as the metric has it)"
-    )
-    search.add_argument(
-        "--sampler", choices=["tpe", "gp", "random", "cmaes", "grid"], help=f"how trials are drawn ({defaults.sampler})"
-    )
-    search.add_argument(
-        "--grace-period", type=int, metavar="N", help=f"ASHA's first rung in epochs ({defaults.grace_period})"
-    )
-    search.add_argument(
-        "--reduction-factor",
-        type=float,
-        metavar="R",
-        help=f"one trial in R passes a rung ({defaults.reduction_factor:g})",
-    )
-    search.add_argument(
-        "--confirm", type=int, metavar="N", help="then compare the methods on N fresh seeds and splits (0)"
-    )
-    ray = p.add_argument_group("resources")
-    ray.add_argument(
-        "--cpus-per-trial", type=float, metavar="N", help=f"CPUs of one trial ({defaults.cpus_per_trial:g})"
-    )
-    ray.add_argument(
-        "--gpus-per-trial",
-        type=lambda text: text if text == "auto" else float(text),
-        metavar="N|auto",
-        help="GPUs of one trial: fractions share one, auto measures how many can (0, or 1 where there are GPUs)",
-    )
-    ray.add_argument(
-        "--max-concurrent-trials", type=int, metavar="N", help="most trials at a time (what the cluster holds)"
-    )
-    ray.add_argument(
-        "--address", metavar="ADDRESS", help="Ray: local, auto or host:port (local; RAY_ADDRESS is honoured)"
-    )
-    study = p.add_argument_group("study")
-    study.add_argument("--out", metavar="DIR|s3://…", help=f"results folder, or an address ({defaults.out})")
-    study.add_argument("--name", metavar="NAME", help="name of the study (data-model-date-time)")
-    study.add_argument(
-        "--cache",
-        metavar="DIR|s3://…",
-        help="where studies share attention (.cache in the results folder)",
-    )
-    study.add_argument(
-        "--start-from", metavar="DIR|NAME", help="try the best configurations of that earlier study first (none)"
-    )
-    study.add_argument("--resume", action="store_true", help="carry on the interrupted study of that name")
-    study.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    study.add_argument("--seed", type=int, metavar="N", help=f"of splits, trials and sampler ({defaults.seed})")
-    study.add_argument("--verbose", type=int, metavar="0-2", help="0 quiet, 1 trials, 2 epochs too (1)")
-    tools = p.add_argument_group("tools that follow a study")
-    tools.add_argument(
-        "--storage",
-        metavar="URL|FILE",
-        help="Optuna storage for optuna-dashboard, such as sqlite:///s.db (none)",
-    )
-    tools.add_argument(
-        "--mlflow", metavar="URL", help="send trials there too: http://host:5000 or sqlite:///mlflow.db (none)"
-    )
-    tools.add_argument("--wandb", metavar="PROJECT", help="send trials to this Weights & Biases project too (none)")
+    p.add_argument("-h", "--help", action="help", help="Show this message and stop")
+    groups: dict[str, Any] = {}
+    for field in fields_of(StudyConfig).values():
+        if field.group not in groups:
+            groups[field.group] = p.add_argument_group(field.group)
+        groups[field.group].add_argument(field.flag, **_argument(field))
+    groups["study"].add_argument("--dry-run", action="store_true", help="Print the plan and stop")
     return p
+
+
+def _argument(field: Field) -> dict[str, Any]:
+    """What argparse needs for a field."""
+    default = f" ({field.default_text})" if field.default_text else ""
+    text = (field.help + default).replace("`", "").replace("%", "%%")
+    if field.kind is bool:
+        return {"action": "store_true", "help": text}
+    if field.kind is not None:
+        return {"type": partial(_number, field), "metavar": field.metavar, "help": text}
+    if field.choices:
+        return {"choices": field.choices, "help": text}
+    repeated = {"action": "append"} if isinstance(field.default, Mapping) else {}
+    return {"metavar": field.metavar, "help": text, **repeated}
+
+
+def _number(field: Field, text: str) -> Any:
+    """The value of a flag that takes a number, or one of its words."""
+    if text in field.choices:
+        return text
+    try:
+        return int(text) if field.kind is int else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {field.wanted}, but got {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

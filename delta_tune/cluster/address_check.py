@@ -1,4 +1,4 @@
-"""Whether a Ray answers at an address. Ray itself waits for a head that is gone, or that does not know its token."""
+"""Check that Ray answers at an address before joining it: Ray itself would wait for a dead head or a wrong token."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import sys
 from delta_tune.config import UserError
 
 CONNECT_TIMEOUT_S = 5.0
-KNOCK_TIMEOUT_S = 12.0
-"""Of `ray status`, which takes 1.2 s on two idle cores."""
+STATUS_TIMEOUT_S = 12.0
+"""For `ray status`, which takes 1.2 s on two idle cores."""
 _STATUS = "from ray.scripts.scripts import main; main()"
 
 
 def check_address(address: str) -> None:
-    """See that Ray answers there, within 20 s.
+    """Check within 20 s that Ray answers at `address`.
 
     Args:
         address: `auto`, `host:port` or `ray://host:port`.
 
     Raises:
-        UserError: nothing answers, or what answers wants another token.
+        UserError: nothing answers, or Ray there expects another token.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
@@ -34,34 +34,34 @@ def check_address(address: str) -> None:
                 f"--address {address}: nothing answers there ({error}); start Ray with `ray start --head`, "
                 f"or leave --address out to use this machine."
             ) from error
-    if not address.startswith("ray://"):  # there another protocol is spoken
+    if not address.startswith("ray://"):  # Ray Client speaks another protocol
         _ask_status(address)
 
 
 def _ask_status(address: str) -> None:
-    """In a process of its own: Ray's C++ part writes its complaints to the terminal, and tries for 20 s."""
+    """Run `ray status` in a subprocess: Ray's C++ code writes to the terminal and retries for 20 s."""
     command = [sys.executable, "-c", _STATUS, "status", "--address", address]
     environment = os.environ | {"RAY_py_gcs_connect_timeout_s": "4"}
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=KNOCK_TIMEOUT_S, check=False
+            command, env=environment, capture_output=True, text=True, timeout=STATUS_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"--address {address}: what listens there did not answer as Ray does within {KNOCK_TIMEOUT_S:g} s; give "
-            f"the address that `ray start --head` printed."
+            f"--address {address}: something listens there but did not answer like Ray within "
+            f"{STATUS_TIMEOUT_S:g} s; give the address that `ray start --head` printed."
         ) from error
-    said = done.stdout + done.stderr
-    if "InvalidAuthToken" in said or "authentication token" in said:
-        given = "the token given here is another" if _has_token() else "none is given here"
+    output = done.stdout + done.stderr
+    if "InvalidAuthToken" in output or "authentication token" in output:
+        given = "the token given here is a different one" if _has_token() else "none is given here"
         raise UserError(
-            f"--address {address}: that Ray wants its token, and {given}; set RAY_AUTH_MODE=token and "
+            f"--address {address}: Ray there expects a token, and {given}; set RAY_AUTH_MODE=token and "
             f"RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it, as on its head node."
         )
-    if "Could not find any running Ray instance" in said:
+    if "Could not find any running Ray instance" in output:
         raise UserError(
-            f"--address {address}: no Ray runs on this machine; start one with `ray start --head`, give host:port, or "
-            f"leave --address out."
+            f"--address {address}: Ray is not running on this machine; start one with `ray start --head`, give "
+            f"host:port, or leave --address out."
         )
 
 
@@ -73,11 +73,11 @@ def _has_token() -> bool:
 
 
 def version_mismatch(message: str) -> str | None:
-    """Ray's word of versions that differ, in a sentence; None where it speaks of something else."""
-    found = re.findall(r"(Ray|Python): (\S+)", message)
-    if "Version mismatch" not in message or len(found) != 4:
+    """A sentence for Ray's version-mismatch error; None for any other error."""
+    versions = re.findall(r"(Ray|Python): (\S+)", message)
+    if "Version mismatch" not in message or len(versions) != 4:
         return None
-    (_, ray), (_, python), (_, own_ray), (_, own_python) = found
+    (_, ray), (_, python), (_, own_ray), (_, own_python) = versions
     return (
         f"the cluster runs Ray {ray} on Python {python}, but this process Ray {own_ray} on Python {own_python}; "
         f"install the same on both."

@@ -1,7 +1,7 @@
-"""Attention on the cluster: rounds of probe images split over actors that have the trials' resources.
+"""Measure attention on the cluster: actors with a trial's resources share the probe images of each round.
 
-How the work is split changes no bit of the result: losses are computed in blocks of images that no split crosses, layer
-by layer, and put together in the order of the images.
+The split does not change a bit of the result: losses are computed layer by layer in fixed blocks of images, which are
+never divided, and joined in image order.
 """
 
 from __future__ import annotations
@@ -25,62 +25,64 @@ _Work = tuple[range, tuple[str, ...]]
 
 
 class _Actor:
-    """A prober in a process of its own."""
+    """A probe worker in its own process."""
 
     def __init__(self, shelf: str, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        prober: ProbeJob = get_shared(shelf)  # and not an argument, which Ray could not give to a restarted actor
-        self._ready = prober.on(torch.device(device))
+        job: ProbeJob = get_shared(shelf)  # not an argument: Ray could not pass it to a restarted actor
+        self._worker = job.on(torch.device(device))
 
     def notes(self) -> list[str]:
-        """Of layers that are slow, and why."""
-        return self._ready.notes
+        """Which layers are slow, and why."""
+        return self._worker.notes
 
-    def losses(self, place: int, work: _Work) -> tuple[int, dict[str, Tensor]]:
-        """The losses per image of one piece of work, and its place among all."""
-        return place, self._ready.losses(*work)
+    def losses(self, index: int, work: _Work) -> tuple[int, dict[str, Tensor]]:
+        """The losses per image of one chunk, and the chunk's index."""
+        return index, self._worker.losses(*work)
 
 
 def ray_runner(*, cpus: float, gpus: float, slots: int, threads: int, device: str, bar: Bar) -> Runner:
-    """A runner on `slots` actors with `cpus` CPUs and `gpus` GPUs each. The death of one costs what it was at."""
+    """A runner on `slots` actors with these CPUs and GPUs each. If one dies, only its current chunk is repeated."""
 
     @contextmanager
-    def runner(prober: ProbeJob, _: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
-        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Actor)
-        shelf = f"prober-{uuid.uuid4().hex}"
+    def runner(job: ProbeJob, _: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
+        actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(
+            _Actor
+        )
+        shelf = f"probe-job-{uuid.uuid4().hex}"
         actors = []
-        with put_shared(prober, shelf):
+        with put_shared(job, shelf):
             try:
-                actors = [actor.remote(shelf, device, threads) for _ in range(slots)]
+                actors = [actor_class.remote(shelf, device, threads) for _ in range(slots)]
                 for note in ray.get(actors[0].notes.remote()):
                     say(f"          {note}.")
-                yield _ablate_on(ActorPool(actors), prober, slots, bar)
+                yield _ablate_on(ActorPool(actors), job, slots, bar)
             finally:
-                for each in actors:
-                    ray.kill(each)
+                for actor in actors:
+                    ray.kill(actor)
 
     return runner
 
 
-def _ablate_on(pool: ActorPool, prober: ProbeJob, slots: int, bar: Bar) -> Ablate:
+def _ablate_on(pool: ActorPool, job: ProbeJob, slots: int, bar: Bar) -> Ablate:
     def ablate(positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        pieces = chunk_work(positions, layers, slots)
-        channels = sum(prober.backbone.channels[layer] for layer in layers)
+        chunks = chunk_work(positions, layers, slots)
+        channels = sum(job.backbone.channels[layer] for layer in layers)
         text = f"Attention: images {positions.start + 1} to {positions.stop}, {len(layers)} layers"
-        found: dict[int, dict[str, Tensor]] = {}
+        by_index: dict[int, dict[str, Tensor]] = {}
         with bar(text, channels * len(positions)) as advance:
-            work = pool.map_unordered(lambda each, piece: each.losses.remote(*piece), list(enumerate(pieces)))
-            for place, losses in work:
-                found[place] = losses
-                advance(sum(each.numel() for each in losses.values()))
-        done = [found[place] for place in range(len(pieces))]
-        return {layer: torch.cat([each[layer] for each in done if layer in each]) for layer in layers}
+            work = pool.map_unordered(lambda actor, chunk: actor.losses.remote(*chunk), list(enumerate(chunks)))
+            for index, losses in work:
+                by_index[index] = losses
+                advance(sum(tensor.numel() for tensor in losses.values()))
+        in_order = [by_index[index] for index in range(len(chunks))]
+        return {layer: torch.cat([losses[layer] for losses in in_order if layer in losses]) for layer in layers}
 
     return ablate
 
 
 def chunk_work(positions: range, layers: tuple[str, ...], slots: int) -> list[_Work]:
-    """Blocks of images with all layers, which share a forward pass, or with one each where slots would stay empty."""
+    """Blocks of images with all layers, which share a forward pass; with one layer each if slots would stay empty."""
     blocks = [positions[i : i + IMAGES_AT_ONCE] for i in range(0, len(positions), IMAGES_AT_ONCE)]
     if len(blocks) >= 2 * slots:
         return [(block, layers) for block in blocks]

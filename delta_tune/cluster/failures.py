@@ -1,4 +1,4 @@
-"""Causes that stop a study and are no configuration's fault: a full or read-only disk, a full object store, no Ray."""
+"""External failures that stop a study: a full or read-only disk, a full object store, a Ray head that is gone."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from delta_tune.cluster.connection import HeadMonitor
 from delta_tune.config import UserError
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-LOOK_AT_HEAD_S = 2.0
+HEAD_CHECK_S = 2.0
 STORE_ERRORS = (ObjectStoreFullError, OutOfDiskError)
 
 
 class ExternalFailure(Exception):
-    """A trial, or the search, met such a cause; the message is its reason in words."""
+    """A trial or the search hit an external failure; the message names the cause."""
 
 
 def external_cause(error: BaseException | None) -> str | None:
-    """The cause in words if there is one behind `error`, else None."""
+    """The external cause behind `error` in words; None if there is none."""
     while error is not None:
         if isinstance(error, ExternalFailure):
             return str(error)
@@ -34,9 +34,9 @@ def external_cause(error: BaseException | None) -> str | None:
             return f"Ray's object store has no room left ({type(error).__name__})"
         number = getattr(error, "errno", None)
         if number is None and isinstance(error, Exception):
-            # safetensors tells the number in words alone, as does Ray of what was raised in another process.
-            told = re.search(r"(?:os error |\[Errno )(\d+)", str(error))
-            number = int(told.group(1)) if told else None
+            # safetensors, and Ray for an error raised in another process, give the number only in the text.
+            match = re.search(r"(?:os error |\[Errno )(\d+)", str(error))
+            number = int(match.group(1)) if match else None
         if number in ERRNOS:
             where = getattr(error, "filename", None)
             return os.strerror(number) + (f" ({where})" if where else "")
@@ -46,11 +46,11 @@ def external_cause(error: BaseException | None) -> str | None:
 
 @contextmanager
 def as_user_error(folder: Path, out: str) -> Iterator[None]:
-    """Within it such a cause becomes a `UserError` with what is to be done.
+    """Turn an external failure inside the block into a `UserError` that says what to do.
 
     Args:
-        folder: of the study.
-        out: what holds it, as the user knows it.
+        folder: the study's folder.
+        out: its parent as the user named it: a folder or an address.
     """
     try:
         yield
@@ -65,32 +65,32 @@ def as_user_error(folder: Path, out: str) -> Iterator[None]:
 
 @contextmanager
 def exit_if_head_dies(folder: Path, out: str, before_end: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within it the loss of Ray's head is told in a sentence and ends this process with status 2.
+    """End this process with status 2 and one sentence if Ray's head dies while the block runs.
 
-    Ray ends it anyway, with status 1 and without our word, once it has waited for a minute; until then its calls
-    block, those that Tune would clean up with too, so that no exception comes through.
+    Ray itself ends the process after a minute with status 1 and no explanation. Until then its calls block, including
+    those of Tune's own clean-up, so no exception would reach us.
 
     Args:
-        folder: of the study.
-        out: what holds it, as the user knows it.
-        before_end: what is done before that.
+        folder: the study's folder.
+        out: its parent as the user named it: a folder or an address.
+        before_end: called before the process ends.
     """
     head = HeadMonitor()
 
     def look() -> None:
         if head.patience() <= 0:
-            said = _stopped("Ray's head is gone", folder, out)
+            message = _stopped("Ray's head is gone", folder, out)
             before_end()
             sys.stdout.flush()
-            print(f"launch.py: {said}", file=sys.stderr, flush=True)
+            print(f"launch.py: {message}", file=sys.stderr, flush=True)
             os._exit(2)
 
-    with run_every(LOOK_AT_HEAD_S, look):
+    with run_every(HEAD_CHECK_S, look):
         yield
 
 
 def _stopped(cause: str, folder: Path, out: str) -> str:
     return (
-        f"The study stopped: {cause}. Everything that is finished is kept in {out}/{folder.name}; once the cause "
-        f"is gone, carry on with: python launch.py --resume --name {folder.name} --out {out}"
+        f"The study stopped: {cause}. Everything finished is saved in {out}/{folder.name}; once the cause is "
+        f"fixed, continue with: python launch.py --resume --name {folder.name} --out {out}"
     )

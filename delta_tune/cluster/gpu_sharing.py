@@ -1,4 +1,4 @@
-"""How many trials share a GPU: memory and work of one short trial, measured."""
+"""How many trials share a GPU, from the memory and GPU time that one short trial takes."""
 
 from __future__ import annotations
 
@@ -11,70 +11,71 @@ from typing import Any
 import ray
 import torch
 
-from delta_tune.config import TrialConfig, UserError
+from delta_tune.config import HEAVIEST, TrialConfig, UserError
+from delta_tune.console.format import format_bytes
 from delta_tune.training.task import Task
 from delta_tune.training.trial import Row, run_trial
 
 CONTEXT_BYTES = 600 * 2**20
-"""What CUDA and its libraries take in each process beside torch's allocator."""
+"""GPU memory of CUDA and its libraries per process, outside torch's allocator."""
 SPARE = 1.1
-"""Room left above the measured peak: other images, other kernels."""
+"""Factor on the measured peak: other images, other kernels."""
 STEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Footprint:
-    """What one trial asks of a GPU."""
+    """What one trial needs of a GPU."""
 
     peak: int
-    """Bytes that torch's allocator held at most."""
+    """Peak bytes held by torch's allocator."""
     total: int
-    """Bytes of the GPU."""
+    """The GPU's memory in bytes."""
     busy: float
     """Share of an epoch's wall clock in which the GPU computed, in (0, 1]."""
     images_per_second: float
 
     @property
     def sentence(self) -> str:
-        """For the study's plan."""
+        """A sentence for the study's plan."""
         return (
-            f"measured: a trial needs {self.peak / 2**30:.1f} of {self.total / 2**30:.0f} GiB and keeps the GPU busy "
-            f"{100 * self.busy:.0f} % of the time ({self.images_per_second:.0f} images a second)"
+            f"measured: a trial needs {format_bytes(self.peak)} of {format_bytes(self.total)} and keeps the GPU busy "
+            f"{100 * self.busy:.0f} % of the time ({self.images_per_second:.0f} images per second)"
         )
 
 
 def trials_per_gpu(footprint: Footprint, cpus_per_gpu: float, cpus_per_trial: float) -> int:
-    """How many fit, at least 1: by memory, by the GPU's time (more would only queue), by the CPUs that feed them."""
+    """How many trials fit, at least 1: limited by memory, GPU time (more would only queue), and CPUs that feed them."""
     by_memory = int(footprint.total / (SPARE * footprint.peak + CONTEXT_BYTES))
     by_time = -int(-1 // footprint.busy)
     return max(1, min(by_memory, by_time, int(cpus_per_gpu / cpus_per_trial)))
 
 
 def gpu_share(trials: int) -> float:
-    """Each one's part of a GPU, in Ray's ten-thousandths, so that as many really fit."""
+    """The fraction of a GPU for each of `trials`, in Ray's units of 1/10,000, rounded down so that all fit."""
     return 10_000 // trials / 10_000
 
 
 def doubled_share(gpus: float) -> float:
-    """A part of a GPU for a trial that needs more: half as many share it."""
+    """The next larger fraction, for a trial that ran out of memory: half as many share the GPU."""
     return gpu_share(max(1, round(1 / gpus) // 2))
 
 
 def memory_fraction(gpus: float, total: int) -> float:
-    """What a trial with that part of a GPU of `total` bytes may allocate, as torch counts it: without its context."""
+    """The fraction of `total` bytes that torch may allocate in a trial with `gpus` of a GPU, without its context."""
     return max(0.01, gpus - CONTEXT_BYTES / total)
 
 
 def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
-    """The configuration that needs most memory, as one that needs no attention; both networks where any has both."""
-    largest = max(configs, key=lambda config: (config.regularizer != "l2_fe", config.batch_size))
+    """The configuration that needs most memory, changed to need no attention; with both networks if any has both."""
+    largest = max(configs, key=lambda config: (config.method.trains_backbone, config.batch_size))
     if any(config.uses_behavior for config in configs):
-        largest = dataclasses.replace(largest, regularizer="delta_uniform", behavior_scale="raw")
+        largest = dataclasses.replace(largest, regularizer=HEAVIEST, behavior_scale="raw")
     return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0)
 
 
 def measure_footprint(task: Task, config: TrialConfig) -> Footprint:
-    """Train two short epochs on this process's GPU and look at the second.
+    """Train two short epochs on this process's GPU and measure the second.
 
     Raises:
         UserError: torch cannot use the GPU that Ray counts here.
@@ -86,7 +87,7 @@ def measure_footprint(task: Task, config: TrialConfig) -> Footprint:
         )
     device = torch.device("cuda")
     train, val = (split.first(STEPS * config.batch_size) for split in (task.dataset.train, task.dataset.val))
-    # No cache: features of a few images would lie there under the key of all.
+    # No cache: it would keep features of a few images under the key of all.
     short = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, train=train, val=val), cache=None)
     torch.cuda.reset_peak_memory_stats(device)
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])

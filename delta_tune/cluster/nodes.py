@@ -10,37 +10,37 @@ from delta_tune.config import UserError
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one machine lends."""
+    """CPUs and GPUs of one machine."""
 
     cpus: float
     gpus: float
 
     def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
-        """Trials that fit on it at a time."""
+        """How many trials fit on this node at a time."""
         by_cpu = self.cpus / cpus_per_trial if cpus_per_trial else math.inf
         by_gpu = self.gpus / gpus_per_trial if gpus_per_trial else math.inf
-        if 0 < gpus_per_trial < 1:  # a trial's part lies on one GPU
+        if 0 < gpus_per_trial < 1:  # a fraction of a GPU lies on one GPU
             by_gpu = int(self.gpus) * int(1 / gpus_per_trial + 1e-9)
         return int(min(by_cpu, by_gpu) + 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a study may use."""
+    """The nodes that a study may use."""
 
     where: str
     nodes: tuple[Node, ...]
     may_grow: bool = False
-    """Whether nodes may join: not on a Ray of our own."""
+    """Whether nodes may join later; False for a local Ray that we started."""
 
     @property
     def cpus(self) -> float:
-        """Of all nodes."""
+        """CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """Of all nodes."""
+        """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
     def __str__(self) -> str:
@@ -48,13 +48,13 @@ class Cluster:
         return f"{self.where} ({many}{self.cpus:g} CPUs, {self.gpus:g} GPUs)"
 
     def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
-        """Trials that run at a time.
+        """How many trials fit on the cluster at a time.
 
         Raises:
-            UserError: not even one fits on any node.
+            UserError: no node has room for even one trial.
         """
-        if found := sum(node.slots(cpus_per_trial, gpus_per_trial) for node in self.nodes):
-            return found
+        if slots := sum(node.slots(cpus_per_trial, gpus_per_trial) for node in self.nodes):
+            return slots
         most = max(node.gpus for node in self.nodes)
         asked = f"--gpus-per-trial {gpus_per_trial:g}"
         allowed = f"allowed is at most {most:g}" if most else "leave it out to train on CPUs"
@@ -63,17 +63,13 @@ class Cluster:
             most = max(node.cpus for node in self.nodes if node.gpus >= gpus_per_trial)
             asked = f"--cpus-per-trial {cpus_per_trial:g}"
             allowed, kind = f"allowed is at most {most:g}", "CPUs"
-        later = (
-            "; if its autoscaler can add such nodes, say with --max-concurrent-trials how many may run"
-            if self.may_grow
-            else ""
-        )
+        later = "; if its autoscaler can add such nodes, set --max-concurrent-trials" if self.may_grow else ""
         raise UserError(f"{asked} asks for more {kind} than a node of {self} has ({most:g}); {allowed}{later}.")
 
 
 def alive_nodes() -> tuple[Node, ...]:
-    """The nodes of the Ray that was joined, as they are now."""
+    """The nodes of the joined Ray that are alive now."""
     import ray
 
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return tuple(Node(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in found)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)

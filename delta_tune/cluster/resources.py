@@ -1,4 +1,4 @@
-"""How many trials may run at a time, as nodes come and go."""
+"""What one trial gets, and how many may run at a time as nodes come and go."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from delta_tune.cluster.gpu_sharing import Footprint, gpu_share, trials_per_gpu
 from delta_tune.cluster.nodes import Cluster, Node, alive_nodes
 from delta_tune.config import StudyConfig, UserError
 
-LOOK_S = 2.0
+CHECK_INTERVAL_S = 2.0
 NODE_WAIT_S = 600.0
-"""An autoscaler takes minutes for a machine with a GPU."""
+"""An autoscaler takes minutes to start a GPU machine."""
 AHEAD = 0.1
 
 
 class Capacity:
-    """The limit on concurrent trials, and for how long none has fitted.
+    """The limit on concurrent trials, and how long no node has had room.
 
-    Ray Tune fixes its own limit at the start of a run, so that nodes which join stay idle. Here the limit is what fits
-    on the nodes of the moment. Where more are allowed by `most`, a tenth of them, one at least, is proposed ahead:
-    an autoscaler adds nodes for trials that wait, and for nothing else.
+    Ray Tune fixes its limit at the start of a run, so nodes that join later would stay idle. This limit is what fits on
+    the current nodes. If `most` allows more, a tenth more trials (at least one) are proposed ahead, because an
+    autoscaler adds nodes only for waiting trials.
 
     Args:
-        resources: of a trial, and `most`.
-        say: told when no node has room any more, and when one has again.
-        nodes: the cluster's, to be asked again and again.
-        clock: seconds.
+        resources: what one trial gets, and `most`.
+        say: prints a sentence when no node has room any more, and when one has again.
+        nodes: returns the current nodes.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Capacity:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._resources, self._say, self._nodes, self._clock = resources, say, nodes, clock
-        self._looked = clock()
+        self._checked_at = clock()
         self._fit = trials_that_fit(resources, nodes())
         self._none_since: float | None = None
         self.history = [(time.time(), self._fit)]
-        """Since when (seconds since 1970) how many trials fitted at a time."""
+        """(seconds since 1970, trials that fit from then on)."""
 
     @property
     def limit(self) -> int:
-        """Trials that may be proposed and not be over."""
-        self._look()
+        """How many trials may be proposed and unfinished."""
+        self._check_nodes()
         most = self._resources.most
         if most is None:
             return max(1, self._fit)
@@ -58,70 +58,70 @@ class Capacity:
 
     @property
     def slots(self) -> int:
-        """Trials that ran at a time when it was last looked; costs nothing."""
+        """How many trials fitted at the last check; costs nothing."""
         fit = self.history[-1][1]
         return fit if self._resources.most is None else min(fit, self._resources.most)
 
     @property
-    def gone(self) -> str | None:
-        """What to tell, once no node has had room for so long that none will."""
-        self._look()
+    def out_of_room(self) -> str | None:
+        """A sentence once no node has had room for `NODE_WAIT_S`; else None."""
+        self._check_nodes()
         if self._none_since is None or self._clock() - self._none_since < NODE_WAIT_S:
             return None
         request = describe_request(self._resources)
-        return f"no node of the cluster has had room for {request} for {NODE_WAIT_S / 60:g} minutes"
+        return f"no node of the cluster had room for {request} for {NODE_WAIT_S / 60:g} minutes"
 
-    def _look(self) -> None:
+    def _check_nodes(self) -> None:
         now = self._clock()
-        if now - self._looked < LOOK_S:
+        if now - self._checked_at < CHECK_INTERVAL_S:
             return
-        self._looked = now
+        self._checked_at = now
         resources = self._resources
         self._fit = trials_that_fit(resources, self._nodes())
         if self._fit == 0 and self._none_since is None:
             self._none_since = now
             minutes = f"{NODE_WAIT_S / 60:g} minutes"
-            self._say(f"No node has room for {describe_request(resources)} any more; waiting up to {minutes} for one.")
+            self._say(f"No node has room for {describe_request(resources)} any more; waiting up to {minutes}.")
         elif self._fit > 0:
             self._none_since = None
             known = self.history[-1][1]
             if self._fit != known:
                 self.history.append((time.time(), self._fit))
-                self._say(f"The cluster has room for {self._fit} trials at a time now, it had for {known}.")
+                self._say(f"The cluster now has room for {self._fit} trials at a time (before: {known}).")
 
 
 def trials_that_fit(resources: Resources, nodes: Iterable[Node]) -> int:
-    """Trials that fit on these nodes at a time."""
+    """How many trials fit on `nodes` at a time."""
     return sum(node.slots(resources.cpus_per_trial, resources.gpus_per_trial) for node in nodes)
 
 
 def describe_request(resources: Resources) -> str:
-    """The resources of a trial in words."""
+    """What one trial needs, in words."""
     gpus = f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else ""
     return f"a trial with {resources.cpus_per_trial:g} CPUs{gpus}"
 
 
 def wait_for_resources(resources: Resources, say: Callable[[str], None]) -> None:
-    """Ask the cluster for what a trial needs, where no node has it yet.
+    """If no node has room for a trial yet, ask the cluster for one and wait.
 
     Raises:
-        UserError: none came in time.
+        UserError: no node came in time.
     """
     if trials_that_fit(resources, alive_nodes()):
         return
     minutes = f"{NODE_WAIT_S / 60:g} minutes"
-    say(f"No node has room for {describe_request(resources)} yet; asking for one, and waiting up to {minutes}.")
+    say(f"No node has room for {describe_request(resources)} yet; requesting one and waiting up to {minutes}.")
     bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
-    asked = placement_group([{name: many for name, many in bundle.items() if many}])
+    group = placement_group([{name: amount for name, amount in bundle.items() if amount}])
     try:
-        if not asked.wait(NODE_WAIT_S):
+        if not group.wait(NODE_WAIT_S):
             raise UserError(
                 f"No node with room for {describe_request(resources)} came within {minutes}, and {resources.where} has "
-                f"none; start one, look at `ray status` for what its autoscaler says, or ask for less with "
+                f"none; start one, check `ray status` for its autoscaler's messages, or ask for less with "
                 f"--gpus-per-trial or --cpus-per-trial."
             )
     finally:
-        remove_placement_group(asked)
+        remove_placement_group(group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +130,11 @@ class Resources:
 
     Attributes:
         cpus_per_trial: logical CPUs.
-        gpus_per_trial: GPUs; below 1 a part of one.
-        slots: trials at a time, on the cluster as it is when the study begins.
-        most: trials at a time at the most, however the cluster grows; None for no limit.
+        gpus_per_trial: GPUs; a fraction below 1.
+        slots: concurrent trials on the cluster as it is at the start of the study.
+        most: upper bound of concurrent trials, however the cluster grows; None for no bound.
         where: the cluster in words.
-        why: how the GPUs were shared out, where it was measured.
+        why: how GPUs are shared, if that was measured.
     """
 
     cpus_per_trial: float
@@ -146,20 +146,20 @@ class Resources:
 
     @property
     def threads(self) -> int:
-        """Torch threads of a trial."""
+        """Torch threads per trial."""
         return max(1, int(self.cpus_per_trial))
 
     @property
     def device(self) -> str:
-        """Where a trial trains."""
+        """The device that a trial trains on."""
         return "cuda" if self.gpus_per_trial > 0 else "cpu"
 
 
 def allocate(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Callable[[], Footprint]) -> Resources:
-    """The resources of one trial; `measure` is asked where it is to be found out how many share a GPU.
+    """Decide what one trial gets; `measure` is called to find out how many trials share a GPU (`auto`).
 
     Raises:
-        UserError: more than the cluster has.
+        UserError: a trial needs more than any node has.
     """
     gpus, why = config.gpus_per_trial, ""
     if gpus == "auto" and cluster.gpus >= 1:
@@ -174,7 +174,7 @@ def allocate(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Ca
     except UserError:
         if not (cluster.may_grow and most):
             raise
-        slots = 1  # nodes are asked for before the study begins
+        slots = 1  # `wait_for_resources` asks for a node before the study begins
     return Resources(
         cpus_per_trial=config.cpus_per_trial,
         gpus_per_trial=gpus,

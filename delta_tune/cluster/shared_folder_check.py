@@ -1,4 +1,4 @@
-"""Whether every node of the cluster sees the results folder, where trials leave what they are continued from."""
+"""Check that every node of the cluster can write to the results folder, where trials save their checkpoints."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from delta_tune.config import UserError
 from delta_tune.filesystem.uris import is_uri, to_pyarrow_uri
 from delta_tune.results.mirror import temporary_marker
 
-PATIENCE_S = 60.0
-"""A node that has not answered by then is named and not waited for: it may still be starting its first worker."""
+ANSWER_TIMEOUT_S = 60.0
+"""A node that has not answered by then is named, not waited for: it may still be starting its first worker."""
 
 
 def check_shared_folder(out: str | Path, say: Callable[[str], None]) -> None:
-    """Ask every node for a file that is laid into `out` meanwhile. For a folder this one needs not be asked.
+    """Put a marker file into `out` and ask every node whether it sees it; this node is asked only for addresses.
 
     Raises:
-        UserError: a node does not see it, or may not write there.
+        UserError: a node does not see `out`, or cannot write there.
     """
     remote = is_uri(out)
     here = ray.get_runtime_context().get_node_id()
@@ -36,32 +36,32 @@ def check_shared_folder(out: str | Path, say: Callable[[str], None]) -> None:
         return
     with temporary_marker(str(out)) if remote else _marker(Path(out)) as marker:
         answers = {_look(node, to_pyarrow_uri(marker) if remote else marker): name for node, name in asked.items()}
-        ready, silent = ray.wait(list(answers), num_returns=len(answers), timeout=PATIENCE_S)
+        ready, silent = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_TIMEOUT_S)
         for answer in ready:
             try:
                 fault = ray.get(answer)
-            except RayError:  # the node is lost, or its worker was: trials will go elsewhere
+            except RayError:  # the node or its worker is lost: trials will run elsewhere
                 silent.append(answer)
                 continue
             if fault and remote:
                 raise UserError(
-                    f"--out {out} cannot be used from node {answers[answer]} ({fault}), and trials there leave their "
+                    f"--out {out} cannot be used from node {answers[answer]} ({fault}), but trials there save their "
                     f"checkpoints in it; give every node access, by its role or in the environment of `ray start`."
                 )
             if fault:
                 raise UserError(
-                    f"--out {out} {fault} node {answers[answer]}, and trials there leave their checkpoints in it; give "
+                    f"--out {out} {fault} node {answers[answer]}, but trials there save their checkpoints in it; give "
                     f"a folder that all {len(nodes)} nodes of the cluster share (NFS, EFS, Filestore …), or s3://…."
                 )
     if silent:
         which = ", ".join(answers[answer] for answer in silent)
-        say(f"Not known to see {out}, for want of an answer in {PATIENCE_S:.0f} s: node {which}.")
+        say(f"No answer within {ANSWER_TIMEOUT_S:.0f} s: could not check that {out} is visible on node {which}.")
 
 
 def _look(node: str, marker: str) -> Any:
-    """A reference to what is wrong with `marker` on that node, `""` where nothing is."""
+    """An object reference to what is wrong with `marker` on `node`; `""` if nothing is."""
 
-    def look(file: str) -> str:  # Ray sends the text of an inner function: the node needs nothing of ours for it
+    def look(file: str) -> str:  # Ray pickles inner functions by value: the node needs no code of ours
         if not os.path.exists(file):
             return "is not seen by"
         return "" if os.access(os.path.dirname(file), os.W_OK) else "cannot be written to from"
@@ -86,7 +86,7 @@ def _look(node: str, marker: str) -> Any:
 
 @contextmanager
 def _marker(out: Path) -> Iterator[str]:
-    """A file in `out` for a while; of folders that had to be made for it nothing stays."""
+    """A marker file in `out` while the block runs; folders created for it are removed again."""
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     marker = out / f".marker-{uuid.uuid4().hex}"
     try:
@@ -98,6 +98,6 @@ def _marker(out: Path) -> Iterator[str]:
         yield str(marker)
     finally:
         marker.unlink(missing_ok=True)
-        with suppress(OSError):  # another study has begun in it
+        with suppress(OSError):  # another study has started in it
             for folder in new:
                 folder.rmdir()

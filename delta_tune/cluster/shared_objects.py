@@ -10,11 +10,11 @@ NAMESPACE = "delta_tune"
 
 
 def driver_actor_options() -> dict[str, Any]:
-    """Options of an actor that is to live as long as this process: any other node may be lost before."""
+    """Options that pin an actor to the driver's node, so it lives as long as this process."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    node = ray.get_runtime_context().get_node_id()  # soft affinity puts actors without CPUs anywhere
+    node = ray.get_runtime_context().get_node_id()  # with soft affinity Ray may put an actor without CPUs anywhere
     return {
         "num_cpus": 0,
         "namespace": NAMESPACE,
@@ -23,36 +23,36 @@ def driver_actor_options() -> dict[str, Any]:
 
 
 class _ObjectHolder:
-    """An actor that holds a reference to one object, so that trials find it by name.
+    """Holds a reference to one object so that trials find it by name.
 
-    A reference in the trainable's closure would be pinned in the store until the driver ends.
+    A reference in the trainable's closure would stay pinned in the store until the driver ends.
     """
 
     def __init__(self, boxed: list[Any]) -> None:
         self._boxed = boxed
 
     def get(self) -> list[Any]:
-        """The reference, boxed: Ray would otherwise resolve it here."""
+        """The reference in a list; Ray would resolve a bare one here."""
         return self._boxed
 
 
 @contextlib.contextmanager
 def put_shared(value: Any, name: str) -> Iterator[None]:
-    """Put an object into the store once, found by `get_shared(name)` anywhere in the cluster; gone afterwards."""
+    """Put `value` into the object store; `get_shared(name)` finds it anywhere in the cluster while the block runs."""
     import ray
 
     reference = ray.put(value)
-    shelf = ray.remote(_ObjectHolder).options(name=name, **driver_actor_options()).remote([reference])
+    holder = ray.remote(_ObjectHolder).options(name=name, **driver_actor_options()).remote([reference])
     try:
-        ray.get(shelf.get.remote())  # a name that is taken, or a cluster without room, shows here
+        ray.get(holder.get.remote())  # fails here if the name is taken or the cluster has no room
         yield
     finally:
-        ray.kill(shelf)
+        ray.kill(holder)
         del reference
 
 
 def get_shared(name: str) -> Any:
-    """The object of that name; its arrays are read-only views into the node's store."""
+    """The object that `put_shared` stored under `name`; its arrays are read-only views into the node's store."""
     import ray
 
     (reference,) = ray.get(ray.get_actor(name, namespace=NAMESPACE).get.remote())

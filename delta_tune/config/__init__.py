@@ -1,8 +1,11 @@
 """What a user can ask for: a trial's configuration, a study's settings, the methods. Standard library only."""
 
 from delta_tune.config.errors import UserError, did_you_mean
+from delta_tune.config.fields import fields_of
+from delta_tune.config.methods import BASELINE, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
 from delta_tune.config.study import StudyConfig, study_config
 from delta_tune.config.trial import (
+    FIXED_BY_STUDY,
     LAYER_CHOICES,
     METRICS,
     TRIAL_FIELDS,
@@ -12,7 +15,6 @@ from delta_tune.config.trial import (
     BehaviorScale,
     Metric,
     Mode,
-    Regularizer,
     Sampler,
     Schedule,
     TrialConfig,
@@ -22,13 +24,19 @@ from delta_tune.config.trial import (
 )
 
 __all__ = [
+    "BASELINE",
+    "FIXED_BY_STUDY",
+    "HEAVIEST",
     "LAYER_CHOICES",
+    "LOSS_PARTS",
+    "METHODS",
     "METRICS",
     "TRIAL_FIELDS",
     "AttentionEstimator",
     "Augmentation",
     "BatchNorm",
     "BehaviorScale",
+    "Method",
     "Metric",
     "Mode",
     "Regularizer",
@@ -39,6 +47,7 @@ __all__ = [
     "UserError",
     "check_names",
     "did_you_mean",
+    "fields_of",
     "parse_layers",
     "parse_setting",
     "study_config",

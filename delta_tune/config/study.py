@@ -4,110 +4,172 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from delta_tune.config.errors import UserError, did_you_mean
-from delta_tune.config.trial import INFINITY, METRICS, Metric, Mode, Sampler, check_names
+from delta_tune.config.fields import Range, field, fields_of
+from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, Sampler, check_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
     """One search: the flags of `launch.py` and the keywords of `tune`."""
 
-    data: str = "demo"
-    """Image folder, Parquet file or folder, here or at s3://… or gs://…; torchvision:NAME, or demo."""
-    val_fraction: float = 0.2
-    """Validation part cut from train where the data has no such split, in (0, 1)."""
-    test_fraction: float = 0.0
-    """Test part cut from train where the data has no such split, in [0, 1)."""
-    train_fraction: float | None = None
-    """Train on this part of what is left, in (0, 1]."""
-    train_per_class: int | None = None
-    """Train on this many images of each class, ≥ 1."""
-    skip_damaged: bool = False
-    """Leave unreadable images out and count them instead of refusing."""
-    drop_duplicates: bool = False
-    """Take images that also stand in another split out of train."""
-    model: str | None = None
-    """NAME of torchvision.models or timm:NAME (the demo's EfficientNet-Lite0)."""
-    weights: str | None = None
-    """default (the library's own), a local .pth or .safetensors, or demo."""
-    image_size: int | None = None
-    """Square input in pixels (the weights' own)."""
-    space: Any = "search_spaces/delta.py"
-    """Search space: a Python file, or the function itself."""
-    set: Mapping[str, Any] = field(default_factory=dict)
-    """Hyperparameters fixed to a value, by name."""
-    num_trials: int = 16
-    """Trials of the search, ≥ 1."""
-    max_epochs: int = 12
-    """Epochs of a full trial, ≥ 1."""
-    time_budget: float | str | None = None
-    """Wall clock of the search: seconds, or text such as 45m or 2h."""
-    metric: Metric = "val_accuracy"
-    """What is optimised on the validation split."""
-    mode: Mode | None = None
-    """max or min (as the metric has it)."""
-    sampler: Sampler = "tpe"
-    """How configurations are drawn after the starting points."""
-    grace_period: int = 1
-    """First rung of ASHA in epochs, ≥ 1."""
-    reduction_factor: float = 4
-    """ASHA keeps one in this many at each rung, > 1."""
-    confirm: int = 0
-    """After the search run the best of each method again on so many fresh seeds and splits, 0 or ≥ 2."""
-    cpus_per_trial: float = 1
-    """CPUs of one trial."""
-    gpus_per_trial: float | Literal["auto"] | None = None
-    """GPUs of one trial, a fraction shares one, auto measures how many share one (0; 1 where there are GPUs)."""
-    max_concurrent_trials: int | None = None
-    """Upper bound of trials at a time (what the cluster holds)."""
-    address: str | None = None
-    """Ray: local, auto, or an address (local; RAY_ADDRESS is honoured)."""
-    out: Path = Path("results")
-    """Results folder, or s3://… or gs://…."""
-    name: str | None = None
-    """Name of the study (data-model-date-time)."""
-    storage: str | None = None
-    """Optuna storage for optuna-dashboard: a database URL, or the path of a journal file (none)."""
-    mlflow: str | None = None
-    """MLflow server or database that the trials are sent to: http://host:5000, sqlite:///mlflow.db (none)."""
-    wandb: str | None = None
-    """Weights & Biases project that the trials are sent to (none)."""
-    cache: str | None = None
-    """Folder or s3://… address where studies share attention and features (.cache in the results folder)."""
-    start_from: str | None = None
-    """An earlier study, its folder or its name under `out`, whose best configurations are tried first (none)."""
-    resume: bool = False
-    """Carry on the interrupted study of that name."""
-    seed: int = 0
-    """Seed of splits, trials and sampler."""
-    verbose: int = 1
-    """0 quiet, 1 trials, 2 epochs."""
+    data: str = field(
+        "demo",
+        "Images: a folder or a Parquet file, local or at `s3://…` or `gs://…`; `torchvision:NAME`; or `demo`",
+        group="data",
+        metavar="DIR|FILE|NAME",
+    )
+    val_fraction: float = field(
+        0.2,
+        "Fraction of train that is used for validation if the data has no val split",
+        range=Range(0, 1, low_open=True, high_open=True),
+        group="data",
+        metavar="F",
+    )
+    test_fraction: float = field(
+        0.0,
+        "Fraction of train that is used for testing if the data has no test split",
+        range=Range(0, 1, high_open=True),
+        group="data",
+        metavar="F",
+    )
+    train_fraction: float | None = field(
+        None,
+        "Train on this fraction of what is then left of train",
+        range=Range(0, 1, low_open=True),
+        unset="all",
+        group="data",
+        metavar="F",
+    )
+    train_per_class: int | None = field(
+        None,
+        "Train on this number of images per class",
+        range=Range(1),
+        unset="all",
+        group="data",
+        metavar="N",
+    )
+    skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
+    drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    model: str | None = field(
+        None,
+        "`NAME` in torchvision.models, or `timm:NAME`",
+        unset="the demo's EfficientNet-Lite0",
+        group="model",
+        metavar="NAME",
+    )
+    weights: str | None = field(
+        None,
+        "Pretrained weights: `default` (the library's own), a local .pth or .safetensors file, or `demo`",
+        unset="default; without --model: demo",
+        group="model",
+        metavar="FILE",
+    )
+    image_size: int | None = field(
+        None,
+        "Side of the square input",
+        range=Range(1),
+        unset="the weights' own",
+        group="model",
+        metavar="PIXELS",
+    )
+    space: Any = field(
+        "search_spaces/delta.py", "Python file that defines the search space", group="search", metavar="FILE"
+    )
+    set: Mapping[str, Any] = field({}, "Fix a hyperparameter; may be repeated", group="search", metavar="KEY=VALUE")
+    num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")
+    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1), group="search", metavar="N")
+    time_budget: float | str | None = field(
+        None, "Wall-clock time of the search, such as `45m` or `2h`", group="search", metavar="TIME"
+    )
+    metric: Metric = field("val_accuracy", "Metric to optimise", group="search")
+    mode: Mode | None = field(
+        None, "Whether the metric is to be large or small", unset="as the metric requires", group="search"
+    )
+    sampler: Sampler = field("tpe", "How configurations are sampled after the starting points", group="search")
+    grace_period: int = field(1, "First rung of ASHA, in epochs", range=Range(1), group="search", metavar="N")
+    reduction_factor: float = field(
+        4, "One in R trials passes a rung", range=Range(1, low_open=True), group="search", metavar="R"
+    )
+    confirm: int = field(
+        0,
+        "After the search, compare the methods on N ≥ 2 fresh seeds and splits",
+        range=Range(0),
+        group="search",
+        metavar="N",
+    )
+    cpus_per_trial: float = field(1, "CPUs per trial", range=Range(0, low_open=True), group="resources", metavar="N")
+    gpus_per_trial: float | Literal["auto"] | None = field(
+        None,
+        "GPUs per trial: a fraction shares a GPU, `auto` measures how many trials fit on one",
+        range=Range(0),
+        unset="1 if there are GPUs, else 0",
+        group="resources",
+        metavar="N|auto",
+    )
+    max_concurrent_trials: int | None = field(
+        None,
+        "Maximum number of trials at a time",
+        range=Range(1),
+        unset="what the cluster holds",
+        group="resources",
+        metavar="N",
+    )
+    address: str | None = field(
+        None,
+        "Ray cluster: `local`, `auto` or `host:port`",
+        unset="RAY_ADDRESS if it is set, else local",
+        group="resources",
+        metavar="ADDRESS",
+    )
+    out: Path = field(
+        Path("results"), "Folder of the results, local or at `s3://…` or `gs://…`", group="study", metavar="DIR|s3://…"
+    )
+    name: str | None = field(None, "Name of the study", unset="data-model-date-time", group="study", metavar="NAME")
+    storage: str | None = field(
+        None,
+        "Optuna storage for optuna-dashboard: a database such as `sqlite:///s.db`, or a journal file",
+        group="tools that follow a study",
+        metavar="URL|FILE",
+    )
+    mlflow: str | None = field(
+        None,
+        "Also log the trials to MLflow: `http://host:5000` or `sqlite:///mlflow.db`",
+        group="tools that follow a study",
+        metavar="URL",
+    )
+    wandb: str | None = field(
+        None,
+        "Also log the trials to this Weights & Biases project",
+        group="tools that follow a study",
+        metavar="PROJECT",
+    )
+    cache: str | None = field(
+        None,
+        "Where studies share attention and features: a folder, or an address such as `s3://…`",
+        unset=".cache in the results folder",
+        group="study",
+        metavar="DIR|s3://…",
+    )
+    start_from: str | None = field(
+        None,
+        "Earlier study, its folder or name: try its best configurations first",
+        group="study",
+        metavar="DIR|NAME",
+    )
+    resume: bool = field(False, "Continue the interrupted study of that name", group="study")
+    seed: int = field(0, "Seed of splits, trials and sampler", range=Range(0, 2**31), group="study", metavar="N")
+    verbose: int = field(
+        1, "0 prints nothing, 1 trials, 2 also epochs", range=Range(0, 2), group="study", metavar="0-2"
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high, closed) in _STUDY_RANGES.items():
-            value, hint = getattr(self, name), _STUDY_HINTS[name]
-            if value is None and type(None) in get_args(hint):
-                continue
-            if value == "auto" and Literal["auto"] in get_args(hint):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f"{name} must be a number, but got {value!r}.")
-            if int in (hint, *get_args(hint)):
-                if not float(value).is_integer():
-                    raise UserError(f"{name} must be a whole number, but got {value!r}.")
-                object.__setattr__(self, name, int(value))
-            if not ((value >= low if closed else value > low) and value <= high):
-                upper = "" if high == INFINITY else f" and ≤ {high:g}"
-                raise UserError(f"{name} must be {'≥' if closed else '>'} {low:g}{upper}, but got {value!r}.")
-        for name, hint in _STUDY_HINTS.items():
-            if hint is bool and not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name} must be True or False, but got {getattr(self, name)!r}.")
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, but got {getattr(self, name)!r}.")
+        for name, declared in fields_of(StudyConfig).items():
+            object.__setattr__(self, name, declared.checked(getattr(self, name)))
         if self.mode not in (None, METRICS[self.metric]):
             raise UserError(f"mode must be {METRICS[self.metric]} for {self.metric}, but got {self.mode!r}.")
         if self.grace_period > self.max_epochs:
@@ -121,7 +183,7 @@ class StudyConfig:
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise UserError(f"name must be a plain folder name, but got {self.name!r}; the folder above it is out.")
         check_names([name for name in self.set if not name.startswith("_")], "set")
-        for name in ("max_epochs", "seed"):
+        for name in FIXED_BY_STUDY:
             if name in self.set:
                 raise UserError(f"set must leave {name} to --{name.replace('_', '-')}: it is the study's own setting.")
         _ = self.time_budget_s  # refuses what is no duration before anything is computed
@@ -144,25 +206,7 @@ class StudyConfig:
         return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
-_STUDY_HINTS: dict[str, Any] = get_type_hints(StudyConfig)
-STUDY_FIELDS: tuple[str, ...] = tuple(_STUDY_HINTS)
-_STUDY_RANGES: dict[str, tuple[float, float, bool]] = {  # name: (low, high (closed), low is allowed)
-    "val_fraction": (0, 1, False),
-    "test_fraction": (0, 1, True),
-    "train_fraction": (0, 1, False),
-    "train_per_class": (1, INFINITY, True),
-    "image_size": (1, INFINITY, True),
-    "num_trials": (1, INFINITY, True),
-    "max_epochs": (1, INFINITY, True),
-    "grace_period": (1, INFINITY, True),
-    "reduction_factor": (1, INFINITY, False),
-    "confirm": (0, INFINITY, True),
-    "cpus_per_trial": (0, INFINITY, False),
-    "gpus_per_trial": (0, INFINITY, True),
-    "max_concurrent_trials": (1, INFINITY, True),
-    "seed": (0, 2**31, True),
-    "verbose": (0, 2, True),
-}
+STUDY_FIELDS: tuple[str, ...] = tuple(fields_of(StudyConfig))
 DEMO: dict[str, Any] = {
     "image_size": 64,
     "space": "search_spaces/demo.py",

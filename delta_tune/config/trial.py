@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from delta_tune.config.errors import UserError, did_you_mean
+from delta_tune.config.fields import Range, field, fields_of
+from delta_tune.config.methods import METHODS, Method, Regularizer
 
-Regularizer = Literal["l2", "l2_sp", "l2_fe", "delta_uniform", "delta"]
 BehaviorScale = Literal["raw", "relative"]
 AttentionEstimator = Literal["exact", "first_order"]
 BatchNorm = Literal["train", "frozen"]
@@ -36,89 +37,92 @@ class TrialConfig:
         UserError: a value of the wrong type or out of its range.
     """
 
-    regularizer: Regularizer = "delta"
-    """What keeps the target near the source: weight decay, the starting point, a frozen backbone, or feature maps."""
-    behavior_scale: BehaviorScale = "relative"
-    """`relative` divides a layer's term by the map's mean square, so that alpha carries over between backbones."""
-    alpha: float = 1.0
-    """Strength of the behaviour (a per-image mean; delta, delta_uniform) or starting-point (l2_sp) penalty, ≥ 0."""
-    beta: float = 0.01
-    """Strength of the L2 penalty on the new head, ≥ 0; every method but l2 has it."""
-    layers: str | tuple[str, ...] = "all"
-    """Hooked layers: all, last, last_two, or module names."""
-    attention_estimator: AttentionEstimator = "exact"
-    """Channel losses by ablation (`exact`), or by one gradient for all channels (`first_order`)."""
-    attention_temperature: float = 5.0
-    """Temperature T of the softmax over a layer's standardised channel losses, > 0."""
-    batch_norm: BatchNorm = "frozen"
-    """`frozen` keeps the backbone's running statistics and trains the affine parameters; `train` uses each batch's."""
-    lr: float = 0.001
-    """Peak learning rate of the backbone, > 0."""
-    head_lr_multiplier: float = 10.0
-    """The head learns at this multiple of `lr`, > 0."""
-    momentum: float = 0.9
-    """Momentum of SGD, in [0, 1)."""
-    nesterov: bool = True
-    """Nesterov's form of the momentum; without effect where momentum is 0."""
-    weight_decay: float | None = None
-    """Weight decay of all parameters, ≥ 0; None means 1e-4 for l2 and 0 for the others."""
-    batch_size: int = 32
-    """Images a step, ≥ 1."""
-    schedule: Schedule = "cosine"
-    """Learning rate over the trial: ×0.1 after two thirds, a cosine to 0, or constant."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from 0, ≥ 0."""
-    label_smoothing: float = 0.0
-    """Label smoothing of the training cross entropy, in [0, 1)."""
-    max_grad_norm: float | None = None
-    """Gradients are clipped to this norm, > 0; None leaves them alone."""
-    average_epochs: float = 0.0
-    """Horizon in epochs of the moving average of the weights that is scored and kept, ≥ 0; 0 takes the last weights."""
-    augmentation: Augmentation = "crop_flip"
-    """Random changes of the training images."""
-    max_epochs: int = 12
-    """Epochs of a full trial, ≥ 1."""
-    seed: int = 0
-    """Seed of data order, augmentation and head; a study gives all its trials the same one."""
+    regularizer: Regularizer = field(
+        "delta",
+        "What keeps the target near the source: weight decay (`l2`), the starting point (`l2_sp`), a frozen backbone "
+        "(`l2_fe`), or feature maps (`delta_uniform`, `delta`)",
+    )
+    behavior_scale: BehaviorScale = field(
+        "relative",
+        "`relative` divides a layer's term by the map's mean square, so that alpha carries over between backbones",
+    )
+    alpha: float = field(
+        1.0,
+        "Strength of the behaviour penalty (`delta`, `delta_uniform`; a mean per image) or of the starting-point "
+        "penalty (`l2_sp`)",
+        range=Range(0),
+    )
+    beta: float = field(0.01, "Strength of the L2 penalty on the new head", range=Range(0))
+    layers: str | tuple[str, ...] = field("all", "Hooked layers: `all`, `last`, `last_two`, or module names")
+    attention_estimator: AttentionEstimator = field(
+        "exact", "Channel losses by ablation (`exact`), or by one gradient for all channels (`first_order`)"
+    )
+    attention_temperature: float = field(
+        5.0, "Temperature T of the softmax over a layer's standardised channel losses", range=Range(0, low_open=True)
+    )
+    batch_norm: BatchNorm = field(
+        "frozen",
+        "`frozen` keeps the backbone's running statistics and trains the affine parameters; `train` uses each batch's "
+        "statistics",
+    )
+    lr: float = field(0.001, "Peak learning rate of the backbone", range=Range(0, low_open=True))
+    head_lr_multiplier: float = field(
+        10.0, "The learning rate of the head is this multiple of `lr`", range=Range(0, low_open=True)
+    )
+    momentum: float = field(0.9, "Momentum of SGD", range=Range(0, 1, high_open=True))
+    nesterov: bool = field(True, "Nesterov momentum; without effect if `momentum` is 0")
+    weight_decay: float | None = field(
+        None, "Weight decay of all parameters", range=Range(0), unset="1e-4 for `l2`, 0 for the others"
+    )
+    batch_size: int = field(32, "Images per step", range=Range(1))
+    schedule: Schedule = field(
+        "cosine", "Learning rate over the trial: `step` is ×0.1 after two thirds, `cosine` ends at 0"
+    )
+    warmup_epochs: float = field(0.0, "Epochs of linear warm-up from 0", range=Range(0))
+    label_smoothing: float = field(
+        0.0, "Label smoothing of the training cross entropy", range=Range(0, 1, high_open=True)
+    )
+    max_grad_norm: float | None = field(
+        None, "Gradients are clipped to this norm", range=Range(0, low_open=True), unset="no clipping"
+    )
+    average_epochs: float = field(
+        0.0,
+        "Horizon in epochs of the moving average of the weights that is scored and saved; 0 uses the last weights",
+        range=Range(0),
+    )
+    augmentation: Augmentation = field("crop_flip", "Random changes of the training images")
+    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1))
+    seed: int = field(
+        0, "Seed of data order, augmentation and head; a study gives all its trials the same one", range=Range(0)
+    )
 
     def __post_init__(self) -> None:
-        for name, hint in _TRIAL_HINTS.items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
-        for name, (low, high, closed) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not ((value >= low if closed else value > low) and value < high):
-                bound = f"{'≥' if closed else '>'} {low:g}" + ("" if high == float("inf") else f" and < {high:g}")
-                raise UserError(f"{name} must be {bound}, but got {value!r}.")
+        for name, declared in fields_of(TrialConfig).items():
+            value = declared.checked(getattr(self, name))
+            if declared.kind is float and value is not None:
+                value = float(value)
+            object.__setattr__(self, name, parse_layers(value) if name == "layers" else value)
         if isinstance(self.layers, tuple) and not self.layers:
             raise UserError(f"layers must be one of {', '.join(LAYER_CHOICES)}, or module names, but got none.")
 
     @property
+    def method(self) -> Method:
+        """What there is to know of the chosen method."""
+        return METHODS[self.regularizer]
+
+    @property
     def uses_behavior(self) -> bool:
         """Whether the loss compares feature maps."""
-        return self.regularizer in ("delta", "delta_uniform")
+        return self.method.uses_behavior
 
     @property
     def effective_weight_decay(self) -> float:
         """`weight_decay` with its default resolved."""
-        if self.weight_decay is not None:
-            return self.weight_decay
-        return 1e-4 if self.regularizer == "l2" else 0.0
+        return self.method.weight_decay if self.weight_decay is None else self.weight_decay
 
     def record(self) -> dict[str, Any]:
         """The fields as stored: those that do not apply to the method are null, layer names are joined by commas."""
-        unused = set()
-        if not self.uses_behavior:
-            unused |= {"behavior_scale", "layers"}
-        if self.regularizer != "delta":
-            unused |= {"attention_estimator", "attention_temperature"}
-        if self.regularizer in ("l2", "l2_fe"):
-            unused.add("alpha")
-        if self.regularizer == "l2":
-            unused.add("beta")
-        if self.regularizer == "l2_fe":
-            unused |= {"batch_norm", "augmentation", "average_epochs"}
+        unused = self.method.unused_fields
         values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])
@@ -141,25 +145,9 @@ class TrialConfig:
         return cls(**values)
 
 
-_TRIAL_HINTS: dict[str, Any] = get_type_hints(TrialConfig)
-INFINITY = float("inf")
-_RANGES: dict[str, tuple[float, float, bool]] = {  # name: (low, high (open), low is allowed)
-    "alpha": (0, INFINITY, True),
-    "beta": (0, INFINITY, True),
-    "attention_temperature": (0, INFINITY, False),
-    "lr": (0, INFINITY, False),
-    "head_lr_multiplier": (0, INFINITY, False),
-    "momentum": (0, 1, True),
-    "weight_decay": (0, INFINITY, True),
-    "batch_size": (1, INFINITY, True),
-    "warmup_epochs": (0, INFINITY, True),
-    "label_smoothing": (0, 1, True),
-    "average_epochs": (0, INFINITY, True),
-    "max_grad_norm": (0, INFINITY, False),
-    "max_epochs": (1, INFINITY, True),
-    "seed": (0, INFINITY, True),
-}
-TRIAL_FIELDS: tuple[str, ...] = tuple(_TRIAL_HINTS)
+TRIAL_FIELDS: tuple[str, ...] = tuple(fields_of(TrialConfig))
+FIXED_BY_STUDY = ("max_epochs", "seed")
+"""Fields that all trials of a study share: their results would not compare otherwise."""
 
 
 def check_names(names: Iterable[str], where: str) -> None:
@@ -174,29 +162,6 @@ def check_names(names: Iterable[str], where: str) -> None:
                 f"{name!r} in the {where} is no hyperparameter{did_you_mean(name, TRIAL_FIELDS)}; "
                 f"the hyperparameters are {', '.join(TRIAL_FIELDS)}."
             )
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` in the type of its field; numbers are converted where nothing is lost."""
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, but got {value!r}.")
-        return value
-    if name == "layers":
-        return parse_layers(value)
-    optional = type(None) in get_args(hint)
-    if value is None and optional:
-        return None
-    kind = next(k for k in (*get_args(hint), hint) if k in (bool, int, float))
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-    elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-        if kind is float:
-            return float(value)
-        if float(value).is_integer():
-            return int(value)
-    raise UserError(f"{name} must be {kind.__name__}{' or None' if optional else ''}, but got {value!r}.")
 
 
 def parse_layers(value: Any) -> str | tuple[str, ...]:
@@ -226,8 +191,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if name.startswith("_"):
         return name, _parse_scalar(raw)
     check_names([name], "--set")
-    hint = _TRIAL_HINTS[name]
-    value: Any = raw if get_origin(hint) is Literal or name == "layers" else _parse_scalar(raw)
+    value: Any = _parse_scalar(raw) if fields_of(TrialConfig)[name].kind else raw
     return name, getattr(TrialConfig(**{name: value}), name)
 
 

@@ -1,9 +1,11 @@
-"""Durations, scores and hyperparameters as text."""
+"""Durations, sizes, scores and hyperparameters as text. Light, so that any module may import it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from delta_tune.config import METRICS, Metric
-from delta_tune.results.tables import StudyTables
 
 
 def format_duration(seconds: float) -> str:
@@ -13,12 +15,21 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def format_bytes(size: float) -> str:
+    """`1536` → `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 999.5:  # from there on three digits would be written as 1e+03
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
 def format_score(metric: Metric, value: float) -> str:
-    """A score as people write it."""
+    """A score as text: `0.853` → `85.3 %`, a loss with four digits."""
     return f"{100 * value:.1f} %" if METRICS[metric] == "max" else f"{value:.4f}"
 
 
-def format_params(tables: StudyTables, number: int) -> str:
-    """The sampled hyperparameters of a trial in one line."""
-    params = {k: v for k, v in tables.params(number).items() if k != "regularizer"}
-    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
+def format_params(params: Mapping[str, Any]) -> str:
+    """The sampled hyperparameters of a trial in one line; its method is shown beside them."""
+    others = {name: value for name, value in params.items() if name != "regularizer"}
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in others.items())

@@ -1,4 +1,4 @@
-"""Where a run of trials stands, counted event by event, and how a terminal shows it."""
+"""Progress of a run of trials, counted event by event, and its live view in the terminal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ BAR_WIDTH = 32
 
 
 class RunProgress:
-    """Counts of a run of trials.
+    """Progress of a run of trials.
 
-    Told of events in Tune's loop, and read by the thread that draws: nobody looks through all trials meanwhile.
+    Tune's loop reports events, the drawing thread reads the counts; neither has to scan all trials.
 
     Args:
-        tables: of the run.
-        total: its trials.
-        clock: seconds.
+        tables: the run's tables.
+        total: number of trials.
+        clock: returns seconds.
     """
 
     def __init__(self, tables: StudyTables, total: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,10 +45,10 @@ class RunProgress:
         self.best = "–"
 
     def begin(self, slots: Callable[[], int]) -> None:
-        """Count what is there, earlier sessions' trials too.
+        """Start counting, with the trials of earlier sessions included.
 
         Args:
-            slots: how many trials run at a time at this moment; asked from any thread.
+            slots: returns how many trials may run now; called from any thread.
         """
         with self._lock:
             self._began, self._slots = self._clock(), slots
@@ -58,28 +58,28 @@ class RunProgress:
                 self.bought += row["epochs"]
                 if number not in self._tables.open and row["state"] != "stopped":
                     self._count(number)
-            self._look_at_leader()
+            self._update_best()
 
     def started(self, number: int) -> None:
-        """A trial was given its place; a trial whose worker was lost is given one again."""
+        """A trial started, or started again after its worker was lost."""
         with self._lock:
             self._started.setdefault(number, self._clock())
             self._epochs.setdefault(number, self._tables.trials[number]["epochs"])
 
     def reported(self, number: int, epoch: int) -> None:
-        """A trial is done with an epoch."""
+        """A trial finished an epoch."""
         with self._lock:
             self.bought += epoch - self._epochs.get(number, 0)
             self._epochs[number] = epoch
 
     def requeued(self, number: int) -> None:
-        """A trial left its place and is to run again."""
+        """A trial stopped and will run again."""
         with self._lock:
             self._started.pop(number, None)
             self._epochs.pop(number, None)
 
     def ended(self, number: int) -> None:
-        """A trial is over, and the tables know how."""
+        """A trial ended; the tables already have its state."""
         with self._lock:
             since = self._started.pop(number, None)
             self._epochs.pop(number, None)
@@ -87,26 +87,26 @@ class RunProgress:
                 self._seconds += self._clock() - since
                 self._ended += 1
             self._count(number)
-            self._look_at_leader()
+            self._update_best()
 
     def ends_in(self, seconds: float) -> None:
-        """All trials are stopped then, done or not."""
+        """All trials will be stopped after `seconds`, done or not."""
         self._deadline = self._clock() + seconds
 
     @property
     def running(self) -> dict[int, int]:
-        """Trials that have a place, and the epochs that each is done with."""
+        """Running trials and how many epochs each has finished."""
         with self._lock:
             return {number: self._epochs.get(number, 0) for number in self._started}
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began, this session's."""
+        """Seconds since the run began in this session."""
         return self._clock() - self._began
 
     @property
     def left(self) -> float | None:
-        """Seconds that the rest will take if its trials take as long as those that ended here; None before any has."""
+        """Estimated seconds until the end, from the trials that ended in this session; None before the first."""
         with self._lock:
             if not self._ended:
                 return None
@@ -117,7 +117,7 @@ class RunProgress:
             return left if self._deadline is None else max(0.0, min(left, self._deadline - now))
 
     def max_epochs(self, number: int) -> int:
-        """The full budget of a trial."""
+        """Epochs of a full trial."""
         epochs: int = self._tables.trials[number]["config.max_epochs"]
         return epochs
 
@@ -127,40 +127,40 @@ class RunProgress:
         if row["state"] == "pruned":
             self.saved += self.max_epochs(number) - row["epochs"]
 
-    def _look_at_leader(self) -> None:
+    def _update_best(self) -> None:
         if (leader := self._tables.leader) is not None:
             score, trial = self._tables.best_row(leader)[self._tables.metric], self._tables.trials[leader]
             self.best = f"{format_score(self._tables.metric, score)} (trial {leader}, {trial['config.regularizer']})"
 
 
-def render_progress(standing: RunProgress, metric: Metric, title: str, gpus: int) -> RenderableType:
-    """A few lines, each cut to the terminal's width."""
-    running = standing.running
-    to_come = max(0, standing.total - standing.done - len(running))
-    left = "–" if standing.left is None else f"about {format_duration(standing.left)}"
+def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int) -> RenderableType:
+    """The live view: a progress bar and five lines, each cut to the terminal's width."""
+    running = progress.running
+    to_come = max(0, progress.total - progress.done - len(running))
+    left = "–" if progress.left is None else f"about {format_duration(progress.left)}"
     use = f"CPU {psutil.cpu_percent():.0f} %"  # since the last call
     if gpus and (busy := gpu_utilization(gpus)) is not None:
         use += f", GPU {busy:.0f} %"
-    trials = [f"{n} (epoch {epochs} of {standing.max_epochs(n)})" for n, epochs in sorted(running.items())]
+    trials = [f"{n} (epoch {epochs} of {progress.max_epochs(n)})" for n, epochs in sorted(running.items())]
     lines = {
-        title: f"{standing.done} of {standing.total} trials done, {len(running)} running, {to_come} to come",
-        "best": f"{metric} {standing.best}",
-        "epochs": f"{standing.bought} bought, {standing.saved} saved by stopping trials early",
-        "time": f"{format_duration(standing.elapsed)} gone, {left} left; {use}",
+        title: f"{progress.done} of {progress.total} trials done, {len(running)} running, {to_come} to come",
+        "best": f"{metric} {progress.best}",
+        "epochs": f"{progress.bought} bought, {progress.saved} saved by stopping trials early",
+        "time": f"{format_duration(progress.elapsed)} gone, {left} left; {use}",
         "trials": ", ".join(trials) or "–",
     }
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(no_wrap=True, overflow="ellipsis")
-    grid.add_row("", ProgressBar(total=standing.total, completed=standing.done, width=BAR_WIDTH))
+    grid.add_row("", ProgressBar(total=progress.total, completed=progress.done, width=BAR_WIDTH))
     for name, text in lines.items():
         grid.add_row(name, Text(text, no_wrap=True, overflow="ellipsis"))
     return grid
 
 
 def gpu_utilization(gpus: int) -> float | None:
-    """Mean use of this machine's GPUs in percent; None without the package (nvidia-ml-py) that torch asks."""
+    """Mean utilization of this machine's GPUs in percent; None without the package nvidia-ml-py."""
     try:
-        return statistics.mean(torch.cuda.utilization(each) for each in range(gpus))
+        return statistics.mean(torch.cuda.utilization(index) for index in range(gpus))
     except ModuleNotFoundError:
         return None

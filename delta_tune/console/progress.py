@@ -1,4 +1,4 @@
-"""What a study says while it runs: a line per trial, under it a live view in a terminal, dated lines in a log file."""
+"""What a study prints while it runs: a line per trial, with a live view in a terminal or dated lines in a log file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ COLUMNS = (("trial", 5), ("state", 9), ("method", 13), ("lr", 8), ("alpha", 7), 
 
 
 class Progress:
-    """Prints to the console; `verbose` 0 says nothing, 1 a line per trial, 2 a line per epoch too.
+    """Prints to the console: nothing at `verbose` 0, a line per trial at 1, a line per epoch too at 2.
 
-    In a terminal what runs is shown live below the lines. In a notebook lines stand as they are; elsewhere, in a log
-    file, each begins with date and time.
+    A terminal shows running trials live below the lines. A notebook gets plain lines; a log file gets lines that begin
+    with date and time.
     """
 
     def __init__(self, *, verbose: int = 1, console: Console | None = None) -> None:
@@ -37,13 +37,13 @@ class Progress:
         if not self.console.is_terminal:  # a log file has no 80 columns
             self.console.width = LOG_WIDTH
         self._dated = not self.console.is_terminal and not self.console.is_jupyter
-        self._moves = self.verbose > 0 and self.console.is_terminal and not self.console.is_dumb_terminal
+        self._is_live_terminal = self.verbose > 0 and self.console.is_terminal and not self.console.is_dumb_terminal
         self._live: Live | None = None
         self._start = time.monotonic()
         self._has_header = False
 
     def say(self, text: str) -> None:
-        """A sentence of the study's own."""
+        """Print a message of the study."""
         if self.verbose:
             if self._dated:
                 now = f"{datetime.now():%Y-%m-%d %H:%M:%S}  "
@@ -51,15 +51,15 @@ class Progress:
             self.console.print(text, markup=False)
 
     @contextmanager
-    def live(self, standing: RunProgress, tables: StudyTables, title: str) -> Iterator[None]:
-        """In a terminal a view of the trials that run, below the lines; gone at the end, an exception's too."""
-        if not self._moves:
+    def live(self, run_progress: RunProgress, tables: StudyTables, title: str) -> Iterator[None]:
+        """Show running trials below the lines while the block runs, if this is a terminal."""
+        if not self._is_live_terminal:
             yield
             return
         gpus = torch.cuda.device_count()
 
         def draw() -> RenderableType:
-            return render_progress(standing, tables.metric, title, gpus)
+            return render_progress(run_progress, tables.metric, title, gpus)
 
         self._live = Live(
             get_renderable=draw, console=self.console, refresh_per_second=VIEWS_PER_SECOND, transient=True
@@ -71,45 +71,45 @@ class Progress:
             self._live = None
 
     def close(self) -> None:
-        """Leave the terminal as it was, where this process is about to end without another word."""
+        """Restore the terminal before the process exits abruptly."""
         if self._live is not None:
             self._live.stop()
 
     @contextmanager
     def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A piece of work with an estimate of what is left; what is yielded is told what was done.
+        """Show progress of some work while the block runs; call the yielded function with each amount done.
 
-        A bar in a terminal; elsewhere a line now and then, none at all where the work is short.
+        A bar in a terminal; elsewhere a line every ten seconds, none if the work is short.
         """
-        if self._moves:
+        if self._is_live_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             with rich.progress.Progress(*columns, console=self.console, transient=True) as bars:
                 bar = bars.add_task(text, total=total)
                 yield lambda count: bars.advance(bar, count)
             return
-        start = said = time.monotonic()
+        start = last_line = time.monotonic()
         done = 0
 
         def advance(count: int) -> None:
-            nonlocal done, said
+            nonlocal done, last_line
             done += count
             now = time.monotonic()
-            if done < total and now - said >= SECONDS_BETWEEN_LINES:
-                said = now
+            if done < total and now - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = now
                 left = format_duration((now - start) * (total - done) / done)
                 self.say(f"{text}: {100 * done // total} %, about {left} left.")
 
         yield advance
 
     def epoch(self, tables: StudyTables, number: int) -> None:
-        """An epoch of a trial, at `verbose` 2."""
+        """Print the latest epoch of a trial, at `verbose` 2."""
         if self.verbose >= 2:
             row = tables.epochs[number][-1]
             score = format_score(tables.metric, row[tables.metric])
             self.say(f"  trial {number} epoch {row['epoch']}: train loss {row['train_loss']:.4f}, {score}")
 
     def trial(self, tables: StudyTables, number: int, total: int, left: float | None = None) -> None:
-        """A trial that ended, and about how many seconds the rest will take."""
+        """Print a trial that ended, and the estimated seconds `left`."""
         if not self.verbose:
             return
         if not self._has_header:
@@ -144,13 +144,13 @@ class Progress:
         return f"best {leader}, {done}/{total} trials, {format_duration(time.monotonic() - self._start)}{rest}"
 
     def methods(self, tables: StudyTables) -> None:
-        """The best trial of each method, as a table."""
+        """Print the best trial of each method as a table."""
         if not self.verbose:
             return
         table = Table("method", "trials", "full", "best", "epoch", "configuration", title=f"Best by {tables.metric}")
         methods = list(dict.fromkeys(t["config.regularizer"] for t in tables.trials.values()))
         leaders = {method: tables.ranked(method) for method in methods}
-        order = {number: place for place, number in enumerate(tables.ranked())}
+        order = {number: rank for rank, number in enumerate(tables.ranked())}
         for method in sorted(methods, key=lambda m: order[leaders[m][0]] if leaders[m] else len(order)):
             tried = sum(t["config.regularizer"] == method for t in tables.trials.values())
             if leaders[method]:
@@ -159,10 +159,10 @@ class Progress:
                 cells = [
                     format_score(tables.metric, row[tables.metric]),
                     str(row["epoch"]),
-                    format_params(tables, number),
+                    format_params(tables.params(number)),
                 ]
             else:
-                cells = ["–", "–", "no trial of full budget: not ranked"]
+                cells = ["–", "–", "no completed trial: not ranked"]
             table.add_row(method, str(tried), str(len(leaders[method])), *cells)
         if not self._dated:
             self.console.print(table)

@@ -1,7 +1,7 @@
-"""Random crops and flips of a whole batch at once, on the device where it lies.
+"""Random crops and flips for a whole batch at once, on its device.
 
-All random numbers come from the CPU, so that CPU and GPU augment alike, and every kind draws as many of them: a
-generator that also gives the data order gives the same order whatever the augmentation.
+All random numbers come from the CPU, so CPU and GPU augment alike. Every kind draws the same amount of them, so a
+generator that also orders the data gives the same order for every augmentation.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from delta_tune.data.images import Preprocessing
 _AREA = (0.2, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-_DRAWS = 3 + 2 * _ATTEMPTS  # an image's flip, top, left; then area and ratio of each attempt at a resized crop
+_DRAWS = 3 + 2 * _ATTEMPTS  # per image: flip, top, left; then area and ratio for each attempt at a resized crop
 
 
 def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
-    """Change training images at random, and normalise them.
+    """Augment training images at random and normalise them.
 
     Args:
         images: uint8 (B, R, R, 3), R ≥ `preprocessing.image_size` = S.
@@ -51,7 +51,7 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
 
 
 def center_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The centre of the images, normalised, as for evaluation.
+    """Crop the centre and normalise, as for evaluation.
 
     Args:
         images: uint8 (B, R, R, 3), R ≥ `preprocessing.image_size` = S.
@@ -66,14 +66,14 @@ def center_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def center_offset(stored: int, size: int) -> int:
-    """Pixels that the centre of `size` leaves above it and on its left in a square of `stored`."""
+    """Pixels above and left of the central `size` × `size` crop of a `stored` × `stored` square."""
     return round((stored - size) / 2)  # rounds half to even, as torchvision's CenterCrop
 
 
 def _crop(images: Tensor, corners: Tensor, flipped: Tensor, size: int) -> Tensor:
     """(B, size, size, 3) at `corners` (B, 2: top, left), mirrored where `flipped` (B,).
 
-    Whole rows are gathered first, then the bytes of their columns: six times faster on a CPU than indexing pixels.
+    Gathers whole rows first, then the bytes of their columns: six times faster on a CPU than indexing pixels.
     """
     num_images, stored = images.shape[:2]
     steps = torch.arange(size)
@@ -90,7 +90,7 @@ def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 (B, S, S, 3) as float32 (B, 3, S, S): (images / 255 - mean) / std."""
     num_images, size = images.shape[:2]
     std = torch.tensor(preprocessing.std)
-    # A scale and a shift for each number of a row of pixels: broadcasting over rows is fast, over channels it is not.
+    # One scale and shift per number in a row of pixels: broadcasting over rows is fast, over channels it is slow.
     scale = (1 / (255 * std)).repeat(size).to(images.device)
     shift = (-torch.tensor(preprocessing.mean) / std).repeat(size).to(images.device)
     rows = images.to(torch.float32, memory_format=torch.contiguous_format).view(num_images * size, size * 3)
@@ -100,7 +100,7 @@ def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 def _boxes(draws: Tensor, stored: int) -> Tensor:
     """Boxes (B, 4: top, left, height, width) in whole pixels, from uniform numbers (B, 2 + 2 · attempts).
 
-    As torchvision's RandomResizedCrop: the first attempt whose box fits, else the whole image.
+    Like torchvision's RandomResizedCrop: the first attempt whose box fits, else the whole image.
     """
     position, attempts = draws[:, :2], draws[:, 2:].double().view(len(draws), _ATTEMPTS, 2)
     area = stored**2 * (_AREA[0] + (_AREA[1] - _AREA[0]) * attempts[:, :, 0])
@@ -115,7 +115,7 @@ def _boxes(draws: Tensor, stored: int) -> Tensor:
 
 
 def _resized(images: Tensor, boxes: Tensor, flipped: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The boxes of the images, resized to S × S and normalised: bilinear, never looking beyond the box."""
+    """The boxes, resized to S × S (bilinear, using only pixels inside the box) and normalised."""
     num_images, stored = images.shape[:2]
     size = preprocessing.image_size
     starts, sides = boxes[:, :2, None].float(), boxes[:, 2:, None].float()

@@ -16,7 +16,7 @@ from delta_tune.data.images import Preprocessing
 
 
 def read_ahead(read: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """`read` of each batch in order, by a thread that is two batches ahead of who asks: decoding hides behind a GPU."""
+    """Yield `read(batch)` for each batch, read by a thread two batches ahead, so decoding overlaps GPU work."""
     with ThreadPoolExecutor(1) as reader:
         coming = deque(reader.submit(read, batch) for batch in batches[:2])
         for batch in batches[2:]:
@@ -32,7 +32,7 @@ BATCH_SIZE = 64
 def evaluation_batches(
     split: Split, preprocessing: Preprocessing, device: torch.device, indices: np.ndarray | None = None
 ) -> Iterator[Tensor]:
-    """The un-augmented images (of these indices) in order, as normalised (B, 3, S, S) float32 channels-last batches."""
+    """Un-augmented images (of `indices`) in order: normalised float32 (B, 3, S, S) batches, channels last."""
     indices = np.arange(len(split)) if indices is None else indices
     for start in range(0, len(indices), BATCH_SIZE):
         pixels = split.images.batch(indices[start : start + BATCH_SIZE])
@@ -40,7 +40,7 @@ def evaluation_batches(
 
 
 def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
-    """An epoch's index batches. A single image left over joins the batch before: batch norm needs two."""
+    """Index batches of one epoch. A single remaining image joins the batch before it: batch norm needs two."""
     order = torch.randperm(num_images, generator=generator).numpy()
     batches = [order[start : start + batch_size] for start in range(0, num_images, batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:

@@ -1,4 +1,4 @@
-"""The data of a study: splits cut by index first, then only what is used is read, decoded once and kept in memory."""
+"""A study's data: cut splits by index, then read only the images that are used and keep them in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress
 
-from delta_tune.config import UserError
+from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
+from delta_tune.console.format import format_bytes
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
@@ -46,14 +47,14 @@ __all__ = [
 ]
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""A progress bar: its text and total; what it yields is told what was done."""
+"""A progress bar: takes text and total; yields a function to call with each amount done."""
 
 _DEMO_PER_CLASS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Split:
-    """Images and what they show."""
+    """Images and their labels."""
 
     images: DecodedImages | EncodedImages | PooledImages
     labels: Indices
@@ -65,16 +66,16 @@ class Split:
         return len(self.labels)
 
     def first(self, count: int) -> Split:
-        """The first images; the others stay in memory."""
+        """The first `count` images; the others stay in memory."""
         return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dataset:
-    """What a study learns from."""
+    """The splits of a data set."""
 
     name: str
-    """Short, for the study's name."""
+    """Short name, part of the study's name."""
     classes: tuple[str, ...]
     """In natural order: img2 before img10."""
     train: Split
@@ -83,17 +84,17 @@ class Dataset:
     fingerprint: str
     """Hex digest of classes, labels, image contents and preprocessing."""
     notes: tuple[str, ...]
-    """What the user should know of how the data were taken: a sentence each."""
+    """Sentences for the user on how the data was read."""
 
     def for_name(self, split: str) -> Split:
-        """The split called train, val or test.
+        """The split named train, val or test.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is no such split.
         """
         found: Split | None = {"train": self.train, "val": self.val, "test": self.test}.get(split)
         if found is None:
-            raise UserError(f"{self.name} has no split {split!r}; add one, or cut one from train with --test-fraction.")
+            raise UserError(f"{self.name} has no split {split!r}; add one, or cut it from train with --test-fraction.")
         return found
 
 
@@ -111,25 +112,25 @@ def load_dataset(
     progress: bool | Bar = False,
     memory_limit: int | None = None,
 ) -> Dataset:
-    """Read the splits of `data`, cutting those it lacks from train: stratified and seeded.
+    """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
 
-    With the same seed a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
+    With the same seed, a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
 
     Args:
         data: image folder, Parquet file or folder, here or at an address; torchvision:NAME, or demo.
-        preprocessing: of the backbone.
-        val_fraction: part of train that becomes val where there is none, in (0, 1).
-        test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.
-        train_fraction: part of what is then left of train that is used, in (0, 1].
-        train_per_class: images of each class that are used instead, ≥ 1; the demo takes 10 if neither is given.
-        skip_damaged: leave unreadable images out and say so, instead of refusing.
-        drop_duplicates: take images that also stand in val or test out of train.
-        seed: of the splits, ≥ 0.
-        progress: show a bar on stderr, or the bar to show: given a text and a total, told of each image.
-        memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
+        preprocessing: the backbone's.
+        val_fraction: share of train that becomes val if there is none, in (0, 1).
+        test_fraction: share of train that becomes test if there is none, in [0, 1); 0 cuts none.
+        train_fraction: share of the remaining train that is used, in (0, 1].
+        train_per_class: images per class that are used instead, ≥ 1; the demo uses 10 if neither is given.
+        skip_damaged: leave out unreadable images with a note instead of refusing them.
+        drop_duplicates: remove from train the images that are also in val or test.
+        seed: seed of the splits, ≥ 0.
+        progress: True for a bar on stderr, or a bar to use.
+        memory_limit: bytes that decoded images may take, else images stay encoded (half of the available memory).
 
     Raises:
-        UserError: the data or the arguments cannot be used.
+        UserError: the data or an argument is unusable.
     """
     _check_arguments(val_fraction, test_fraction, train_fraction, train_per_class, seed)
     if data == "demo" and train_fraction is None and train_per_class is None:
@@ -143,7 +144,7 @@ def load_dataset(
         for split, examples in source.splits.items()
     }
     if test_fraction and "test" in labels:
-        notes.append(f"The data bring a test split of their own, so test_fraction {test_fraction!r} was not used.")
+        notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
     chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     if train_fraction is not None or train_per_class is not None:
         train = chosen["train"]
@@ -194,7 +195,7 @@ def _read_splits(
     drop_duplicates: bool,
     advance: Callable[[], None],
 ) -> dict[str, ReadExamples]:
-    """The images of each split. Train comes last: what also stands in the others is then known before it is decoded."""
+    """Read each split. Train comes last, so duplicates of other splits are known before they are decoded."""
     found: dict[str, ReadExamples] = {}
     for split in sorted(chosen, key=["test", "val", "train"].index):
         leave_out: set[bytes] = set()
@@ -221,16 +222,12 @@ def _bar(text: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None
 def _check_arguments(
     val_fraction: float, test_fraction: float, train_fraction: float | None, train_per_class: int | None, seed: int
 ) -> None:
-    if seed < 0:
-        raise UserError(f"seed must be ≥ 0, but got {seed!r}.")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction must be in (0, 1), but got {val_fraction!r}.")
-    if not 0 <= test_fraction < 1:
-        raise UserError(f"test_fraction must be in [0, 1), but got {test_fraction!r}.")
-    if train_fraction is not None and not 0 < train_fraction <= 1:
-        raise UserError(f"train_fraction must be in (0, 1], but got {train_fraction!r}.")
-    if train_per_class is not None and train_per_class < 1:
-        raise UserError(f"train_per_class must be ≥ 1, but got {train_per_class!r}.")
+    allowed = fields_of(StudyConfig)
+    allowed["val_fraction"].check_range(val_fraction)
+    allowed["test_fraction"].check_range(test_fraction)
+    allowed["train_fraction"].check_range(train_fraction)
+    allowed["train_per_class"].check_range(train_per_class)
+    fields_of(TrialConfig)["seed"].check_range(seed)
     if train_fraction is not None and train_per_class is not None:
         raise UserError(
             f"Only one of train_fraction and train_per_class may be given, but got {train_fraction!r} and "
@@ -252,29 +249,23 @@ def _fingerprint(
     return total.hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------- what there is to say
-
-
 def _too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | None) -> list[str]:
     available = np.bincount(labels, minlength=len(classes)).tolist()
     short = [f"{name} {count}" for name, count in zip(classes, available, strict=True) if count < (per_class or 0)]
     if not short:
         return []
-    return [
-        f"Classes with fewer than the {per_class} training images asked for give all they have: "
-        f"{format_list(short, 5)}."
-    ]
+    return [f"Classes with fewer than {per_class} training images use all they have: {format_list(short, 5)}."]
 
 
 def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[str]:
-    """What was not taken, and why.
+    """Notes on images that were left out, and why.
 
     Raises:
-        UserError: images are damaged and may not be skipped.
+        UserError: images are damaged and `skip_damaged` is off.
     """
     notes = []
     if count := sum(read.num_left_out for read in found.values()):
-        notes.append(f"{_images(count)} of train also in val or test, taken out of train.")
+        notes.append(f"{_images(count)} of train are also in val or test and were removed from train.")
     if damaged := [error.args for read in found.values() for error in read.damaged]:
         which = format_list([f"{name} ({reason})" for name, reason in damaged], 3)
         if not skip_damaged:
@@ -286,24 +277,24 @@ def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[
 
 
 def _duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> list[str]:
-    """How many images of one split also stand in another."""
+    """Notes on images that are in two splits."""
     notes = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         there = set(digests.get(other, []))
         if count := sum(digest in there for digest in digests.get(one, [])):
-            advice = "; --drop-duplicates takes them out of train" if one == "train" and not drop_duplicates else ""
-            notes.append(f"{_images(count)} of {one} also in {other}, byte for byte{advice}.")
+            advice = "; --drop-duplicates removes them from train" if one == "train" and not drop_duplicates else ""
+            notes.append(f"{_images(count)} of {one} also in {other} (identical files){advice}.")
     return notes
 
 
 def _memory_note(splits: dict[str, Split], decoded_size: int, limit: int) -> str:
-    """Whether the images are kept decoded, and why."""
+    """A note on whether images are kept decoded, and why."""
     if decoded_size <= limit:
-        return f"The images are kept decoded ({_bytes(decoded_size)} of the {_bytes(limit)} that they may take)."
+        return f"The images are kept decoded ({format_bytes(decoded_size)} of at most {format_bytes(limit)})."
     files = sum(split.images.encoded.nbytes for split in splits.values() if isinstance(split.images, EncodedImages))
     return (
-        f"The images are kept encoded ({_bytes(files)}) and decoded for each batch: decoded they would take "
-        f"{_bytes(decoded_size)}, more than the {_bytes(limit)} that they may."
+        f"The images are kept encoded ({format_bytes(files)}) and decoded per batch: decoded, they would take "
+        f"{format_bytes(decoded_size)}, more than the limit of {format_bytes(limit)}."
     )
 
 
@@ -311,23 +302,15 @@ def _check_filled(splits: dict[str, Split], classes: Sequence[str]) -> None:
     counts = Counter(splits["train"].labels.tolist())
     if empty := [repr(name) for label, name in enumerate(classes) if not counts[label]]:
         raise UserError(
-            f"The class {format_list(empty, 3)} is too small: no training image of it is left without damaged and "
-            "duplicate images; add images, or remove the class."
+            f"The class {format_list(empty, 3)} is too small: no training image of it is left after removing "
+            "damaged and duplicate images; add images, or remove the class."
         )
     for name, split in splits.items():
         if not len(split):
             raise UserError(
-                f"No image of {name} can be read; repair its images, or remove the split to have it cut from train."
+                f"No image of {name} can be read; repair its images, or remove the split to cut it from train."
             )
 
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TiB"

@@ -1,4 +1,4 @@
-"""From a file to a square of pixels, and the squares of a split in memory."""
+"""Decode an image file to a square of pixels, and hold the squares of a split in memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """What a backbone wants to see."""
+    """How a backbone expects its images."""
 
     image_size: int
     """Side of the network's input, in pixels."""
     stored_size: int
     """Side of the stored square that the input is cropped from, ≥ image_size."""
     mean: tuple[float, float, float]
-    """Of the three channels, for values in [0, 1]."""
+    """Channel means, for values in [0, 1]."""
     std: tuple[float, float, float]
-    """Of the three channels, for values in [0, 1]."""
+    """Channel standard deviations, for values in [0, 1]."""
     interpolation: Interpolation
 
     def __post_init__(self) -> None:
@@ -53,13 +53,13 @@ class DamagedImage(UserError):
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """An image as RGB, upright (EXIF), 16-bit grey scaled to 8 bit, transparency laid on white.
+    """Open an image as RGB: upright (EXIF), 16-bit grey scaled to 8 bit, transparency on white.
 
     Args:
-        source: a path, the bytes of a file, or an opened image, which is left as it is.
+        source: a path, the bytes of a file, or an opened image, which is not changed.
 
     Raises:
-        DamagedImage: missing, empty, truncated, of no known format, or too large to be meant (a decompression bomb).
+        DamagedImage: missing, empty, truncated, of an unknown format, or a decompression bomb.
     """
     try:
         if isinstance(source, Image.Image):
@@ -72,11 +72,11 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
 
 
 def damage_reason(error: Exception) -> str:
-    """Why an image could not be read, in words that do not change from run to run."""
+    """Why an image could not be read, in words that are the same in every run."""
     if isinstance(error, DamagedImage):
         return str(error.args[1])
     if isinstance(error, UnidentifiedImageError):
-        return "empty or no image format that Pillow knows"
+        return "empty, or not an image format that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
@@ -89,7 +89,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             ((np.clip(np.asarray(image), 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
         )
     elif image.has_transparency_data:
-        # What lies under transparent pixels is arbitrary; white is the page that such pictures are drawn for.
+        # The colour under transparent pixels is arbitrary; such pictures are usually drawn for a white page.
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
@@ -104,7 +104,7 @@ def to_square(image: Image.Image, size: int, interpolation: Interpolation) -> Pi
         interpolation: bilinear or bicubic.
 
     Returns:
-        uint8 (size, size, 3); an image that already is `size` × `size` comes back unchanged.
+        uint8 (size, size, 3); an image of `size` × `size` is returned unchanged.
     """
     short = min(image.size)
     box = []
@@ -113,13 +113,13 @@ def to_square(image: Image.Image, size: int, interpolation: Interpolation) -> Pi
         offset = round((resized - size) / 2)
         box.append((offset * side / resized, (offset + size) * side / resized))
     (left, right), (top, bottom) = box
-    # Only the square is computed: a strip of 1 × 10,000 pixels would otherwise be enlarged to gigabytes first.
+    # Compute only the square: a strip of 1 × 10,000 pixels would otherwise first be enlarged to gigabytes.
     square = image.resize((size, size), _RESAMPLING[interpolation], box=(left, top, right, bottom))
     return np.array(square)  # writable
 
 
 def to_png(square: Pixels) -> bytes:
-    """The pixels as a PNG file, which is lossless."""
+    """The pixels as a (lossless) PNG file."""
     file = io.BytesIO()
     Image.fromarray(square).save(file, "PNG", compress_level=3)
     return file.getvalue()
@@ -127,7 +127,7 @@ def to_png(square: Pixels) -> bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImages:
-    """The images of a split, decoded: uint8 (N, stored, stored, 3), perhaps read-only."""
+    """A split's images, decoded: uint8 (N, stored, stored, 3), possibly read-only."""
 
     pixels: Pixels
 
@@ -135,13 +135,13 @@ class DecodedImages:
         return len(self.pixels)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), the caller's own."""
+        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy."""
         return self.pixels[np.asarray(indices, dtype=np.int64)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImages:
-    """The images of a split as files in memory, decoded for each batch: slower, but much smaller."""
+    """A split's images as files in memory, decoded per batch: slower, but much smaller."""
 
     encoded: Any
     """pyarrow.LargeBinaryArray (N,)."""
@@ -152,7 +152,7 @@ class EncodedImages:
         return len(self.encoded)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), the caller's own; as decoded once."""
+        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy; the same pixels as when decoded once."""
         pixels = np.empty((len(indices), self.stored_size, self.stored_size, 3), dtype=np.uint8)
 
         def decode(row: int) -> None:
@@ -170,26 +170,26 @@ class PooledImages:
     """Images chosen from several sets, in any order; they share the sets' memory."""
 
     sets: tuple[DecodedImages | EncodedImages | PooledImages, ...]
-    places: npt.NDArray[np.int64]
-    """(N, 2): set, and position in it."""
+    locations: npt.NDArray[np.int64]
+    """(N, 2): index of the set, and position in it."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), the caller's own."""
-        places = self.places[np.asarray(indices, dtype=np.int64)]
-        of_set = [np.flatnonzero(places[:, 0] == number) for number in range(len(self.sets))]
-        pixels = [images.batch(places[where, 1]) for images, where in zip(self.sets, of_set, strict=True)]
+        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy."""
+        locations = self.locations[np.asarray(indices, dtype=np.int64)]
+        of_set = [np.flatnonzero(locations[:, 0] == number) for number in range(len(self.sets))]
+        pixels = [images.batch(locations[where, 1]) for images, where in zip(self.sets, of_set, strict=True)]
         return np.concatenate(pixels)[np.argsort(np.concatenate(of_set))]
 
 
 def pack_files(files: list[bytes]) -> Any:
-    """The files as one pyarrow.LargeBinaryArray, whose buffers go to other processes without a copy."""
+    """The files as one pyarrow.LargeBinaryArray, whose buffers Ray shares without copies."""
     return pa.array(files, type=pa.large_binary())
 
 
 def num_decoding_threads() -> int:
-    """Threads to decode with: OMP_NUM_THREADS (Ray sets it to a worker's share of the machine), else all CPUs."""
+    """Number of decoding threads: OMP_NUM_THREADS (Ray sets it to a worker's CPUs), else all CPUs."""
     share = os.environ.get("OMP_NUM_THREADS", "")
     return int(share) if share.isdigit() and int(share) > 0 else os.cpu_count() or 1

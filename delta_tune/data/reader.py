@@ -1,4 +1,4 @@
-"""Read the examples of a split with threads: each is hashed, checked by decoding it, and kept decoded or encoded."""
+"""Read a split's examples with threads: hash each, check that it decodes, store it decoded or encoded."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from delta_tune.data.images import (
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
 
-_CHUNK = 512  # images in flight: bounds what threads finish before the collector takes it
+_CHUNK = 512  # images in flight: bounds the memory of finished but uncollected images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadExamples:
-    """What could be read of one split, in order."""
+    """The readable examples of one split, in order."""
 
     images: DecodedImages | EncodedImages
     kept: Indices
-    """Positions of the images among those asked for."""
+    """Their positions among the requested indices."""
     digests: list[bytes]
     damaged: list[DamagedImage]
     num_left_out: int
@@ -50,7 +50,7 @@ def read_examples(
     leave_out: set[bytes],
     advance: Callable[[], None],
 ) -> ReadExamples:
-    """Read some examples with threads, in order. Images whose digest is in `leave_out` are not kept."""
+    """Read examples with threads, in order; images whose digest is in `leave_out` are dropped."""
     size, interpolation = preprocessing.stored_size, preprocessing.interpolation
 
     def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
@@ -64,7 +64,7 @@ def read_examples(
             return DamagedImage(examples.names[index], damage_reason(error))
         if decode:
             return digest, square
-        # Of a photo larger than what it is reduced to (losslessly about half of the raw square), the square is kept.
+        # Store the square as PNG if the file is larger than it (a PNG takes about half of the raw square).
         if isinstance(content, bytes) and len(content) <= square.nbytes // 2:
             return digest, content
         return digest, to_png(square)

@@ -1,4 +1,4 @@
-"""Fresh splits of a study's images, for runs that are repeated."""
+"""New train/val splits of a study's images, for repeated runs."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from delta_tune.data.splits import Indices, cut_splits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """The images of train and val together; what is drawn from it shares their memory."""
+    """The images of train and val together; splits drawn from it share their memory."""
 
     images: tuple[DecodedImages | EncodedImages | PooledImages, ...]
-    places: Indices
+    locations: Indices
     labels: Indices
     names: tuple[str, ...]
 
     def split(self, positions: Indices) -> Split:
-        """The images at these positions of the pool."""
-        images = PooledImages(self.images, self.places[positions])
+        """A split of the images at these positions."""
+        images = PooledImages(self.images, self.locations[positions])
         return Split(images=images, labels=self.labels[positions], names=tuple(self.names[i] for i in positions))
 
 
 def pool_train_val(dataset: Dataset) -> Pool:
-    """Train and val of a data set, in this order."""
+    """Pool train and val, in this order."""
     splits = (dataset.train, dataset.val)
-    places = [np.stack([np.full(len(s), part), np.arange(len(s))], axis=1) for part, s in enumerate(splits)]
+    locations = [np.stack([np.full(len(s), part), np.arange(len(s))], axis=1) for part, s in enumerate(splits)]
     return Pool(
         images=tuple(split.images for split in splits),
-        places=np.concatenate(places),
+        locations=np.concatenate(locations),
         labels=np.concatenate([split.labels for split in splits]),
         names=dataset.train.names + dataset.val.names,
     )
 
 
 def resample_splits(dataset: Dataset, seed: int) -> Dataset:
-    """Train and val drawn anew from their union: stratified, of about the same sizes; test stays as it is."""
+    """Draw new train and val splits from their union: stratified, about the same sizes; test stays the same."""
     pool = pool_train_val(dataset)
     fraction = len(dataset.val) / len(pool.labels)
     cut = cut_splits({"train": pool.labels}, val_fraction=fraction, test_fraction=0, seed=seed)
@@ -53,7 +53,7 @@ def resample_splits(dataset: Dataset, seed: int) -> Dataset:
 
 
 def merge_val_into_train(dataset: Dataset) -> Dataset:
-    """Val joins train, and stays val: what it then scores is no longer unseen."""
+    """Add val to train; val itself stays, but its scores are then no longer on unseen images."""
     pool = pool_train_val(dataset)
     whole = pool.split(np.arange(len(pool.labels)))
     return dataclasses.replace(dataset, train=whole, fingerprint=f"{dataset.fingerprint}-all")

@@ -1,4 +1,4 @@
-"""Which examples go into which split: stratified, seeded, and by index, before any image is read."""
+"""Assign examples to splits: stratified, seeded, by index, before any image is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def natural_order(name: str) -> tuple[list[int | str], str]:
-    """Sort key by which img2 comes before img10, and -1 before 0."""
+    """Sort key that puts img2 before img10, and -1 before 0."""
     parts = re.split(r"(^-?\d+|\d+)", name)
     return [int(part) if position % 2 else part.casefold() for position, part in enumerate(parts)], name
 
@@ -23,16 +23,16 @@ def sorted_classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The classes of train in natural order.
 
     Args:
-        labels: of each split, by name.
+        labels: split → class names of its examples.
 
     Raises:
-        UserError: fewer than two, or one of val or test that train does not have.
+        UserError: there are fewer than two classes, or val or test has one that train lacks.
     """
     classes = tuple(sorted(set(labels["train"]), key=natural_order))
     if not classes:
-        raise UserError("The data hold no images to train on; give at least one, and better ten, of each class.")
+        raise UserError("The data has no training images; give at least one per class, better ten.")
     if len(classes) == 1:
-        raise UserError(f"The data have only the class {classes[0]!r}; give at least two classes to tell apart.")
+        raise UserError(f"The data has only the class {classes[0]!r}; give at least two classes to tell apart.")
     for split, found in labels.items():
         if strange := sorted(set(found) - set(classes), key=natural_order):
             raise UserError(
@@ -45,35 +45,36 @@ def sorted_classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 def cut_splits(
     labels: Mapping[str, Indices], *, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Indices]:
-    """Take val and test out of train where the data have none.
+    """Cut val and test from train if the data has none.
 
     Args:
-        labels: int64 (N,) of each split that there is.
-        val_fraction: part of train as it comes, in (0, 1).
-        test_fraction: part of train as it comes, in [0, 1).
+        labels: split → int64 (N,), for the splits that exist.
+        val_fraction: share of the original train, in (0, 1).
+        test_fraction: share of the original train, in [0, 1).
         seed: ≥ 0.
 
     Returns:
-        Positions, ascending, of each split's examples: in itself where there is one, else in train.
+        Split → ascending positions of its examples: in the split itself if it exists, else in train.
 
     Raises:
-        UserError: nothing is left for a split.
+        UserError: a split would be empty.
     """
     chosen = {split: np.arange(len(found), dtype=np.int64) for split, found in labels.items()}
     for split, found in chosen.items():
         if not len(found):
-            raise UserError(f"The split {split} holds no images; fill it, or remove it to have it cut from train.")
+            raise UserError(f"The split {split} has no images; add some, or remove the split to cut it from train.")
     train = labels["train"]
     test_part = 0.0 if "test" in labels else test_fraction
     val_part = 0.0 if "val" in labels else val_fraction
     if test_part + val_part >= 1:
         raise UserError(
-            f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some for train."
+            f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some "
+            f"images for train."
         )
-    place, rank = _places(train, np.random.default_rng([seed, 0]))
-    last = rank == np.bincount(train)[train] - 1  # a class keeps one training image, come what may
-    is_test = (place < test_part) & ~last
-    is_val = (place >= test_part) & (place < test_part + val_part) & ~last
+    quantile, rank = _quantiles(train, np.random.default_rng([seed, 0]))
+    last = rank == np.bincount(train)[train] - 1  # every class keeps one training image
+    is_test = (quantile < test_part) & ~last
+    is_val = (quantile >= test_part) & (quantile < test_part + val_part) & ~last
     chosen["train"] = np.flatnonzero(~is_test & ~is_val)
     for split, part, taken in (("test", test_part, is_test), ("val", val_part, is_val)):
         if part:
@@ -87,30 +88,31 @@ def cut_splits(
 
 
 def training_subset(labels: Indices, *, fraction: float | None, per_class: int | None, seed: int) -> Indices:
-    """Positions, ascending, of a part of the training examples, at least one of each class.
+    """Ascending positions of a part of the training examples, at least one per class.
 
-    With the same seed and examples a smaller part is a subset of a larger one.
+    With the same seed and examples, a smaller part is a subset of a larger one.
 
     Args:
         labels: int64 (N,).
-        fraction: that part of each class, in (0, 1]; or
-        per_class: so many of each class, or all of a class that has fewer.
+        fraction: share of each class, in (0, 1]; or
+        per_class: number per class, or all of a class that has fewer.
         seed: ≥ 0.
     """
-    place, rank = _places(labels, np.random.default_rng([seed, 1]))
+    quantile, rank = _quantiles(labels, np.random.default_rng([seed, 1]))
     if per_class is not None:
         return np.flatnonzero(rank < per_class)
     assert fraction is not None
-    return np.flatnonzero((place < fraction) | (rank == 0))
+    return np.flatnonzero((quantile < fraction) | (rank == 0))
 
 
-def _places(labels: Indices, random: np.random.Generator) -> tuple[npt.NDArray[np.float64], Indices]:
-    """For each example its place in (0, 1) within its class, drawn at random, and its rank in the class from 0.
+def _quantiles(labels: Indices, random: np.random.Generator) -> tuple[npt.NDArray[np.float64], Indices]:
+    """For each example its random quantile in (0, 1) within its class, and its rank in the class from 0.
 
-    The n examples of a class stand at (rank + offset) / n, the offsets of the classes spread evenly over (0, 1). So the
-    part below a place f has floor or ceil(f·n) of each class, about f·N of all N, and only grows with f.
+    The n examples of a class have quantiles (rank + offset) / n; the offsets of the classes are spread evenly over
+    (0, 1). So the examples below quantile f are floor or ceil(f·n) of each class and about f·N of all N, and the set
+    only grows with f.
     """
-    place = np.empty(len(labels))
+    quantile = np.empty(len(labels))
     rank = np.empty(len(labels), dtype=np.int64)
     classes = np.unique(labels)
     offsets = (random.permutation(len(classes)) + 0.5) / len(classes)
@@ -118,11 +120,11 @@ def _places(labels: Indices, random: np.random.Generator) -> tuple[npt.NDArray[n
     for label, offset in zip(classes, offsets, strict=True):
         members = by_class[label]
         rank[members] = random.permutation(len(members))
-        place[members] = (rank[members] + offset) / len(members)
-    return place, rank
+        quantile[members] = (rank[members] + offset) / len(members)
+    return quantile, rank
 
 
 def format_list(items: Sequence[str], most: int) -> str:
-    """The first few of some items, and how many more there are."""
+    """The first `most` items, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -17,3 +19,9 @@ def atomic_write(file: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write an indented JSON file, whole or not at all."""
+    with atomic_write(file) as partial:
+        partial.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""A fine-tuned model for other programs: ONNX, TorchScript, or a plain state dict; each checked against the model."""
+"""Export a model to ONNX, TorchScript or a plain state dict, and check the file against the model."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from torch import Tensor
 from delta_tune.config import UserError
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import Model
+from delta_tune.results.layout import CONFIG_FILE
 
 Format = Literal["onnx", "torchscript", "state_dict"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
 TOLERANCE = 1e-4
-"""Of logits, between the model and what was made of it."""
+"""Largest allowed difference of logits between the model and the exported file."""
 CHECKED_BATCHES = (1, 3)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class ExportMismatch(Exception):
-    """What was exported does not compute what the model does."""
+    """The exported file does not compute what the model computes."""
 
 
 def export_model(model: Model, kind: Format, file: Path) -> None:
-    """Write a model to a file, whole or not at all.
+    """Export a model to `file`, atomically.
 
     ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
-    any N; classes and preprocessing stand in the file too (ONNX: JSON in `metadata_props`, with the layout of `input`
-    and `output`; TorchScript: the extra file `config.json`). The state dict has the names of torchvision's or timm's
+    any N. Classes and preprocessing are in the file too (ONNX: JSON in `metadata_props`, with the layout of `input`
+    and `output`; TorchScript: the extra file `config.json`). The state dict loads into torchvision's or timm's
     own constructor.
 
     Args:
         model: on CPU, in eval mode.
-        kind: of the file.
-        file: which it is to be.
+        kind: format of the file.
+        file: path to write.
 
     Raises:
         UserError: ONNX's packages are missing.
-        ExportDiffers: the file's logits for random images differ by more than `TOLERANCE` from the model's.
+        ExportMismatch: logits for random images differ from the model's by more than `TOLERANCE`.
     """
     if kind == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES):
         raise UserError(
@@ -63,13 +64,13 @@ def _state_dict(model: Model, file: Path) -> None:
 def _torchscript(model: Model, file: Path) -> None:
     network = model.network.to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
-        # PyTorch would rather have torch.export, whose files need Python; a script needs libtorch alone
+        # PyTorch recommends torch.export, but its files need Python; TorchScript needs only libtorch
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", "`torch.jit", category)
-        # Sizes become constants: the input's is fixed
+        # Sizes become constants, which is right: the input size is fixed
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(network, _random_images(model, 2))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(file), _extra_files={"config.json": json.dumps(model.config)})
+        torch.jit.save(traced, str(file), _extra_files={CONFIG_FILE: json.dumps(model.config)})
         read = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
     _check(model, lambda images: read(images))
 
@@ -80,7 +81,7 @@ def _onnx(model: Model, file: Path) -> None:
 
     network = model.network.to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's and onnxscript's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside the exporter and onnxscript
         program = torch.onnx.export(
             network,
             (_random_images(model, 2),),
@@ -93,7 +94,7 @@ def _onnx(model: Model, file: Path) -> None:
     assert program is not None
     proto = program.model_proto
     size = model.preprocessing.image_size
-    told = {
+    metadata = {
         "classes": model.config["classes"],
         "preprocessing": model.config["preprocessing"],
         "input": {
@@ -105,7 +106,7 @@ def _onnx(model: Model, file: Path) -> None:
             "values": "logits; softmax makes them probabilities",
         },
     }
-    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in told.items()})
+    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.save(proto, str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     _check(model, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
@@ -117,7 +118,7 @@ def _check(model: Model, exported: Callable[[Tensor], Tensor]) -> None:
         with torch.inference_mode():
             apart = float((model.network(images) - exported(images)).abs().max())
         if not apart <= TOLERANCE:
-            raise ExportMismatch(f"for {many} random images its logits are {apart:.2g} away, more than {TOLERANCE:g}")
+            raise ExportMismatch(f"for {many} random images its logits differ by {apart:.2g}, more than {TOLERANCE:g}")
 
 
 def _random_images(model: Model, many: int) -> Tensor:

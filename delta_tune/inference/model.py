@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -18,9 +16,8 @@ from torch import Tensor, nn
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, open_image, to_square
-from delta_tune.filesystem.uris import open_filesystem
+from delta_tune.inference.model_folder import read_model
 from delta_tune.models.backbones import build_architecture
-from delta_tune.results.layout import CONFIG_FILE, WEIGHTS_FILE
 
 BATCH_SIZE = 64
 OneImage = str | Path | bytes | Image.Image | np.ndarray | Tensor
@@ -135,21 +132,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         raise UserError(
             f"The device {device} cannot be used ({cause}); give cpu, or cuda where PyTorch finds a GPU."
         ) from error
-    filesystem, root = open_filesystem(folder, "load")
-    root = root.rstrip("/")
-    try:
-        if filesystem.get_file_info(f"{root}/best/{CONFIG_FILE}").is_file:
-            root = f"{root}/best"
-        content = {}
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            with filesystem.open_input_stream(f"{root}/{name}") as stream:
-                content[name] = stream.read()
-        config = json.loads(content[CONFIG_FILE])
-        state = safetensors.torch.load(content[WEIGHTS_FILE])
-    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"There is no model in {folder} ({error}); give the folder `best` of a finished study."
-        ) from error
+    config, state = read_model(folder)
     network = build_architecture(config["backbone"]["model"], config["backbone"]["head"], len(config["classes"]))
     network.load_state_dict(state)
     return Model(network.eval().to(device, memory_format=torch.channels_last), config)  # type: ignore[call-overload]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.inference.model_folder import read_config
 from delta_tune.results.layout import CARD_FILE
-from delta_tune.results.study_record import scoring_of
+from delta_tune.results.study_record import StudyRecord
 
 MANY_CLASSES = 20
 TEMPLATE = """\
@@ -71,53 +71,44 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 """
 
 
-def write_model_card(best: Path, record: Mapping[str, Any], sentences: Sequence[str], *, retrained: bool) -> None:
+def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], *, retrained: bool) -> None:
     """Write the model card beside the model.
 
     Args:
         best: the model's folder.
-        record: `study.json`.
+        record: of the study.
         sentences: what the study found on the way, such as the confirmation's verdict.
         retrained: whether the model was trained anew after a confirmation, whose means its metrics then are.
     """
-    told = json.loads((best / "config.json").read_text())
-    settings, splits = record["settings"], record["images"]
-    scored = scoring_of(record["test_scorings"], record["model"])
-    confirmed = record["winner"] in record.get("confirmation", {"trials": {}})["trials"].values()
+    told = read_config(best)
+    scored = record.scoring
     metrics, limits = [], []
     for name, value in told["metrics"].items():
         what = ", mean of the confirmation's runs" if retrained else ""
-        chosen = ", by which it was chosen" if name == settings["metric"] else ""
+        chosen = ", by which it was chosen" if name == record.metric else ""
         metrics.append((f"{name.replace('_', ' ')}{what}{chosen}", f"{value:.4g}"))
     if scored is None and retrained:
         limits.append("It was itself never scored: the metric is that of other runs of its configuration.")
     elif scored is None:
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:
-        test, times = scored
-        low, high = test["test_accuracy_interval"]
-        metrics.append(
-            (
-                f"test accuracy, {test['images']} images, {times}, 95 % interval",
-                f"{test['test_accuracy']:.4g} ({low:.4g} to {high:.4g})",
-            )
-        )
-    if not confirmed:
+        metrics.append(("test accuracy", str(scored)))
+    if not record.confirmed:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(TEMPLATE).render(
-        name=settings["name"],
+        name=record.settings["name"],
         method=told["config"]["regularizer"],
         backbone=told["backbone"]["model"],
         classes=told["classes"],
         many=MANY_CLASSES,
-        data=settings["data"],
-        images=", ".join(f"{count} {split}" for split, count in splits.items()),
+        data=record.settings["data"],
+        images=", ".join(f"{count} {split}" for split, count in record.images.items()),
         preprocessing=told["preprocessing"],
         metrics=metrics,
         sentences=list(sentences),
         epoch=told.get("epoch"),
-        origin=record["model"],
+        origin=record.model,
         config=json.dumps({k: v for k, v in told["config"].items() if v is not None}, indent=2),
         limits=limits,
     )

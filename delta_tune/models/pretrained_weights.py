@@ -21,8 +21,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_PCT = 0.875  # side of the input to side of the stored square where the weights do not say
 
-_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # of torchvision's Inception-v3 and GoogLeNet, built without
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+# Auxiliary heads of torchvision's Inception-v3 and GoogLeNet, which are built without them; AveragedModel's counter
+_NOT_USED = ("AuxLogits.", "aux1.", "aux2.", "n_averaged")
+# Where training scripts put the state dict; an average (EMA) counts if it is all that the file has
+_CHECKPOINT_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 
 
@@ -57,7 +59,7 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor], head: str, mod
     backbone = {key: value for key, value in own.items() if not key.startswith(f"{head}.")}
     # Files from before PyTorch 0.4.1 have no step counters; nothing reads them where momentum is set.
     missing = [k for k in backbone if k not in tensors and not k.endswith(".num_batches_tracked")]
-    unknown = [k for k in tensors if k not in own and not k.startswith((f"{replaced}.", *_AUXILIARY))]
+    unknown = [k for k in tensors if k not in own and not k.startswith((f"{replaced}.", *_NOT_USED))]
     reshaped = [
         f"{k} {tuple(tensors[k].shape)} instead of {tuple(value.shape)}"
         for k, value in backbone.items()
@@ -172,14 +174,16 @@ def _read_file(path: Path) -> Any:
 
 def _plain_names(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in a checkpoint, without the prefixes of wrappers and densenets' old names."""
-    for key in ("state_dict", "model", "model_state_dict"):
+    from timm.models import (
+        clean_state_dict,
+    )  # takes a second to import, which networks of torchvision need not wait for
+
+    for key in _CHECKPOINT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no dictionary of tensors; save model.state_dict() and give that file.")
-    for wrapper in _WRAPPERS:
-        content = {key.removeprefix(wrapper): value for key, value in content.items()}
-    return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in content.items()}
+    return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in clean_state_dict(content).items()}
 
 
 def _head_prefix(module: nn.Module, head: str) -> str:

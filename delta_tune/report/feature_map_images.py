@@ -1,4 +1,4 @@
-"""Feature maps of the most and the least attended channels of a few photos, as pictures."""
+"""Pictures of feature maps: the channels with the highest and lowest attention, for a few photos."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Pixels
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.inference.model import load
 from delta_tune.models.backbones import build_source
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.report.predictions import thumbnail
@@ -30,9 +30,9 @@ DARK, MIDDLE, BRIGHT = "#000004", "#bb3754", "#fcffa4"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureMapImage:
-    """One layer's channels for one photo: columns are channels, the upper row the source's maps, the lower the model's.
+    """Maps of one layer for one photo: one column per channel, source above, fine-tuned model below.
 
-    Each map is stretched to its own range: brightness compares places, not channels.
+    Each map is scaled to its own range, so brightness compares positions, not channels.
     """
 
     image: str
@@ -40,21 +40,21 @@ class FeatureMapImage:
     """JPEG."""
     layer: str
     channels: tuple[int, ...]
-    """The most attended first, then the least attended; the very least last."""
+    """Channels with the highest attention first, then those with the lowest, the lowest last."""
     weights: tuple[float, ...]
-    """Of these channels, times the layer's channels."""
+    """Weights of these channels times the number of channels."""
     picture: bytes
     """PNG."""
 
 
-def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], best: Path, file: Path) -> None:
+def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], model: nn.Module, file: Path) -> None:
     """Draw the maps of the first validation photos of different classes.
 
     Args:
-        task: whose photos they are.
-        attention: layer → weights (C,); nothing is drawn without.
-        best: folder of the model.
-        file: to write.
+        task: data and source of the study.
+        attention: layer → weights (C,); if empty, nothing is drawn.
+        model: the final network, on CPU.
+        file: Parquet file to write.
     """
     if not attention:
         return
@@ -63,18 +63,18 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], bes
     pixels = val.images.batch(chosen)
     images = center_crop(torch.from_numpy(pixels), task.backbone.preprocessing)
     maps = []
-    for network in (build_source(task.backbone), load(best).network):
-        with torch.inference_mode(), feature_maps(network, layers, stop=True) as found:
-            maps.append({layer: values.float().numpy() for layer, values in found.run(images).items()})
+    for network in (build_source(task.backbone), model):
+        with torch.inference_mode(), feature_maps(network, layers, stop=True) as reader:
+            maps.append({layer: values.float().numpy() for layer, values in reader.run(images).items()})
     rows = []
-    for place, index in enumerate(chosen.tolist()):
-        photo = thumbnail(pixels[place], task.backbone.preprocessing, 2 * TILE + GAP)
+    for position, index in enumerate(chosen.tolist()):
+        photo = thumbnail(pixels[position], task.backbone.preprocessing, 2 * TILE + GAP)
         for layer in layers:
             weights = attention[layer]
             order = np.argsort(-weights, kind="stable")
             many = min(CHANNELS, len(order) // 2)
             channels = np.concatenate([order[:many], order[len(order) - many :]])
-            shown = [each[layer][place][channels] for each in maps]
+            selected = [by_layer[layer][position][channels] for by_layer in maps]
             rows.append(
                 {
                     "image": val.names[index],
@@ -82,7 +82,7 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], bes
                     "layer": layer,
                     "channels": channels.tolist(),
                     "weights": (weights[channels] * len(weights)).tolist(),
-                    "picture": stack_tiles(shown),
+                    "picture": stack_tiles(selected),
                 }
             )
     file.parent.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], bes
 
 
 def read_feature_map_images(file: Path) -> list[FeatureMapImage]:
-    """What `save_feature_map_images` drew."""
+    """Read what `save_feature_map_images` wrote; empty if there is no file."""
     if not file.exists():
         return []
     rows = pq.read_table(file).to_pylist()
@@ -101,20 +101,20 @@ def read_feature_map_images(file: Path) -> list[FeatureMapImage]:
 
 
 def stack_tiles(rows: list[np.ndarray]) -> bytes:
-    """Maps (n, H, W) in rows below one another, each a square of `TILE` pixels; a PNG."""
+    """A PNG of rows of maps (n, H, W), each map a square of `TILE` pixels."""
     many = len(rows[0])
     step = TILE + GAP
     picture = Image.new("RGBA", (many * step - GAP, len(rows) * step - GAP), (0, 0, 0, 0))
     for down, maps in enumerate(rows):
-        for across, each in enumerate(maps):
-            picture.paste(map_tile(each), (across * step, down * step))
+        for across, values in enumerate(maps):
+            picture.paste(map_tile(values), (across * step, down * step))
     stream = io.BytesIO()
     picture.quantize(64, method=Image.Quantize.FASTOCTREE).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
 def map_tile(values: np.ndarray) -> Image.Image:
-    """A map (H, W), its lowest value dark and its highest bright; one that is the same everywhere is dark."""
+    """A map (H, W) as an image: lowest value dark, highest bright; a constant map is dark."""
     low, high = float(values.min()), float(values.max())
     grey: Pixels = (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
     coloured = ImageOps.colorize(Image.fromarray(grey), DARK, BRIGHT, mid=MIDDLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,17 +11,12 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from delta_tune.config import METRICS, Metric
+from delta_tune.config import METHODS, METRICS, Metric
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.tables import StudyTables
 
-COLOURS: Final = {  # Okabe and Ito's, which the colour-blind can tell apart
-    "delta": "#0072b2",
-    "delta_uniform": "#56b4e9",
-    "l2_sp": "#e69f00",
-    "l2": "#d55e00",
-    "l2_fe": "#cc79a7",
-}
+OTHER_COLOURS: Final = ("#009e73", "#f0e442", "#8c564b", "#7f5fc9", "#17becf")
+"""For the methods of a study that another version of this library ran and `METHODS` lacks."""
 GREY, LINE = "#9a9a9a", "rgba(140, 140, 140, 0.3)"
 SCALE = "Viridis"
 LAYOUT: Final = {
@@ -39,20 +35,21 @@ def percent(metric: Metric) -> dict[str, Any]:
     return {"tickformat": ".0%"} if METRICS[metric] == "max" else {}
 
 
-def tried_methods(tables: StudyTables) -> list[str]:
-    """The methods that were tried, in the colours' order."""
-    found = {row["config.regularizer"] for row in tables.trials.values()}
-    return [name for name in COLOURS if name in found]
+def method_colours(tables: StudyTables) -> dict[str, str]:
+    """The methods that were tried and their colours, in the order of `METHODS`; those that it lacks come last."""
+    tried = {row["config.regularizer"] for row in tables.trials.values()}
+    known = {name: method.colour for name, method in METHODS.items() if name in tried}
+    return known | dict(zip(sorted(tried - known.keys()), itertools.cycle(OTHER_COLOURS), strict=False))
 
 
 def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | None:
     """The metric after each epoch of every trial; those that did not come to their full budget are grey."""
     if not any(tables.epochs.values()):
         return None
-    figure, metric = empty_figure(), tables.metric
+    figure, metric, colours = empty_figure(), tables.metric, method_colours(tables)
     rest = [n for n, row in tables.trials.items() if row["state"] != "completed"]
     groups = [("not completed", rest, GREY)]
-    groups += [(method, tables.ranked(method), COLOURS[method]) for method in tried_methods(tables)]
+    groups += [(method, tables.ranked(method), colour) for method, colour in colours.items()]
     for name, numbers, colour in groups:
         x: list[int | None] = []
         y: list[float | None] = []
@@ -74,7 +71,7 @@ def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | No
             y=[_finite(row[metric]) for row in rows],
             name=f"best (trial {tables.leader})",
             mode="lines",
-            line={"color": COLOURS[tables.trials[tables.leader]["config.regularizer"]], "width": 4},
+            line={"color": colours[tables.trials[tables.leader]["config.regularizer"]], "width": 4},
         )
     for epoch in rungs:
         figure.add_vline(x=epoch, line={"color": GREY, "dash": "dot", "width": 1})
@@ -89,8 +86,8 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
         confirmation: as in `study.json`.
         num_val: images of the validation split, by which the interval of a search's best is reckoned.
     """
-    figure = empty_figure()
-    for place, method in enumerate(tried_methods(tables)):
+    figure, colours = empty_figure(), method_colours(tables)
+    for place, (method, colour) in enumerate(colours.items()):
         if confirmation:
             scores = confirmation["scores"].get(method, [])
         else:
@@ -98,16 +95,16 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
         if not scores:
             continue
         spread = np.linspace(-0.15, 0.15, len(scores)) if len(scores) > 1 else [0.0]
-        dots = {"color": COLOURS[method], "size": 8, "opacity": 0.5}
+        dots = {"color": colour, "size": 8, "opacity": 0.5}
         figure.add_scatter(
             x=list(scores), y=[place + shift for shift in spread], mode="markers", marker=dots, name=method
         )
         middle, bar = _middle(scores, bool(confirmation), tables.metric, num_val)
-        strong = {"color": COLOURS[method], "size": 13, "symbol": "diamond", "line": {"color": GREY, "width": 1}}
+        strong = {"color": colour, "size": 13, "symbol": "diamond", "line": {"color": GREY, "width": 1}}
         figure.add_scatter(x=[middle], y=[place], error_x=bar, mode="markers", marker=strong, showlegend=False)
     if not figure.data:
         return None
-    names = tried_methods(tables)
+    names = list(colours)
     metric: Metric = confirmation["metric"] if confirmation else tables.metric
     figure.update_layout(height=140 + 60 * len(names), showlegend=False)
     ticks = {
@@ -168,7 +165,7 @@ def timeline(tables: StudyTables) -> go.Figure | None:
     if not rows:
         return None
     lanes: list[float] = []
-    figure = empty_figure()
+    figure, colours = empty_figure(), method_colours(tables)
     bars: dict[str, list[tuple[float, float, int, str]]] = {}
     for row in sorted(rows, key=lambda row: row["began"]):
         lane = next((place for place, end in enumerate(lanes) if end <= row["began"]), len(lanes))
@@ -185,7 +182,7 @@ def timeline(tables: StudyTables) -> go.Figure | None:
             hovertemplate="%{text}",
             orientation="h",
             name=kind,
-            marker={"color": COLOURS.get(kind, GREY), "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
+            marker={"color": colours.get(kind, GREY), "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
         )
     figure.update_layout(barmode="overlay", height=140 + 26 * min(len(lanes), 24))
     return with_axes(figure, {"type": "date", "title": "time (UTC)"}, {"title": "slot", "dtick": 1, "tick0": 0})

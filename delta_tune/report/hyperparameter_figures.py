@@ -15,18 +15,18 @@ from optuna.trial import TrialState
 from plotly.colors import sample_colorscale
 
 from delta_tune.config import METRICS
-from delta_tune.report.figures import GREY, SCALE, empty_figure, trial_label, tried_methods, with_axes
+from delta_tune.report.figures import GREY, SCALE, empty_figure, method_colours, trial_label, with_axes
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.optuna_storage import silence_optuna
 
 METHOD = "regularizer"
 MIN_TRIALS = 10
-"""Of full budget; of fewer the importance of a hyperparameter is chance."""
+"""Completed trials; with fewer, importances are chance."""
 Parameters = Mapping[str, BaseDistribution]
 
 
 def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
-    """Any hyperparameter against any other, coloured by the score; two menus choose."""
+    """Scatter plot of any two hyperparameters, coloured by the score; two menus choose them."""
     names = list(parameters)
     if not names or not any(tables.epochs.values()):
         return None
@@ -44,10 +44,10 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
         {"color": GREY, "size": 8, "symbol": "circle-open"},
         {"color": GREY, "size": 8, "symbol": "x"},
     )
-    for place, ((name, group), marker) in enumerate(zip(groups.items(), looks, strict=True)):
+    for index, ((name, group), marker) in enumerate(zip(groups.items(), looks, strict=True)):
         figure.add_scatter(
-            x=values[first][place],
-            y=values[second][place],
+            x=values[first][index],
+            y=values[second][index],
             mode="markers",
             marker=marker,
             name=name,
@@ -73,9 +73,9 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
 
 
 def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
-    """A line for each trial of the best trial's method, through its hyperparameters to its score.
+    """Parallel coordinates: one line per completed trial of the best trial's method, ending at its score.
 
-    Optuna's is drawn for white paper, and Plotly's own needs WebGL, which not every browser has.
+    Optuna's version assumes a white page; Plotly's needs WebGL, which not every browser has.
     """
     if tables.leader is None:
         return None
@@ -111,9 +111,9 @@ def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
 
 
 def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) -> go.Figure | None:
-    """How much of the scores' variation Optuna's evaluators give to each hyperparameter; `thorough` adds fANOVA.
+    """Importance of each hyperparameter by Optuna's evaluators; `thorough` adds fANOVA.
 
-    Of the hyperparameters that all trials of full budget have.
+    Only hyperparameters that all completed trials have are included.
     """
     study = optuna_study(tables, parameters)
     done = study.get_trials(states=[TrialState.COMPLETE])
@@ -125,21 +125,21 @@ def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) 
     if thorough and importlib.util.find_spec("sklearn") is not None:
         evaluators["fANOVA"] = FanovaImportanceEvaluator(n_trees=32, seed=0)
     figure = empty_figure()
-    for (name, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
+    for (label, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
+        importance = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
         figure.add_bar(
-            x=[found[each] for each in common], y=common, orientation="h", name=name, marker={"color": colour}
+            x=[importance[name] for name in common], y=common, orientation="h", name=label, marker={"color": colour}
         )
     figure.update_layout(height=140 + 44 * len(common), barmode="group")
     return with_axes(figure, {"title": "share of the variation", "tickformat": ".0%"}, {"automargin": True})
 
 
 def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
-    """The trials as Optuna's, for its evaluators: complete, pruned, or failed.
+    """The trials as an Optuna study for its evaluators: complete, pruned or failed.
 
-    The method is a hyperparameter too where there are several.
+    The method counts as a hyperparameter if there are several.
     """
-    several = tried_methods(tables)
+    several = list(method_colours(tables))
     known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
     with silence_optuna():
         study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")
@@ -159,7 +159,7 @@ def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
 
 
 def _heights(values: Sequence[Any], distribution: BaseDistribution | None) -> list[float]:
-    """Where values stand on an axis from the lowest, 0, to the highest, 1."""
+    """Positions of `values` on an axis from 0 (lowest) to 1 (highest)."""
     if isinstance(distribution, CategoricalDistribution):
         choices = [str(choice) for choice in distribution.choices]
         values = [choices.index(str(value)) for value in values]
@@ -174,7 +174,7 @@ def _number(value: Any) -> str:
 
 
 def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
-    """A range of another branch of the space may not hold this value."""
+    """The distribution, widened if needed: the range recorded for another branch may not include `value`."""
     if (
         isinstance(distribution, FloatDistribution | IntDistribution)
         and not distribution.low <= value <= distribution.high

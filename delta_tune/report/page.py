@@ -18,17 +18,16 @@ from optuna.distributions import json_to_distribution
 from plotly.offline import get_plotlyjs
 
 from delta_tune.background import TimeShare
-from delta_tune.config import StudyConfig
+from delta_tune.config import TRIAL_FIELDS, StudyConfig
 from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import read_predictions
-from delta_tune.report.sentences import is_running, study_remarks, study_verdict
+from delta_tune.report.sentences import study_remarks, study_verdict
 from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
-from delta_tune.results.study_record import read_study
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
-from delta_tune.results.utilization import TimeUse
 from delta_tune.search.asha import rung_epochs
 
 TEMPLATE = "report.html.jinja"
@@ -62,8 +61,8 @@ def write_report(folder: str | Path) -> Path:
         UserError: there is no study, or its tables do not read.
     """
     folder = Path(folder)
-    record = read_study(folder)
-    tables = StudyTables.read(folder, record["settings"]["metric"])
+    record = StudyRecord.read(folder)
+    tables = StudyTables.read(folder, record.metric)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -112,18 +111,15 @@ class ReportWriter:
             return None
 
 
-def report_context(folder: Path, record: Mapping[str, Any], tables: StudyTables) -> dict[str, Any]:
+def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> dict[str, Any]:
     """What the template is given."""
-    settings, confirmation = record["settings"], record.get("confirmation")
-    running = is_running(record)
-    parameters = {
-        name: json_to_distribution(json.dumps(each)) for name, each in record.get("distributions", {}).items()
-    }
+    settings, confirmation = record.settings, record.confirmation
+    parameters = {name: json_to_distribution(json.dumps(each)) for name, each in record.distributions.items()}
     attention = pq.read_table(folder / ATTENTION_FILE).to_pylist() if (folder / ATTENTION_FILE).exists() else []
     predictions = read_predictions(folder / PREDICTIONS_FILE)
     rungs = rung_epochs(settings["max_epochs"], settings["grace_period"], settings["reduction_factor"])
-    num_val = record["images"]["val"]
-    winner = tables.leader if running else record.get("winner", tables.leader)
+    num_val = record.images["val"]
+    winner = tables.leader if record.running or record.winner is None else record.winner
     small = predictions is not None and len(predictions.classes) <= MOST_CLASSES
     drawn = {
         "methods": (figures.methods(tables, confirmation, num_val), methods_caption(tables, confirmation, num_val)),
@@ -140,7 +136,7 @@ def report_context(folder: Path, record: Mapping[str, Any], tables: StudyTables)
             "The best trial's method: a line for each trial of full budget, the best one thick, bright is better.",
         ),
         "importances": (
-            hyperparameter_figures.importances(tables, parameters, thorough=not running),
+            hyperparameter_figures.importances(tables, parameters, thorough=not record.running),
             "Of the trials of full budget, which ASHA chose: what made a trial bad from the start has little part in "
             "it. Where the evaluators differ, believe neither.",
         ),
@@ -158,12 +154,11 @@ def report_context(folder: Path, record: Mapping[str, Any], tables: StudyTables)
         "name": folder.name,
         "record": record,
         "settings": settings,
-        "running": running,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "plotly": get_plotlyjs(),
         "verdict": study_verdict(tables, record),
         "remarks": study_remarks(tables, record),
-        "started_with": shlex.join(["python", *record["command"]]),
+        "started_with": shlex.join(["python", *record.command]),
         "facts": study_facts(tables, record),
         "command": None if winner is None else training_command(tables, record, winner),
         "python": None if winner is None else training_call(tables, winner),
@@ -178,25 +173,25 @@ def report_context(folder: Path, record: Mapping[str, Any], tables: StudyTables)
         "predictions": predictions,
         "columns": list(parameters),
         "trials": trial_rows(tables, parameters),
-        "time_use": TimeUse(**record["time_use"]).sentence() if record.get("time_use") else None,
+        "time_use": record.time_use.sentence() if record.time_use else None,
         "shown": lambda value: format_score(tables.metric, value),
     }
 
 
-def study_facts(tables: StudyTables, record: Mapping[str, Any]) -> dict[str, str]:
+def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
     """The study in figures."""
     states = [row["state"] for row in tables.trials.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    settings = record["settings"]
+    settings = record.settings
     full = settings["max_epochs"] * sum(state in ("completed", "pruned") for state in states)
     bought = sum(row["epochs"] for row in tables.trials.values() if row["state"] in ("completed", "pruned"))
     saved = f", {100 * (1 - bought / full):.0f} % fewer than without ASHA" if full and bought < full else ""
     return {
-        "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record['images'].items())} images",
-        "model": f"{record['backbone']}, weights {settings['weights'] or 'the default'}",
+        "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record.images.items())} images",
+        "model": f"{record.backbone}, weights {settings['weights'] or 'the default'}",
         "trials": f"{counts or 'none yet'} (of {settings['num_trials']})",
         "epochs": f"{sum(len(rows) for rows in tables.epochs.values())}{saved}",
-        "time": format_duration(record.get("spent_seconds", 0.0)),
+        "time": format_duration(record.spent_seconds or 0.0),
     }
 
 
@@ -208,9 +203,9 @@ def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None,
     return f"A point is a trial of full budget on the one validation split; the diamond is the best{interval}."
 
 
-def training_command(tables: StudyTables, record: Mapping[str, Any], number: int) -> str:
+def training_command(tables: StudyTables, record: StudyRecord, number: int) -> str:
     """The command that fine-tunes once with a trial's configuration."""
-    settings, defaults = record["settings"], StudyConfig()
+    settings, defaults = record.settings, StudyConfig()
     words = ["python", "launch.py"]
     for name in DATA_FLAGS:
         value = settings[name]
@@ -228,8 +223,9 @@ def training_command(tables: StudyTables, record: Mapping[str, Any], number: int
 
 def training_call(tables: StudyTables, number: int) -> str:
     """The same configuration in full, as a call."""
-    config = {name: value for name, value in tables.config(number).record().items() if value is not None}
-    inner = "".join(f"    {name}={value!r},\n" for name, value in config.items())
+    row = tables.trials[number]  # and not its `TrialConfig`: it may have a method that only a later version knows
+    config = {name: row.get(f"config.{name}") for name in TRIAL_FIELDS}
+    inner = "".join(f"    {name}={value!r},\n" for name, value in config.items() if value is not None)
     return f"delta_tune.TrialConfig(\n{inner})"
 
 

@@ -1,4 +1,4 @@
-"""What the final model says of each image of the split that judges it, and its worst mistakes as thumbnails."""
+"""Predictions of the final model on the split that scores it, with thumbnails of its worst mistakes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from delta_tune.data.augmentation import center_offset
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import Pixels, Preprocessing
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.inference.model import load
 from delta_tune.training.task import Task
 
 WORST = 12
@@ -30,7 +29,7 @@ THUMBNAIL_SIZE = 112
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mistake:
-    """An image that was taken for another class."""
+    """A misclassified image."""
 
     image: str
     true: str
@@ -42,40 +41,40 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
-    """What a model said of a split."""
+    """A model's predictions on one split."""
 
     split: str
     classes: tuple[str, ...]
     confusion: npt.NDArray[np.int64]
     """(K, K); rows are the true classes."""
     worst: tuple[Mistake, ...]
-    """The surest first."""
+    """Most confident first."""
 
     def recalls(self) -> list[tuple[str, int, float, str]]:
-        """Of each class that the split has: name, images, share found, and what it was most often taken for ("")."""
+        """For each class in the split: name, images, recall, and the class it is most often mistaken for ("")."""
         rows = []
-        for place, name in enumerate(self.classes):
-            row = self.confusion[place]
+        for index, name in enumerate(self.classes):
+            row = self.confusion[index]
             if row.sum():
                 others = row.copy()
-                others[place] = 0
+                others[index] = 0
                 taken_for = self.classes[int(others.argmax())] if others.any() else ""
-                rows.append((name, int(row.sum()), float(row[place] / row.sum()), taken_for))
+                rows.append((name, int(row.sum()), float(row[index] / row.sum()), taken_for))
         return rows
 
 
-def split_logits(task: Task, split: Split, best: Path, device: torch.device | str) -> Tensor:
-    """The model's logits of the images of a split in order, float32 (N, K) on CPU."""
-    network = load(best, device).network
+def split_logits(task: Task, split: Split, network: nn.Module) -> Tensor:
+    """A network's logits for a split, in order: float32 (N, K) on CPU, computed on the network's device."""
+    device = next(network.parameters()).device
     with torch.inference_mode():
-        batches = evaluation_batches(split, task.backbone.preprocessing, torch.device(device))
+        batches = evaluation_batches(split, task.backbone.preprocessing, device)
         return torch.cat([network(images).float().cpu() for images in batches])
 
 
 def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
-    """Write a row for each image of the split `name`: the true and the predicted class with their probabilities.
+    """Write one row per image of the split `name`: true and predicted class with their probabilities.
 
-    The surest mistakes have a thumbnail of what the network saw.
+    The most confident mistakes get a thumbnail of what the network saw.
     """
     split, classes = task.dataset.for_name(name), task.dataset.classes
     probabilities = logits.softmax(1).numpy()
@@ -101,28 +100,28 @@ def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
 
 
 def read_predictions(file: Path) -> Predictions | None:
-    """What `save_predictions` wrote; None where it has not."""
+    """Read what `save_predictions` wrote; None if there is no file."""
     if not file.exists():
         return None
     table = pq.read_table(file)
     classes: Sequence[str] = json.loads(table.schema.metadata[b"classes"])
-    number = {name: place for place, name in enumerate(classes)}
+    index_of = {name: index for index, name in enumerate(classes)}
     rows = table.to_pylist()
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     for row in rows:
-        confusion[number[row["true"]], number[row["predicted"]]] += 1
+        confusion[index_of[row["true"]], index_of[row["predicted"]]] += 1
     worst = sorted((row for row in rows if row["thumbnail"]), key=lambda row: -float(row["probability"]))
-    shown = ("image", "true", "predicted", "probability", "thumbnail")
+    columns = ("image", "true", "predicted", "probability", "thumbnail")
     return Predictions(
         split=table.schema.metadata[b"split"].decode(),
         classes=tuple(classes),
         confusion=confusion,
-        worst=tuple(Mistake(**{name: row[name] for name in shown}) for row in worst),
+        worst=tuple(Mistake(**{name: row[name] for name in columns}) for row in worst),
     )
 
 
 def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAIL_SIZE) -> bytes:
-    """A stored square (R, R, 3) cropped as the network sees it, as a small JPEG."""
+    """A small JPEG of the part of a stored square (R, R, 3) that the network sees."""
     stream = io.BytesIO()
     crop_stored_square(pixels, preprocessing).resize((size, size), Image.Resampling.BICUBIC).save(
         stream, "JPEG", quality=80
@@ -131,7 +130,7 @@ def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAI
 
 
 def crop_stored_square(pixels: Pixels, preprocessing: Preprocessing) -> Image.Image:
-    """The centre of a stored square (R, R, 3) that is the network's input."""
+    """The centre of a stored square (R, R, 3): the network's input."""
     image = Image.fromarray(pixels)
     start = center_offset(image.width, preprocessing.image_size)
     end = start + preprocessing.image_size

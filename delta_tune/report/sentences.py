@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from delta_tune.config import METRICS
+from delta_tune.config import BASELINE, METRICS
 from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
 from delta_tune.results.statistics import wilson_interval
-from delta_tune.results.study_record import scoring_of
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestTrial:
+    """The best trial of full budget of some methods."""
+
+    number: int
+    method: str
+    score: float
+
+
+def best_trial(tables: StudyTables, method: str | None = None, *, other_than: str | None = None) -> BestTrial | None:
+    """The best trial of full budget of all methods, of one, or of all but one; None if there is none."""
+    for number in tables.ranked(method):
+        own = tables.trials[number]["config.regularizer"]
+        if own != other_than:
+            return BestTrial(number=number, method=own, score=tables.best_row(number)[tables.metric])
+    return None
 
 
 def study_summary(
     tables: StudyTables,
     folder: Path,
-    scorings: list[dict[str, Any]],
-    model: str,
+    record: StudyRecord,
     remarks: Sequence[str],
     *,
-    resume: bool,
     out: str,
 ) -> list[str]:
     """What a study found, in sentences.
@@ -29,109 +45,85 @@ def study_summary(
     Args:
         tables: of the search.
         folder: of the study.
-        scorings: of the test split, in their order.
-        model: which the final one is, as scorings name it.
+        record: of the study.
         remarks: what else there is to say: the confirmation's verdict, and attention's.
-        resume: whether it was interrupted.
         out: what holds the folder, as the user knows it.
     """
-    metric = tables.metric
-    ranked = tables.ranked()
+    metric, best = tables.metric, best_trial(tables)
     said = []
-    if not ranked:
+    if best is None:
         states = [str(row["state"]) for row in tables.trials.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
         said.append(f"No trial came to its full budget: {counts}.")
     else:
-        winner = ranked[0]
-        method = tables.trials[winner]["config.regularizer"]
-        score = tables.best_row(winner)[metric]
+        score, params = format_score(metric, best.score), format_params(tables.params(best.number))
         said.append(
-            f"Best: {method} with {format_params(tables, winner)}: {metric} {format_score(metric, score)} "
-            f"after epoch {tables.best_row(winner)['epoch']} (trial {winner})."
+            f"Best: {best.method} with {params}: {metric} {score} after epoch "
+            f"{tables.best_row(best.number)['epoch']} (trial {best.number})."
         )
-        said += _against_plain(tables, method, score)
+        said += _against_plain(tables, best)
     said += remarks
-    if ranked:
-        if (found := scoring_of(scorings, model)) is not None:
-            test, times = found
-            low, high = test["test_accuracy_interval"]
-            said.append(
-                f"Test: accuracy {100 * test['test_accuracy']:.1f} % on {test['images']} images, {times} "
-                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
-            )
-        said.append(f"Model: {folder / BEST} ({model})")
+    if best is not None:
+        if record.scoring is not None:
+            said.append(f"Test: accuracy {record.scoring}.")
+        said.append(f"Model: {folder / BEST} ({record.model})")
     said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if (folder / REPORT_FILE).exists():
         said.append(f"Report: {folder / REPORT_FILE}")
-    if resume:
+    if record.interrupted:
         said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
     return said
 
 
-def _against_plain(tables: StudyTables, method: str, score: float) -> list[str]:
+def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
     """How far the winner is from the best of plain L2, or plain L2 from the best of the rest where it won."""
-    if method == "l2":
-        rest = [n for n in tables.ranked() if tables.trials[n]["config.regularizer"] != "l2"]
-        if not rest:
+    metric = tables.metric
+    if best.method == BASELINE:
+        other = best_trial(tables, other_than=BASELINE)
+        if other is None:
             return []
-        runner_up, other = tables.trials[rest[0]]["config.regularizer"], tables.best_row(rest[0])[tables.metric]
         return [
-            f"That is the plain L2 recipe; the best of the other methods is {runner_up} with "
-            f"{format_score(tables.metric, other)} (trial {rest[0]})."
+            f"That is the plain L2 recipe; the best of the other methods is {other.method} with "
+            f"{format_score(metric, other.score)} (trial {other.number})."
         ]
-    if not any(row["config.regularizer"] == "l2" for row in tables.trials.values()):
+    if not any(row["config.regularizer"] == BASELINE for row in tables.trials.values()):
         return []
-    plain = tables.ranked("l2")
-    if not plain:
+    plain = best_trial(tables, BASELINE)
+    if plain is None:
         return ["Plain L2 fine-tuning had no trial of full budget, so there is nothing to compare with."]
-    other = tables.best_row(plain[0])[tables.metric]
-    by = f"{100 * (score - other):+.1f} points" if METRICS[tables.metric] == "max" else f"{score - other:+.4f}"
+    ahead = best.score - plain.score
+    by = f"{100 * ahead:+.1f} points" if METRICS[metric] == "max" else f"{ahead:+.4f}"
     return [
-        f"Plain L2: {format_score(tables.metric, other)} at its best (trial {plain[0]}), so {method} is {by} on the "
-        f"validation split it was chosen on."
+        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}), so {best.method} is {by} "
+        f"on the validation split it was chosen on."
     ]
 
 
-def is_running(record: Mapping[str, Any]) -> bool:
-    """Whether no session of the study has come to its end, or another one began since."""
-    return not record.keys() & {"finished", "interrupted"}
-
-
-def study_verdict(tables: StudyTables, record: Mapping[str, Any]) -> str:
+def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     """What the study found, in a sentence."""
-    if record.get("confirmation"):
-        found = next((s for s in record["confirmation"]["sentences"] if s.startswith("Confirmed: ")), None)
+    if record.confirmation:
+        found = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if found is not None:
             return str(found)
-    ranked = tables.ranked()
-    if not ranked:
-        return "No trial has come to its full budget" + (" yet." if is_running(record) else ".")
-    metric, winner = tables.metric, ranked[0]
-    method, score = tables.trials[winner]["config.regularizer"], tables.best_row(winner)[tables.metric]
-    said = f"{method}: {metric} {format_score(metric, score)} on {record['images']['val']} images"
-    plain = tables.ranked("l2")
-    if method == "l2" or not plain:
-        return f"{said}: the best of {len(ranked)} trials of full budget, not confirmed."
-    other = tables.best_row(plain[0])[metric]
-    return f"{said}, plain l2 {format_score(metric, other)}: the best trial of each, not confirmed."
+    best, plain = best_trial(tables), best_trial(tables, BASELINE)
+    if best is None:
+        return "No trial has come to its full budget" + (" yet." if record.running else ".")
+    metric = tables.metric
+    said = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.images['val']} images"
+    if plain is None or plain == best:
+        return f"{said}: the best of {len(tables.ranked())} trials of full budget, not confirmed."
+    return f"{said}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."
 
 
-def study_remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
+def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     """What else one has to know to believe the verdict, or not."""
     said = []
-    if (found := scoring_of(record["test_scorings"], record.get("model"))) is not None:
-        test, times = found
-        low, high = test["test_accuracy_interval"]
-        said.append(
-            f"Test accuracy of the final model ({test['model']}): {100 * test['test_accuracy']:.1f} % on "
-            f"{test['images']} images, {times}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %."
-        )
-    confirmation = record.get("confirmation")
-    if confirmation:
-        said += [sentence for sentence in confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
+    if record.scoring is not None:
+        said.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
+    if record.confirmation:
+        said += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
     elif tables.leader is not None:
-        count = record["images"]["val"]
+        count = record.images["val"]
         accuracy = tables.best_row(tables.leader)["val_accuracy"]
         low, high = wilson_interval(accuracy, count)
         said.append(
@@ -139,4 +131,4 @@ def study_remarks(tables: StudyTables, record: Mapping[str, Any]) -> list[str]:
             f"accuracy of {100 * accuracy:.1f} % to between {100 * low:.1f} and {100 * high:.1f} %. --confirm 5 "
             f"compares the methods on fresh seeds and splits."
         )
-    return [*said, *([record["attention_verdict"]] if record.get("attention_verdict") else [])]
+    return [*said, *([record.attention_verdict] if record.attention_verdict else [])]

@@ -1,4 +1,4 @@
-"""Several studies side by side, from their folders."""
+"""Compare several studies, from their folders."""
 
 from __future__ import annotations
 
@@ -7,63 +7,62 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.results.statistics import wilson_interval
-from delta_tune.results.study_record import read_study, scoring_of
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 
 
 def compare_studies(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """A row for each study: what it was about, its best trial, its test score, its trials and its time.
+    """One row per study: data, model, best trial, test score, trials and time.
 
     Raises:
-        UserError: a folder holds no study.
+        UserError: a folder is not a study.
     """
     return [_row(Path(folder)) for folder in folders]
 
 
 def comparability_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """In what the studies differ so that their scores do not compare, in sentences."""
-    said = []
+    """Sentences on differences that make the studies' scores incomparable."""
+    notes = []
     if len({row["data_fingerprint"] for row in rows}) > 1:
-        said.append(
-            "The images, their splits or their preprocessing are not the same: a higher score may be due to that alone."
-        )
+        notes.append("The images, their splits or their preprocessing differ: that alone may explain a higher score.")
     if len({row["metric"] for row in rows}) > 1:
-        said.append("The studies chose by different metrics.")
+        notes.append("The studies optimised different metrics.")
     if len({row["accuracy_of"] for row in rows if row["accuracy"] is not None}) > 1:
-        said.append("Some accuracies are of test, others of validation, by which a model was chosen: those flatter.")
+        notes.append(
+            "Some accuracies are on test, others on validation; the latter are optimistic: they chose the model."
+        )
     intervals = [row["interval"] for row in rows if row["interval"] is not None]
-    if not said and len(intervals) > 1:
+    if not notes and len(intervals) > 1:
         highest = max(low for low, _ in intervals)
         if all(high >= highest for _, high in intervals):
-            said.append("The intervals overlap: which study's model is better may be chance.")
-    return said
+            notes.append("The intervals overlap: the difference may be chance.")
+    return notes
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    record = read_study(folder)
-    settings = record["settings"]
-    tables = StudyTables.read(folder, settings["metric"])
+    record = StudyRecord.read(folder)
+    tables = StudyTables.read(folder, record.metric)
     states = [row["state"] for row in tables.trials.values()]
-    winner = record.get("winner", tables.leader) if "finished" in record else tables.leader
-    test = scoring_of(record["test_scorings"], record.get("model"))
+    winner = record.winner if record.finished and record.winner is not None else tables.leader
+    test = record.scoring
     best = None if tables.leader is None else tables.best_row(tables.leader)
     split = "test" if test else "val"
-    images: dict[str, int] = record.get("images", {})  # studies of the first days do not say
-    accuracy: float | None = test[0]["test_accuracy"] if test else best["val_accuracy"] if best else None
+    images = record.images
+    accuracy: float | None = test.accuracy if test else best["val_accuracy"] if best else None
     return {
         "study": folder.name,
-        "data": settings["data"],
-        "data_fingerprint": record["fingerprints"]["data"],
+        "data": record.settings["data"],
+        "data_fingerprint": record.fingerprints["data"],
         "images": images,
-        "model": record.get("backbone", settings["model"]),
+        "model": record.backbone,
         "method": None if winner is None else tables.trials[winner]["config.regularizer"],
-        "metric": settings["metric"],
-        "best": best[settings["metric"]] if best else None,
+        "metric": record.metric,
+        "best": best[record.metric] if best else None,
         "accuracy_of": split,
         "accuracy": accuracy,
         "interval": None if accuracy is None or split not in images else wilson_interval(accuracy, images[split]),
         "trials": {state: states.count(state) for state in dict.fromkeys(states)},
         "epochs": sum(len(rows) for rows in tables.epochs.values()),
-        "seconds": record.get("spent_seconds"),
-        "finished": "finished" in record,
+        "seconds": record.spent_seconds,
+        "finished": record.finished,
     }

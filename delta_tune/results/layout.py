@@ -9,10 +9,16 @@ STUDY_FILE, TRIALS_FILE, EPOCHS_FILE = "study.json", "trials.parquet", "epochs.p
 JOURNAL_FILE = "journal.jsonl"
 ATTENTION_FILE = Path("attention") / "attention.parquet"
 REPORT_FILE = "report.html"
+LOG_FILE = "study.log"
+"""What Ray says while trials run."""
+SHARED_CACHE = ".cache"
+"""Beside the studies' folders: what several studies may use."""
 CHECKPOINTS, RAY = "checkpoints", "ray"
 """Folders in a study's: what its trials are continued from, and Ray Tune's own files."""
 ERROR_FILE = "error.txt"
 """The traceback of a trial that failed, in its checkpoint folder."""
+HUNG_FILE = "hung.txt"
+"""There too: where a trial's threads were when its process was ended because it hung."""
 
 
 def trial_name(number: int) -> str:
@@ -36,3 +42,28 @@ BEST = "best"
 PICTURES_FILE = Path("report") / "feature_maps.parquet"
 
 PREDICTIONS_FILE = Path("report") / "predictions.parquet"
+
+FILES: dict[str, str] = {
+    STUDY_FILE: "Settings as resolved, fingerprints of data and weights, versions, the command, every test scoring",
+    TRIALS_FILE: "One row per trial",
+    EPOCHS_FILE: "One row per trial and epoch",
+    JOURNAL_FILE: "Events that the two tables do not have yet, one per line; only while the study runs",
+    REPORT_FILE: "The report: one self-contained page, updated while the study runs",
+    str(PREDICTIONS_FILE): "Predictions of the final model for the report",
+    str(PICTURES_FILE): "Images of feature maps for the report",
+    f"{BEST}/{WEIGHTS_FILE}": "Weights of the final model",
+    f"{BEST}/{CONFIG_FILE}": "Configuration, backbone, classes, preprocessing and metrics of the final model",
+    f"{BEST}/{CARD_FILE}": "Model card",
+    str(ATTENTION_FILE): "Ablation losses, attention weights and their reliability, per hooked layer",
+    f"{CHECKPOINTS}/NNNNN/{BEST_FILE}": "Weights of a trial's best epoch; of finished trials only the leader's",
+    f"{CHECKPOINTS}/NNNNN/{RESUME_FILE}": "Epochs so far of an unfinished trial; names the epoch it continues from",
+    f"{CHECKPOINTS}/NNNNN/weights-*.safetensors": "Weights of an unfinished trial",
+    f"{CHECKPOINTS}/NNNNN/average-*.safetensors": "Moving average of its weights, with `average_epochs`",
+    f"{CHECKPOINTS}/NNNNN/optimizer-*.pt": "State of its optimizer",
+    f"{CHECKPOINTS}/NNNNN/{ERROR_FILE}": "Traceback of a trial that failed",
+    f"{CHECKPOINTS}/retrained-N/": "The same for the final training after `--confirm`, while it is unfinished",
+    f"{CONFIRM}/": "Tables, checkpoints and Ray's folder of the runs of `--confirm`, laid out as in the study",
+    f"{RAY}/": "Ray Tune's own folder; TensorBoard reads it",
+    "study.log": "Messages of Ray Tune",
+}
+"""Files and folders of a study: path → meaning."""

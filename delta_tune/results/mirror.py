@@ -1,8 +1,8 @@
-"""Folders that are worked on here and kept at an address: `--out s3://bucket/folder`.
+"""Local folders mirrored to an address: `--out s3://bucket/folder`.
 
-A study works on a folder of the driver's machine, which is brought to the address every `INTERVAL_S`; a worker works on
-a folder of its node and brings it to the address after each epoch, before the study hears of it. So what is at the
-address is never ahead of what a resume needs, and at most `INTERVAL_S` behind.
+The driver works in a local folder and pushes it to the address every `INTERVAL_S`. A worker works in a folder of its
+node and pushes it after each epoch, before it reports the epoch. So the address always has what a resume needs, at most
+`INTERVAL_S` old.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from delta_tune.results.layout import CHECKPOINTS, EPOCHS_FILE, JOURNAL_FILE, RA
 
 INTERVAL_S = 15.0
 LAST = (RESUME_FILE, EPOCHS_FILE, TRIALS_FILE, JOURNAL_FILE, STUDY_FILE)
-"""What names other files goes after them, in this order; it was read in the opposite one, so it is the older."""
+"""Files that refer to others are pushed after them, in this order, and read in the reverse order."""
 
 
 class Mirror:
-    """A folder here and its copy at an address.
+    """A local folder and its copy at an address.
 
     Args:
-        folder: here.
-        address: of the copy.
-        skip: names of folders, anywhere below, that others bring there.
+        folder: the local folder.
+        address: the copy's address.
+        skip: names of subfolders, at any depth, that others push.
     """
 
     def __init__(self, folder: Path, address: str, *, skip: Collection[str] = ()) -> None:
@@ -47,7 +47,7 @@ class Mirror:
         self._pushing, self._noting = threading.Lock(), threading.Lock()
 
     def pull(self) -> None:
-        """Bring everything here but what is skipped; of Ray's runs only the names, so that the next has a new one."""
+        """Fetch everything except `skip`; of Ray's runs only the names, so that the next run gets a new one."""
         for path in self._files(self._root):
             if RAY in path.parts and RAY in self._skip:
                 (self.folder / Path(*path.parts[: path.parts.index(RAY) + 2])).mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Mirror:
                 self.fetch(path)
 
     def fetch(self, path: PurePosixPath | Path) -> Path:
-        """Bring one file here."""
+        """Fetch one file."""
         here = self.folder / path
         here.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -68,22 +68,22 @@ class Mirror:
         return here
 
     def fetch_folder(self, folder: Path) -> None:
-        """Bring everything of a folder here."""
+        """Fetch all files of a folder."""
         for path in self._files(self._root / folder.relative_to(self.folder)):
             self.fetch(path)
 
     def push(self, *, skip: Collection[str] | None = None) -> None:
-        """Bring there what has changed here, and take away what is gone.
+        """Push changed files and delete files that are gone.
 
         Raises:
-            OSError: the address does not answer as it should.
+            OSError: the address cannot be read or written.
         """
         with self._pushing:
             with self._noting:
                 discards, self._discards = self._discards, {}
             try:
                 self._push(self._skip if skip is None else frozenset(skip))
-                for folder, kept in discards.items():  # the tables that say why are there by now
+                for folder, kept in discards.items():  # the tables that say why have been pushed
                     self._remove(folder, kept)
             except OSError:
                 with self._noting:
@@ -91,12 +91,12 @@ class Mirror:
                 raise
 
     def discard(self, folder: Path, kept: Collection[str] = ()) -> None:
-        """With the next push take away a folder that workers wrote, but for the files `kept`."""
+        """With the next push, delete a folder that workers wrote, except the files `kept`."""
         with self._noting:
             self._discards[PurePosixPath(folder.relative_to(self.folder))] = frozenset(kept)
 
     def clear(self) -> None:
-        """Take away everything, here and there."""
+        """Delete everything, here and at the address."""
         self._remove(PurePosixPath(), frozenset())
         for path in list(self._pushed):
             (self.folder / path).unlink(missing_ok=True)
@@ -113,10 +113,10 @@ class Mirror:
         last = sorted((path for path in changed if path.name in LAST), key=lambda path: LAST.index(path.name))
         contents = {}
         for path in reversed(last):
-            with suppress(FileNotFoundError):  # the journal, once tables have what it says
+            with suppress(FileNotFoundError):  # the journal disappears once the tables include it
                 contents[path] = (self.folder / path).read_bytes()
         for path in [*(path for path in changed if path not in last), *last]:
-            with suppress(FileNotFoundError):  # gone in the meantime
+            with suppress(FileNotFoundError):  # deleted meanwhile
                 self._write(path, contents.get(path))
                 self._pushed[path] = here[path]
         for path in [path for path in self._pushed if path not in here and not skip & set(path.parts)]:
@@ -124,7 +124,7 @@ class Mirror:
             del self._pushed[path]
 
     def _write(self, path: PurePosixPath, content: bytes | None) -> None:
-        """An object appears whole once its stream is closed, after an exception too: none may come from our side."""
+        """Write one object. It appears when its stream closes, even after an exception: read the file first."""
         if content is None and (self.folder / path).stat().st_size:
             with pa.memory_map(str(self.folder / path)) as file:
                 data = file.read_buffer()
@@ -140,34 +140,34 @@ class Mirror:
                     self._filesystem.delete_file(str(self._root / path))
 
     def _files(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """The files there, as they lie below the root."""
-        found = self._filesystem.get_file_info(fs.FileSelector(str(folder), recursive=True, allow_not_found=True))
-        return [PurePosixPath(info.path).relative_to(self._root) for info in found if info.type == fs.FileType.File]
+        """Paths of the files at the address, relative to the root."""
+        infos = self._filesystem.get_file_info(fs.FileSelector(str(folder), recursive=True, allow_not_found=True))
+        return [PurePosixPath(info.path).relative_to(self._root) for info in infos if info.type == fs.FileType.File]
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:
-    found = file.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    status = file.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @contextmanager
-def local_copy(place: str | Path) -> Iterator[tuple[Path, Mirror | None]]:
-    """A folder to work in for what is kept at `place`, and its mirror if that is an address."""
-    if not is_uri(place):
-        yield Path(place), None
+def local_copy(path: str | Path) -> Iterator[tuple[Path, Mirror | None]]:
+    """Yield a local folder for `path`, and its mirror if `path` is an address."""
+    if not is_uri(path):
+        yield Path(path), None
         return
     with tempfile.TemporaryDirectory(prefix="delta_tune-") as scratch:
-        mirror = Mirror(Path(scratch), str(place))
+        mirror = Mirror(Path(scratch), str(path))
         mirror.pull()
         yield mirror.folder, mirror
 
 
 @contextmanager
 def temporary_marker(address: str) -> Iterator[str]:
-    """An object at the address for a while; what is yielded is its own address.
+    """Write a marker object while the block runs; yield its address.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the address cannot be written to.
     """
     name = f".marker-{uuid.uuid4().hex}"
     filesystem, root = open_remote_filesystem(address, "--out")
@@ -176,7 +176,9 @@ def temporary_marker(address: str) -> Iterator[str]:
         with filesystem.open_output_stream(path) as stream:
             stream.write(b"seen")
     except OSError as error:
-        raise UserError(f"--out {address} cannot be written to ({error}); give a bucket that can.") from error
+        raise UserError(
+            f"--out {address} cannot be written to ({error}); give a bucket that you can write to."
+        ) from error
     try:
         yield f"{address}/{name}"
     finally:
@@ -186,7 +188,7 @@ def temporary_marker(address: str) -> Iterator[str]:
 
 @contextmanager
 def push_in_background(mirror: Mirror | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Within it the mirror is brought to its address every `INTERVAL_S`, by a thread."""
+    """Push the mirror every `INTERVAL_S` from a thread while the block runs."""
     if mirror is None:
         yield
         return
@@ -199,26 +201,26 @@ def push_in_background(mirror: Mirror | None, say: Callable[[str], None]) -> Ite
             silent = False
         except OSError as error:
             if not silent:
-                say(f"{mirror.address} does not answer ({error}); it is tried again every {INTERVAL_S:.0f} s.")
+                say(f"{mirror.address} does not answer ({error}); retrying every {INTERVAL_S:.0f} s.")
             silent = True
 
     try:
         with run_every(INTERVAL_S, push):
             yield
     finally:
-        with suppress(OSError):  # said by then, and tried again at the end
+        with suppress(OSError):  # already reported; pushed again at the end
             mirror.push()
 
 
 def push_or_raise(mirror: Mirror, *, whole: bool = False) -> None:
-    """Bring everything there now; at the end (`whole`) Ray's folder too.
+    """Push everything now; with `whole` (at the end) Ray's folder too.
 
     Raises:
-        UserError: it does not come there.
+        UserError: the push failed.
     """
     try:
         mirror.push(skip=(CHECKPOINTS,) if whole else None)
     except OSError as error:
         raise UserError(
-            f"--out {mirror.address} cannot be written to ({error}); what there is lies in {mirror.folder}."
+            f"--out {mirror.address} cannot be written to ({error}); the results so far are in {mirror.folder}."
         ) from error

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-
-def wilson_interval(proportion: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a proportion seen on `count` examples (Wilson 1927): right near 0 and 1 too."""
-    centre = (proportion + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(proportion * (1 - proportion) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 LEVEL = 0.95
+
+
+def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion seen on `count` examples (Wilson 1927): right near 0 and 1 too."""
+    interval = stats.binomtest(round(proportion * count), count).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,46 +1,319 @@
-"""`study.json`: read and written."""
+"""`study.json`: what a study is, how far it has come and what it found. Only this module reads and writes it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from delta_tune.config import UserError
-from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.config import Metric, UserError
+from delta_tune.filesystem.atomic import write_json
 from delta_tune.results.layout import STUDY_FILE
+from delta_tune.results.utilization import TimeUse
+
+Ending = Literal["finished", "interrupted"]
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """An indented JSON file, whole or not at all."""
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")
+@dataclass(frozen=True, kw_only=True)
+class StudyIdentity:
+    """What a study is about; it can be resumed only if data, weights and search space are the same.
 
-
-def read_study(folder: Path) -> dict[str, Any]:
-    """`study.json` of a study folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
+    Attributes:
+        fingerprints: of the data and the weights.
+        backbone: the model's name.
+        images: split → number of images.
+        space: source code of the search space.
+        distributions: hyperparameter → its distribution, as Optuna writes it in JSON.
     """
-    try:
-        content: dict[str, Any] = json.loads((folder / STUDY_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"There is no study in {folder}; --name and --out must name one that was started.") from None
-    except ValueError as error:  # no JSON, or no text at all
-        raise UserError(f"{folder / STUDY_FILE} is damaged ({error}); start a new study.") from None
-    return content
+
+    fingerprints: dict[str, str]
+    backbone: str
+    images: dict[str, int]
+    space: str
+    distributions: dict[str, Any]
 
 
-def scoring_of(scorings: Sequence[Mapping[str, Any]], model: str | None) -> tuple[Mapping[str, Any], str] | None:
-    """A model's scoring of the test split, and in words how often that had been scored; None where there is none.
+@dataclass(frozen=True)
+class Scoring:
+    """One scoring of the test split.
 
-    Args:
-        scorings: `test_scorings` of `study.json`.
-        model: as `study.json` names it.
+    Attributes:
+        content: as in `study.json`: trial, model, images, `test_…` scores.
+        index: how often the split had been scored before.
     """
-    for place, scoring in enumerate(scorings):
-        if scoring["model"] == model:
-            return scoring, "scored once" if place == 0 else f"scoring {place + 1} of this split, so not an unseen one"
-    return None
+
+    content: Mapping[str, Any]
+    index: int
+
+    @property
+    def model(self) -> str:
+        """The model that was scored."""
+        return str(self.content["model"])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images classified correctly."""
+        return float(self.content["test_accuracy"])
+
+    def __str__(self) -> str:
+        """The accuracy with its images and its interval, and how often the split has been scored."""
+        low, high = self.content["test_accuracy_interval"]
+        times = "scored once" if self.index == 0 else f"scoring {self.index + 1} of this split, so not an unseen one"
+        return (
+            f"{100 * self.accuracy:.1f} % on {self.content['images']} images, {times} "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        )
+
+
+@dataclass
+class StudyRecord:
+    """`study.json`, with a method for everything that a study writes into it.
+
+    Its keys are those of all earlier versions. What an older version did not write reads as None or empty, so that its
+    studies are resumed, reported and compared; keys that this version does not know are kept.
+
+    Attributes:
+        content: of the file; empty before `begin`.
+    """
+
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> StudyRecord:
+        """The record of the study in `folder`.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        file = folder / STUDY_FILE
+        try:
+            content = json.loads(file.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            message = f"There is no study in {folder}; --name and --out must name one that was started."
+            raise UserError(message) from None
+        except ValueError as error:  # no JSON, or no text at all
+            raise UserError(f"{file} is damaged ({error}); start a new study.") from None
+        if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+            raise UserError(f"{file} is damaged (it has no settings); start a new study.")
+        return cls(content)
+
+    def write(self, folder: Path) -> None:
+        """Write `study.json`."""
+        write_json(folder / STUDY_FILE, self.content)
+
+    # What the study is
+
+    def begin(
+        self,
+        identity: StudyIdentity,
+        settings: Mapping[str, Any],
+        *,
+        versions: Mapping[str, str],
+        git_commit: str | None,
+        command: Sequence[str],
+    ) -> None:
+        """Begin a session. A resumed study keeps what its first session wrote, except for settings that may change."""
+        begun = {
+            **dataclasses.asdict(identity),
+            "versions": dict(versions),
+            "git_commit": git_commit,
+            "command": list(command),
+            "started": _now(),
+            "test_scorings": [],
+        }
+        for how in ("finished", "interrupted"):
+            self.content.pop(how, None)
+        self.content = begun | self.content | {"settings": dict(settings)}
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The fields of `StudyConfig`."""
+        return dict(self.content["settings"])
+
+    @property
+    def metric(self) -> Metric:
+        """What trials are ranked by."""
+        metric: Metric = self.content["settings"]["metric"]
+        return metric
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the data and the weights."""
+        return dict(self.content["fingerprints"])
+
+    @property
+    def backbone(self) -> str:
+        """The model's name; early versions wrote only the one that the user gave."""
+        return str(self.content.get("backbone", self.content["settings"].get("model")))
+
+    @property
+    def images(self) -> Mapping[str, int]:
+        """Split → number of images; early versions did not write it."""
+        return dict(self.content.get("images", {}))
+
+    @property
+    def space(self) -> str:
+        """Source code of the search space."""
+        return str(self.content["space"])
+
+    @property
+    def distributions(self) -> Mapping[str, Any]:
+        """Hyperparameter → its distribution, as Optuna writes it in JSON."""
+        return dict(self.content.get("distributions", {}))
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Package → version when the study was begun."""
+        return dict(self.content["versions"])
+
+    @property
+    def git_commit(self) -> str | None:
+        """Of the working directory when the study was begun; None outside a git checkout."""
+        return self.content.get("git_commit")
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """`sys.argv` when the study was begun."""
+        return tuple(self.content["command"])
+
+    @property
+    def started(self) -> str:
+        """When the study was begun, as ISO 8601."""
+        return str(self.content["started"])
+
+    @property
+    def start_from(self) -> list[dict[str, Any]] | None:
+        """Configurations of an earlier study that are tried first; None before they are looked up."""
+        return self.content.get("start_from")
+
+    @start_from.setter
+    def start_from(self, configurations: list[dict[str, Any]]) -> None:
+        self.content["start_from"] = configurations
+
+    # How far it has come
+
+    def set_time(self, spent_seconds: float) -> None:
+        """Note the wall clock of all sessions so far."""
+        self.content |= {"spent_seconds": spent_seconds, "spent_seconds_at": time.time()}
+
+    @property
+    def spent_seconds(self) -> float | None:
+        """Wall clock of all sessions, None before it was noted."""
+        return self.content.get("spent_seconds")
+
+    @property
+    def spent_seconds_at(self) -> float | None:
+        """When `spent_seconds` was noted, in seconds since 1970."""
+        return self.content.get("spent_seconds_at")
+
+    def set_attention(self, seconds: float, verdict: str) -> None:
+        """Note how long attention took to measure, the longest of all sessions, and what its noise means."""
+        self.content |= {"attention_seconds": max(seconds, self.attention_seconds), "attention_verdict": verdict}
+
+    @property
+    def attention_seconds(self) -> float:
+        """The longest time that a session took to measure attention."""
+        return float(self.content.get("attention_seconds", 0.0))
+
+    @property
+    def attention_verdict(self) -> str:
+        """What the noise of the attention means; empty if there is nothing to say."""
+        return self.content.get("attention_verdict") or ""
+
+    def set_ready_seconds(self, seconds: float) -> None:
+        """Note how long this session took until its first trials started."""
+        self.content["ready_seconds"] = seconds
+
+    @property
+    def ready_seconds(self) -> float | None:
+        """How long the last session took until its first trials started."""
+        return self.content.get("ready_seconds")
+
+    def set_reserved(self, reserve: Mapping[str, Any]) -> None:
+        """Note what of the time budget is kept for the confirmation and the final model."""
+        self.content["reserved"] = dict(reserve)
+
+    def set_time_use(self, use: TimeUse) -> None:
+        """Note where this session's search spent its time."""
+        self.content["time_use"] = dataclasses.asdict(use)
+
+    @property
+    def time_use(self) -> TimeUse | None:
+        """Where the last session's search spent its time."""
+        use = self.content.get("time_use")
+        return TimeUse(**use) if use else None
+
+    def end(self, how: Ending) -> None:
+        """End a session."""
+        self.content[how] = _now()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last session came to its end."""
+        return "finished" in self.content
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last session was interrupted and wrote down what it had."""
+        return "interrupted" in self.content
+
+    @property
+    def running(self) -> bool:
+        """Whether no session has ended, or another one has begun since."""
+        return not self.finished and not self.interrupted
+
+    @property
+    def ended(self) -> str | None:
+        """When the last session ended, as ISO 8601; None while one is running."""
+        return self.content.get("interrupted", self.content.get("finished"))
+
+    # What it found
+
+    def set_confirmation(self, confirmation: Mapping[str, Any]) -> None:
+        """Note the comparison of methods on fresh seeds and splits."""
+        self.content["confirmation"] = dict(confirmation)
+
+    @property
+    def confirmation(self) -> Mapping[str, Any] | None:
+        """The fields of `Confirmation`; None if methods were not compared on fresh seeds and splits."""
+        return self.content.get("confirmation") or None
+
+    def set_model(self, trial: int, model: str) -> None:
+        """Note which trial the final model comes from, and the model in words."""
+        self.content |= {"winner": trial, "model": model}
+
+    @property
+    def winner(self) -> int | None:
+        """The trial that the final model comes from; None if there is no model."""
+        return self.content.get("winner")
+
+    @property
+    def model(self) -> str | None:
+        """The final model in words, such as "trial 3"; None if there is none."""
+        return self.content.get("model")
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the final model's configuration was among those compared on fresh seeds and splits."""
+        return self.confirmation is not None and self.winner in self.confirmation["trials"].values()
+
+    def add_scoring(self, scores: Mapping[str, Any]) -> None:
+        """Note that the final model was scored on the test split: the more often, the less the scores mean."""
+        self.content["test_scorings"].append({"trial": self.winner, "model": self.model, **scores})
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """The final model's first scoring of the test split; None if it has not been scored."""
+        for index, content in enumerate(self.content.get("test_scorings", ())):
+            if content["model"] == self.model:
+                return Scoring(content, index)
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

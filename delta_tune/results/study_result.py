@@ -1,4 +1,4 @@
-"""A study's result as a console and as a notebook show it."""
+"""The result of a study, and how a console and a notebook show it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class StudyResult:
     """What a study found.
 
     Attributes:
-        best_config: of the winner, a trial of full budget; None where no trial came that far.
-        best_metrics: of the winner's best epoch, with `test_…` where there is a test split.
-        trials: a row per trial, as in `trials.parquet`.
+        best_config: configuration of the winner; None if no trial completed.
+        best_metrics: metrics of the winner's best epoch, and `test_…` if there is a test split.
+        trials: one row per trial, as in `trials.parquet`.
         path: the study's folder.
-        report: its page, None where that could not be made.
-        summary: what was found, in sentences.
-        metric: that ranks the trials.
+        report: path of the report; None if it could not be written.
+        summary: what the study found, in sentences.
+        metric: the metric that ranks the trials.
     """
 
     best_config: TrialConfig | None
@@ -49,19 +49,19 @@ class StudyResult:
 
 
 def format_text(summary: str, trials: pa.Table, path: Path) -> str:
-    """`StudyResult(…)` in a line: the first sentence of the summary, the trials by state, the folder."""
+    """One line: first sentence of the summary, trials by state, folder."""
     first = (summary.splitlines() or ["no summary"])[0]
     return f"StudyResult({first} {_by_state(trials)}; {str(path)!r})"
 
 
 def format_html(summary: str, best: TrialConfig | None, trials: pa.Table, metric: Metric) -> str:
-    """The summary, the best configuration, and the best trials by a metric, those of full budget first."""
+    """Summary, best configuration, and the best trials by `metric`, completed ones first."""
     parts = [f"<p>{'<br>'.join(map(escape, summary.splitlines()))}</p>"]
     if best is not None:
         config = ", ".join(f"{name}={value!r}" for name, value in best.record().items() if value is not None)
         parts.append(f"<p>Best configuration: <code>{escape(config)}</code></p>")
     names = [*COLUMNS, *(f"best_{score}" for score in SCORES)]
-    rows = sorted(trials.select(names).to_pylist(), key=lambda row: _place(row, metric))
+    rows = sorted(trials.select(names).to_pylist(), key=lambda row: _rank(row, metric))
     head = _row("th", (name.removeprefix("config.") for name in names))
     body = "".join(_row("td", (_cell(row[name]) for name in names)) for row in rows[:SHOWN_TRIALS])
     which = f"the best {SHOWN_TRIALS} of " if len(rows) > SHOWN_TRIALS else ""
@@ -75,7 +75,7 @@ def _by_state(trials: pa.Table) -> str:
     return f"{trials.num_rows} trials ({', '.join(f'{count} {state}' for state, count in sorted(states.items()))})"
 
 
-def _place(row: dict[str, Any], metric: Metric) -> tuple[bool, float, float]:
+def _rank(row: dict[str, Any], metric: Metric) -> tuple[bool, float, float]:
     score, loss = row[f"best_{metric}"], row["best_val_loss"]
     if score is None or loss is None:
         return True, math.inf, 0.0

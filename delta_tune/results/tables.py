@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_tune.background import TimeShare
-from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError, fields_of
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
@@ -20,16 +21,38 @@ from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, tr
 State = Literal["waiting", "running", "completed", "pruned", "stopped", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "pruned", "diverged", "failed")
 OPEN: tuple[State, ...] = ("waiting", "running")
-SCORES = ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
-EPOCH_COLUMNS = (
-    ("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES, "lr", "seconds", "eval_seconds")
-)  # fmt: skip
+SCORES = {
+    "val_loss": "Mean cross entropy on the validation split",
+    "val_accuracy": "Accuracy on the validation split",
+    "val_balanced_accuracy": "Mean recall over the classes of the validation split",
+    "val_macro_f1": "Mean F1 over the classes of the validation split",
+}
+"""Validation metrics: name → meaning."""
+EPOCH_COLUMNS = {
+    "train_loss": "Mean of `cross_entropy` + `alpha` · (`behavior` or `weight_l2_sp`) + `beta` · `head_l2`",
+    **LOSS_PARTS,
+    **SCORES,
+    "lr": "Learning rate of the backbone at the last step",
+    "seconds": "Seconds of training, waiting for data and the source's forward passes included",
+    "eval_seconds": "Seconds of scoring the validation split and of writing the checkpoint",
+}
+"""What a trial reports of an epoch: name → meaning."""
 REPORTED = "reported"
 """Column of the epochs: when the study heard of it, in seconds since 1970. Rungs decide in this order."""
 EVENTS = b"delta_tune.events"
 """Key of a table's metadata: how many of the journal's events it holds."""
 WRITING_SHARE = 0.05
 """Part of the time that writing the tables whole may take: it takes longer the more trials there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of one of the tables."""
+
+    name: str
+    type: pa.DataType | None
+    """None for a helper of the search space: the type of its values."""
+    meaning: str
 
 
 class StudyTables:
@@ -233,12 +256,12 @@ class StudyTables:
         rows = [self.trials[number] for number in sorted(self.trials)]
         helpers = {name for row in rows for name in row if name.startswith("param.")}
         columns: dict[str, pa.Array] = {}
-        for name, kind in _trial_columns(sorted(helpers)):
-            values = [row.get(name) for row in rows]
+        for column in trial_columns(sorted(helpers)):
+            values = [row.get(column.name) for row in rows]
             found = {type(value) for value in values} - {type(None)}
-            if kind is None and len(found) > 1 and found != {int, float}:
+            if column.type is None and len(found) > 1 and found != {int, float}:
                 values = [None if v is None else str(v) for v in values]  # a helper of several types
-            columns[name] = pa.array(values, type=kind)
+            columns[column.name] = pa.array(values, type=column.type)
         return pa.table(columns)
 
     def catch_up(self) -> None:
@@ -253,12 +276,12 @@ class StudyTables:
 
     def _write(self) -> None:
         rows = [row for number in sorted(self.epochs) for row in self.epochs[number]]
-        kinds = {"trial_id": pa.string(), "epoch": pa.int32()} | dict.fromkeys((*EPOCH_COLUMNS, REPORTED), pa.float64())
-        epochs = pa.table({name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in kinds.items()})
+        columns = {c.name: pa.array([row.get(c.name) for row in rows], type=c.type) for c in epoch_columns()}
+        epochs = pa.table(columns)
         # Epochs first: a trial's row never claims an epoch that the other table lacks.
         for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
             with atomic_write(self.folder / name) as partial:
-                pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.told)}), partial)
+                pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.count)}), partial)
         self._journal.clear()
         self._lag, self._written = False, True
 
@@ -273,27 +296,42 @@ def _read_table(file: Path) -> pa.Table:
         return pq.read_table(opened)
 
 
-def _trial_columns(helpers: list[str]) -> list[tuple[str, pa.DataType | None]]:
-    columns: list[tuple[str, pa.DataType | None]] = [
-        ("trial_id", pa.string()),
-        ("number", pa.int32()),
-        ("state", pa.string()),
-        ("epochs", pa.int32()),
-        *((name, pa.float64()) for name in SCORES),
-        *((f"best_{name}", pa.float64()) for name in SCORES),
-        ("best_epoch", pa.int32()),
+def epoch_columns() -> list[Column]:
+    """The columns of `epochs.parquet`."""
+    return [
+        Column("trial_id", pa.string(), "The trial"),
+        Column("epoch", pa.int32(), "Number of the epoch, from 1"),
+        *(Column(name, pa.float64(), meaning) for name, meaning in EPOCH_COLUMNS.items()),
+        Column(REPORTED, pa.float64(), "When the study received the row, in seconds since 1970"),
     ]
-    columns += [(f"config.{name}", _arrow_type(hint)) for name, hint in get_type_hints(TrialConfig).items()]
-    columns += [(name, None) for name in helpers]
-    columns += [
-        ("suggested", pa.string()),
-        *((name, pa.float64()) for name in ("train_seconds", "eval_seconds", "start_seconds", "began", "ended")),
-        ("gpus", pa.float64()),
-        ("out_of_memory", pa.int32()),
-        ("node", pa.string()),
-        ("error", pa.string()),
+
+
+def trial_columns(helpers: Iterable[str] = ()) -> list[Column]:
+    """The columns of `trials.parquet`; `helpers` are those of the search space's helpers."""
+    return [
+        Column("trial_id", pa.string(), "The number with leading zeros, as in the names of folders"),
+        Column("number", pa.int32(), "Number of the trial, from 0, in the order of proposal"),
+        Column("state", pa.string(), f"One of {', '.join(get_args(State))}"),
+        Column("epochs", pa.int32(), "Number of finished epochs"),
+        *(Column(name, pa.float64(), f"{meaning}, after the last epoch") for name, meaning in SCORES.items()),
+        *(Column(f"best_{name}", pa.float64(), f"{meaning}, in the best epoch") for name, meaning in SCORES.items()),
+        Column("best_epoch", pa.int32(), "The first epoch with the best value of the study's metric"),
+        *(
+            Column(f"config.{field.name}", _arrow_type(field.hint), field.help)
+            for field in fields_of(TrialConfig).values()
+        ),
+        *(Column(name, None, "A helper of the search space") for name in helpers),
+        Column("suggested", pa.string(), "The suggested values by name, as JSON"),
+        Column("train_seconds", pa.float64(), "Seconds of training, all epochs"),
+        Column("eval_seconds", pa.float64(), "Seconds of scoring, all epochs"),
+        Column("start_seconds", pa.float64(), "Seconds from the proposal to the start on a worker"),
+        Column("began", pa.float64(), "When a worker began the trial, in seconds since 1970"),
+        Column("ended", pa.float64(), "When the last epoch ended, in seconds since 1970"),
+        Column("gpus", pa.float64(), "GPUs of the trial; below 1 a part of one"),
+        Column("out_of_memory", pa.int32(), "How often the trial ran out of GPU memory and was run again with more"),
+        Column("node", pa.string(), "Ray's id of the node"),
+        Column("error", pa.string(), "Why the trial failed or diverged"),
     ]
-    return columns
 
 
 def _arrow_type(hint: Any) -> pa.DataType:

@@ -1,4 +1,4 @@
-"""Where a search's time went: the slots' time between its first and last trial, divided up."""
+"""How the time of the slots was used between the first and the last trial of a search."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeUse:
-    """Seconds of slots, summed over slots."""
+    """Seconds, summed over slots."""
 
     total: float
-    """Of all slots that there were, from the start of the first trial to the end of the last."""
+    """All slots, from the start of the first trial to the end of the last."""
     training: float
-    """Σ seconds of the epochs."""
+    """Sum of the epochs' `seconds`."""
     validation: float
-    """Σ eval_seconds."""
+    """Sum of the epochs' `eval_seconds`."""
     inside: float
-    """The rest of the trials: building the network, checkpoints, reports."""
+    """The rest of the trials' time: building the network, checkpoints, reports."""
     between: float
     """From the end of one trial to the start of the next."""
     tail: float
-    """Slots that had nothing left to do while the last trials ran."""
+    """Idle slots while the last trials ran."""
 
     @property
     def overhead(self) -> float:
-        """What the search adds to training and validation, as a share of them, idle slots at the end left out."""
+        """Time that the search adds, as a share of training and validation; idle slots at the end do not count."""
         return (self.inside + self.between) / (self.training + self.validation)
 
     def sentence(self) -> str:
-        """For the study's summary."""
+        """A sentence for the study's summary."""
         parts = {
             "training": self.training,
             "validation": self.validation,
@@ -47,16 +47,15 @@ class TimeUse:
 def measure_time_use(
     trials: Iterable[Mapping[str, Any]], slots: Sequence[tuple[float, int]], since: float = 0.0
 ) -> TimeUse | None:
-    """How the time was used of the trials that began at or after `since`.
+    """Time use of the trials that began at or after `since`.
 
     Args:
         trials: rows of `trials.parquet`.
-        slots: since when (seconds since 1970) how many trials could run at a time, in the order of time; the first
-            number holds before it too.
+        slots: (seconds since 1970, concurrent trials from then on), in order; the first number holds before it too.
         since: seconds since 1970.
 
     Returns:
-        None where no trial has come to an epoch.
+        None if no trial finished an epoch.
     """
     rows = [row for row in trials if row.get("ended") and row["began"] >= since and row["train_seconds"] > 0]
     if not rows:

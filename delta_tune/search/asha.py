@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from delta_tune.config import METRICS, Metric
+from delta_tune.config import METHODS, METRICS, Metric
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
-
-WITHOUT_RUNGS = "l2_fe"
-"""Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: never stopped."""
 
 
 def rung_epochs(max_epochs: int, grace_period: int, reduction_factor: float) -> list[int]:
@@ -121,7 +118,7 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
     def _goes_on(self, number: int, regularizer: str, row: Mapping[str, Any]) -> bool:
         """Compare the trial at the rung that it has reached; once, also if it is resumed or repeats an epoch."""
         rung = next((epoch for epoch in reversed(self._rungs) if epoch <= row["epoch"]), None)
-        if rung is None or regularizer == WITHOUT_RUNGS:
+        if rung is None or not METHODS[regularizer].has_rungs:
             return True
         scores = self._scores.setdefault((self._group_of(regularizer), rung), {})
         if number in scores:

@@ -20,7 +20,7 @@ from delta_tune.cluster.shared_objects import put_shared
 from delta_tune.cluster.source_map_store import shared_source_maps, source_map_budget
 from delta_tune.config import Metric
 from delta_tune.console.live_view import RunProgress
-from delta_tune.results.layout import RAY, trial_name
+from delta_tune.results.layout import LOG_FILE, RAY, trial_name
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import TrialAssignment
 from delta_tune.search.recorder import Recorder
@@ -110,10 +110,10 @@ def run_trials(
         ),
     )
     maps, shown = _maps(settings.maps, session.progress.say), recorder.shown(title, lambda: room.slots)
-    with put_shared(list(tasks), name), redirect_ray_logs(folder / "study.log"), maps, shown:
+    with put_shared(list(tasks), name), redirect_ray_logs(folder / LOG_FILE), maps, shown:
         tuner.fit()
-    if room.gone is not None:
-        raise ExternalFailure(room.gone)
+    if room.out_of_room is not None:
+        raise ExternalFailure(room.out_of_room)
     return room.history
 
 
@@ -155,7 +155,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             self._standing.ends_in(left)
             if left <= 0:
                 return True
-        return self._room.gone is not None
+        return self._room.out_of_room is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings at the start of a run; ours has nothing to give it."""

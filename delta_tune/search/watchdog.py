@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,11 @@ def watch_epochs(
             note.unlink(missing_ok=True)  # a trial that is stopped has its folder cleared while it ends
 
 
-def timeout_from_note(note: Path) -> str | None:
-    """How long the epoch was let run that an earlier process ended for, as h:mm:ss; None where none was."""
+def timeout_from_note(note: Path) -> float | None:
+    """Seconds that the epoch was let run that an earlier process ended for; None where none was."""
     first = note.read_text(errors="replace").partition("\n")[0] if note.exists() else ""
-    return first.removeprefix("Timeout (").removesuffix(")!") if first.startswith("Timeout") else None
+    timeout = re.match(r"Timeout \((\d+):(\d+):([\d.]+)\)", first)
+    if timeout is None:
+        return None
+    hours, minutes, seconds = map(float, timeout.groups())
+    return 3600 * hours + 60 * minutes + seconds

@@ -21,8 +21,9 @@ from delta_tune.cluster.gpu_sharing import memory_fraction
 from delta_tune.cluster.shared_objects import get_shared
 from delta_tune.cluster.source_map_store import RaySourceMaps
 from delta_tune.config import Metric, TrialConfig, UserError
+from delta_tune.console.format import format_duration
 from delta_tune.filesystem.uris import is_uri
-from delta_tune.results.layout import ERROR_FILE, traceback_file, trial_name
+from delta_tune.results.layout import ERROR_FILE, HUNG_FILE, traceback_file, trial_name
 from delta_tune.results.mirror import Mirror, local_copy
 from delta_tune.search.messages import OutcomeKind, TrialAssignment, TrialOutcome
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
@@ -43,9 +44,6 @@ class WorkerSettings:
     maps: str | None
     """Name of the shelf where trials share the source's feature maps; None where they do not."""
 
-
-HUNG_FILE = "hung.txt"
-"""In a trial's folder: where its threads were when its process was ended because it hung."""
 
 TRIES, WAIT_S = 5, 10.0
 """To bring an epoch to an address, and the seconds between."""
@@ -104,7 +102,8 @@ def _run(
     config, gpus, number = assignment.config, assignment.gpus, assignment.number
     if (limit := timeout_from_note(folder / HUNG_FILE)) is not None:
         (folder / HUNG_FILE).replace(folder / ERROR_FILE)
-        cause = f"it hung: an epoch took more than {limit} h, {FACTOR:g} times the longest before, and was ended"
+        longest = f"{format_duration(limit)}, {FACTOR:g} times the longest before"
+        cause = f"it hung: an epoch took more than {longest}, and was ended"
         reporter.end("failed", f"{cause} ({traceback_file(number)} says where)")
         return
 

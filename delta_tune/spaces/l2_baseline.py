@@ -8,24 +8,24 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import BASELINE, TrialConfig
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.space import Space, SpaceTrial
 from delta_tune.spaces.validation import CheckedSpace, check_space, contains
 
 ARM = "_arm"
-"""The helper that says which arm a trial is of: `SPACE` (or its method, where methods are balanced) or `PLAIN`."""
-SPACE, PLAIN = "space", "l2"
+"""The helper that says which arm a trial is of: `SPACE` (or its method, where methods are balanced) or `BASELINE`."""
+SPACE = "space"
 _RECIPE = {"lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "weight_decay": 1e-4}
 _WEIGHT_DECAY = FloatDistribution(1e-5, 1e-2, log=True)
 # max_grad_norm is one of plain L2's too, but null unless it is given.
-_OF_PLAIN_L2 = {k for k, v in TrialConfig(regularizer="l2", max_grad_norm=1.0).record().items() if v is not None}
-_SHARED = _OF_PLAIN_L2 - {"regularizer", "weight_decay", "max_epochs", "seed"}
+_OF_BASELINE = {k for k, v in TrialConfig(regularizer=BASELINE, max_grad_norm=1.0).record().items() if v is not None}
+_SHARED = _OF_BASELINE - {"regularizer", "weight_decay", "max_epochs", "seed"}
 
 
 def lacks_l2_baseline(checked: CheckedSpace) -> bool:
     """Whether no configuration of the space is plain L2."""
-    return all(proposal.config.regularizer != "l2" for proposal in checked.drawn)
+    return all(proposal.config.regularizer != BASELINE for proposal in checked.drawn)
 
 
 def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
@@ -41,17 +41,17 @@ def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
     space = checked.space
     # A space that balances its methods gets L2 as one more of them; any other is one arm as a whole.
     by_method = space.balance == "regularizer"
-    arms = (*(checked.choices if by_method else (SPACE,)), PLAIN)
+    arms = (*(checked.choices if by_method else (SPACE,)), BASELINE)
     ranges = _ranges(checked)
     constants = _constants(checked, ranges)
     own_method = {name: value for name, value in space.fixed.items() if name == "regularizer"}
 
     def both(trial: SpaceTrial) -> Mapping[str, Any]:
         arm = trial.suggest_categorical(ARM, arms)
-        if arm == PLAIN:
+        if arm == BASELINE:
             for name, distribution in ranges.items():
                 trial.suggest(name, distribution)
-            return {**constants, "regularizer": "l2"}
+            return {**constants, "regularizer": BASELINE}
         inside = {"regularizer": arm} if by_method else own_method
         trial.fix(inside)
         return {**(space.function(trial) or {}), **inside}
@@ -67,10 +67,10 @@ def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
         space,
         function=both,
         fixed={name: value for name, value in space.fixed.items() if name not in own_method},
-        start=(*(in_arm(point) for point in checked.points), {ARM: PLAIN, **recipe}),
+        start=(*(in_arm(point) for point in checked.points), {ARM: BASELINE, **recipe}),
         balance=ARM,
     )
-    return dataclasses.replace(check_space(joined, seed), said=checked.said)
+    return dataclasses.replace(check_space(joined, seed), notes=checked.notes)
 
 
 Groups = Callable[[StudyTables], dict[int, str]]

@@ -1,4 +1,4 @@
-"""Search spaces: define-by-run functions in Optuna's idiom, and the files they come from."""
+"""Search spaces: define-by-run functions in Optuna's style, and loading them from files."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 import delta_tune
-from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError, check_names, did_you_mean
-
-STUDY_FIELDS = ("max_epochs", "seed")  # the same for all trials of a study, else their results do not compare
+from delta_tune.config import FIXED_BY_STUDY, TRIAL_FIELDS, TrialConfig, UserError, check_names, did_you_mean
 
 Answer = Callable[[str, BaseDistribution], Any]
 
 
 class SpaceTrial:
-    """What a space function is given: Optuna's `suggest_…`, with fixed values answered first and every answer noted."""
+    """The argument of a space function: Optuna's `suggest_…` methods. Fixed values come first; answers are recorded."""
 
     def __init__(self, answer: Answer, fixed: Mapping[str, Any]) -> None:
         self._answer, self._fixed = answer, fixed
         self.values: dict[str, Any] = {}
         self.distributions: dict[str, BaseDistribution] = {}
-        """Of what was not fixed: what a sampler has to do with."""
+        """Distributions of the values that were not fixed: what a sampler sees."""
 
     def fix(self, values: Mapping[str, Any]) -> None:
-        """Answer these names with these values from now on."""
+        """Use these values for these names from now on."""
         self._fixed = {**self._fixed, **values}
 
     def suggest_float(
@@ -49,7 +47,7 @@ class SpaceTrial:
         return self.suggest(name, CategoricalDistribution(choices))
 
     def suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        """A value of that distribution, as one of the methods above."""
+        """A value of `distribution`; the methods above call this."""
         if name in self._fixed:
             value = self._fixed[name]
             self.values[name] = ",".join(value) if isinstance(value, tuple) else value
@@ -65,9 +63,9 @@ class Proposal:
 
     config: TrialConfig
     params: dict[str, Any]
-    """What was sampled, by name: the coordinates in the space."""
+    """Sampled values by name: the coordinates in the space."""
     helpers: dict[str, Any]
-    """The suggested values that are no hyperparameters, with their leading underscore."""
+    """Suggested values whose name starts with an underscore: they are not hyperparameters."""
     distributions: dict[str, BaseDistribution]
 
 
@@ -76,12 +74,12 @@ class Space:
     """A search space with its starting points.
 
     Attributes:
-        function: takes a `SpaceTrial`, returns None or further values.
-        base: the configuration that the space's values are laid over.
-        fixed: values that the user fixed (`--set`).
-        start: points tried before anything is sampled; they may fix only some hyperparameters.
-        balance: name of a categorical hyperparameter of which each choice gets the same number of trials.
-        source: the text of the file or function: a resumed study must have the same.
+        function: takes a `SpaceTrial`, returns None or a dict of further values.
+        base: the configuration that the space's values override.
+        fixed: values fixed by the user (`--set`).
+        start: points tried before sampling begins; they may fix only some hyperparameters.
+        balance: name of a categorical hyperparameter whose choices get equal numbers of trials.
+        source: text of the file or function; a resumed study must have the same text.
     """
 
     name: str
@@ -93,10 +91,10 @@ class Space:
     source: str = ""
 
     def propose(self, answer: Answer) -> Proposal:
-        """The configuration that these answers give.
+        """The configuration that these answers lead to.
 
         Raises:
-            UserError: the function raises, or gives a name or value that is none.
+            UserError: the function raises, or returns an unknown name or an invalid value.
         """
         trial = SpaceTrial(answer, self.fixed)
         try:
@@ -111,17 +109,17 @@ class Space:
         for name in trial.values:
             if name not in TRIAL_FIELDS and not name.startswith("_"):
                 raise UserError(
-                    f"The space {self.name} suggests {name!r}, which is no hyperparameter"
+                    f"The space {self.name} suggests {name!r}, which is not a hyperparameter"
                     f"{did_you_mean(name, TRIAL_FIELDS)}; the hyperparameters are {', '.join(TRIAL_FIELDS)}, "
-                    f"and a helper's name starts with an underscore."
+                    f"and names of helpers start with an underscore."
                 )
         check_names(returned, f"dict returned by the space {self.name}")
         own = {k: v for k, v in trial.values.items() if not k.startswith("_")} | returned
-        for name in STUDY_FIELDS:
+        for name in FIXED_BY_STUDY:
             if name in own:
                 raise UserError(
-                    f"The space {self.name} gives {name}, which is the same for all trials of a study; "
-                    f"leave it to --{name.replace('_', '-')}."
+                    f"The space {self.name} gives {name}, which must be the same for all trials of a study; "
+                    f"set it with --{name.replace('_', '-')}."
                 )
         own |= {k: v for k, v in self.fixed.items() if not k.startswith("_")}
         try:
@@ -136,7 +134,7 @@ class Space:
         )
 
     def with_fixed(self, **values: Any) -> Space:
-        """The part of the space where these names have these values."""
+        """This space with some hyperparameters fixed."""
         start = tuple(
             {k: v for k, v in point.items() if k not in values}
             for point in self.start
@@ -146,15 +144,15 @@ class Space:
 
 
 def load_space(space: str | Path | Callable[..., Any], base: TrialConfig, fixed: Mapping[str, Any]) -> Space:
-    """Read a space file: its `space`, `START` and `BALANCE`; or take the function itself (its module's START is not).
+    """Load a space from a file (`space`, `START`, `BALANCE`), or use a function (without START and BALANCE).
 
     Raises:
-        UserError: no such file, one that does not run, or that has no `space` function.
+        UserError: the file does not exist, does not run, or has no function `space`.
     """
     if callable(space):
         try:
             source = inspect.getsource(space)
-        except (OSError, TypeError):  # typed at a prompt, or no function: no text to compare a resumed study with
+        except (OSError, TypeError):  # typed at a prompt, or not a function: there is no text to compare at a resume
             source = ""
         name = getattr(space, "__name__", repr(space))
         return Space(name=name, function=space, base=base, fixed=fixed, source=source)
@@ -179,14 +177,14 @@ def load_space(space: str | Path | Callable[..., Any], base: TrialConfig, fixed:
 
 
 def find_space(space: str | Path) -> Path:
-    """The file of that path, or the shipped one of that name.
+    """The space file at this path, or the shipped one of this name.
 
     Raises:
-        UserError: neither exists; names the shipped ones.
+        UserError: neither exists; the message lists the shipped ones.
     """
     shipped = Path(delta_tune.__file__).resolve().parents[1] / "search_spaces"
     own, candidates = Path(space), [Path(space)]
-    if own.parent.name in ("", shipped.name):  # a file that is missing from another folder is none of ours
+    if own.parent.name in ("", shipped.name):  # a path into another folder cannot mean a shipped space
         candidates.append(shipped / own.name)
     for candidate in candidates:
         if candidate.is_file():

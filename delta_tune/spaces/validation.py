@@ -1,4 +1,4 @@
-"""What a search space is put through before the study: its branches, random draws, its starting points."""
+"""Check a search space before the study: run its branches and random draws, replay its starting points."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MAX_BRANCHES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedSpace:
-    """A space that was run over its branches, with the points to try first."""
+    """A space that passed the checks, with the points to try first."""
 
     space: Space
     drawn: tuple[Proposal, ...]
     points: tuple[dict[str, Any], ...]
-    """Coordinates of the library default, then START."""
+    """Coordinates of the library default, then of START."""
     grid: tuple[dict[str, Any], ...]
-    """Those of START alone."""
-    said: tuple[str, ...]
-    """What the user is told: points left out, and why."""
+    """Coordinates of START only."""
+    notes: tuple[str, ...]
+    """Messages for the plan: which points are left out, and why."""
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -42,7 +42,7 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     """Run the space over its categorical branches and random draws, and replay each starting point.
 
     Raises:
-        UserError: an unknown name, a value outside its range or choices, a name in a branch that a point does not take.
+        UserError: an unknown name, a value outside its range or choices, a name in a branch a point does not reach.
     """
     rng = np.random.default_rng(seed)
     drawn = [*_branches(space, rng), *(space.propose(random_answers(rng)) for _ in range(NUM_RANDOM_DRAWS))]
@@ -55,16 +55,18 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     for name in space.fixed:
         if name.startswith("_") and not any(name in p.helpers for p in drawn):
             raise UserError(f"--set {name}: the space {space.name} has no such helper.")
-    points, grid, said = [], [], []
+    points, grid, notes = [], [], []
     default = _default_point(space)
     if isinstance(default, str):
-        said.append(default)
+        notes.append(default)
     else:
         points.append(default)
     for point in space.start:
         contradicted = {k for k, v in space.fixed.items() if k in point and point[k] != v}
         if contradicted:
-            said.append(f"The starting point {point} is left out: {', '.join(sorted(contradicted))} is set otherwise.")
+            notes.append(
+                f"The starting point {point} is left out: {', '.join(sorted(contradicted))} is fixed to another value."
+            )
             continue
         point = {k: v for k, v in point.items() if k not in space.fixed}
         _check_point(space, point, drawn, rng)
@@ -72,11 +74,11 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
             grid.append(point)
         if point not in points:
             points.append(point)
-    return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), grid=tuple(grid), said=tuple(said))
+    return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), grid=tuple(grid), notes=tuple(notes))
 
 
 def random_answers(rng: np.random.Generator) -> Answer:
-    """Answers drawn uniformly (in the logarithm where the distribution is)."""
+    """Answers drawn uniformly, or log-uniformly if the distribution says so."""
 
     def answer(name: str, distribution: BaseDistribution) -> Any:
         if isinstance(distribution, CategoricalDistribution):
@@ -93,7 +95,7 @@ def random_answers(rng: np.random.Generator) -> Answer:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a sampler of this distribution could have given the value."""
+    """Whether `value` could have been drawn from `distribution`."""
     if isinstance(distribution, CategoricalDistribution):
         return any(
             value is choice or (type(value) is type(choice) and value == choice) for choice in distribution.choices
@@ -110,7 +112,7 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def _branches(space: Space, rng: np.random.Generator) -> Iterator[Proposal]:
-    """A proposal per combination of categorical answers, depth first."""
+    """One proposal per combination of categorical answers, depth first."""
     open_prefixes: list[tuple[int, ...]] = [()]
     for _ in range(MAX_BRANCHES):
         if not open_prefixes:
@@ -121,7 +123,7 @@ def _branches(space: Space, rng: np.random.Generator) -> Iterator[Proposal]:
 
 
 class _Walk:
-    """Answers along one path: a prefix of choices, then the first choice throughout; notes the turns not taken."""
+    """Answers along one path: a prefix of choices, then always the first choice. Records the branches not taken."""
 
     def __init__(self, prefix: tuple[int, ...], fallback: Answer) -> None:
         self._prefix, self._fallback = prefix, fallback
@@ -140,16 +142,16 @@ class _Walk:
 
 
 class _OutsideSpace(UserError):
-    """The point has no value here that the distribution could give."""
+    """A point has no value, or one outside the distribution."""
 
 
 def _default_point(space: Space) -> dict[str, Any] | str:
-    """The library's default in this space's coordinates, or a sentence why it has none."""
+    """The library's default in this space's coordinates, or a sentence why the space cannot express it."""
     return point_at(space, {name: getattr(space.base, name) for name in TRIAL_FIELDS}, "The library default")
 
 
 def point_at(space: Space, values: Mapping[str, Any], what: str) -> dict[str, Any] | str:
-    """These hyperparameters and helpers in the space's coordinates, or a sentence why `what` has none."""
+    """`values` in the space's coordinates, or a sentence why the space cannot express `what`."""
 
     def answer(name: str, distribution: BaseDistribution) -> Any:
         value = values.get(name)
@@ -182,11 +184,11 @@ def _check_point(space: Space, point: dict[str, Any], drawn: list[Proposal], rng
             )
         return point[name]
 
-    # What the point leaves open may decide which branch is taken, so it is replayed several times.
+    # Values that the point leaves open may decide the branch, so it is replayed several times.
     asked = {name for _ in range(20) for name in space.propose(answer).params}
     missed = sorted(point.keys() - asked)
     if missed:
         raise UserError(
             f"The starting point {point} of {space.name} fixes {', '.join(missed)}, "
-            f"in a branch that the point does not take; leave it out or change the branch."
+            f"in a branch that the point does not reach; leave it out or change the branch."
         )

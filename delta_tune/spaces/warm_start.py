@@ -1,4 +1,4 @@
-"""`--start-from`: an earlier study's best configurations as starting points of another."""
+"""`--start-from`: start a study from the best configurations of an earlier one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from delta_tune.config import TRIAL_FIELDS, UserError
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.study_record import read_study
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import ARM, arm_of
 from delta_tune.spaces.validation import CheckedSpace, point_at
@@ -21,18 +21,17 @@ Values = dict[str, Any]
 
 
 def best_configurations(study: str, out: Path) -> list[Values]:
-    """The best trials of full budget of an earlier study, at most `BEST_OF_EACH_METHOD` of a method, best first.
+    """The best completed trials of an earlier study, best first, at most `BEST_OF_EACH_METHOD` per method.
 
     Args:
-        study: its folder, or its name.
-        out: the folder of studies where a name is looked up.
+        study: its folder or its name.
+        out: the folder in which a name is looked up.
 
     Raises:
-        UserError: there is no study, its tables do not read, or none of its trials came to its full budget.
+        UserError: there is no such study, its tables are damaged, or no trial completed.
     """
     folder = Path(study) if (Path(study) / STUDY_FILE).exists() else out / study
-    record = read_study(folder)
-    tables = StudyTables.read(folder, record["settings"]["metric"])
+    tables = StudyTables.read(folder, StudyRecord.read(folder).metric)
     chosen: list[int] = []
     for number in tables.ranked():
         method = tables.trials[number]["config.regularizer"]
@@ -40,17 +39,19 @@ def best_configurations(study: str, out: Path) -> list[Values]:
         if had < BEST_OF_EACH_METHOD:
             chosen.append(number)
     if not chosen:
-        raise UserError(f"--start-from {folder} has no trial of full budget; give a study that has, or leave it out.")
+        raise UserError(
+            f"--start-from {folder} has no completed trial; give a study that has one, or leave the flag out."
+        )
     return [_values(tables, number) for number in chosen]
 
 
 def add_starting_points(checked: CheckedSpace, found: Sequence[Values]) -> CheckedSpace:
-    """The space with these configurations tried after the library default and before its own starting points.
+    """Add configurations to the starting points: after the library default, before the space's own.
 
-    What the space cannot express is left out, and said.
+    Configurations that the space cannot express are left out, with a message.
     """
     first = [point for point in checked.points if point not in checked.grid]
-    points, said = [], []
+    points, notes = [], []
     for values in found:
         inside = {name: value for name, value in values.items() if name not in checked.space.fixed}
         if checked.space.balance == ARM:
@@ -59,12 +60,12 @@ def add_starting_points(checked: CheckedSpace, found: Sequence[Values]) -> Check
             checked.space, inside, f"{values['regularizer']} with lr {values['lr']:.3g} of the other study"
         )
         if isinstance(point, str):
-            said.append(point)
+            notes.append(point)
         elif point not in points:
             points.append(point)
     own = [point for point in checked.points if point not in first and point not in points]
     rest = [point for point in points if point not in first]
-    return dataclasses.replace(checked, points=(*first, *rest, *own), said=(*checked.said, *dict.fromkeys(said)))
+    return dataclasses.replace(checked, points=(*first, *rest, *own), notes=(*checked.notes, *dict.fromkeys(notes)))
 
 
 def _values(tables: StudyTables, number: int) -> Values:

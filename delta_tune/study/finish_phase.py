@@ -1,4 +1,4 @@
-"""The end of a study: the winner's kept weights become the model, and the test split is scored, once."""
+"""The end of a study: the winner's saved weights become the model, and the test split is scored, once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,92 @@ import torch
 from torch import Tensor
 
 from delta_tune.attention.layer_attention import read_attention_weights
-from delta_tune.inference.model_folder import update_model_config
+from delta_tune.inference.model import load
+from delta_tune.inference.model_card import write_model_card
+from delta_tune.inference.model_folder import save_model, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
-from delta_tune.results.layout import ATTENTION_FILE, BEST, PICTURES_FILE, PREDICTIONS_FILE
+from delta_tune.report.sentences import study_summary
+from delta_tune.results.layout import (
+    ATTENTION_FILE,
+    BEST,
+    BEST_FILE,
+    CHECKPOINTS,
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    trial_name,
+)
+from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.statistics import wilson_interval
+from delta_tune.results.study_record import StudyRecord
+from delta_tune.results.study_result import StudyResult
+from delta_tune.results.tables import SCORES, StudyTables
+from delta_tune.study.confirm_phase import Outcome
+from delta_tune.study.study import Study
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
+
+
+def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
+    """Write the model and its card, score it on the test split, and sum up what the study found.
+
+    Args:
+        study: the study.
+        device: where the model computes.
+        outcome: of the phases before.
+    """
+    record, tables, best = study.record, study.tables, study.folder / BEST
+    winner = record.winner if outcome.retrained else save_searched(study)
+    # A study that goes on later must not have looked at its test split.
+    if winner is not None and not outcome.interrupted and record.scoring is None:
+        score_final_model(study.task, study.folder, record, device, retrained=outcome.retrained)
+    record.end("interrupted" if outcome.interrupted else "finished")
+    study.save_record()
+    confirmed = outcome.confirmation.sentences if outcome.confirmation else ()
+    if winner is not None:
+        update_model_config(best, {"versions": dict(record.versions)})
+        write_model_card(best, record, confirmed, retrained=outcome.retrained)
+    page = study.reporter.write()
+    study.progress.methods(tables)
+    remarks = [text for text in (*confirmed, record.attention_verdict) if text]
+    lines = study_summary(tables, study.folder, record, remarks, out=study.out)
+    for line in lines:
+        study.progress.say(line)
+    if study.mirror is not None:
+        push_or_raise(study.mirror, whole=True)
+    test_scores = {} if record.scoring is None else dict(record.scoring.content)
+    return StudyResult(
+        best_config=None if winner is None else tables.config(winner),
+        best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,
+        trials=tables.table(),
+        path=study.folder,
+        report=page,
+        summary="\n".join(lines),
+        metric=study.config.metric,
+    )
+
+
+def save_searched(study: Study) -> int | None:
+    """Make the final model of the best trial's saved weights unless it is that already; the trial, None if none."""
+    winner = next(iter(study.tables.ranked()), None)
+    if winner is None:
+        return None
+    model = f"trial {winner}"
+    if study.record.model != model or not (study.folder / BEST).exists():
+        if study.mirror is not None:
+            study.mirror.fetch_folder(study.folder / CHECKPOINTS / trial_name(winner))
+        save_winner(study.task, study.tables, winner, study.folder)
+        study.record.set_model(winner, model)
+    return winner
+
+
+def save_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> None:
+    """Make `best/` of the winner's best epoch."""
+    row = tables.best_row(winner)
+    metrics = {name: row[name] for name in SCORES}
+    origin = {"trial": trial_name(winner), "epoch": row["epoch"], "config": tables.config(winner).record()}
+    weights = folder / CHECKPOINTS / trial_name(winner) / BEST_FILE
+    save_model(task.backbone, task.dataset.classes, weights, origin | {"metrics": metrics}, folder / BEST)
 
 
 def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
@@ -43,22 +122,25 @@ def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
     }
 
 
-def score_final_model(task: Task, folder: Path, record: dict[str, Any], device: str, *, retrained: bool) -> None:
+def score_final_model(task: Task, folder: Path, record: StudyRecord, device: str, *, retrained: bool) -> None:
     """Score the final model on test, or look at validation if there is no test split and it was not trained on it.
 
     Args:
         task: of the study.
         folder: the study's, where what the model said of each image, and what its channels see, is kept.
-        record: `study.json`; the scoring of a test split is added.
+        record: of the study; the scoring of a test split is added.
         device: where the model computes.
         retrained: whether the model was trained on validation too.
     """
     name, best = "val" if task.dataset.test is None else "test", folder / BEST
+    network = load(best, device).network
     if name == "test" or not retrained:
-        logits = split_logits(task, task.dataset.for_name(name), best, device)
+        logits = split_logits(task, task.dataset.for_name(name), network)
         if name == "test":
             scored = score_test(task, best, logits)
-            record["test_scorings"].append({"trial": record["winner"], "model": record["model"], **scored})
+            record.add_scoring(scored)
             update_model_config(best, {"test": scored})
         save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
-    save_feature_map_images(task, read_attention_weights(folder / ATTENTION_FILE), best, folder / PICTURES_FILE)
+    save_feature_map_images(
+        task, read_attention_weights(folder / ATTENTION_FILE), network.cpu(), folder / PICTURES_FILE
+    )

@@ -1,4 +1,4 @@
-"""What a study is about to do: everything that can be refused is refused here, and `--dry-run` prints it."""
+"""What a study is about to do, in sentences, and how long that will take: `--dry-run` prints it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from pathlib import Path
 
-from delta_tune.cluster.resources import Resources
-from delta_tune.config import StudyConfig, TrialConfig
+from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
+from delta_tune.cluster.nodes import Cluster
+from delta_tune.cluster.resources import Resources, allocate
+from delta_tune.config import HEAVIEST, METHODS, StudyConfig, TrialConfig
 from delta_tune.console.format import format_duration
 from delta_tune.models.devices import torch_threads
-from delta_tune.search.asha import WITHOUT_RUNGS, rung_epochs
+from delta_tune.results.mirror import INTERVAL_S
+from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, plan_post_search
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
@@ -27,26 +30,36 @@ def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> 
     staged = sum(
         (end - start) / config.reduction_factor**k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
     )
-    without = sum(p.config.regularizer == WITHOUT_RUNGS for p in checked.drawn) / len(checked.drawn)
+    without = sum(not p.config.method.has_rungs for p in checked.drawn) / len(checked.drawn)
     if checked.space.balance == "regularizer":
-        without = checked.choices.count(WITHOUT_RUNGS) / len(checked.choices)
+        without = sum(not METHODS[choice].has_rungs for choice in checked.choices) / len(checked.choices)
     return trials * (1 - without) * staged
 
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Wall clock of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
-    probe = dataclasses.replace(config, regularizer="delta_uniform", behavior_scale="raw", max_epochs=1)
+    probe = dataclasses.replace(config, regularizer=HEAVIEST, behavior_scale="raw", max_epochs=1)
     with torch_threads(threads):
         start = time.perf_counter()
         run_trial(task, probe)
         return time.perf_counter() - start
 
 
-def plan_lines(
-    config: StudyConfig, folder: Path, task: Task, checked: CheckedSpace, trials: int, resources: Resources
-) -> list[str]:
-    """The plan in sentences."""
-    data, backbone, space = task.dataset, task.backbone, checked.space
+def study_resources(study: Study, cluster: Cluster) -> Resources:
+    """What one trial gets.
+
+    Raises:
+        UserError: more than the cluster has.
+    """
+    return allocate(
+        study.config, cluster, study.num_trials, lambda: measure_footprint_on_cluster(study.task, study.configs)
+    )
+
+
+def plan_lines(study: Study, resources: Resources) -> list[str]:
+    """What is about to be done, in sentences."""
+    config, checked, trials = study.config, study.checked, study.num_trials
+    data, backbone, space = study.task.dataset, study.task.backbone, checked.space
     sizes = [f"train {len(data.train.labels)}", f"val {len(data.val.labels)}"]
     if data.test is not None:
         sizes.append(f"test {len(data.test.labels)}")
@@ -57,8 +70,13 @@ def plan_lines(
     rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
     bought = expected_epochs(trials, config, checked)
     apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(space.balance or "", "")
-    said = [
-        f"Study     {folder}",
+    return [
+        f"Study     {study.folder}",
+        *(
+            [f"          kept at {study.mirror.address}, at most {INTERVAL_S:.0f} s behind"]
+            if study.mirror is not None
+            else []
+        ),
         f"Data      {data.name}: {len(data.classes)} classes, {', '.join(sizes)}",
         *(f"          {note}" for note in data.notes),
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
@@ -66,7 +84,7 @@ def plan_lines(
         f"Space     {space.name}: {describe(space)}".rstrip(": "),
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),
         f"          {len(checked.points)} starting points first",
-        *(f"          {sentence}" for sentence in checked.said),
+        *(f"          {sentence}" for sentence in checked.notes),
         f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "
         f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}{apart}: "
         f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
@@ -74,16 +92,17 @@ def plan_lines(
         + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else "")
         + f", on {resources.where}",
         *([f"          {resources.why}"] if resources.why else []),
+        *(f"          {note}" for note in study.notes),
     ]
-    return said
 
 
-def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int, resources: Resources) -> str:
+def estimate(study: Study, resources: Resources) -> str:
     """The expected wall clock of the search, in a sentence."""
+    config, checked = study.config, study.checked
     if resources.device != "cpu":
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
-    seconds = time_one_epoch(task, checked.drawn[0].config, resources.threads)
-    bought = expected_epochs(trials, config, checked)
+    seconds = time_one_epoch(study.task, checked.drawn[0].config, resources.threads)
+    bought = expected_epochs(study.num_trials, config, checked)
     then = ""
     if config.confirm:
         arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}
@@ -93,7 +112,7 @@ def estimate(task: Task, config: StudyConfig, checked: CheckedSpace, trials: int
             epoch_seconds=dict.fromkeys(map(str, arms), seconds),
             max_epochs=config.max_epochs,
             slots=resources.slots,
-            growth=final_training_growth(config, task),
+            growth=final_training_growth(config, study.task),
         )
         then = (
             f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "

@@ -11,7 +11,7 @@ from pyarrow import fs
 from delta_tune.config import UserError
 from delta_tune.filesystem.cache import content_key
 from delta_tune.filesystem.uris import open_remote_filesystem
-from delta_tune.results.layout import CHECKPOINTS, RAY, STUDY_FILE
+from delta_tune.results.layout import CHECKPOINTS, RAY, SHARED_CACHE, STUDY_FILE
 from delta_tune.results.mirror import Mirror, temporary_marker
 
 WORKPLACE = Path("~/.cache/delta_tune/studies")
@@ -52,7 +52,7 @@ class RemoteStudies:
         earlier = str(settings.get("start_from") or "")
         if earlier and "/" not in earlier and self._has(earlier):
             self._bring(earlier)
-        return {"cache": f"{self.address}/.cache", **settings, "out": self.here}
+        return {"cache": f"{self.address}/{SHARED_CACHE}", **settings, "out": self.here}
 
     def mirror(self, name: str) -> Mirror:
         """Of the study of that name."""

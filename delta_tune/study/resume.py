@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 
 from delta_tune.config import UserError
 from delta_tune.results.layout import RAY
+from delta_tune.results.study_record import StudyIdentity, StudyRecord
 from delta_tune.results.tables import FINISHED, REPORTED, StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import is_worker_death
@@ -22,8 +21,8 @@ from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.training.task import Task
 
 
-def study_identity(task: Task, checked: CheckedSpace) -> dict[str, Any]:
-    """What `study.json` says of the data, the weights and the space.
+def study_identity(task: Task, checked: CheckedSpace) -> StudyIdentity:
+    """The data, the weights and the space.
 
     Of a hyperparameter whose distribution depends on others, the one that was drawn first stands for all.
     """
@@ -31,20 +30,20 @@ def study_identity(task: Task, checked: CheckedSpace) -> dict[str, Any]:
     for proposal in checked.drawn:
         known = dict(proposal.distributions) | known
     splits = {"train": task.dataset.train, "val": task.dataset.val, "test": task.dataset.test}
-    return {
-        "fingerprints": {"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint},
-        "backbone": task.backbone.model,
-        "images": {name: len(split) for name, split in splits.items() if split is not None},
-        "space": checked.space.source,
-        "distributions": {name: json.loads(distribution_to_json(each)) for name, each in known.items()},
-    }
+    return StudyIdentity(
+        fingerprints={"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint},
+        backbone=task.backbone.model,
+        images={name: len(split) for name, split in splits.items() if split is not None},
+        space=checked.space.source,
+        distributions={name: json.loads(distribution_to_json(each)) for name, each in known.items()},
+    )
 
 
-def check_same_study(record: Mapping[str, Any], folder: Path, task: Task, checked: CheckedSpace) -> None:
+def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: CheckedSpace) -> None:
     """What is resumed must be what was begun.
 
     Args:
-        record: `study.json`.
+        record: of the earlier sessions.
         folder: of the study.
         task: of this session.
         checked: its space.
@@ -54,16 +53,16 @@ def check_same_study(record: Mapping[str, Any], folder: Path, task: Task, checke
     """
     ours = study_identity(task, checked)
     anew = f"start a new study, with --start-from {folder.name} to begin with what this one found"
-    changed = [name for name, was in record["fingerprints"].items() if ours["fingerprints"][name] != was]
+    changed = [name for name, was in record.fingerprints.items() if ours.fingerprints[name] != was]
     if changed:
-        sizes = (record.get("images", {}), ours["images"])
+        sizes = (record.images, ours.images)
         was, now = (", ".join(f"{name} {count}" for name, count in images.items()) for images in sizes)
         images = f" (images: {was} then, {now} now)" if was != now else ""
         raise UserError(
             f"{folder} cannot be resumed: its {' and '.join(changed)} changed since{images}; restore them, or {anew}."
         )
-    if record["space"] != ours["space"]:
-        lines = difflib.ndiff(record["space"].splitlines(), ours["space"].splitlines())
+    if record.space != ours.space:
+        lines = difflib.ndiff(record.space.splitlines(), ours.space.splitlines())
         difference = next((line for line in lines if line[0] in "+-"), "")
         raise UserError(
             f"{folder} cannot be resumed: the search space {checked.space.name} changed since, first {difference!r}; "
@@ -113,11 +112,11 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
     searcher.restore_trials(finished, unfinished, choice_of)
 
 
-def seconds_spent(record: Mapping[str, Any], tables: StudyTables) -> float:
+def seconds_spent(record: StudyRecord, tables: StudyTables) -> float:
     """Wall clock of the earlier sessions.
 
     A driver that was killed wrote its tables after `study.json`: up to their last epoch it did run.
     """
     last = max((row["ended"] for row in tables.trials.values() if row.get("ended")), default=0.0)
-    unwritten: float = max(0.0, last - record.get("spent_seconds_at", last))
-    return float(record.get("spent_seconds", 0.0)) + unwritten
+    noted = last if record.spent_seconds_at is None else record.spent_seconds_at
+    return (record.spent_seconds or 0.0) + max(0.0, last - noted)

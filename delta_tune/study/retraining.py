@@ -67,10 +67,10 @@ def retrain_and_save(
         say(f"The final training diverged ({error}); the model is the one that the search kept.")
         return None
     means = {confirmation.metric: float(np.mean(confirmation.scores[confirmation.best]))}
-    told = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
+    origin = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
     if session.mirror is not None:
         session.mirror.fetch_folder(checkpoint)
-    save_model(task, last_weights(checkpoint), told, folder / BEST)
+    save_model(task.backbone, task.dataset.classes, last_weights(checkpoint), origin, folder / BEST)
     if session.mirror is not None:
         session.mirror.discard(checkpoint)
     shutil.rmtree(checkpoint)

@@ -1,29 +1,50 @@
-"""Which trials a study has: its space, what is searched beside it, what is tried first, and how many."""
+"""From settings to a study that is ready to run: everything that can be refused is refused here, before Ray starts."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import StudyConfig, TrialConfig, UserError, study_config
+from delta_tune.config import StudyConfig, UserError, study_config
+from delta_tune.console.progress import Progress
+from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.backbones import resolve_layers
-from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.study_record import read_study
-from delta_tune.search.samplers import check_sampler
-from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
-from delta_tune.spaces.space import find_space, load_space
-from delta_tune.spaces.validation import CheckedSpace, check_space
-from delta_tune.spaces.warm_start import add_starting_points, best_configurations
-from delta_tune.training.task import Task
+from delta_tune.report.page import ReportWriter
+from delta_tune.results.layout import SHARED_CACHE, STUDY_FILE
+from delta_tune.results.mirror import push_or_raise
+from delta_tune.results.study_record import StudyRecord
+from delta_tune.results.tables import StudyTables
+from delta_tune.search.asha import AshaScheduler
+from delta_tune.search.optuna_search import OptunaSearcher
+from delta_tune.search.optuna_storage import open_storage
+from delta_tune.search.recorder import Recorder
+from delta_tune.spaces.l2_baseline import rung_groups
+from delta_tune.spaces.space import Proposal, find_space
+from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.remote import RemoteStudies
+from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
+from delta_tune.study.study import Study
+from delta_tune.study.time_budget import TimeBudget
+from delta_tune.study.trial_plan import plan_trials
+from delta_tune.tracking.trackers import check_trackers
+from delta_tune.training.task import Task, prepare
 
 NAMES_NOT_PATHS = ("demo", "default")
 """Of data and weights; a folder of that name is not meant."""
+
+DATA_OPTIONS = (
+    "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
+)  # fmt: skip
+PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
+"""Their versions are written to `study.json`."""
 
 # What a resumed study may change: how much and where, not what is measured.
 CHANGEABLE = {
@@ -32,8 +53,8 @@ CHANGEABLE = {
 }
 
 
-def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, Any]]:
-    """The settings of the study, and `study.json` of the one that is resumed (else nothing).
+def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord]:
+    """The settings of the study, and the record of the one that is resumed (else an empty one).
 
     A resumed study has its settings already: those that are given again must agree, or be of the kind that may change.
 
@@ -42,18 +63,18 @@ def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, dict[str, A
     """
     config = study_config(given)
     if not config.resume:
-        return config, {}
+        return config, StudyRecord()
     if config.name is None:
         raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
-    record = read_study(config.out / config.name)
+    record = StudyRecord.read(config.out / config.name)
     for name, value in settings_for_json(config, config.out).items():
-        if name in given and name not in CHANGEABLE and value != record["settings"][name]:
+        if name in given and name not in CHANGEABLE and value != record.settings[name]:
             raise UserError(
-                f"{config.out / config.name} was begun with {name} {record['settings'][name]!r} and cannot be resumed "
+                f"{config.out / config.name} was begun with {name} {record.settings[name]!r} and cannot be resumed "
                 f"with {value!r}; leave it out, or start a new study, with --start-from {config.name} to begin with "
                 f"what this one found."
             )
-    return study_config({**record["settings"], **given}), record
+    return study_config({**record.settings, **given}), record
 
 
 def new_name(task: Task) -> str:
@@ -77,34 +98,6 @@ def study_folder(config: StudyConfig, name: str) -> Path:
         reason = "no permission to write" if above.is_dir() else "not a folder"
         raise UserError(f"--out {config.out} cannot be written to ({above}: {reason}); give a folder that can.")
     return folder
-
-
-def count_trials(config: StudyConfig, checked: CheckedSpace) -> tuple[int, str | None]:
-    """The trials of the study, and a sentence where it is not what was asked for.
-
-    Balanced methods get equal numbers; `grid` has as many as there are starting points.
-
-    Raises:
-        UserError: fewer trials than there are methods to balance.
-    """
-    if config.sampler == "grid":
-        points = len(checked.grid)
-        return points, f"{points} trials, the points of START: what the sampler grid runs."
-    if checked.space.balance is None:
-        return config.num_trials, None
-    choices = len(checked.choices)
-    each, left = divmod(config.num_trials, choices)
-    if each == 0:
-        raise UserError(
-            f"--num-trials {config.num_trials} is less than the {choices} choices of {checked.space.balance} that "
-            f"{checked.space.name} gives the same number of trials; give at least {choices}."
-        )
-    if left == 0:
-        return config.num_trials, None
-    return each * choices, (
-        f"{each * choices} trials of the {config.num_trials}: {each} for each {checked.space.balance}, so that they "
-        f"compare; --num-trials {(each + 1) * choices} would give {each + 1}."
-    )
 
 
 def check_layers(task: Task, checked: CheckedSpace) -> None:
@@ -139,50 +132,106 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialPlan:
-    """The trials of a study.
-
-    Attributes:
-        checked: the space that is searched.
-        num_trials: of it.
-        notes: what the user is told of it, in sentences.
-    """
-
-    checked: CheckedSpace
-    num_trials: int
-    notes: tuple[str, ...]
-
-
-def plan_trials(config: StudyConfig, record: dict[str, Any]) -> TrialPlan:
-    """The trials of the study with these settings.
-
-    Args:
-        config: the settings.
-        record: `study.json`, where the configurations of an earlier study are written down: a resumed study proposes
-            the same even where the other one is gone by then.
+def prepare_study(settings: Mapping[str, Any]) -> Study:
+    """The study with these settings, a new one or one to resume.
 
     Raises:
-        UserError: the space, its sampler or the earlier study cannot be used.
+        UserError: a setting that cannot be used, data or weights that do not read, a study that cannot be resumed.
     """
-    base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
-    checked = check_space(load_space(config.space, base, config.set), config.seed)
-    remark = check_sampler(config.sampler, checked)
-    trials, note = count_trials(config, checked)
-    beside = confirmed = None
-    if config.confirm and config.sampler != "grid" and lacks_l2_baseline(checked):
-        checked = add_l2_baseline(checked, config.seed)
-        each = trials // (len(checked.choices) - 1)
-        trials += each
-        beside = f"{checked.space.name} has no plain L2: {each} further trials search it, to compare with."
-    if config.start_from:
-        if "start_from" not in record:
-            record["start_from"] = best_configurations(config.start_from, config.out)
-        checked = add_starting_points(checked, record["start_from"])
-    if config.confirm:
-        confirmed = (
-            f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
-            f"{config.max_epochs} epochs each, and once more for the final model."
-        )
-    notes = tuple(text for text in (note, remark, beside, confirmed) if text)
-    return TrialPlan(checked=checked, num_trials=trials, notes=notes)
+    began = time.time()
+    address = str(settings.get("out", ""))
+    remote = RemoteStudies(address) if is_uri(address) else None
+    if remote is not None:
+        settings = remote.begin(dict(settings))
+    config, record = resolve_settings(settings)
+    check_trackers(config)
+    storage = None if config.storage is None else open_storage(config.storage)
+    progress = Progress(verbose=config.verbose)
+    trials = plan_trials(config, record)
+    checked, notes = trials.checked, trials.notes
+    folder = study_folder(config, config.name) if config.name else None  # before the data are read
+    task = prepare(
+        config.data,
+        config.model,
+        config.weights,
+        image_size=config.image_size,
+        seed=config.seed,
+        cache=config.cache or config.out.absolute() / SHARED_CACHE,
+        progress=progress.bar,
+        **{name: getattr(config, name) for name in DATA_OPTIONS},
+    )
+    check_layers(task, checked)
+    folder = folder or study_folder(config, new_name(task))
+    mirror = None if remote is None else remote.mirror(folder.name)
+    tables = StudyTables(folder, config.metric)
+    if config.resume:
+        check_same_study(record, folder, task, checked)
+        tables = StudyTables.read(folder, config.metric)
+        notes += foreign_owner_note(folder)
+    scheduler = AshaScheduler(
+        metric=config.metric,
+        max_epochs=config.max_epochs,
+        grace_period=config.grace_period,
+        reduction_factor=config.reduction_factor,
+        num_val=len(task.dataset.val),
+        group_of=rung_groups(checked),
+    )
+
+    def add_trial(number: int, proposal: Proposal) -> None:
+        study.add_trial(number, proposal)
+
+    searcher = OptunaSearcher(
+        checked,
+        metric=config.metric,
+        sampler=config.sampler,
+        seed=config.seed,
+        max_epochs=config.max_epochs,
+        num_trials=trials.num_trials,
+        on_proposal=add_trial,
+        name=folder.name,
+        storage=storage,
+        resume=config.resume,
+    )
+    restore(tables, scheduler, searcher, config.max_epochs)
+    study = Study(
+        config=config,
+        folder=folder,
+        out=str(folder.parent) if remote is None else remote.address,
+        mirror=mirror,
+        record=record,
+        tables=tables,
+        task=task,
+        checked=checked,
+        num_trials=trials.num_trials,
+        notes=notes,
+        scheduler=scheduler,
+        searcher=searcher,
+        recorder=Recorder(tables, scheduler, progress, trials.num_trials, mirror),
+        progress=progress,
+        reporter=ReportWriter(folder, progress.say),
+        budget=TimeBudget(config.time_budget_s, spent=seconds_spent(record, tables), began=began),
+    )
+    return study
+
+
+def open_study(study: Study) -> None:
+    """Write down what the study is, before anything is computed.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        study.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{study.folder} cannot be made ({error.strerror}); give another --out.") from error
+    study.record.begin(
+        study_identity(study.task, study.checked),
+        settings_for_json(study.config, study.folder) | {"out": study.out},
+        versions={name: version(name) for name in PACKAGES},
+        git_commit=git_commit(),
+        command=sys.argv,
+    )
+    study.tables.write()  # before the file that says there is a study to resume
+    study.record.write(study.folder)
+    if study.mirror is not None:
+        push_or_raise(study.mirror)

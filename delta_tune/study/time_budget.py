@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from delta_tune.config import StudyConfig
+from delta_tune.console.format import format_duration
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import Groups
 from delta_tune.training.task import Task
@@ -26,29 +27,9 @@ def final_training_growth(config: StudyConfig, task: Task) -> float:
 
 LARGEST_SHARE = 0.5
 """Part of the budget that confirmation and final model may keep from the search; beyond it repetitions are cut."""
-
-
-class TimeBudget:
-    """Wall clock of a study over all its sessions, in seconds.
-
-    Args:
-        total: None for no end.
-        spent: by earlier sessions.
-        began: when this session began, in seconds since 1970.
-    """
-
-    def __init__(self, total: float | None, *, spent: float, began: float) -> None:
-        self.total, self._spent, self._began = total, spent, began
-
-    @property
-    def used(self) -> float:
-        """Seconds that all sessions took so far."""
-        return self._spent + time.time() - self._began
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left; below 0 where it was overrun."""
-        return math.inf if self.total is None else self.total - self.used
+SLACK = 0.05
+"""Part of the time for the final model that may lie beyond the budget."""
+LOOK_AT_BUDGET_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +50,69 @@ class PostSearchBudget:
     def total(self) -> float:
         """Seconds of both."""
         return self.confirmation + self.final
+
+
+class TimeBudget:
+    """Wall clock of a study over all its sessions, in seconds, and what the user is told of it.
+
+    Args:
+        total: None for no end.
+        spent: by earlier sessions.
+        began: when this session began, in seconds since 1970.
+    """
+
+    def __init__(self, total: float | None, *, spent: float, began: float) -> None:
+        self.total, self._spent, self.began = total, spent, began
+
+    @property
+    def used(self) -> float:
+        """Seconds that all sessions took so far."""
+        return self._spent + time.time() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; below 0 where it was overrun."""
+        return math.inf if self.total is None else self.total - self.used
+
+    def has_time_for(self, seconds: float) -> bool:
+        """Whether so much is left, give or take `SLACK`."""
+        return self.left >= (1 - SLACK) * seconds
+
+    def search_is_over(self) -> str:
+        """Why no trial starts."""
+        return f"The search's part of the time budget of {self._total} is spent; a larger --time-budget goes on."
+
+    def reserved_after_search(self, reserved: PostSearchBudget, confirm: int) -> str:
+        """What is kept for the confirmation and the final model.
+
+        Args:
+            reserved: for them.
+            confirm: repetitions that the user asked for.
+        """
+        if not reserved.repetitions:
+            return f"The {self._total} are too short to confirm and retrain: the search has all of them."
+        return (
+            f"Of the {self._total}, {format_duration(reserved.confirmation)} are kept for a confirmation with "
+            f"{reserved.repetitions} of {confirm} seeds and {format_duration(reserved.final)} for the final model."
+        )
+
+    def too_short_to_confirm(self, repetitions: int, confirm: int) -> str:
+        """What is cut.
+
+        Args:
+            repetitions: that fit.
+            confirm: repetitions that the user asked for.
+        """
+        enough = f"for {repetitions} seeds instead of {confirm}, no more" if repetitions else ""
+        return (
+            f"The {format_duration(max(0.0, self.left))} left of the time budget are enough "
+            f"{enough or 'neither to confirm nor to retrain'}."
+        )
+
+    @property
+    def _total(self) -> str:
+        assert self.total is not None
+        return format_duration(self.total)
 
 
 def mean_epoch_seconds(tables: StudyTables, groups: Groups) -> dict[str, float]:

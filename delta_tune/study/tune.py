@@ -13,8 +13,11 @@ from delta_tune.report.page import INTERVAL_S as REPORT_INTERVAL_S
 from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import start_session
-from delta_tune.study.plan import estimate
-from delta_tune.study.study import Study
+from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
+from delta_tune.study.finish_phase import finish
+from delta_tune.study.plan import estimate, plan_lines, study_resources
+from delta_tune.study.search_phase import search
+from delta_tune.study.setup import open_study, prepare_study
 
 __all__ = ["StudyResult", "dry_run", "tune"]
 
@@ -33,24 +36,24 @@ def tune(**settings: Any) -> StudyResult:
         UserError: a setting that cannot be used, before any trial starts; or a cause outside the study that stops it,
             such as a full disk.
     """
-    study = Study(settings)
+    study = prepare_study(settings)
     folder = study.folder
     told = as_user_error(folder, study.out)
     watch = exit_if_head_dies(folder, study.out, study.progress.close)
     with told, ray_cluster(study.config.address) as cluster, watch:
-        resources = study.resources(cluster)
+        resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
-        for line in study.plan(resources):
+        for line in plan_lines(study, resources):
             study.progress.say(line)
         wait_for_resources(resources, study.progress.say)
-        study.open()
+        open_study(study)
         session = start_session(resources, study.progress, study.mirror)
         page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with push_in_background(study.mirror, study.progress.say), page:
-            study.search(session)
-            study.confirm(session)
+            interrupted = search(study, session)
+            outcome = Outcome(interrupted=True) if interrupted else confirm_and_retrain(study, session)
     with as_user_error(folder, study.out):
-        return study.finish(session.device)
+        return finish(study, session.device, outcome)
 
 
 def dry_run(**settings: Any) -> list[str]:
@@ -59,11 +62,8 @@ def dry_run(**settings: Any) -> list[str]:
     Raises:
         UserError: as `tune`.
     """
-    study = Study({**settings, "storage": None, "mlflow": None, "wandb": None})
+    study = prepare_study({**settings, "storage": None, "mlflow": None, "wandb": None})
     with ray_cluster(study.config.address) as cluster:
-        resources = study.resources(cluster)
+        resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
-    return [
-        *study.plan(resources),
-        estimate(study.task, study.config, study.checked, study.num_trials, resources),
-    ]
+    return [*plan_lines(study, resources), estimate(study, resources)]

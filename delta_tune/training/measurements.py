@@ -81,11 +81,11 @@ class Measurements:
         relative = self._layers(c for c in configs if c.uses_behavior and c.behavior_scale == "relative")
         if relative - set(self.mean_squares):
             self._measure_source("train", tuple(sorted(relative)), device, say)
-        if any(c.regularizer == "l2_fe" for c in configs):
+        if not all(c.method.trains_backbone for c in configs):
             for split in ("train", "val"):
                 if split not in self.features:
                     self._measure_source(split, (), device, say)
-        delta = [c for c in configs if c.regularizer == "delta"]
+        delta = [c for c in configs if c.method.uses_attention]
         for estimator in sorted({c.attention_estimator for c in delta}):
             wanted = self._layers(c for c in delta if c.attention_estimator == estimator)
             known = self.attention.setdefault(estimator, {})
@@ -97,7 +97,7 @@ class Measurements:
         """Layer → factor of each channel in the behaviour term of a measured configuration, float32 (C,)."""
         factors = {}
         for layer in resolve_layers(self.backbone, config.layers):
-            if config.regularizer == "delta":
+            if config.method.uses_attention:
                 losses = torch.tensor(self.attention[config.attention_estimator][layer].losses)
                 weights = attention_weights(losses, config.attention_temperature)
             else:

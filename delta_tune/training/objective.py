@@ -10,15 +10,13 @@ from torch.nn import functional as F
 
 from delta_tune.config import TrialConfig
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
-from delta_tune.training.regularizers import behavior, head_l2, weight_l2_sp
+from delta_tune.training.regularizers import WEIGHT_PENALTIES, behavior, head_l2
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
 
-PARTS = ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
-
 
 class Objective:
-    """loss = CE + alpha · (behavior or weight_l2_sp) + beta · head_l2 (method.md), with its parts by name."""
+    """loss = CE + alpha · penalty + beta · head_l2 (method.md), with its parts by name."""
 
     def __init__(
         self,
@@ -41,7 +39,8 @@ class Objective:
         self.config, self._target, self._head = config, target, head
         self._source, self._factors = source, factors or {}
         self._maps: FeatureMaps | None = None
-        if config.regularizer == "l2_sp":
+        if config.method.penalty is not None and not config.method.uses_behavior:
+            self._weight_penalty = WEIGHT_PENALTIES[config.method.penalty]
             head_ids = {id(p) for p in head.parameters()}
             self._moving = [p for p in target.parameters() if id(p) not in head_ids]
             self._start = [p.detach().clone() for p in self._moving]
@@ -65,16 +64,16 @@ class Objective:
 
     def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, key: StepKey) -> dict[str, Tensor]:
         """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
-        config = self.config
+        config, method = self.config, self.config.method
         parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
         loss = parts["cross_entropy"]
         if self._source is not None and self._maps is not None:
             parts["behavior"] = behavior(self._maps, self._source.after(images, key), self._factors)
             loss = loss + config.alpha * parts["behavior"]
-        elif config.regularizer == "l2_sp":
-            parts["weight_l2_sp"] = weight_l2_sp(self._moving, self._start)
-            loss = loss + config.alpha * parts["weight_l2_sp"]
-        if config.regularizer != "l2":
+        elif method.penalty is not None and not method.uses_behavior:
+            parts[method.penalty] = self._weight_penalty(self._moving, self._start)
+            loss = loss + config.alpha * parts[method.penalty]
+        if method.penalizes_head:
             parts["head_l2"] = head_l2(self._head)
             loss = loss + config.beta * parts["head_l2"]
         return {"train_loss": loss, **parts}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ def weight_l2_sp(parameters: Iterable[Tensor], source: Iterable[Tensor]) -> Tens
     """½‖w − w*‖² over pairs of backbone parameters of equal shapes (L2-SP, arXiv 1802.01483, eq. 2)."""
     pairs = list(zip(parameters, source, strict=True))
     return 0.5 * _sum_of_squares(ours - theirs for ours, theirs in pairs)
+
+
+WEIGHT_PENALTIES: dict[str, Callable[[Iterable[Tensor], Iterable[Tensor]], Tensor]] = {"weight_l2_sp": weight_l2_sp}
+"""Name of a penalty (`Method.penalty`) → its function of the backbone's parameters and where they started."""
 
 
 def channel_factors(weights: Tensor, mean_square: float | None) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from delta_tune.config import Augmentation
+from delta_tune.console.format import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class Counts:
             return "Source feature maps: none were needed."
         share = self.found / (self.found + self.left)
         how = (
-            f"all of them fitted in memory ({self.size / 2**20:.0f} MiB)"
+            f"all of them fitted in memory ({format_bytes(self.size)})"
             if not self.evicted
-            else f"beyond the budget of {budget / 2**20:.0f} MiB trials shared while they were in step"
+            else f"beyond the budget of {format_bytes(budget)} trials shared while they were in step"
         )
         return f"Source feature maps: {100 * share:.0f} % of the steps found them computed by another trial; {how}."
 

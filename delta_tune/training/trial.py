@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import read_ahead, shuffled_batches
 from delta_tune.models.backbones import build_target
@@ -27,7 +27,7 @@ from delta_tune.models.devices import autocast, to_device
 from delta_tune.models.feature_maps import head_function
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, read_resume_point
 from delta_tune.training.metrics import classification_metrics
-from delta_tune.training.objective import PARTS, Objective
+from delta_tune.training.objective import Objective
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps, SourceMapStore
 from delta_tune.training.task import Task
@@ -98,11 +98,13 @@ def run_trial(
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
 
     Raises:
-        UserError: the folder holds a run of another configuration, or `also_score` is given with l2_fe, whose features
-            are measured for train and val only.
+        UserError: the folder holds a run of another configuration, or `also_score` is given for a method that trains
+            only the head, on features of train and val.
     """
-    if also_score and config.regularizer == "l2_fe":
-        raise UserError("also_score must be empty for l2_fe, whose features of other splits are not measured.")
+    if also_score and not config.method.trains_backbone:
+        raise UserError(
+            f"also_score must be empty for {config.regularizer}, whose features of other splits are not measured."
+        )
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         task.measurements.measure([config], device)
@@ -151,7 +153,7 @@ class _Run:
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         head = self.model.get_submodule(backbone.head)
         head_group: dict[str, Any] = {"params": list(head.parameters()), "multiplier": config.head_lr_multiplier}
-        self.frozen_features = config.regularizer == "l2_fe"
+        self.frozen_features = not config.method.trains_backbone
         if self.frozen_features:  # the measured features go straight into the head
             self.model.requires_grad_(False)
             head.requires_grad_(True)
@@ -232,7 +234,7 @@ class _Run:
             due = [split for split, epochs in self.also_score.items() if epoch in epochs]
             also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
         row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
-        row |= {part: losses.get(part) for part in PARTS}
+        row |= {part: losses.get(part) for part in LOSS_PARTS}
         row |= {f"val_{name}": value for name, value in scores.items()} | also
         row |= {"lr": lr, "seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
         if not math.isfinite(scores["loss"]):

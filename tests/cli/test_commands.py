@@ -12,7 +12,7 @@ from helpers.studies import add_trial, study_json, tables_in
 from PIL import Image
 
 from delta_tune.cli import commands
-from delta_tune.inference import export_model
+from delta_tune.inference import export
 from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_target
@@ -28,7 +28,13 @@ def folder(task, tmp_path_factory):
     tables.write()
     network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
-    save_model(task, place / "weights.safetensors", {"config": {}, "metrics": {}}, place / "best")
+    save_model(
+        task.backbone,
+        task.dataset.classes,
+        place / "weights.safetensors",
+        {"config": {}, "metrics": {}},
+        place / "best",
+    )
     return place
 
 
@@ -100,14 +106,14 @@ def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_model, "export_model", full)
+    monkeypatch.setattr(export, "export_model", full)
     status, _, err = run(capsys, "export", folder, "--format", "state_dict", "--output", tmp_path / "m.pth")
     assert status == 2
     assert err.endswith("m.pth cannot be written (No space left on device); give another file.\n")
 
 
 def test_formats_are_those_of_the_exporter():
-    assert commands.FORMATS == export_model.FORMATS
+    assert commands.FORMATS == export.FORMATS
 
 
 def test_report_writes_the_page_and_says_where(folder, capsys):

@@ -95,6 +95,10 @@ def test_flags_that_are_not_given_are_left_to_the_study():
     assert vars(launch.parser().parse_args([])) == {}
 
 
+def test_flags_take_words_beside_numbers():
+    assert vars(launch.parser().parse_args(["--gpus-per-trial", "auto"])) == {"gpus_per_trial": "auto"}
+
+
 def test_flags_become_values_of_their_setting_s_type():
     given = "--num-trials 3 --max-epochs 9 --val-fraction 0.3 --reduction-factor 4 --gpus-per-trial 0.5 --skip-damaged"
     assert vars(launch.parser().parse_args(given.split())) == {
@@ -113,6 +117,21 @@ def test_flags_refuse_what_they_do_not_know(arguments, capsys):
         launch.main(arguments)
     assert exit_.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--num-trials", "many"], "argument --num-trials: must be a whole number, but got 'many'"),
+        (["--val-fraction", "half"], "argument --val-fraction: must be a number, but got 'half'"),
+        (["--gpus-per-trial", "all"], "argument --gpus-per-trial: must be a number or auto, but got 'all'"),
+        (["--sampler", "bayes"], "argument --sampler: invalid choice: 'bayes'"),
+    ],
+)
+def test_flags_say_what_was_given_and_what_is_allowed(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        launch.main(arguments)
+    assert said in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -205,7 +224,7 @@ def test_mistake_unknown_layer_is_one_sentence(mistake):
 
 def test_mistake_unknown_hyperparameter_in_a_space_names_the_nearest(mistake, tmp_path):
     file = space_file(tmp_path, "trial.suggest_float('head_lr_multiplyer', 1, 10)")
-    assert "'head_lr_multiplyer', which is no hyperparameter (did you mean head_lr_multiplier" in mistake(space=file)
+    assert "'head_lr_multiplyer', which is not a hyperparameter (did you mean head_lr_multiplier" in mistake(space=file)
 
 
 def test_mistake_space_that_raises_is_one_sentence(mistake, tmp_path):
@@ -237,7 +256,7 @@ def test_mistake_out_that_cannot_be_written_is_one_sentence(mistake, tmp_path):
     ("setting", "said"),
     [
         ("lr", "--set takes key=value, but got 'lr'"),
-        ("lr=fast", "lr must be float, but got 'fast'"),
+        ("lr=fast", "lr must be a number, but got 'fast'"),
         ("learning_rate=1", "'learning_rate' in the --set is no hyperparameter"),
         ("_recipe=1", "--set _recipe: the space delta.py has no such helper"),
         ("max_epochs=3", "set must leave max_epochs to --max-epochs"),
@@ -251,7 +270,7 @@ def test_mistake_in_set_is_one_sentence(mistake, setting, said):
     ("flags", "said"),
     [
         ({"num_trials": 0}, "num_trials must be ≥ 1, but got 0"),
-        ({"val_fraction": 2}, "val_fraction must be > 0 and ≤ 1, but got 2"),
+        ({"val_fraction": 2}, "val_fraction must be > 0 and < 1, but got 2"),
         ({"time_budget": "soon"}, "time_budget must be like 90s, 45m or 2h, but got 'soon'"),
         ({"mode": "min"}, "mode must be max for val_accuracy, but got 'min'"),
         ({"grace_period": 99}, "grace_period must not exceed max_epochs, but got 99 and 12"),

@@ -25,7 +25,9 @@ def test_port_where_nothing_answers_is_told_at_once():
 def test_port_of_something_else_is_told_in_time():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"^--address {address}: what listens there did not answer as Ray"):
+        with pytest.raises(
+            UserError, match=f"^--address {address}: something listens there but did not answer like Ray"
+        ):
             check_address(address)
 
 
@@ -86,7 +88,7 @@ def test_trials_run_on_nodes_without_a_checkout(nodes, joined, flags):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"RAY_AUTH_TOKEN_PATH": None, "RAY_AUTH_TOKEN": "another"}, "the token given here is another"),
+        ({"RAY_AUTH_TOKEN_PATH": None, "RAY_AUTH_TOKEN": "another"}, "the token given here is a different one"),
         ({"RAY_AUTH_TOKEN_PATH": None, "HOME": "/nonexistent"}, "none is given here"),
         ({"RAY_AUTH_TOKEN_PATH": None, "RAY_AUTH_MODE": None, "HOME": "/nonexistent"}, "none is given here"),
     ],
@@ -96,7 +98,7 @@ def test_wrong_or_missing_token_is_told_in_a_sentence(nodes, flags, changes, rea
     refused = nodes.launch(*flags, environment=environment)
     assert refused.returncode == 2
     (told,) = refused.stderr.strip().splitlines()
-    assert told.startswith(f"launch.py: --address {nodes.address}: that Ray wants its token, and {reason}; ")
+    assert told.startswith(f"launch.py: --address {nodes.address}: Ray there expects a token, and {reason}; ")
 
 
 @pytest.mark.cluster

@@ -83,5 +83,5 @@ def test_footprint_is_of_the_trial(task):
 
 def test_footprint_says_what_was_measured():
     said = dataclasses.replace(footprint(), busy=0.42).sentence
-    assert "2.0 of 24 GiB" in said
+    assert "2 GiB of 24 GiB" in said
     assert "42 %" in said

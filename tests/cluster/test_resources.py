@@ -9,7 +9,7 @@ import ray
 from helpers.nodes import LIMIT_S, Network, Nodes
 
 from delta_tune.cluster.nodes import Node
-from delta_tune.cluster.resources import LOOK_S, NODE_WAIT_S, Capacity, Resources, wait_for_resources
+from delta_tune.cluster.resources import CHECK_INTERVAL_S, NODE_WAIT_S, Capacity, Resources, wait_for_resources
 from delta_tune.config import UserError
 from delta_tune.results.tables import StudyTables
 
@@ -33,11 +33,11 @@ class Watched:
 def test_limit_is_what_fits_on_the_nodes_of_the_moment():
     watched = Watched()
     assert watched.room.limit == 4
-    assert watched.after(LOOK_S, (Node(4, 0), Node(8, 0))).limit == 12
-    assert watched.after(LOOK_S, (Node(8, 0),)).limit == 8
+    assert watched.after(CHECK_INTERVAL_S, (Node(4, 0), Node(8, 0))).limit == 12
+    assert watched.after(CHECK_INTERVAL_S, (Node(8, 0),)).limit == 8
     assert watched.said == [
-        "The cluster has room for 12 trials at a time now, it had for 4.",
-        "The cluster has room for 8 trials at a time now, it had for 12.",
+        "The cluster now has room for 12 trials at a time (before: 4).",
+        "The cluster now has room for 8 trials at a time (before: 12).",
     ]
 
 
@@ -52,7 +52,7 @@ def test_nothing_is_said_of_a_cluster_that_stays_as_it_is():
 def test_nodes_are_looked_at_now_and_then_only():
     watched = Watched()
     assert watched.room.limit == 4
-    assert watched.after(LOOK_S / 2, (Node(8, 0),)).limit == 4
+    assert watched.after(CHECK_INTERVAL_S / 2, (Node(8, 0),)).limit == 4
 
 
 @pytest.mark.parametrize(("slots", "most", "limit"), [(4, 64, 5), (20, 64, 22), (60, 64, 64), (4, 2, 2), (0, 8, 1)])
@@ -63,22 +63,20 @@ def test_where_more_are_allowed_a_tenth_is_proposed_ahead(slots, most, limit):
 
 def test_room_is_given_up_after_the_stated_wait():
     watched = Watched(cpus=2, gpus=1, nodes=(Node(4, 1),))
-    assert watched.room.gone is None
-    assert watched.after(LOOK_S, (Node(64, 0),)).gone is None
-    assert watched.after(NODE_WAIT_S - LOOK_S, watched.nodes).gone is None
-    assert watched.after(LOOK_S, watched.nodes).gone == (
-        "no node of the cluster has had room for a trial with 2 CPUs and 1 GPUs for 10 minutes"
+    assert watched.room.out_of_room is None
+    assert watched.after(CHECK_INTERVAL_S, (Node(64, 0),)).out_of_room is None
+    assert watched.after(NODE_WAIT_S - CHECK_INTERVAL_S, watched.nodes).out_of_room is None
+    assert watched.after(CHECK_INTERVAL_S, watched.nodes).out_of_room == (
+        "no node of the cluster had room for a trial with 2 CPUs and 1 GPUs for 10 minutes"
     )
-    assert watched.said == [
-        "No node has room for a trial with 2 CPUs and 1 GPUs any more; waiting up to 10 minutes for one."
-    ]
+    assert watched.said == ["No node has room for a trial with 2 CPUs and 1 GPUs any more; waiting up to 10 minutes."]
 
 
 def test_node_that_comes_in_time_ends_the_wait():
     watched = Watched(gpus=1, nodes=(Node(4, 1),))
-    assert watched.after(LOOK_S, ()).gone is None
-    assert watched.after(NODE_WAIT_S / 2, (Node(4, 2),)).gone is None
-    assert watched.after(NODE_WAIT_S, (Node(4, 2),)).gone is None
+    assert watched.after(CHECK_INTERVAL_S, ()).out_of_room is None
+    assert watched.after(NODE_WAIT_S / 2, (Node(4, 2),)).out_of_room is None
+    assert watched.after(NODE_WAIT_S, (Node(4, 2),)).out_of_room is None
     assert watched.room.limit == 2
 
 
@@ -87,7 +85,7 @@ def test_room_that_never_comes_is_refused_in_a_sentence(ray_cluster, monkeypatch
     said = []
     with pytest.raises(UserError, match=r"^No node with room for a trial with 1 CPUs and 3 GPUs came within "):
         wait_for_resources(Resources(cpus_per_trial=1, gpus_per_trial=3, slots=1), said.append)
-    assert said[0].startswith("No node has room for a trial with 1 CPUs and 3 GPUs yet; asking for one")
+    assert said[0].startswith("No node has room for a trial with 1 CPUs and 3 GPUs yet; requesting one")
     assert ray.cluster_resources()["GPU"] == 1
 
 
@@ -158,7 +156,7 @@ def seen(image_folder, tiny_weights, tmp_path_factory):
 def test_node_that_joins_in_mid_study_is_used(seen):
     assert [row["node"] is not None for row in seen["alone"].values()] == [True]
     assert len({row["node"] for row in seen["joined"].values()}) == 2
-    assert "The cluster has room for 2 trials at a time now, it had for 1." in seen["said"]
+    assert "The cluster now has room for 2 trials at a time (before: 1)." in seen["said"]
 
 
 @pytest.mark.cluster

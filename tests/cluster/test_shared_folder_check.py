@@ -79,10 +79,10 @@ def test_folder_that_all_nodes_see_is_as_it_was_afterwards(tmp_path, said):
 
 @pytest.mark.usefixtures("hidden")
 def test_node_that_does_not_answer_is_named_and_not_waited_for(tmp_path, said, monkeypatch):
-    monkeypatch.setattr(shared_folder_check, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(shared_folder_check, "ANSWER_TIMEOUT_S", 0.0)
     check_shared_folder(tmp_path, said.append)
     (sentence,) = said
-    assert sentence.startswith(f"Not known to see {tmp_path}, for want of an answer in 0 s: node ")
+    assert sentence.startswith(f"No answer within 0 s: could not check that {tmp_path} is visible on node ")
 
 
 @pytest.mark.usefixtures("hidden")

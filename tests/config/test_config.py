@@ -1,5 +1,6 @@
 """One run's and one study's settings: what is allowed, what is stored, what is said of a mistake."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -14,10 +15,11 @@ from delta_tune.config import (
     TrialConfig,
     UserError,
     did_you_mean,
+    fields_of,
     parse_setting,
     study_config,
 )
-from delta_tune.config import trial as config_module
+from delta_tune.config.fields import Range
 
 METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
 
@@ -101,10 +103,43 @@ def test_trial_config_takes_layer_names_as_text_or_sequence(given):
     assert TrialConfig(layers=given).layers == ("b.1", "a.2")
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(TrialConfig), ids=lambda f: f.name)
-def test_trial_config_documents_each_field(field):
-    text = Path(config_module.__file__).read_text()
-    assert re.search(rf"\n    {field.name}: .*\n    \"\"\"[^\n]+\"\"\"\n", text)
+@pytest.mark.parametrize("config", [TrialConfig, StudyConfig])
+def test_configurations_document_each_field_in_one_line(config):
+    assert tuple(fields_of(config)) == tuple(f.name for f in dataclasses.fields(config))
+    for declared in fields_of(config).values():
+        assert re.fullmatch(r"\S.*[^.\s]", declared.help), declared.name
+
+
+@pytest.mark.parametrize("config", [TrialConfig, StudyConfig])
+def test_configurations_take_their_own_defaults_as_described(config):
+    for name, declared in fields_of(config).items():
+        assert declared.checked(declared.default) == declared.default == getattr(config(), name)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "words"),
+    [
+        (TrialConfig, "lr", "must be > 0, but got 0"),
+        (TrialConfig, "momentum", "must be ≥ 0 and < 1, but got 1"),
+        (StudyConfig, "train_fraction", "must be > 0 and ≤ 1, but got 1.5"),
+        (StudyConfig, "seed", "must be ≥ 0 and ≤ 2147483648, but got -1"),
+        (StudyConfig, "skip_damaged", "must be True or False, but got 1"),
+        (StudyConfig, "num_trials", "must be a whole number, but got 2.5"),
+        (StudyConfig, "image_size", "must be a whole number or None, but got 'big'"),
+        (StudyConfig, "gpus_per_trial", "must be a number or auto or None, but got 'all'"),
+        (StudyConfig, "mode", "must be one of max, min or None, but got 'up'"),
+    ],
+)
+def test_configurations_say_what_is_allowed(config, name, words):
+    given = words.partition(" but got ")[2]
+    with pytest.raises(UserError, match=rf"^{re.escape(f'{name} {words}')}\.$"):
+        config(**{name: ast.literal_eval(given)})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_range_holds_finite_numbers_only(value):
+    assert value not in Range(0)
+    assert 10**400 in Range(0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -315,9 +350,9 @@ def test_parse_setting_reads_a_value_of_the_field_s_type(text, setting):
     [
         ("lr", "--set takes key=value, but got 'lr'"),
         ("=1", "--set takes key=value, but got '=1'"),
-        ("lr=fast", "lr must be float, but got 'fast'"),
+        ("lr=fast", "lr must be a number, but got 'fast'"),
         ("lr=-1", "lr must be > 0"),
-        ("nesterov=1", "nesterov must be bool"),
+        ("nesterov=1", "nesterov must be True or False"),
         ("regularizer=l3", "regularizer must be one of"),
         ("layers=", "layers must be one of"),
         ("learning_rate=1", "'learning_rate' in the --set is no hyperparameter"),

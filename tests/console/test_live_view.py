@@ -7,7 +7,6 @@ from rich.console import Console
 
 from delta_tune.config import TrialConfig
 from delta_tune.console import live_view
-from delta_tune.console.format import format_duration
 from delta_tune.console.live_view import RunProgress, gpu_utilization, render_progress
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
 
@@ -184,7 +183,3 @@ def test_gpu_use_is_unknown_without_the_package_that_torch_asks(monkeypatch):
 
     monkeypatch.setattr(live_view.torch.cuda, "utilization", missing)
     assert gpu_utilization(1) is None
-
-
-def test_clock_writes_seconds_as_people_do():
-    assert [format_duration(seconds) for seconds in (0, 75, 3675)] == ["0:00", "1:15", "1:01:15"]

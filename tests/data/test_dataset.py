@@ -96,7 +96,7 @@ def test_load_dataset_keeps_given_splits(splits):
 
 
 def test_load_dataset_tells_that_test_fraction_is_not_used(splits):
-    assert any("test_fraction 0.2 was not used" in note for note in load(splits, test_fraction=0.2).notes)
+    assert any("test_fraction 0.2 is not used" in note for note in load(splits, test_fraction=0.2).notes)
 
 
 def test_load_dataset_leaves_val_and_test_alone_when_train_is_subsampled(folder):
@@ -117,9 +117,7 @@ def test_load_dataset_takes_all_where_a_class_has_fewer(folder):
     dataset = load(folder, train_per_class=7)
     sizes = np.bincount(dataset.train.labels).tolist()
     assert sizes[:2] == [7, 7]
-    assert any(
-        f"fewer than the 7 training images asked for give all they have: b {sizes[2]}." in n for n in dataset.notes
-    )
+    assert any(f"fewer than 7 training images use all they have: b {sizes[2]}." in n for n in dataset.notes)
 
 
 def test_load_dataset_repeats_with_the_seed(folder):
@@ -255,10 +253,10 @@ def duplicates(splits):
 def test_load_dataset_counts_duplicates_across_splits(duplicates):
     dataset = load(duplicates)
     assert len(dataset.train) == 10
-    assert [note for note in dataset.notes if "byte for byte" in note] == [
-        "2 images of train also in val, byte for byte; --drop-duplicates takes them out of train.",
-        "1 image of train also in test, byte for byte; --drop-duplicates takes them out of train.",
-        "1 image of val also in test, byte for byte.",
+    assert [note for note in dataset.notes if "identical files" in note] == [
+        "2 images of train also in val (identical files); --drop-duplicates removes them from train.",
+        "1 image of train also in test (identical files); --drop-duplicates removes them from train.",
+        "1 image of val also in test (identical files).",
     ]
 
 
@@ -267,9 +265,9 @@ def test_load_dataset_drops_duplicates_from_train(duplicates):
     gone = {str(duplicates / path) for path in ("train/cat/0.png", "train/dog/1.png", "train/cat/2.png")}
     assert names_of(dataset)["train"] == names_of(load(duplicates))["train"] - gone
     assert (len(dataset.val), len(dataset.for_name("test"))) == (6, 4)
-    assert "3 images of train also in val or test, taken out of train." in dataset.notes
-    assert [note for note in dataset.notes if "byte for byte" in note] == [
-        "1 image of val also in test, byte for byte."
+    assert "3 images of train are also in val or test and were removed from train." in dataset.notes
+    assert [note for note in dataset.notes if "identical files" in note] == [
+        "1 image of val also in test (identical files)."
     ]
 
 
@@ -309,10 +307,14 @@ def test_load_dataset_keeps_encoded_what_is_smaller(tmp_path):
 
 def test_load_dataset_tells_where_images_are_kept_and_why(folder):
     size = 30 * 16 * 16 * 3
-    assert load(folder, memory_limit=size).notes[-1].startswith("The images are kept decoded (22.5 KiB of the 22.5 KiB")
+    assert (
+        load(folder, memory_limit=size)
+        .notes[-1]
+        .startswith("The images are kept decoded (22.5 KiB of at most 22.5 KiB")
+    )
     note = load(folder, memory_limit=size - 1).notes[-1]
     assert note.startswith("The images are kept encoded (")
-    assert "decoded they would take 22.5 KiB, more than the 22.5 KiB" in note
+    assert "decoded, they would take 22.5 KiB, more than the limit of 22.5 KiB" in note
 
 
 def test_dataset_pickles_its_images_out_of_band(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +11,7 @@ from pyarrow import fs
 
 from delta_tune.config import UserError
 from delta_tune.data.dataset import load_dataset
-from delta_tune.data.file_tree import open_file_tree
+from delta_tune.data.file_tree import FileTree
 from delta_tune.data.images import Preprocessing
 from delta_tune.data.sources.find import find_source
 
@@ -43,7 +45,7 @@ def folder(tmp_path):
 
 def test_tree_lists_folders_and_files_without_hidden_ones(folder, publish):
     place = publish(folder)
-    tree = open_file_tree(place)
+    tree = FileTree(place)
     assert tree.name == "my photos%41"
     assert [tree.shown(path) for path in tree.folders(tree.root)] == [f"{place}/{n}" for n in ("a", "a-b", "b")]
     assert [tree.shown(path) for path in tree.files(tree.root)] == [f"{place}/5.txt"]
@@ -56,7 +58,20 @@ def test_tree_lists_folders_and_files_without_hidden_ones(folder, publish):
 
 
 def test_tree_may_be_named_with_a_slash_at_its_end(folder, publish):
-    assert open_file_tree(f"{publish(folder)}/").name == "my photos%41"
+    assert FileTree(f"{publish(folder)}/").name == "my photos%41"
+
+
+def test_local_tree_follows_links_and_lists_names_outside_utf8(tmp_path):
+    (tmp_path / "a").mkdir()
+    odd = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "a" / odd).write_bytes(b"odd")
+    (tmp_path / "a/link.png").symlink_to(tmp_path / "a" / odd)
+    (tmp_path / "a/broken.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    tree = FileTree(tmp_path)
+    assert tree.folders(tree.root) == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert tree.files(f"{tmp_path}/b") == [f"{tmp_path}/b/{odd}", f"{tmp_path}/b/link.png"]
+    assert [tree.read(path) for path in tree.files(f"{tmp_path}/a")] == [b"odd", b"odd"]
 
 
 def test_image_folder_gives_the_same_data_set_anywhere(image_folder, publish):
@@ -98,12 +113,12 @@ def test_bucket_that_is_not_there_is_refused(s3_server):
 
 def test_object_that_does_not_come_is_no_damaged_image(bucket):
     with pytest.raises(UserError, match=f"s3://{bucket}/gone.png cannot be read .*try again"):
-        open_file_tree(f"s3://{bucket}").read(f"{bucket}/gone.png")
+        FileTree(f"s3://{bucket}").read(f"{bucket}/gone.png")
 
 
 def test_address_with_a_password_is_refused_and_not_repeated(s3_server):
     with pytest.raises(UserError, match=r"data has a password in its address.*set AWS_ACCESS_KEY_ID") as refused:
-        open_file_tree("s3://me:hush@bucket/x")
+        FileTree("s3://me:hush@bucket/x")
     assert "hush" not in str(refused.value)
 
 
@@ -111,4 +126,4 @@ def test_address_of_google_without_an_answer_is_refused_soon(monkeypatch):
     monkeypatch.setattr("delta_tune.filesystem.uris.GCS_PATIENCE_S", 1)
     monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="data gs://bucket/x cannot be opened"):
-        open_file_tree("gs://bucket/x")
+        FileTree("gs://bucket/x")

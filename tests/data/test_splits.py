@@ -34,7 +34,7 @@ def test_find_classes_refuses_a_single_class():
 
 
 def test_find_classes_refuses_no_images():
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match="no training images"):
         sorted_classes({"train": []})
 
 
@@ -88,7 +88,7 @@ def test_cut_splits_refuses_fractions_that_leave_no_train():
 
 
 def test_cut_splits_refuses_an_empty_split():
-    with pytest.raises(UserError, match="split val holds no images"):
+    with pytest.raises(UserError, match="split val has no images"):
         cut_splits({"train": labels_of(3, 3), "val": labels_of()}, val_fraction=0.5, test_fraction=0, seed=0)
 
 

@@ -58,6 +58,14 @@ def random_trials(tables, count, seed=0):
         add_trial(tables, number, state, method=["delta", "l2"][number % 2], lr=lr, alpha=alpha)
 
 
+def rename_method(tables, old, new):
+    """Make the tables those of a study by another version, whose methods are not all in our table."""
+    for row in tables.trials.values():
+        if row["config.regularizer"] == old:
+            row["config.regularizer"] = new
+            row["suggested"] = json.dumps(json.loads(row["suggested"]) | {"regularizer": new})
+
+
 def study_json(folder, *, finished=True, test=True, name="study", **more):
     """`study.json` as a study writes it."""
     scoring = {

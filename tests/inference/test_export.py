@@ -12,7 +12,7 @@ import timm
 import torch
 
 from delta_tune.config import UserError
-from delta_tune.inference import export_model
+from delta_tune.inference import export
 from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_target
@@ -24,7 +24,13 @@ def model(task, tmp_path_factory):
     network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     network.get_submodule(task.backbone.head).weight.data *= 30  # logits that are not all alike
     safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
-    save_model(task, place / "weights.safetensors", {"config": {"regularizer": "delta"}, "metrics": {}}, place / "best")
+    save_model(
+        task.backbone,
+        task.dataset.classes,
+        place / "weights.safetensors",
+        {"config": {"regularizer": "delta"}, "metrics": {}},
+        place / "best",
+    )
     return load(place / "best")
 
 
@@ -42,7 +48,7 @@ def expected(model, images):
 @pytest.fixture(scope="module")
 def onnx_file(model, tmp_path_factory):
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_model.export_model(model, "onnx", file)
+    export.export_model(model, "onnx", file)
     return file
 
 
@@ -83,7 +89,7 @@ def test_onnx_tells_its_input_so_that_another_program_can_predict(onnx_file, mod
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_gives_the_logits_and_tells_classes(model, images, expected, tmp_path):
-    export_model.export_model(model, "torchscript", tmp_path / "model.pt")
+    export.export_model(model, "torchscript", tmp_path / "model.pt")
     told = {"config.json": ""}
     script = torch.jit.load(str(tmp_path / "model.pt"), _extra_files=told)
     with torch.inference_mode():
@@ -92,7 +98,7 @@ def test_torchscript_gives_the_logits_and_tells_classes(model, images, expected,
 
 
 def test_state_dict_is_taken_by_the_librarys_own_constructor(model, images, expected, tmp_path):
-    export_model.export_model(model, "state_dict", tmp_path / "model.pth")
+    export.export_model(model, "state_dict", tmp_path / "model.pth")
     network = timm.create_model("test_resnet", num_classes=3).eval()
     network.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
     with torch.inference_mode():
@@ -100,14 +106,14 @@ def test_state_dict_is_taken_by_the_librarys_own_constructor(model, images, expe
 
 
 def test_file_whose_logits_differ_is_not_left_behind(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_model, "TOLERANCE", -1.0)
-    with pytest.raises(export_model.ExportDiffers, match="away"):
-        export_model.export_model(model, "torchscript", tmp_path / "model.pt")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(export.ExportMismatch, match="differ by"):
+        export.export_model(model, "torchscript", tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_onnx_without_its_packages_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.setattr(export_model.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "delta-tune\[onnx\]"'):
-        export_model.export_model(model, "onnx", tmp_path / "model.onnx")
+        export.export_model(model, "onnx", tmp_path / "model.onnx")

@@ -1,45 +1,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
 from pyarrow import fs
 
-from delta_tune.attention.layer_attention import LayerAttention, attention_table
-from delta_tune.config import TrialConfig, UserError
+from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.filesystem.uris import to_pyarrow_uri
 from delta_tune.inference.model import load
-from delta_tune.inference.model_folder import save_model, save_winner
+from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_target
-from delta_tune.report.feature_map_images import read_feature_map_images
-from delta_tune.report.predictions import split_logits
-from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE
-from delta_tune.results.tables import StudyTables
-from delta_tune.study.finish_phase import score_final_model, score_test
-from delta_tune.training.trial import run_trial
-
-
-@pytest.fixture(scope="module")
-def best(task, tmp_path_factory):
-    """The `best` folder of a study of one trial."""
-    folder = tmp_path_factory.mktemp("study")
-    config = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
-    result = run_trial(task, config, checkpoint=folder / "checkpoints" / "00000")
-    tables = StudyTables(folder, "val_accuracy")
-    tables.add(0, config, {}, {})
-    for row in result.epochs:
-        tables.report(0, row)
-    tables.finish(0, "completed")
-    save_winner(task, tables, 0, folder)
-    return folder / "best"
+from delta_tune.results.layout import PREDICTIONS_FILE
 
 
 def test_load_takes_a_study_at_an_address(best, task, bucket):
@@ -131,7 +108,7 @@ def test_predict_names_an_image_it_cannot_read(best, tmp_path):
 def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / PREDICTIONS_FILE).touch()
-    save_model(task, best / "model.safetensors", {}, tmp_path / "best")
+    save_model(task.backbone, task.dataset.classes, best / "model.safetensors", {}, tmp_path / "best")
     assert not (tmp_path / PREDICTIONS_FILE).exists()
 
 
@@ -163,25 +140,3 @@ def test_best_config_has_all_that_another_program_needs(best, task):
     assert config["preprocessing"]["image_size"] == 64
     assert config["config"]["regularizer"] == "l2"
     assert 0 <= config["metrics"]["val_accuracy"] <= 1
-
-
-def test_score_test_equals_predicting_each_image(best, task):
-    scores = score_test(task, best, split_logits(task, task.dataset.test, best, "cpu"))
-    predictions = load(best).predict(task.dataset.test.names)
-    truth = [task.dataset.classes[k] for k in task.dataset.test.labels]
-    assert scores["test_accuracy"] == pytest.approx(
-        np.mean([p.label == t for p, t in zip(predictions, truth, strict=True)])
-    )
-    low, high = scores["test_accuracy_interval"]
-    assert low < scores["test_accuracy"] < high or scores["test_accuracy"] == high
-
-
-def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best, task, tmp_path):
-    shutil.copytree(best, tmp_path / "best")
-    (tmp_path / ATTENTION_FILE).parent.mkdir()
-    measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
-    pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
-    record = {"winner": 0, "model": "trial 0", "test_scorings": []}
-    score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
-    assert {picture.layer for picture in read_feature_map_images(tmp_path / PICTURES_FILE)} == {"layer1"}
-    assert len(record["test_scorings"]) == 1

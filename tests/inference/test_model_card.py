@@ -7,6 +7,7 @@ import yaml
 from helpers.studies import study_json
 
 from delta_tune.inference.model_card import write_model_card
+from delta_tune.results.study_record import StudyRecord
 
 CONFIG = {
     "config": {"regularizer": "delta", "lr": 0.01, "weight_decay": None},
@@ -28,7 +29,7 @@ def card(tmp_path):
     def write(sentences=(), *, retrained=False, **more):
         study_json(tmp_path, **{"model": "trial 0", "winner": 0, **more})
         (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-        write_model_card(tmp_path, json.loads((tmp_path / "study.json").read_text()), sentences, retrained=retrained)
+        write_model_card(tmp_path, StudyRecord.read(tmp_path), sentences, retrained=retrained)
         return (tmp_path / "README.md").read_text()
 
     return write
@@ -55,7 +56,7 @@ def test_card_begins_with_front_matter(card):
 
 
 def test_card_gives_the_test_score_with_its_interval(card):
-    assert "| test accuracy, 60 images, scored once, 95 % interval | 0.9 (0.8 to 0.95) |" in card()
+    assert "| test accuracy | 90.0 % on 60 images, scored once (95 % interval 80.0 to 95.0 %) |" in card()
 
 
 def test_card_says_where_nothing_unseen_was_scored(card):

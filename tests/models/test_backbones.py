@@ -212,6 +212,23 @@ def wrapped(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
     return {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in tensors.items()}}
 
 
+def compiled_and_distributed(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {f"_orig_mod.module.{key}": value for key, value in tensors.items()}
+
+
+def average_alone(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    averaged = {"n_averaged": torch.tensor(3)} | {f"module.{key}": value for key, value in tensors.items()}
+    return {"epoch": 3, "model_ema": averaged}
+
+
+def with_an_average(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {"model_ema": {key: torch.zeros_like(value) for key, value in tensors.items()}, "model": tensors}
+
+
+def with_its_models_name(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {"model": SMALL, "model_state_dict": tensors}
+
+
 def with_other_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     backbone = {key: value for key, value in tensors.items() if not key.startswith("classifier.3")}
     return backbone | {"classifier.3.weight": torch.zeros(7, 1024), "classifier.3.bias": torch.zeros(7)}
@@ -226,7 +243,19 @@ def without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
 
 
-@pytest.mark.parametrize("change", [wrapped, with_other_head, with_nested_head, without_counters])
+@pytest.mark.parametrize(
+    "change",
+    [
+        wrapped,
+        compiled_and_distributed,
+        average_alone,
+        with_an_average,
+        with_its_models_name,
+        with_other_head,
+        with_nested_head,
+        without_counters,
+    ],
+)
 def test_weights_file_gives_the_same_backbone_however_it_was_saved(
     change: object, small_file: Path, small: Backbone, tmp_path: Path
 ) -> None:

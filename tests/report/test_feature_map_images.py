@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from delta_tune.data.augmentation import center_crop
+from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.report import feature_map_images
@@ -21,11 +22,13 @@ def drawn(task, tmp_path_factory):
     place = tmp_path_factory.mktemp("pictures")
     network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
-    save_model(task, place / "weights.safetensors", {}, place / "best")
+    save_model(task.backbone, task.dataset.classes, place / "weights.safetensors", {}, place / "best")
     rng = np.random.default_rng(1)
     losses = {layer: rng.normal(0, 0.5, count).astype(np.float32) for layer, count in (("layer1", 32), ("layer3", 48))}
     weights = {name: np.exp(each) / np.exp(each).sum() for name, each in losses.items()}
-    feature_map_images.save_feature_map_images(task, weights, place / "best", place / "report" / "maps.parquet")
+    feature_map_images.save_feature_map_images(
+        task, weights, load(place / "best").network, place / "report" / "maps.parquet"
+    )
     return weights, feature_map_images.read_feature_map_images(place / "report" / "maps.parquet")
 
 
@@ -79,5 +82,5 @@ def test_map_that_is_the_same_everywhere_is_dark():
 
 
 def test_nothing_is_drawn_without_attention(task, tmp_path):
-    feature_map_images.save_feature_map_images(task, {}, tmp_path, tmp_path / "maps.parquet")
+    feature_map_images.save_feature_map_images(task, {}, torch.nn.Identity(), tmp_path / "maps.parquet")
     assert feature_map_images.read_feature_map_images(tmp_path / "maps.parquet") == []

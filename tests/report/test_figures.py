@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 
 import numpy as np
 import pytest
-from helpers.studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial
+from helpers.studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial, rename_method
 
+from delta_tune.config import METHODS
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.results.statistics import wilson_interval
 
@@ -58,7 +60,7 @@ def test_nothing_is_drawn_of_a_study_without_epochs(no_trials):
 
 def test_methods_put_the_diamond_on_the_best_with_the_interval_of_its_images(forty_trials):
     drawn = figures.methods(forty_trials, None, 50)
-    _, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["delta"])
+    _, diamond = (trace for trace in drawn.data if trace.marker.color == METHODS["delta"].colour)
     best = max(
         max(row["val_accuracy"] for row in forty_trials.epochs[n])
         for n, row in forty_trials.trials.items()
@@ -72,7 +74,7 @@ def test_methods_put_the_diamond_on_the_best_with_the_interval_of_its_images(for
 def test_methods_of_a_confirmed_study_show_its_runs(forty_trials):
     scores = {"delta": [0.9, 0.8, 0.85], "l2": [0.7, 0.75, 0.72]}
     drawn = figures.methods(forty_trials, {"scores": scores, "metric": "val_accuracy"}, 50)
-    dots, diamond = (trace for trace in drawn.data if trace.marker.color == figures.COLOURS["l2"])
+    dots, diamond = (trace for trace in drawn.data if trace.marker.color == METHODS["l2"].colour)
     assert list(dots.x) == scores["l2"]
     assert diamond.x[0] == pytest.approx(np.mean(scores["l2"]))
     assert diamond.error_x.array[0] == pytest.approx(np.std(scores["l2"], ddof=1))
@@ -101,3 +103,43 @@ def test_timeline_has_no_two_trials_in_a_lane_at_a_time(forty_trials):
     for lane in {lane for lane, *_ in bars}:
         spans = sorted((began, began + seconds) for where, began, seconds in bars if where == lane)
         assert all(end <= start + 0.002 for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def colours_in(figure, name):
+    """The colours of the traces of that name."""
+    return {trace.line.color or trace.marker.color for trace in figure.data if trace.name == name}
+
+
+def test_methods_have_the_colours_of_the_table_in_its_order(forty_trials):
+    assert list(figures.method_colours(forty_trials).items()) == [(m, METHODS[m].colour) for m in ("delta", "l2")]
+
+
+def test_methods_that_the_table_lacks_come_last_with_colours_that_no_other_has(forty_trials):
+    rename_method(forty_trials, "delta", "newer")
+    (known, _), (other, colour) = figures.method_colours(forty_trials).items()
+    assert (known, other) == ("l2", "newer")
+    assert colour in figures.OTHER_COLOURS
+    assert not set(figures.OTHER_COLOURS) & {figures.GREY, *(method.colour for method in METHODS.values())}
+
+
+@pytest.mark.parametrize("in_table", [False, True])
+def test_no_figure_leaves_a_sixth_method_out(forty_trials, monkeypatch, in_table):
+    rename_method(forty_trials, "delta", "sixth")
+    expected = figures.OTHER_COLOURS[0]
+    if in_table:
+        expected = "#123456"
+        monkeypatch.setitem(METHODS, "sixth", dataclasses.replace(METHODS["delta"], name="sixth", colour=expected))
+    assert forty_trials.trials[forty_trials.leader]["config.regularizer"] == "sixth"
+    curves = figures.learning_curves(forty_trials, [])
+    assert curves.data[-1].line.color == expected
+    confirmed = {"scores": {"sixth": [0.9, 0.8], "l2": [0.7, 0.8]}, "metric": "val_accuracy"}
+    for drawn in (
+        curves,
+        figures.methods(forty_trials, None, 50),
+        figures.methods(forty_trials, confirmed, 50),
+        figures.timeline(forty_trials),
+    ):
+        assert colours_in(drawn, "sixth") == {expected}
+    distribution = hyperparameter_figures.optuna_study(forty_trials, DISTRIBUTIONS).trials[0].distributions
+    assert set(distribution["regularizer"].choices) == {"sixth", "l2"}
+    assert hyperparameter_figures.importances(forty_trials, DISTRIBUTIONS, thorough=False) is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import browser
-from helpers.studies import CLASSES, add_trial, attention_file, random_trials, study_json, tables_in
+from helpers.studies import CLASSES, add_trial, attention_file, random_trials, rename_method, study_json, tables_in
 
 from delta_tune import background
 from delta_tune.cli import launch
@@ -17,7 +17,7 @@ from delta_tune.report import page as page_module
 from delta_tune.report import sentences
 from delta_tune.report.predictions import save_predictions
 from delta_tune.results.layout import PREDICTIONS_FILE
-from delta_tune.results.study_record import read_study
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 
 MIB = 2**20
@@ -70,7 +70,7 @@ def test_verdict_compares_the_best_of_each_method(folder):
     best = {
         method: max(tables.best_row(n)["val_accuracy"] for n in tables.ranked(method)) for method in ("delta", "l2")
     }
-    assert sentences.study_verdict(tables, read_study(folder)) == (
+    assert sentences.study_verdict(tables, StudyRecord.read(folder)) == (
         f"delta: val_accuracy {100 * best['delta']:.1f} % on 50 images, plain l2 {100 * best['l2']:.1f} %: the best "
         f"trial of each, not confirmed."
     )
@@ -81,7 +81,9 @@ def test_verdict_is_the_confirmations_where_there_was_one(tmp_path):
     found = {"metric": "val_accuracy", "scores": {"delta": [0.9, 0.8], "l2": [0.7, 0.8]}, "trials": {"delta": 0}}
     folder = study(tmp_path / "study", two_methods, confirmation=found | {"sentences": ["Left out: x.", sentence]})
     assert f"<h1>{sentence}</h1>" in page(folder)
-    assert sentences.study_remarks(StudyTables.read(folder, "val_accuracy"), read_study(folder))[1:] == ["Left out: x."]
+    assert sentences.study_remarks(StudyTables.read(folder, "val_accuracy"), StudyRecord.read(folder))[1:] == [
+        "Left out: x."
+    ]
 
 
 @pytest.mark.parametrize(("finished", "said"), [(True, "budget."), (False, "budget yet.")])
@@ -92,7 +94,7 @@ def test_verdict_says_that_no_trial_came_to_its_end(tmp_path, finished, said):
 
 def test_test_score_is_told_with_its_interval_and_how_often_it_was_taken(folder):
     assert (
-        "Test accuracy of the final model (trial 0): 90.0 % on 60 images, scored once; 95 % interval 80.0 to 95.0 %."
+        "Test accuracy of the final model (trial 0): 90.0 % on 60 images, scored once (95 % interval 80.0 to 95.0 %)."
     ) in page(folder)
 
 
@@ -127,7 +129,7 @@ def test_what_users_write_is_no_html_of_the_page(tmp_path):
 
 def test_command_fine_tunes_with_the_winners_configuration(folder):
     tables = StudyTables.read(folder, "val_accuracy")
-    words = shlex.split(page_module.training_command(tables, read_study(folder), tables.leader))
+    words = shlex.split(page_module.training_command(tables, StudyRecord.read(folder), tables.leader))
     assert words[:2] == ["python", "launch.py"]
     flags = vars(launch.parser().parse_args(words[2:]))
     assert (flags["data"], flags["model"], flags["num_trials"]) == ("photos", "resnet50", 1)
@@ -137,6 +139,20 @@ def test_command_fine_tunes_with_the_winners_configuration(folder):
         "lr": str(config.lr),
         "alpha": str(config.alpha),
     }
+
+
+def test_page_of_a_study_whose_best_method_is_none_of_ours_is_written(tmp_path):
+    def newer_than_us(tables):
+        two_methods(tables)
+        rename_method(tables, "delta", "newer")
+
+    folder = study(tmp_path / "study", newer_than_us)
+    tables = StudyTables.read(folder, "val_accuracy")
+    assert tables.trials[tables.leader]["config.regularizer"] == "newer"
+    own = page(folder).replace(page_module.get_plotlyjs(), "")
+    assert "regularizer=&#39;newer&#39;" in own
+    assert "newer: val_accuracy" in own
+    assert own.count('"name":"newer"') == 3  # points, curves, timeline
 
 
 def test_python_gives_the_winners_configuration(folder):

@@ -40,13 +40,13 @@ def test_differences_say_that_images_are_not_the_same(tmp_path):
         [study(tmp_path / "a"), study(tmp_path / "b", fingerprints={"data": "other", "weights": "w"})]
     )
     assert comparability_notes(rows) == [
-        "The images, their splits or their preprocessing are not the same: a higher score may be due to that alone."
+        "The images, their splits or their preprocessing differ: that alone may explain a higher score."
     ]
 
 
 def test_differences_say_that_validation_is_no_test(tmp_path):
     (said,) = comparability_notes(compare_studies([study(tmp_path / "a"), study(tmp_path / "b", test=False)]))
-    assert "others of validation" in said
+    assert "others on validation" in said
 
 
 def test_row_of_an_early_study_leaves_out_what_it_did_not_write_down(tmp_path):

@@ -63,7 +63,7 @@ def test_journal_tells_only_what_follows_the_tables(journal):
         journal.append({"number": number})
     assert journal.resume(3) == [{"number": 3}]
     assert journal.resume(5) == []
-    assert journal.told == 5
+    assert journal.count == 5
 
 
 def test_journal_tells_nothing_after_a_gap(journal, tmp_path):

@@ -1,33 +1,13 @@
-"""Studies whose results are kept on a real S3 server."""
+"""Folders that are mirrored to a real S3 server."""
 
 from __future__ import annotations
 
-import json
-
-import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
-from pyarrow import fs
+from helpers.objects import at
 
-import delta_tune
 from delta_tune.cluster.shared_folder_check import check_shared_folder
 from delta_tune.config import UserError
 from delta_tune.results.mirror import Mirror, local_copy
-from delta_tune.study import remote
-from delta_tune.study.remote import RemoteStudies
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "WORKPLACE", tmp_path / "workplace")
-
-
-def at(address):
-    """File → content, of what lies there."""
-    filesystem, root = fs.FileSystem.from_uri(address)
-    infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
-    paths = [info.path for info in infos if info.is_file]
-    return {path.removeprefix(f"{root}/"): filesystem.open_input_stream(path).read() for path in paths}
 
 
 @pytest.fixture
@@ -104,58 +84,14 @@ def test_folder_at_hand_is_what_lies_there_and_is_gone_afterwards(bucket, here):
     assert at(address)["a"] == b"more"
 
 
-def test_address_without_a_bucket_is_refused(s3_server):
-    with pytest.raises(UserError, match=r"--out s3://nowhere-at-all/x cannot be written to .*give a bucket that can"):
-        RemoteStudies("s3://nowhere-at-all/x")
-
-
-def test_address_of_another_kind_is_refused():
-    with pytest.raises(UserError, match="--out ftp://host/x is no address that results can go to; give s3://"):
-        RemoteStudies("ftp://host/x")
-
-
 def test_every_node_is_asked_for_an_address(ray_cluster, bucket):
     check_shared_folder(f"s3://{bucket}/some results", None)
     assert at(f"s3://{bucket}") == {}
 
 
 def test_node_that_cannot_read_an_address_is_named(ray_cluster, bucket, monkeypatch):
-    monkeypatch.setattr("delta_tune.cluster.shared_folder_check.as_uri", lambda address: f"{address}-of-another")
+    monkeypatch.setattr(
+        "delta_tune.cluster.shared_folder_check.to_pyarrow_uri", lambda address: f"{address}-of-another"
+    )
     with pytest.raises(UserError, match=rf"--out s3://{bucket}/x cannot be used from node \S+ \(\w{{8}}\) \(.*role"):
         check_shared_folder(f"s3://{bucket}/x", None)
-
-
-@pytest.fixture
-def settings(image_folder, tiny_weights, bucket):
-    """A study of seconds at an address."""
-    fixed = {"batch_size": 8, "regularizer": "l2"}
-    return {
-        **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
-        **{"out": f"s3://{bucket}/my results", "name": "study", "verbose": 0, "max_epochs": 2, "num_trials": 2},
-        **{"set": fixed, "gpus_per_trial": 0, "max_concurrent_trials": 1},
-    }
-
-
-def test_study_at_an_address_is_whole_there_and_is_resumed_on_another_machine(
-    ray_cluster, settings, tmp_path, monkeypatch, bucket
-):
-    first = delta_tune.tune(**settings)
-    found = at(f"s3://{bucket}/my%20results/study")
-    record = json.loads(found["study.json"])
-    winner = f"{record['winner']:05d}"
-    assert [name for name in found if name.startswith("checkpoints")] == [f"checkpoints/{winner}/best.safetensors"]
-    assert record["settings"]["out"] == settings["out"]
-    assert pq.read_table(first.path / "trials.parquet").equals(first.trials)
-    for name in ("trials.parquet", "epochs.parquet", "best/model.safetensors", "best/config.json", "best/README.md"):
-        assert found[name] == (first.path / name).read_bytes()
-    assert safetensors.torch.load(found["best/model.safetensors"])
-    assert any(name.startswith("ray/run-1/") for name in found)
-    with pytest.raises(UserError, match=r"'study' is taken: s3://.*/my results/study holds a study; give --resume"):
-        delta_tune.tune(**settings)
-    monkeypatch.setattr(remote, "WORKPLACE", tmp_path / "elsewhere")
-    again = delta_tune.tune(name="study", out=settings["out"], resume=True, num_trials=3, verbose=0)
-    assert again.trials.slice(0, 2).equals(first.trials)
-    assert again.trials.num_rows == 3
-    then = at(f"s3://{bucket}/my%20results/study")
-    assert {name.split("/")[1] for name in then if name.startswith("ray/")} == {"run-1", "run-2"}
-    assert len([name for name in then if name.startswith("checkpoints")]) == 1

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from delta_tune.results.statistics import method_comparison, resampled_interval
+from delta_tune.results.statistics import method_comparison, resampled_interval, wilson_interval
 
 
 def test_interval_is_the_formula():
@@ -54,3 +54,21 @@ def test_verdict_names_means_spread_gap_and_pairs():
 def test_verdict_says_where_data_cannot_tell():
     said = method_comparison("delta", [0.84, 0.80, 0.86], "l2", [0.81, 0.83, 0.82], train=800, val=200)
     assert said.endswith("no difference that this data can show")
+
+
+@pytest.mark.parametrize(
+    ("proportion", "count", "low", "high"), [(0.9, 100, 0.8256, 0.9448), (1.0, 10, 0.7225, 1.0), (0.0, 10, 0.0, 0.2775)]
+)
+def test_wilson_interval_equals_published_values(proportion, count, low, high):
+    assert wilson_interval(proportion, count) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, 153, 10_000])
+def test_wilson_interval_is_the_formula(count):
+    z = 1.959963984540054  # 97.5 % of the normal distribution
+    for right in {0, 1, count // 3, count // 2, count - 1, count}:
+        share = right / count
+        centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+        half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+        expected = (max(0.0, centre - half), min(1.0, centre + half))
+        assert wilson_interval(share, count) == pytest.approx(expected, abs=1e-9)

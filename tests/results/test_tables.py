@@ -1,7 +1,6 @@
-"""What a study leaves behind: two tables that may be read at any time, and `study.json`."""
+"""What a study leaves behind: two tables that may be read at any time."""
 
 import json
-import math
 import random
 import subprocess
 import sys
@@ -15,8 +14,7 @@ import pytest
 
 from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError
 from delta_tune.results.journal import Journal
-from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, STUDY_FILE, TRIALS_FILE, trial_name
-from delta_tune.results.study_record import read_study, write_json
+from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
 from delta_tune.results.tables import EPOCH_COLUMNS, WRITING_SHARE, StudyTables
 
 
@@ -441,37 +439,6 @@ def test_tables_refuse_epochs_of_a_trial_that_is_unknown(filled):
 
 def test_trial_name_sorts_as_its_number():
     assert [trial_name(n) for n in (7, 12345)] == ["00007", "12345"]
-
-
-def test_write_json_is_read_back(tmp_path):
-    write_json(tmp_path / STUDY_FILE, {"a": [1, None], "path": tmp_path})
-    assert read_study(tmp_path) == {"a": [1, None], "path": str(tmp_path)}
-    assert [file.name for file in tmp_path.iterdir()] == [STUDY_FILE]
-
-
-def test_write_json_keeps_the_old_file_where_the_new_one_is_no_json(tmp_path):
-    write_json(tmp_path / STUDY_FILE, {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / STUDY_FILE, {"a": math.nan})
-    assert json.loads((tmp_path / STUDY_FILE).read_text()) == {"a": 1}
-
-
-def test_read_study_refuses_a_folder_without_one(tmp_path):
-    with pytest.raises(UserError, match=r"There is no study in .*; --name and --out must name one that was started"):
-        read_study(tmp_path / "nothing")
-
-
-def test_read_study_refuses_a_path_below_a_file(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="There is no study in"):
-        read_study(tmp_path / "file" / "study")
-
-
-@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe\x00"])
-def test_read_study_refuses_what_is_damaged(tmp_path, content):
-    (tmp_path / STUDY_FILE).write_bytes(content)
-    with pytest.raises(UserError, match=r"study.json is damaged"):
-        read_study(tmp_path)
 
 
 def in_pandas(file):

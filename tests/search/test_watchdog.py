@@ -36,14 +36,12 @@ def run(note, *, epochs=(), between=0.0, first=60.0, least=0.0, hangs=True):
 def test_first_epoch_that_hangs_ends_the_process_and_says_where(tmp_path):
     assert run(tmp_path / "trial" / "hung", first=0.5) == 1
     assert "in hang" in (tmp_path / "trial" / "hung").read_text()
-    assert timeout_from_note(tmp_path / "trial" / "hung") == "0:00:00.500000"
+    assert timeout_from_note(tmp_path / "trial" / "hung") == 0.5
 
 
 def test_later_epoch_is_measured_by_the_longest_before(tmp_path):
     assert run(tmp_path / "hung", epochs=[0.3, 0.05]) == 1
-    hours, minutes, seconds = timeout_from_note(tmp_path / "hung").split(":")
-    assert (hours, minutes) == ("0", "00")
-    assert 0.9 <= float(seconds) < 9, "three times the longest"
+    assert 0.9 <= timeout_from_note(tmp_path / "hung") < 9, "three times the longest"
 
 
 def test_time_between_epochs_is_not_the_trial_s(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from delta_tune.config import TrialConfig
+from delta_tune.results.layout import HUNG_FILE
 from delta_tune.search import worker
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
 from delta_tune.training.trial import TrialResult
@@ -131,9 +132,9 @@ def test_memory_is_given_back_after_any_end(reports, tmp_path, monkeypatch):
 
 def test_trial_whose_process_was_ended_because_it_hung_is_failed_and_not_run_again(reports, tmp_path):
     (tmp_path / "00003").mkdir()
-    (tmp_path / "00003" / worker.HUNG_FILE).write_text("Timeout (0:01:00)!\nThread 1 in hang\n")
+    (tmp_path / "00003" / HUNG_FILE).write_text("Timeout (0:01:00)!\nThread 1 in hang\n")
     run(tmp_path)
     (report,) = reports
     assert outcome(report).kind == "failed"
-    assert outcome(report).error.startswith("it hung: an epoch took more than 0:01:00 h, 20 times the longest before")
+    assert outcome(report).error.startswith("it hung: an epoch took more than 1:00, 20 times the longest before")
     assert "in hang" in (tmp_path / "00003" / "error.txt").read_text()

@@ -116,7 +116,7 @@ def test_propose_params_are_everything_sampled():
 
 
 def test_propose_refuses_an_unknown_suggested_name_and_names_the_nearest():
-    with pytest.raises(UserError, match=r"mine.py suggests 'learn_rate'.*helper's name starts with an underscore"):
+    with pytest.raises(UserError, match=r"mine.py suggests 'learn_rate'.*names of helpers start with an underscore"):
         proposed(lambda t: t.suggest_float("learn_rate", 0.1, 1.0) and None)
 
 
@@ -136,7 +136,7 @@ def test_propose_refuses_what_is_the_same_for_all_trials(name, way):
     def space(trial):
         return {name: 3} if way == "returned" else trial.suggest_int(name, 1, 9) and None
 
-    with pytest.raises(UserError, match=rf"gives {name}, .* leave it to --{name.replace('_', '-')}"):
+    with pytest.raises(UserError, match=rf"gives {name}, .* set it with --{name.replace('_', '-')}"):
         proposed(space)
 
 

@@ -70,7 +70,7 @@ def test_check_space_starting_points_follow_the_library_default():
     start = ({"regularizer": "l2", "lr": 0.01}, {"regularizer": "delta", "alpha": 3})
     checked = check(two_methods, start=start)
     default = {"lr": 0.001, "regularizer": "delta", "alpha": 1.0, "batch_size": 32}
-    assert (checked.points, checked.said) == ((default, *start), ())
+    assert (checked.points, checked.notes) == ((default, *start), ())
 
 
 def test_check_space_tries_the_default_with_fixed_values():
@@ -85,7 +85,7 @@ def test_check_space_tries_a_starting_point_that_is_the_default_once():
 
 def test_check_space_says_why_the_default_is_left_out():
     checked = check(lambda t: t.suggest_float("lr", 0.1, 1.0) and None)
-    assert (checked.points, checked.said) == (
+    assert (checked.points, checked.notes) == (
         (),
         ("The library default is left out: mine.py cannot express lr=0.001.",),
     )
@@ -93,7 +93,7 @@ def test_check_space_says_why_the_default_is_left_out():
 
 def test_check_space_leaves_the_default_out_where_a_helper_decides():
     checked = check(lambda t: {"lr": 10.0 ** -t.suggest_int("_digits", 1, 3)})
-    assert checked.said == ("The library default is left out: mine.py cannot express _digits.",)
+    assert checked.notes == ("The library default is left out: mine.py cannot express _digits.",)
 
 
 def test_check_space_refuses_a_function_that_raises_at_the_default_alone():
@@ -119,7 +119,7 @@ def test_check_space_refuses_a_function_that_raises_at_the_default_alone():
         ({"learning_rate": 0.001}, r"fixes 'learning_rate', which mine.py never suggests; it suggests alpha, "),
         ({"alpa": 1}, r"never suggests \(did you mean alpha"),
         ({"beta": 0.1}, r"fixes 'beta', which mine.py never suggests"),
-        ({"regularizer": "l2", "alpha": 1}, r"fixes alpha, in a branch that the point does not take"),
+        ({"regularizer": "l2", "alpha": 1}, r"fixes alpha, in a branch that the point does not reach"),
     ],
 )
 def test_check_space_refuses_a_starting_point_that_it_cannot_reach(point, message):
@@ -136,7 +136,7 @@ def test_check_space_leaves_out_a_starting_point_that_a_fixed_value_contradicts(
     checked = check(two_methods, start=start, fixed={"regularizer": "l2"})
     assert {"lr": 0.01} in checked.points
     assert not any("alpha" in point for point in checked.points)
-    assert checked.said == (f"The starting point {start[0]} is left out: regularizer is set otherwise.",)
+    assert checked.notes == (f"The starting point {start[0]} is left out: regularizer is fixed to another value.",)
 
 
 def test_check_space_keeps_a_starting_point_that_a_fixed_value_agrees_with():

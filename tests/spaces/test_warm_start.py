@@ -61,7 +61,7 @@ def test_best_configurations_are_found_by_name(tables, tmp_path):
 
 def test_best_configurations_of_a_study_without_a_whole_trial_are_refused(tables, tmp_path):
     add(tables, 0.5, state="pruned")
-    with pytest.raises(UserError, match="no trial of full budget"):
+    with pytest.raises(UserError, match="no completed trial"):
         best_configurations("first", tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_what_the_space_cannot_express_is_said(tables, tmp_path):
     add(tables, 0.5, regularizer="l2", lr=0.05)
     found = add_starting_points(checked(), best_configurations("first", tmp_path))
     assert len(found.points) == 1
-    assert found.said == ("l2 with lr 0.05 of the other study is left out: methods cannot express lr=0.05.",)
+    assert found.notes == ("l2 with lr 0.05 of the other study is left out: methods cannot express lr=0.05.",)
 
 
 def test_fixed_values_hold_against_the_earlier_study(tables, tmp_path):

@@ -29,7 +29,7 @@ from delta_tune.results import mirror
 from delta_tune.results.tables import FINISHED, StudyTables
 from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
-from delta_tune.study.study import Study
+from delta_tune.study.setup import prepare_study
 from delta_tune.training.source_map_index import StepKey
 
 pytestmark = pytest.mark.faults
@@ -213,7 +213,7 @@ def test_resume_finishes_a_trial_whose_end_was_decided_but_not_written(alone, tm
     # The epochs' table is written first, so the kill may have come before the trial's row heard of the last one.
     killed.trials[number] |= {"epochs": killed.trials[number]["epochs"] - 1, "val_loss": None, "best_val_loss": None}
     killed.write()
-    resumed = Study({"name": "study", "out": tmp_path, "resume": True, "verbose": 0})
+    resumed = prepare_study({"name": "study", "out": tmp_path, "resume": True, "verbose": 0})
     assert resumed.tables.trials[number] == whole.trials[number]
     proposed = resumed.searcher.suggest("next")
     assert (proposed["number"], proposed["lr"]) == (number + 1, whole.trials[number + 1]["config.lr"])
@@ -289,7 +289,7 @@ def test_trials_of_a_lost_node_and_of_a_killed_worker_go_on_from_their_last_epoc
 def test_lost_head_ends_the_study_soon_and_in_a_sentence(losses):
     assert losses["status"] == 2
     assert losses["seconds"] < 30
-    assert "launch.py: The study stopped: Ray's head is gone. Everything that is finished is kept" in losses["said"]
+    assert "launch.py: The study stopped: Ray's head is gone. Everything finished is saved" in losses["said"]
     assert "Traceback" not in losses["said"]
 
 

@@ -22,6 +22,24 @@ def test_time_budget_without_an_end_has_all_time_left():
     assert TimeBudget(None, spent=30, began=0).left == math.inf
 
 
+def test_time_budget_says_what_it_has_no_time_for():
+    budget = TimeBudget(3600, spent=3500, began=time.time())
+    assert budget.has_time_for(100)
+    assert not budget.has_time_for(110)
+    assert budget.search_is_over().startswith("The search's part of the time budget of 1:00:00 is spent; ")
+    assert "are enough for 2 seeds instead of 5, no more." in budget.too_short_to_confirm(2, 5)
+    assert "are enough neither to confirm nor to retrain." in budget.too_short_to_confirm(0, 5)
+
+
+def test_time_budget_says_what_is_reserved():
+    budget = TimeBudget(3600, spent=0, began=time.time())
+    reserved = PostSearchBudget(repetitions=3, confirmation=600, final=90)
+    assert budget.reserved_after_search(reserved, 5) == (
+        "Of the 1:00:00, 10:00 are kept for a confirmation with 3 of 5 seeds and 1:30 for the final model."
+    )
+    assert "too short to confirm and retrain" in budget.reserved_after_search(PostSearchBudget(), 5)
+
+
 def methods(tables):
     return {number: row["config.regularizer"] for number, row in tables.trials.items()}
 

@@ -21,7 +21,7 @@ from delta_tune.cluster.resources import Resources
 from delta_tune.config import UserError, study_config
 from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner
-from delta_tune.study import study
+from delta_tune.study import plan
 from delta_tune.study.setup import settings_for_json
 from delta_tune.training.trial import run_trial
 
@@ -110,7 +110,7 @@ def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
     config = json.loads((result.path / "best" / "config.json").read_text())
     assert config["versions"] == study["versions"]
     assert config["test"]["test_accuracy"] == study["test_scorings"][0]["test_accuracy"]
-    assert "test accuracy, 15 images, scored once, 95 % interval" in (result.path / "best" / "README.md").read_text()
+    assert "% on 15 images, scored once (95 % interval" in (result.path / "best" / "README.md").read_text()
 
 
 def test_tune_leaves_event_files_that_tensorboard_reads(all_methods):
@@ -294,7 +294,7 @@ def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(set
 
 def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
     measured = Footprint(peak=2**30, total=2**33, busy=0.5, images_per_second=10.0)
-    monkeypatch.setattr(study, "measure_footprint_on_cluster", lambda task, configs: measured)
+    monkeypatch.setattr(plan, "measure_footprint_on_cluster", lambda task, configs: measured)
     small = {"num_trials": 2, "max_epochs": 1, "gpus_per_trial": "auto"}
     result = delta_tune.tune(**{**settings, **small, "space": plain})
     assert result.trials["gpus"].to_pylist() == [0.5, 0.5]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from sklearn import metrics
 
-from delta_tune.results.statistics import wilson_interval
 from delta_tune.training.metrics import classification_metrics
 
 
@@ -26,10 +25,3 @@ def test_metrics_equal_sklearn_where_a_class_is_missing_from_the_split():
 
 def test_metrics_loss_is_nan_for_nan_logits():
     assert np.isnan(classification_metrics(torch.full((2, 3), float("nan")), torch.tensor([0, 1]))["loss"])
-
-
-@pytest.mark.parametrize(
-    ("proportion", "count", "low", "high"), [(0.9, 100, 0.8256, 0.9448), (1.0, 10, 0.7225, 1.0), (0.0, 10, 0.0, 0.2775)]
-)
-def test_wilson_interval_equals_published_values(proportion, count, low, high):
-    assert wilson_interval(proportion, count) == pytest.approx((low, high), abs=1e-4)

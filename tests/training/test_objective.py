@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import METHODS, TrialConfig
+from delta_tune.config.methods import BEHAVIOR
 from delta_tune.data.augmentation import center_crop
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.training.objective import Objective
+from delta_tune.training.regularizers import WEIGHT_PENALTIES
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
 
@@ -100,3 +104,30 @@ def test_objective_label_smoothing_reaches_the_cross_entropy(task):
     log_p = nn.functional.log_softmax(logits, 1)[0]
     expected = -(0.9 + 0.1 / 3) * log_p[0] - 0.1 / 3 * (log_p[1] + log_p[2])
     assert objective(logits, labels, torch.empty(0), BATCH)["cross_entropy"].item() == pytest.approx(expected.item())
+
+
+def test_objective_computes_the_penalty_of_a_method_that_the_table_gains(task, monkeypatch):
+    """A sixth method costs its row and its penalty, a function of the weights and of where they started."""
+    sixth = dataclasses.replace(METHODS["l2_sp"], name="sixth", penalty="weight_l1_sp")
+    monkeypatch.setitem(METHODS, "sixth", sixth)
+    monkeypatch.setitem(
+        WEIGHT_PENALTIES,
+        "weight_l1_sp",
+        lambda ours, theirs: sum((a - b).abs().sum() for a, b in zip(ours, theirs, strict=True)),
+    )
+    target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
+    config = quick(regularizer="l2_sp", alpha=0.5, beta=2.0)
+    object.__setattr__(config, "regularizer", "sixth")  # the choices of the field are fixed at import
+    objective = objective_of(task, config, target)
+    with torch.no_grad():
+        next(target.parameters()).view(-1)[0] += 0.25
+    parts = objective(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.empty(0), BATCH)
+    assert list(parts) == ["train_loss", "cross_entropy", "weight_l1_sp", "head_l2"]
+    assert parts["weight_l1_sp"].item() == pytest.approx(0.25)
+    total = parts["cross_entropy"] + 0.5 * parts["weight_l1_sp"] + 2.0 * parts["head_l2"]
+    assert parts["train_loss"].item() == pytest.approx(total.item())
+
+
+def test_penalties_of_all_methods_are_computed():
+    penalties = {method.penalty for method in METHODS.values()} - {None, BEHAVIOR}
+    assert penalties <= WEIGHT_PENALTIES.keys()

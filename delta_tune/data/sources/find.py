@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from delta_tune.config import UserError, did_you_mean
-from delta_tune.data.file_tree import open_file_tree
+from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import ALLOWED_DATA, Source
 from delta_tune.data.sources.demo import from_demo
 from delta_tune.data.sources.image_folder import from_image_folder
@@ -24,7 +24,7 @@ def find_source(data: str | Path, *, seed: int) -> Source:
         return from_demo(seed)
     if isinstance(data, str) and data.startswith("torchvision:"):
         return from_torchvision(data.removeprefix("torchvision:"))
-    tree = open_file_tree(data)
+    tree = FileTree(data)
     root = tree.root
     if tree.is_file(root):
         if not root.endswith(".parquet"):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from delta_tune.config import UserError
-from delta_tune.data.file_tree import Tree
+from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import ALLOWED_DATA, SPLIT_NAMES, Examples, Source
 
 _IMAGE_SUFFIXES = frozenset(
@@ -31,7 +31,7 @@ def list_images(folder: str | Path) -> list[Path]:
 # ---------------------------------------------------------------------------------------------------- image folders
 
 
-def from_image_folder(tree: Tree) -> Source:
+def from_image_folder(tree: FileTree) -> Source:
     folders = _class_names(tree, tree.root)
     # A split holds class folders; a folder named train that holds images itself is a class (of vehicles, say).
     named = {name: path for name, path in folders.items() if name.lower() in SPLIT_NAMES and _class_names(tree, path)}
@@ -64,13 +64,13 @@ def from_image_folder(tree: Tree) -> Source:
     return Source(name=tree.name, splits=examples, notes=tuple(notes))
 
 
-def _class_names(tree: Tree, root: str) -> dict[str, str]:
+def _class_names(tree: FileTree, root: str) -> dict[str, str]:
     """Of the folders that may be classes or splits, by name: their paths."""
     named = {os.path.basename(path): path for path in tree.folders(root)}
     return {name: path for name, path in named.items() if not name.startswith("__MACOSX")}
 
 
-def _class_folders(tree: Tree, root: str, *, may_be_empty: bool) -> tuple[Examples, int]:
+def _class_folders(tree: FileTree, root: str, *, may_be_empty: bool) -> tuple[Examples, int]:
     """The images in the class folders of one split, and how many other files there are."""
     labels: list[str] = []
     paths: list[str] = []

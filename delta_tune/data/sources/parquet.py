@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from delta_tune.config import UserError, did_you_mean
-from delta_tune.data.file_tree import Tree
+from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import SPLIT_NAMES, Examples, Source
 
 # ---------------------------------------------------------------------------------------------------------- Parquet
 
 
-def from_parquet_folder(tree: Tree, files: list[str]) -> Source:
+def from_parquet_folder(tree: FileTree, files: list[str]) -> Source:
     splits: dict[str, list[str]] = {}
     others = []
     for file in files:
@@ -46,7 +46,7 @@ def from_parquet_folder(tree: Tree, files: list[str]) -> Source:
     )
 
 
-def from_parquet(tree: Tree, files: list[str]) -> Examples:
+def from_parquet(tree: FileTree, files: list[str]) -> Examples:
     """The rows of some files. Images are read a row group at a time, so that a file need not fit into memory."""
     labels: list[str] = []
     names: list[str] = []

@@ -1,0 +1,83 @@
+"""After the search: compare the methods on fresh seeds and splits, and retrain the best one's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from delta_tune.results.layout import BEST
+from delta_tune.search.session import Session
+from delta_tune.study.confirmation import Confirmation, confirm, confirmation_to_json
+from delta_tune.study.retraining import describe_model, retrain_and_save, task_with_all_images
+from delta_tune.study.study import Study
+from delta_tune.study.time_budget import LOOK_AT_BUDGET_S, cached_for, final_takes_val
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How far a session came.
+
+    Attributes:
+        interrupted: by the user, before everything was done.
+        confirmation: the comparison of methods; None if there is none.
+        retrained: whether the final model was trained anew, on all images.
+    """
+
+    interrupted: bool = False
+    confirmation: Confirmation | None = None
+    retrained: bool = False
+
+
+def confirm_and_retrain(study: Study, session: Session) -> Outcome:
+    """Compare the methods, if the settings ask for it, and retrain the best one's configuration."""
+    config, budget, say = study.config, study.budget, study.progress.say
+    if not config.confirm or not study.tables.ranked():
+        return Outcome()
+    repetitions, left, final_seconds = config.confirm, None, 0.0
+    if budget.total is not None:
+        reserved = study.reserve(budget.left, session.resources.slots)
+        repetitions, final_seconds = reserved.repetitions, reserved.final
+        left = cached_for(LOOK_AT_BUDGET_S, lambda: budget.left - final_seconds)
+        if repetitions < config.confirm:
+            say(budget.too_short_to_confirm(repetitions, config.confirm))
+        if not repetitions:
+            return Outcome()
+    confirmation, whole = confirm(
+        study.task,
+        study.tables,
+        study.groups,
+        repetitions,
+        session,
+        seed=config.seed,
+        folder=study.folder,
+        max_epochs=config.max_epochs,
+        left=left,
+    )
+    study.save_record()
+    if confirmation is None:
+        return Outcome(interrupted=not whole)
+    study.record.set_confirmation(confirmation_to_json(confirmation))
+    retrained = retrain_best(study, session, confirmation, final_seconds)
+    return Outcome(interrupted=not whole, confirmation=confirmation, retrained=retrained)
+
+
+def retrain_best(study: Study, session: Session, confirmation: Confirmation, seconds: float) -> bool:
+    """Make the final model of the best method's configuration, or leave it as it is; whether it is retrained.
+
+    Args:
+        study: the study.
+        session: where the model is trained.
+        confirmation: says which method is best.
+        seconds: that training will take as far as is known; nothing is trained if the time budget has less.
+    """
+    task = task_with_all_images(study.task) if final_takes_val(study.config) else study.task
+    model = describe_model(task, confirmation)
+    if study.record.model == model and (study.folder / BEST).exists():
+        return True
+    if not study.budget.has_time_for(seconds):
+        study.progress.say("The time budget has no room left for the final model: it is the one the search kept.")
+        return False
+    trial = retrain_and_save(task, study.tables, confirmation, session, study.folder)
+    if trial is None:
+        return False
+    study.record.set_model(trial, model)
+    return True

@@ -1,0 +1,91 @@
+"""Which trials a study has: its space, what is searched beside it, what is tried first, and how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from delta_tune.config import StudyConfig, TrialConfig, UserError
+from delta_tune.results.study_record import StudyRecord
+from delta_tune.search.samplers import check_sampler
+from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
+from delta_tune.spaces.space import load_space
+from delta_tune.spaces.validation import CheckedSpace, check_space
+from delta_tune.spaces.warm_start import add_starting_points, best_configurations
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """The trials of a study.
+
+    Attributes:
+        checked: the space that is searched.
+        num_trials: of it.
+        notes: what the user is told of it, in sentences.
+    """
+
+    checked: CheckedSpace
+    num_trials: int
+    notes: tuple[str, ...]
+
+
+def plan_trials(config: StudyConfig, record: StudyRecord) -> TrialPlan:
+    """The trials of the study with these settings.
+
+    Args:
+        config: the settings.
+        record: of the study, where the configurations of an earlier study are written down: a resumed study proposes
+            the same even where the other one is gone by then.
+
+    Raises:
+        UserError: the space, its sampler or the earlier study cannot be used.
+    """
+    base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
+    checked = check_space(load_space(config.space, base, config.set), config.seed)
+    remark = check_sampler(config.sampler, checked)
+    trials, note = count_trials(config, checked)
+    beside = confirmed = None
+    if config.confirm and config.sampler != "grid" and lacks_l2_baseline(checked):
+        checked = add_l2_baseline(checked, config.seed)
+        each = trials // (len(checked.choices) - 1)
+        trials += each
+        beside = f"{checked.space.name} has no plain L2: {each} further trials search it, to compare with."
+    if config.start_from:
+        found = record.start_from
+        if found is None:
+            found = record.start_from = best_configurations(config.start_from, config.out)
+        checked = add_starting_points(checked, found)
+    if config.confirm:
+        confirmed = (
+            f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
+            f"{config.max_epochs} epochs each, and once more for the final model."
+        )
+    notes = tuple(text for text in (note, remark, beside, confirmed) if text)
+    return TrialPlan(checked=checked, num_trials=trials, notes=notes)
+
+
+def count_trials(config: StudyConfig, checked: CheckedSpace) -> tuple[int, str | None]:
+    """The trials of the study, and a sentence where it is not what was asked for.
+
+    Balanced methods get equal numbers; `grid` has as many as there are starting points.
+
+    Raises:
+        UserError: fewer trials than there are methods to balance.
+    """
+    if config.sampler == "grid":
+        points = len(checked.grid)
+        return points, f"{points} trials, the points of START: what the sampler grid runs."
+    if checked.space.balance is None:
+        return config.num_trials, None
+    choices = len(checked.choices)
+    each, left = divmod(config.num_trials, choices)
+    if each == 0:
+        raise UserError(
+            f"--num-trials {config.num_trials} is less than the {choices} choices of {checked.space.balance} that "
+            f"{checked.space.name} gives the same number of trials; give at least {choices}."
+        )
+    if left == 0:
+        return config.num_trials, None
+    return each * choices, (
+        f"{each * choices} trials of the {config.num_trials}: {each} for each {checked.space.balance}, so that they "
+        f"compare; --num-trials {(each + 1) * choices} would give {each + 1}."
+    )

@@ -1,0 +1,49 @@
+"""The end of a study: its model, scored once."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from delta_tune.attention.layer_attention import LayerAttention, attention_table
+from delta_tune.inference.model import load
+from delta_tune.report.feature_map_images import read_feature_map_images
+from delta_tune.report.predictions import split_logits
+from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE
+from delta_tune.results.study_record import StudyRecord
+from delta_tune.study import finish_phase
+from delta_tune.study.finish_phase import score_final_model, score_test
+
+
+def test_score_test_equals_predicting_each_image(best, task):
+    scores = score_test(task, best, split_logits(task, task.dataset.test, load(best).network))
+    predictions = load(best).predict(task.dataset.test.names)
+    truth = [task.dataset.classes[k] for k in task.dataset.test.labels]
+    assert scores["test_accuracy"] == pytest.approx(
+        np.mean([p.label == t for p, t in zip(predictions, truth, strict=True)])
+    )
+    low, high = scores["test_accuracy_interval"]
+    assert low < scores["test_accuracy"] < high or scores["test_accuracy"] == high
+
+
+def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best, task, tmp_path):
+    shutil.copytree(best, tmp_path / "best")
+    (tmp_path / ATTENTION_FILE).parent.mkdir()
+    measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
+    pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
+    record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
+    score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
+    assert {picture.layer for picture in read_feature_map_images(tmp_path / PICTURES_FILE)} == {"layer1"}
+    assert len(record.content["test_scorings"]) == 1
+
+
+def test_judge_loads_the_model_once(best, task, tmp_path, monkeypatch):
+    shutil.copytree(best, tmp_path / "best")
+    loaded = []
+    monkeypatch.setattr(finish_phase, "load", lambda *args: (loaded.append(args), load(*args))[1])
+    record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
+    score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
+    assert len(loaded) == 1
