@@ -3,7 +3,7 @@
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
 from delta_tune.config.methods import BASELINE, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
-from delta_tune.config.study import StudyConfig, study_config
+from delta_tune.config.study import Sampler, StudyConfig, study_config
 from delta_tune.config.trial import (
     FIXED_BY_STUDY,
     LAYER_CHOICES,
@@ -15,7 +15,6 @@ from delta_tune.config.trial import (
     BehaviorScale,
     Metric,
     Mode,
-    Sampler,
     Schedule,
     TrialConfig,
     check_names,

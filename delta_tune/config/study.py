@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import Range, field, fields_of
-from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, Sampler, check_names
+from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, check_names
+
+Sampler = Literal["tpe", "gp", "random", "cmaes", "grid"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,6 @@ Schedule = Literal["step", "cosine", "constant"]
 Augmentation = Literal["none", "flip", "crop_flip", "resized_crop_flip"]
 Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
 Mode = Literal["max", "min"]
-Sampler = Literal["tpe", "gp", "random", "cmaes", "grid"]
 
 METRICS: dict[str, Mode] = {
     "val_accuracy": "max",

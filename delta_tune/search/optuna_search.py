@@ -17,7 +17,7 @@ from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
 from delta_tune.search.optuna_storage import remove_stale_studies, silence_optuna
-from delta_tune.search.samplers import make_sampler, starting_points_only
+from delta_tune.search.samplers import make_sampler, space_for
 from delta_tune.spaces.space import Answer, Proposal, Space
 from delta_tune.spaces.validation import CheckedSpace
 
@@ -84,7 +84,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         resume: bool = False,
     ) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
-        self.checked = checked = starting_points_only(checked) if sampler == "grid" else checked
+        self.checked = checked = space_for(sampler, checked)
         space, balance = checked.space, checked.space.balance
         self._choices: tuple[Any, ...] = (None,) if balance is None else checked.choices
         self._spaces: dict[Any, Space] = {}

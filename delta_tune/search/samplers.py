@@ -52,8 +52,10 @@ def make_sampler(kind: Sampler, seed: int, number: int) -> optuna.samplers.BaseS
         return optuna.samplers.RandomSampler(seed=seed)
 
 
-def starting_points_only(checked: CheckedSpace) -> CheckedSpace:
-    """The space as the sampler `grid` runs it: the points of START in their order, whatever the space balances."""
+def space_for(kind: Sampler, checked: CheckedSpace) -> CheckedSpace:
+    """The space as this sampler runs it: `grid` takes the points of START in their order, whatever it balances."""
+    if kind != "grid":
+        return checked
     unbalanced = dataclasses.replace(checked.space, balance=None)
     return dataclasses.replace(checked, space=unbalanced, points=checked.grid)
 

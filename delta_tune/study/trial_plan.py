@@ -42,13 +42,17 @@ def plan_trials(config: StudyConfig, record: StudyRecord) -> TrialPlan:
     base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
     checked = check_space(load_space(config.space, base, config.set), config.seed)
     remark = check_sampler(config.sampler, checked)
-    trials, note = count_trials(config, checked)
     beside = confirmed = None
-    if config.confirm and config.sampler != "grid" and lacks_l2_baseline(checked):
-        checked = add_l2_baseline(checked, config.seed)
-        each = trials // (len(checked.choices) - 1)
-        trials += each
-        beside = f"{checked.space.name} has no plain L2: {each} further trials search it, to compare with."
+    if config.sampler == "grid":
+        trials = len(checked.grid)
+        note: str | None = f"{trials} trials, the points of START: what the sampler grid runs."
+    else:
+        trials, note = count_trials(config.num_trials, checked)
+        if config.confirm and lacks_l2_baseline(checked):
+            checked = add_l2_baseline(checked, config.seed)
+            each = trials // (len(checked.choices) - 1)
+            trials += each
+            beside = f"{checked.space.name} has no plain L2: {each} further trials search it, to compare with."
     if config.start_from:
         found = record.start_from
         if found is None:
@@ -63,29 +67,26 @@ def plan_trials(config: StudyConfig, record: StudyRecord) -> TrialPlan:
     return TrialPlan(checked=checked, num_trials=trials, notes=notes)
 
 
-def count_trials(config: StudyConfig, checked: CheckedSpace) -> tuple[int, str | None]:
-    """The trials of the study, and a sentence where it is not what was asked for.
+def count_trials(num_trials: int, checked: CheckedSpace) -> tuple[int, str | None]:
+    """How many trials the study has, and a sentence if that is not what was asked for.
 
-    Balanced methods get equal numbers; `grid` has as many as there are starting points.
+    Balanced methods get equal numbers.
 
     Raises:
         UserError: fewer trials than there are methods to balance.
     """
-    if config.sampler == "grid":
-        points = len(checked.grid)
-        return points, f"{points} trials, the points of START: what the sampler grid runs."
     if checked.space.balance is None:
-        return config.num_trials, None
+        return num_trials, None
     choices = len(checked.choices)
-    each, left = divmod(config.num_trials, choices)
+    each, left = divmod(num_trials, choices)
     if each == 0:
         raise UserError(
-            f"--num-trials {config.num_trials} is less than the {choices} choices of {checked.space.balance} that "
+            f"--num-trials {num_trials} is less than the {choices} choices of {checked.space.balance} that "
             f"{checked.space.name} gives the same number of trials; give at least {choices}."
         )
     if left == 0:
-        return config.num_trials, None
+        return num_trials, None
     return each * choices, (
-        f"{each * choices} trials of the {config.num_trials}: {each} for each {checked.space.balance}, so that they "
+        f"{each * choices} trials of the {num_trials}: {each} for each {checked.space.balance}, so that they "
         f"compare; --num-trials {(each + 1) * choices} would give {each + 1}."
     )
