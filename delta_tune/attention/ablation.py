@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_tune.attention.ablation_plan import Plan, Slice, Step
+from delta_tune.models.feature_maps import forward_hooks
 from delta_tune.models.fused_convolution import Conv
 from delta_tune.models.graph import Op, TraceFailed, trace
 
@@ -317,12 +317,12 @@ def _masked_losses(
 
 
 def _masked_logits(model: nn.Module, images: Tensor, layer: str, channel: int) -> Tensor:
-    def switch_off(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def switch_off(layer: str, inputs: Any, output: Tensor) -> Tensor:
         output = output.clone()
         output[:, channel] = 0
         return output
 
-    with _hooked(model, layer, switch_off):
+    with forward_hooks(model, [layer], switch_off):
         logits: Tensor = model(images)
     return logits
 
@@ -334,25 +334,15 @@ def _probe(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> tuple[T
         ValueError: the forward pass does not reach a layer, or its output is not one tensor.
     """
     channels: dict[str, int] = {}
-    logits: Tensor = torch.empty(0)
+
+    def count(layer: str, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.dim() < 2:
+            raise ValueError(f"the output of {layer} has no channels; choose a layer with output (B, C, H, W)")
+        channels[layer] = output.shape[1]
+
+    with forward_hooks(model, layers, count):
+        logits: Tensor = model(images)
     for layer in layers:
-
-        def count(module: nn.Module, inputs: Any, output: Any, layer: str = layer) -> None:
-            if not isinstance(output, Tensor) or output.dim() < 2:
-                raise ValueError(f"the output of {layer} has no channels; choose a layer with output (B, C, H, W)")
-            channels[layer] = output.shape[1]
-
-        with _hooked(model, layer, count):
-            logits = model(images)
         if layer not in channels:
             raise ValueError(f"the model's forward does not run {layer}; choose a layer that it does")
     return logits, channels
-
-
-@contextmanager
-def _hooked(model: nn.Module, layer: str, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = model.get_submodule(layer).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

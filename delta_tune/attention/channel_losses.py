@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from delta_tune.attention.ablation import channel_losses
 from delta_tune.config import UserError, did_you_mean
+from delta_tune.models.feature_maps import forward_hooks
 
 
 def ablation_losses(
@@ -78,16 +79,13 @@ def first_order_losses_per_image(
     """
     _check(model, images, labels, layers)
     outputs: dict[str, Tensor] = {}
-    handles = []
     losses: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    try:
-        for layer in layers:
 
-            def keep(module: nn.Module, inputs: object, output: Tensor, layer: str = layer) -> Tensor:
-                outputs[layer] = output if output.requires_grad else output.detach().requires_grad_()
-                return outputs[layer].clone()  # the next module may write to its input
+    def keep(layer: str, inputs: object, output: Tensor) -> Tensor:
+        outputs[layer] = output if output.requires_grad else output.detach().requires_grad_()
+        return outputs[layer].clone()  # the next module may write to its input
 
-            handles.append(model.get_submodule(layer).register_forward_hook(keep))
+    with forward_hooks(model, layers, keep):
         for start in range(0, len(images), batch_size):
             block, targets = images[start : start + batch_size], labels[start : start + batch_size]
             with torch.inference_mode(False), torch.enable_grad():
@@ -96,9 +94,6 @@ def first_order_losses_per_image(
             for layer, gradient in zip(losses, gradients, strict=True):
                 product = outputs[layer].detach() * gradient
                 losses[layer].append(-product.flatten(2).sum(2) if product.dim() > 2 else -product)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {layer: torch.cat(blocks).float().cpu() for layer, blocks in losses.items()}
 
 

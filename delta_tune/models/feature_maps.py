@@ -1,14 +1,33 @@
-"""Read the outputs of named layers; cut a network at its head."""
+"""Hooks on named layers, the maps that these return, and a network cut at its head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from delta_tune.config import UserError
+
+Hook = Callable[[str, Any, Any], Tensor | None]
+"""Called with a layer's name, its inputs (positional, by keyword) and its output, which a tensor returned replaces."""
+
+
+@contextmanager
+def forward_hooks(model: nn.Module, layers: Iterable[str], hook: Hook) -> Iterator[None]:
+    """Call `hook` after each forward pass of the modules `layers` while the block runs."""
+
+    def call(layer: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+        return hook(layer, (args, kwargs), output)
+
+    with ExitStack() as handles:
+        for layer in layers:
+            module = model.get_submodule(layer)
+            handles.enter_context(module.register_forward_hook(partial(call, layer), with_kwargs=True))
+        yield
 
 
 class _Stop(Exception):
@@ -31,7 +50,8 @@ class FeatureMaps(dict[str, Tensor]):
         assert len(self) == self._num_layers, "a hooked layer did not run"
         return self
 
-    def _record(self, layer: str, output: Tensor) -> Tensor:
+    def record(self, layer: str, inputs: Any, output: Tensor) -> Tensor:
+        """The hook that fills this."""
         self[layer] = output
         if self._stop and len(self) == self._num_layers:
             raise _Stop
@@ -47,18 +67,8 @@ def feature_maps(model: nn.Module, layers: Sequence[str], *, stop: bool = False)
     computes nothing after the last hooked layer.
     """
     maps = FeatureMaps(model, len(set(layers)), stop)
-    handles = [model.register_forward_pre_hook(lambda module, args: maps.clear())]
-    try:
-        for layer in layers:
-            handles.append(
-                model.get_submodule(layer).register_forward_hook(
-                    lambda module, args, output, layer=layer: maps._record(layer, output)
-                )
-            )
+    with model.register_forward_pre_hook(lambda module, args: maps.clear()), forward_hooks(model, layers, maps.record):
         yield maps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def head_inputs(model: nn.Module, head: str, images: Tensor) -> Tensor:
@@ -72,12 +82,8 @@ def head_inputs(model: nn.Module, head: str, images: Tensor) -> Tensor:
         found.append(args[0])
         raise _Stop
 
-    handle = model.get_submodule(head).register_forward_pre_hook(catch)
-    try:
-        with suppress(_Stop):
-            model(images)
-    finally:
-        handle.remove()
+    with model.get_submodule(head).register_forward_pre_hook(catch), suppress(_Stop):
+        model(images)
     assert len(found) == 1, f"the head {head} did not run"
     return found[0]
 

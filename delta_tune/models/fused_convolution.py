@@ -1,7 +1,7 @@
-"""Convolutions as plain data, fused with the operations after them: the arithmetic of the ablation engine.
+"""Convolutions as plain data, with what follows them fused in: the arithmetic under the ablation engine.
 
-On CPU in float32 they use oneDNN's fused kernels (those of `torch.compile`) with weights packed once; elsewhere
- `torch.nn.functional`. Activations are `channels_last`.
+On CPU in float32 they run through oneDNN's fused kernels, where this PyTorch has them, on weights that were packed
+once; elsewhere through `torch.nn.functional`. Activations are `channels_last`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame  # type: ignore[attr-defined]
 from torch import Tensor, nn
+
+from delta_tune.models import onednn
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class Conv:
     ) -> Tensor:
         """activation(conv(x) + addend), (B, O, H', W'); reuses the memory of `addend` if allowed."""
         x, padding = self.pad(x)
-        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if x.device.type == "cpu" and x.dtype == torch.float32 and onednn.available():
             return self._onednn(x, padding, activation, addend, overwrite)
         y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         if addend is not None:
@@ -133,24 +135,17 @@ class Conv:
         addend: Tensor | None,
         overwrite: bool,
     ) -> Tensor:
-        geometry: tuple[Any, ...] = (padding, self.stride, self.dilation, self.groups)
+        geometry = (padding, self.stride, self.dilation, self.groups)
         x = x.contiguous(memory_format=torch.channels_last)
-        if (weight := self._packed.get(x.shape[2:])) is None:
-            pack: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
-            weight = pack(self.weight.to_mkldnn(), *geometry, list(x.shape))
-            self._packed[x.shape[2:]] = weight
+        if (packed := self._packed.get(x.shape[2:])) is None:
+            packed = self._packed[x.shape[2:]] = onednn.pack(self.weight, geometry, x.shape)
         if addend is None:
             name, scalars = (activation.name, activation.scalars) if activation else ("none", ())
-            fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, name, scalars, "")
-            return fused
-        then = activation if activation is RELU else None
-        rest = (weight, self.bias, *geometry, "add", None, then.name if then else None, [], None)
-        y: Tensor
-        if overwrite and addend.is_contiguous(memory_format=torch.channels_last):
-            y = torch.ops.mkldnn._convolution_pointwise_.binary(addend, x, *rest)
-        else:
-            y = torch.ops.mkldnn._convolution_pointwise.binary(x, addend, *rest)
-        return y if activation is then or activation is None else activation.in_place(y)
+            return onednn.convolve(x, packed, self.bias, geometry, name, scalars)
+        relu = activation is RELU
+        overwrite = overwrite and addend.is_contiguous(memory_format=torch.channels_last)
+        y = onednn.convolve_and_add(x, packed, self.bias, geometry, addend, relu=relu, overwrite=overwrite)
+        return y if relu or activation is None else activation.in_place(y)
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:

@@ -10,12 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from delta_tune.models.fused_convolution import Activation, Conv, activation_of, conv_of, is_plain
-from delta_tune.models.graph import is_leaf
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
+from delta_tune.models.graph import Tracer
 
 
 class _Fused(nn.Module):
@@ -70,7 +65,7 @@ def _followers(model: nn.Module, keep: Collection[str]) -> Iterator[tuple[str, s
     Identities in between are skipped. "" means there is no such module, or a needed output lies in between.
     """
     try:
-        graph = _Tracer().trace(model)
+        graph = Tracer(hooked={}, opaque=()).trace(model)
     except Exception:  # forward() is foreign code; without fusion the network is only slower
         return
     modules = dict(model.named_modules())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -65,7 +65,7 @@ def trace(model: nn.Module, layers: tuple[str, ...], example: Tensor) -> list[Op
     hooked = {model.get_submodule(name): name for name in layers}
     opaque: set[str] = set()
     while True:
-        tracer = _Tracer(hooked, opaque)
+        tracer = Tracer(hooked, opaque)
         try:
             graph = tracer.trace(model)
             break
@@ -89,19 +89,18 @@ def _hook_point(x: Tensor, layer: str) -> Tensor:
     return x
 
 
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is a single operation; timm's norms, for example, have children."""
-    return isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) or not any(module.children())
+class Tracer(fx.Tracer):
+    """Traces a network down to single operations; timm's norms, for one, are one though they have children."""
 
-
-class _Tracer(fx.Tracer):
-    def __init__(self, hooked: Mapping[nn.Module, str], opaque: set[str]) -> None:
+    def __init__(self, hooked: Mapping[nn.Module, str], opaque: Collection[str]) -> None:
+        """`hooked`: modules whose output passes a hook point, with their names; `opaque`: paths not to look into."""
         super().__init__()
         self.hooked, self.opaque = hooked, opaque
         self.entered: list[str] = []  # an exception keeps the path to the module that raised it
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m) or module_qualified_name in self.opaque
+        leaf = isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear) or not any(m.children())
+        return leaf or module_qualified_name in self.opaque
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.entered.append(self.path_of_module(m))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_tune.config import UserError
+from delta_tune.models.feature_maps import forward_hooks
 
 STANDARD_SIZE = 224  # strides are always read at this input size, so that they do not depend on the user's
 STRIDES = (4, 8, 16, 32)
@@ -91,17 +92,18 @@ def find_layers(model: nn.Module, name: str) -> NetworkLayers:
 
 def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:
     """The last call of every module, in finishing order, and the network's output."""
+    modules = {path: module for path, module in model.named_modules() if path}
     calls: dict[str, Call] = {}
     clock = itertools.count()
     alive: list[Tensor] = []  # an id is unique only while its tensor is alive
 
-    def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        given = next(_maps((args, kwargs)), None)
+    def record(path: str, inputs: Any, output: Any) -> None:
+        given = next(_maps(inputs), None)
         made = output if isinstance(output, Tensor) and output.ndim == 4 else None
         earlier = calls.pop(path, None)
         alive.extend(tensor for tensor in (given, made) if tensor is not None)
         calls[path] = Call(
-            module=module,
+            module=modules[path],
             order=next(clock),
             count=1 if earlier is None else earlier.count + 1,
             input_id=None if given is None else id(given),
@@ -111,19 +113,8 @@ def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:
             output_stride=_stride(made),
         )
 
-    handles = [
-        module.register_forward_hook(
-            lambda m, args, kwargs, output, path=path: record(path, m, args, kwargs, output), with_kwargs=True
-        )
-        for path, module in model.named_modules()
-        if path
-    ]
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, 3, STANDARD_SIZE, STANDARD_SIZE))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with forward_hooks(model, modules, record), torch.no_grad():
+        logits = model(torch.zeros(1, 3, STANDARD_SIZE, STANDARD_SIZE))
     return calls, logits
 
 

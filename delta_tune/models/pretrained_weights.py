@@ -174,9 +174,7 @@ def _read_file(path: Path) -> Any:
 
 def _plain_names(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in a checkpoint, without prefixes of wrappers and old names of DenseNets."""
-    from timm.models import (
-        clean_state_dict,
-    )  # importing timm takes a second, which torchvision's networks need not wait for
+    from timm.models import clean_state_dict  # not at the top: predict does without timm, which loads for a second
 
     for key in _CHECKPOINT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from delta_tune.attention import ablation
 from delta_tune.attention.ablation import channel_losses
 from delta_tune.attention.ablation_plan import Plan
+from delta_tune.models import onednn
 from delta_tune.models.graph import trace
 
 CLASSES = 5
@@ -250,6 +251,19 @@ def test_channel_losses_are_those_of_a_masked_forward_per_channel(family: str) -
     assert list(found) == list(layers)
     for layer in layers:
         torch.testing.assert_close(found[layer], naive(model, images, labels, layer), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("family", NETS)
+def test_channel_losses_are_the_same_without_private_operators(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, layers = NETS[family]
+    images, labels = batch(3)
+    fused = losses(build(make), images, labels, *layers)
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    notes: list[str] = []
+    plain = losses(build(make), images, labels, *layers, notes=notes)
+    assert notes == []
+    for layer in layers:
+        torch.testing.assert_close(plain[layer], fused[layer], rtol=1e-5, atol=2e-6)
 
 
 def test_channel_losses_are_exact_on_efficientnet_lite0() -> None:

@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
+from delta_tune.models import onednn
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.models.fusion import fold_batch_norms, fuse_activations
 
@@ -48,6 +49,7 @@ def test_folding_changes_neither_maps_nor_logits(make, layers, norms):
             torch.testing.assert_close(maps[layer], expected[layer], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize(
     ("make", "layers", "convolutions"),
     [
@@ -58,7 +60,9 @@ def test_folding_changes_neither_maps_nor_logits(make, layers, norms):
         (lambda: torchvision.models.squeezenet1_1(), ("features.3.expand3x3", "features.12"), 26),
     ],
 )
-def test_fusing_changes_neither_maps_nor_logits(make, layers, convolutions):
+def test_fusing_changes_neither_maps_nor_logits(make, layers, convolutions, private, monkeypatch):
+    if not private:
+        monkeypatch.setattr(onednn, "available", lambda: False)
     torch.manual_seed(0)
     model = with_statistics(make()).to(memory_format=torch.channels_last)
     fold_batch_norms(model, layers)
