@@ -12,8 +12,8 @@ from typing import Any
 
 from delta_tune.cli.launch import EXIT_MISTAKE
 from delta_tune.config import UserError
+from delta_tune.inference.formats import SUFFIXES
 
-FORMATS = ("onnx", "torchscript", "state_dict")
 MODEL_FOLDER = "Folder of a study, or its best/; local or at s3://…"
 
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="Print the probability of every class as JSON")
     export = _command(commands, "export", _export, "Write the model for other programs")
     export.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
-    export.add_argument("--format", choices=FORMATS, required=True, help="Format of the file")
+    export.add_argument("--format", choices=tuple(SUFFIXES), required=True, help="Format of the file")
     export.add_argument(
         "--output", type=Path, metavar="FILE", help="File to write (model.onnx, model.pt or model.pth, by format)"
     )
@@ -90,7 +90,7 @@ def _predict(given: argparse.Namespace) -> None:
 
 def _export(given: argparse.Namespace) -> None:
     from delta_tune.console.format import format_bytes
-    from delta_tune.inference.export import SUFFIXES, export_model
+    from delta_tune.inference.export import export_model
     from delta_tune.inference.model import load
 
     file: Path = given.output or Path(f"model{SUFFIXES[given.format]}")

@@ -14,6 +14,9 @@ from delta_tune.data.augmentation import center_crop
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import Preprocessing
 
+EVAL_BATCH_SIZE = 64
+"""Images per forward pass wherever no gradients are wanted."""
+
 
 def read_ahead(read: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield `read(batch)` for each batch, read by a thread two batches ahead, so decoding overlaps GPU work."""
@@ -26,16 +29,13 @@ def read_ahead(read: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.nd
             yield coming.popleft().result()
 
 
-BATCH_SIZE = 64
-
-
 def evaluation_batches(
     split: Split, preprocessing: Preprocessing, device: torch.device, indices: np.ndarray | None = None
 ) -> Iterator[Tensor]:
     """Un-augmented images (of `indices`) in order: normalised float32 (B, 3, S, S) batches, channels last."""
     indices = np.arange(len(split)) if indices is None else indices
-    for start in range(0, len(indices), BATCH_SIZE):
-        pixels = split.images.batch(indices[start : start + BATCH_SIZE])
+    for start in range(0, len(indices), EVAL_BATCH_SIZE):
+        pixels = split.images.batch(indices[start : start + EVAL_BATCH_SIZE])
         yield center_crop(torch.from_numpy(pixels).to(device), preprocessing)
 
 

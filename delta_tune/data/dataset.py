@@ -6,16 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
-from rich.console import Console
-from rich.progress import Progress
 
 from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_bytes
@@ -109,7 +106,7 @@ def load_dataset(
     skip_damaged: bool = False,
     drop_duplicates: bool = False,
     seed: int = 0,
-    progress: bool | Bar = False,
+    progress: Bar | None = None,
     memory_limit: int | None = None,
 ) -> Dataset:
     """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
@@ -118,16 +115,16 @@ def load_dataset(
 
     Args:
         data: image folder, Parquet file or folder, here or at an address; torchvision:NAME, or demo.
-        preprocessing: the backbone's.
-        val_fraction: share of train that becomes val if there is none, in (0, 1).
-        test_fraction: share of train that becomes test if there is none, in [0, 1); 0 cuts none.
-        train_fraction: share of the remaining train that is used, in (0, 1].
-        train_per_class: images per class that are used instead, ≥ 1; the demo uses 10 if neither is given.
-        skip_damaged: leave out unreadable images with a note instead of refusing them.
-        drop_duplicates: remove from train the images that are also in val or test.
-        seed: seed of the splits, ≥ 0.
-        progress: True for a bar on stderr, or a bar to use.
-        memory_limit: bytes that decoded images may take, else images stay encoded (half of the available memory).
+        preprocessing: of the backbone.
+        val_fraction: part of train that becomes val where there is none, in (0, 1).
+        test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.
+        train_fraction: part of what is then left of train that is used, in (0, 1].
+        train_per_class: images of each class that are used instead, ≥ 1; the demo takes 10 if neither is given.
+        skip_damaged: leave unreadable images out and say so, instead of refusing.
+        drop_duplicates: take images that also stand in val or test out of train.
+        seed: of the splits, ≥ 0.
+        progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
+        memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
 
     Raises:
         UserError: the data or an argument is unusable.
@@ -156,8 +153,7 @@ def load_dataset(
     decoded_size = num_images * preprocessing.stored_size**2 * 3
     limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
     examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
-    bar: Bar = progress if callable(progress) else partial(_bar, shown=progress)
-    with bar("Reading images", num_images) as advance:
+    with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
         found = _read_splits(
             examples,
             chosen,
@@ -210,13 +206,6 @@ def _read_splits(
             advance=advance,
         )
     return found
-
-
-@contextmanager
-def _bar(text: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
-        bar = bars.add_task(text, total=total)
-        yield lambda count: bars.advance(bar, count)
 
 
 def _check_arguments(

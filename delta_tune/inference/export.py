@@ -7,7 +7,6 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,12 +14,10 @@ from torch import Tensor
 
 from delta_tune.config import UserError
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.inference.formats import Format
 from delta_tune.inference.model import Model
 from delta_tune.results.layout import CONFIG_FILE
 
-Format = Literal["onnx", "torchscript", "state_dict"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
 TOLERANCE = 1e-4
 """Largest allowed difference of logits between the model and the exported file."""
 CHECKED_BATCHES = (1, 3)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
+from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, open_image, to_square
 from delta_tune.inference.model_folder import read_model
 from delta_tune.models.backbones import build_architecture
 
-BATCH_SIZE = 64
 OneImage = str | Path | bytes | Image.Image | np.ndarray | Tensor
 Images = OneImage | Iterable[OneImage]
 
@@ -43,7 +43,7 @@ class Model:
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         self.preprocessing = Preprocessing(**stored)
 
-    def predict(self, images: Images, *, batch_size: int = BATCH_SIZE) -> list[Prediction]:
+    def predict(self, images: Images, *, batch_size: int = EVAL_BATCH_SIZE) -> list[Prediction]:
         """Classify images.
 
         Args:

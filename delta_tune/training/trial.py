@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import augment, center_crop
-from delta_tune.data.batches import read_ahead, shuffled_batches
+from delta_tune.data.batches import EVAL_BATCH_SIZE, read_ahead, shuffled_batches
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, to_device
 from delta_tune.models.feature_maps import head_function
@@ -32,7 +32,6 @@ from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps, SourceMapStore
 from delta_tune.training.task import Task
 
-EVAL_BATCH_SIZE = 64
 DIVERGED_FACTOR = 10
 """A run diverged if the mean training loss of an epoch is above this multiple of the first batch's."""
 

@@ -112,10 +112,6 @@ def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypat
     assert err.endswith("m.pth cannot be written (No space left on device); give another file.\n")
 
 
-def test_formats_are_those_of_the_exporter():
-    assert commands.FORMATS == export.FORMATS
-
-
 def test_report_writes_the_page_and_says_where(folder, capsys):
     assert run(capsys, "report", folder)[1] == f"{folder / 'report.html'}\n"
     assert (folder / "report.html").stat().st_size > 1e6

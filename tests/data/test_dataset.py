@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -352,11 +353,18 @@ def test_fingerprint_follows_content_classes_and_preprocessing(splits):
     assert len(fingerprints) == 4
 
 
-def test_load_dataset_shows_progress_on_stderr_only(folder, capfd):
-    load(folder)
+def test_load_dataset_advances_its_bar_by_each_image_and_prints_nothing(folder, capfd):
+    done = []
+
+    @contextmanager
+    def bar(text, total):
+        done.append((text, total))
+        yield done.append
+
+    dataset = load(folder, progress=bar)
+    total = len(dataset.train) + len(dataset.val)
+    assert done == [("Reading images", total), *[1] * total]
     assert capfd.readouterr() == ("", "")
-    load(folder, progress=True)
-    assert capfd.readouterr().out == ""
 
 
 def test_load_dataset_reads_a_set_of_photos(real_data):

@@ -1,0 +1,9 @@
+"""The formats that a model can be exported to. Without torch: the command line lists them in its help."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Format = Literal["onnx", "torchscript", "state_dict"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
+"""Of the file in each format."""
