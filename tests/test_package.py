@@ -106,6 +106,12 @@ def test_modules_import_packages_of_lower_layers_only(module):
     assert {package_of(name) for name in own_imports(module)} <= allowed
 
 
+@pytest.mark.parametrize("module", INSIDE)
+def test_modules_import_public_names_only(module):
+    names = {name.rpartition(".")[2] for name in imported(module) if name.startswith("delta_tune.")}
+    assert not {name for name in names if name.startswith("_")}
+
+
 def test_modules_import_each_other_without_cycles():
     tuple(TopologicalSorter({module: own_imports(module) - {module} for module in INSIDE}).static_order())
 

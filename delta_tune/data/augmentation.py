@@ -40,7 +40,7 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     draws = torch.rand(num_images, _DRAWS, generator=generator)
     flipped = draws[:, 0] < 0.5
     if kind == "resized_crop_flip":
-        return _resized(images, _boxes(draws[:, 1:], stored), flipped, preprocessing)
+        return resized_crops(images, crop_boxes(draws[:, 1:], stored), flipped, preprocessing)
     if kind == "none":
         return center_crop(images, preprocessing)
     if kind == "crop_flip":
@@ -97,7 +97,7 @@ def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return rows.mul_(scale).add_(shift).view(num_images, size, size, 3).permute(0, 3, 1, 2)
 
 
-def _boxes(draws: Tensor, stored: int) -> Tensor:
+def crop_boxes(draws: Tensor, stored: int) -> Tensor:
     """Boxes (B, 4: top, left, height, width) in whole pixels, from uniform numbers (B, 2 + 2 · attempts).
 
     Like torchvision's RandomResizedCrop: the first attempt whose box fits, else the whole image.
@@ -114,7 +114,7 @@ def _boxes(draws: Tensor, stored: int) -> Tensor:
     return torch.cat([(position * (stored - sides + 1)).long(), sides], dim=1)
 
 
-def _resized(images: Tensor, boxes: Tensor, flipped: Tensor, preprocessing: Preprocessing) -> Tensor:
+def resized_crops(images: Tensor, boxes: Tensor, flipped: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The boxes, resized to S × S (bilinear, using only pixels inside the box) and normalised."""
     num_images, stored = images.shape[:2]
     size = preprocessing.image_size

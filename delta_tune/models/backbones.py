@@ -67,7 +67,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
     if weights is None:
         weights = "demo" if model is None else "default"
     model = DEMO_MODEL if model is None else model
-    module = _build(model).eval()
+    module = build_unfilled(model).eval()
     preprocessing = preprocessing_for(model, weights, module, image_size)
     anatomy = find_layers(module, model)
     fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
@@ -87,7 +87,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
 
 def build_source(backbone: Backbone) -> nn.Module:
     """Build the frozen pretrained network in eval mode, with an Identity as its head."""
-    module = _build(backbone.model)
+    module = build_unfilled(backbone.model)
     module.set_submodule(backbone.head, nn.Identity())
     _copy_state(module, backbone)
     return module.eval().requires_grad_(False)
@@ -106,7 +106,7 @@ def build_target(backbone: Backbone, num_classes: int, generator: torch.Generato
 
 def build_architecture(model: str, head: str, num_classes: int, generator: torch.Generator | None = None) -> nn.Module:
     """Build the network with a head of `num_classes` outputs; all parameters except the head's must still be loaded."""
-    module = _build(model)
+    module = build_unfilled(model)
     _replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
     return module
 
@@ -160,7 +160,7 @@ class _WithoutRandomInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _build(model: str) -> nn.Module:
+def build_unfilled(model: str) -> nn.Module:
     """Build the architecture with uninitialised parameters, without in-place activations or auxiliary heads."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutRandomInit():
         warnings.simplefilter("ignore")  # deprecated aliases

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from delta_tune.data.augmentation import _boxes, _resized, augment, center_crop
+from delta_tune.data.augmentation import augment, center_crop, crop_boxes, resized_crops
 from delta_tune.data.images import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -115,7 +115,7 @@ def test_resized_crop_is_torchvisions_resized_crop():
     boxes[:, 2] = torch.minimum(boxes[:, 2], 21 - boxes[:, 0])
     boxes[:, 3] = torch.minimum(boxes[:, 3], 21 - boxes[:, 1])
     flipped = torch.arange(16) % 2 == 0
-    result = _resized(images, boxes, flipped, preprocessing(13, 21))
+    result = resized_crops(images, boxes, flipped, preprocessing(13, 21))
     for image, box, mirrored, given in zip(images, boxes.tolist(), flipped.tolist(), result, strict=True):
         expected = reference.resized_crop(image.permute(2, 0, 1).double(), *box, [13, 13], antialias=False)
         expected = reference.normalize(expected / 255, MEAN, STD).float()
@@ -124,7 +124,7 @@ def test_resized_crop_is_torchvisions_resized_crop():
 
 def test_resized_crop_boxes_follow_torchvisions_law():
     count, stored = 4000, 147
-    boxes = _boxes(torch.rand(count, 22, generator=generator()), stored)
+    boxes = crop_boxes(torch.rand(count, 22, generator=generator()), stored)
     torch.manual_seed(0)
     image = torch.empty(3, stored, stored)
     law = torch.tensor([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(count)])
@@ -141,7 +141,7 @@ def test_resized_crop_boxes_follow_torchvisions_law():
 
 def test_resized_crop_box_that_never_fits_is_the_whole_image():
     draws = torch.full((1, 22), 0.9999)  # the largest area at the most extreme ratio
-    assert _boxes(draws, 147).tolist() == [[0, 0, 147, 147]]
+    assert crop_boxes(draws, 147).tolist() == [[0, 0, 147, 147]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,14 @@ from torch import nn
 
 from delta_tune.config import UserError
 from delta_tune.data.images import open_image, to_square
-from delta_tune.models.backbones import Backbone, _build, build_source, build_target, load_backbone, resolve_layers
+from delta_tune.models.backbones import (
+    Backbone,
+    build_source,
+    build_target,
+    build_unfilled,
+    load_backbone,
+    resolve_layers,
+)
 from delta_tune.models.feature_maps import head_function, head_inputs
 from delta_tune.models.hooked_layers import find_layers
 from delta_tune.models.pretrained_weights import preprocessing_for
@@ -84,7 +91,7 @@ def test_hooked_layers_are_those_of_the_method(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_hooked_layers_of_other_families_keep_their_stride(name: str) -> None:
-    assert find_layers(_build(name).eval(), name).layers == tuple(FAMILIES[name].split())
+    assert find_layers(build_unfilled(name).eval(), name).layers == tuple(FAMILIES[name].split())
 
 
 def test_hooked_layer_avoids_a_projection_shortcut_that_runs_last() -> None:
@@ -171,7 +178,7 @@ def test_missing_demo_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_preprocessing_follows_the_weights(
     model: str, weights: str, image_size: int | None, expected: tuple[int, int, str]
 ) -> None:
-    module = _build(model) if model.startswith("timm:") else nn.Module()
+    module = build_unfilled(model) if model.startswith("timm:") else nn.Module()
     p = preprocessing_for(model, weights, module, image_size)
     assert (p.image_size, p.stored_size, p.interpolation) == expected
     assert p.mean == pytest.approx((0.485, 0.456, 0.406))
@@ -429,7 +436,7 @@ def test_target_head_is_drawn_from_the_generator_alone(small: Backbone) -> None:
 @pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:convnext_atto", "inception_v3"])
 def test_building_leaves_the_global_generator_and_constants_alone(name: str) -> None:
     before = torch.get_rng_state()
-    built = _build(name)
+    built = build_unfilled(name)
     assert torch.equal(torch.get_rng_state(), before)
     parameters = {key for key, _ in built.named_parameters()}
     for key, value in random_model(name).named_buffers():

@@ -8,6 +8,7 @@ import re
 import threading
 from bisect import bisect_right
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,18 @@ from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import SPLIT_NAMES, Examples, Source
 
 
-def from_parquet_folder(tree: FileTree, files: list[str]) -> Source:
+def parquet_files(tree: FileTree) -> list[str]:
+    """The Parquet files of a tree, by path: itself, or those in its folder and in the folders of that."""
+    if tree.is_file(tree.root):
+        return [tree.root] if tree.root.endswith(".parquet") else []
+    folders = (tree.root, *tree.folders(tree.root))
+    return sorted((file for folder in folders for file in tree.files(folder) if file.endswith(".parquet")), key=Path)
+
+
+def from_parquet(tree: FileTree, files: list[str]) -> Source:
+    """The splits in `parquet_files`, told by the names of files and folders; a single file is train."""
+    if files == [tree.root]:
+        return Source(name=tree.name.removesuffix(".parquet"), splits={"train": _rows(tree, files)})
     splits: dict[str, list[str]] = {}
     others = []
     for file in files:
@@ -39,12 +51,10 @@ def from_parquet_folder(tree: FileTree, files: list[str]) -> Source:
         )
     first = os.path.basename(others[0]) if others else ""
     notes = (f"{len(others)} Parquet files of no split were not read: {first}, …",) if others else ()
-    return Source(
-        name=tree.name, splits={split: from_parquet(tree, found) for split, found in splits.items()}, notes=notes
-    )
+    return Source(name=tree.name, splits={split: _rows(tree, found) for split, found in splits.items()}, notes=notes)
 
 
-def from_parquet(tree: FileTree, files: list[str]) -> Examples:
+def _rows(tree: FileTree, files: list[str]) -> Examples:
     """The rows of some files. Images are read by row group, so a file need not fit into memory."""
     labels: list[str] = []
     names: list[str] = []

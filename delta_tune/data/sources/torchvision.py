@@ -16,7 +16,7 @@ from delta_tune.data.sources.base import Examples, Source
 CACHE = Path("~/.cache/delta_tune")
 
 # The classification sets of torchvision: the value of `split` for train, val and test ("" = none) …
-_BY_SPLIT = {
+BY_SPLIT = {
     **dict.fromkeys(["DTD", "FGVCAircraft", "Flowers102", "PCAM"], ("train", "val", "test")),
     **dict.fromkeys(["CLEVRClassification", "ImageNet", "Imagenette"], ("train", "val", "")),
     **dict.fromkeys(["Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"], ("train", "", "test")),
@@ -24,27 +24,27 @@ _BY_SPLIT = {
     "OxfordIIITPet": ("trainval", "", "test"),
     "RenderedSST2": ("train", "val", "test"),
 }
-_BY_FLAG = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")  # … train=True or False …
-_WHOLE = ("Caltech101", "Caltech256", "EuroSAT", "FakeData", "SEMEION", "SUN397")  # … and those without splits.
+BY_FLAG = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")  # … train=True or False …
+WHOLE = ("Caltech101", "Caltech256", "EuroSAT", "FakeData", "SEMEION", "SUN397")  # … and those without splits.
 
 
 def from_torchvision(name: str) -> Source:
     from torchvision import datasets
 
-    known = sorted([*_BY_SPLIT, *_BY_FLAG, *_WHOLE], key=str.lower)
+    known = sorted([*BY_SPLIT, *BY_FLAG, *WHOLE], key=str.lower)
     if name not in known:
         raise UserError(
             f"'torchvision:{name}' is no data set for classification of torchvision{did_you_mean(name, known)}; "
             f"there are {', '.join(known)}."
         )
     kind = getattr(datasets, name)
-    if name in _BY_SPLIT:
+    if name in BY_SPLIT:
         arguments: dict[str, dict[str, Any]] = {
             split: {"split": value}
-            for split, value in zip(("train", "val", "test"), _BY_SPLIT[name], strict=True)
+            for split, value in zip(("train", "val", "test"), BY_SPLIT[name], strict=True)
             if value
         }
-    elif name in _BY_FLAG:
+    elif name in BY_FLAG:
         arguments = {"train": {"train": True}, "test": {"train": False}}
     else:
         arguments = {"train": {}}

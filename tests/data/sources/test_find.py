@@ -254,14 +254,12 @@ def test_torchvision_asks_for_each_split_and_for_a_download(monkeypatch, tmp_pat
     }
 
 
-@pytest.mark.parametrize(
-    "name", [*torchvision_source._BY_SPLIT, *torchvision_source._BY_FLAG, *torchvision_source._WHOLE]
-)
+@pytest.mark.parametrize("name", [*torchvision_source.BY_SPLIT, *torchvision_source.BY_FLAG, *torchvision_source.WHOLE])
 def test_torchvision_sets_are_there_with_their_splits(name):
     kind = getattr(torchvision.datasets, name)
-    if name in torchvision_source._BY_FLAG:
+    if name in torchvision_source.BY_FLAG:
         assert "train" in kind.__init__.__annotations__
-    elif name in torchvision_source._BY_SPLIT:
+    elif name in torchvision_source.BY_SPLIT:
         assert "split" in kind.__init__.__annotations__
 
 
