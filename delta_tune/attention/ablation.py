@@ -23,7 +23,6 @@ _CPU_TENSOR_BYTES = (
 _TOLERANCE = 1e-4  # relative to the largest logit, when a plan is checked against the model
 
 _log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
 
 
 class Block:
@@ -197,31 +196,6 @@ class Ablation:
                         losses = _masked_losses(self.model, block, targets, layer, self.channels[layer], advance)
                     result[layer].append(losses)
         return {layer: torch.cat(blocks).to("cpu", torch.float32).clone() for layer, blocks in result.items()}
-
-
-def channel_losses(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    layers: Sequence[str],
-    *,
-    byte_budget: int,
-    progress: Progress | None = None,
-    notes: list[str] | None = None,
-) -> dict[str, Tensor]:
-    """`Ablation.losses` of one batch. `progress` is called with (done, total), `notes` with each note."""
-    ablation = Ablation(model, images[:2], layers)
-    if notes is not None:
-        notes += ablation.notes
-    total, done = sum(ablation.channels.values()) * len(images), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    return ablation.losses(images, labels, layers, byte_budget, advance)
 
 
 def _plans(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_tune.attention.ablation import channel_losses
+from delta_tune.attention.ablation import Ablation
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.models.feature_maps import forward_hooks
 
@@ -61,7 +61,18 @@ def ablation_losses_per_image(
         ValueError: the model is in training mode, shapes do not match, or the forward pass does not reach a layer.
     """
     _check(model, images, labels, layers)
-    return channel_losses(model, images, labels, layers, byte_budget=byte_budget, progress=progress, notes=notes)
+    ablation = Ablation(model, images[:2], layers)
+    if notes is not None:
+        notes += ablation.notes
+    total, done = sum(ablation.channels.values()) * len(images), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return ablation.losses(images, labels, layers, byte_budget, advance)
 
 
 def first_order_losses(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from delta_tune.attention import ablation
-from delta_tune.attention.ablation import channel_losses
 from delta_tune.attention.ablation_plan import Plan
+from delta_tune.attention.channel_losses import ablation_losses_per_image
 from delta_tune.models import onednn
 from delta_tune.models.graph import trace
 
@@ -237,7 +237,7 @@ def naive(
 
 
 def losses(model: nn.Module, images: Tensor, labels: Tensor, *layers: str, **options: object) -> dict[str, Tensor]:
-    return channel_losses(model, images, labels, layers, **({"byte_budget": 2**28} | options))  # type: ignore[arg-type]
+    return ablation_losses_per_image(model, images, labels, layers, **({"byte_budget": 2**28} | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", NETS)
