@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# delta-tune on Slurm: Ray's head on the job's first node, workers on the others, one study, and all is taken down.
+# delta-tune on Slurm: start Ray's head node on the job's first node and workers on the others, run one study, stop Ray.
 #
 # Edit first
-#   The #SBATCH lines, for your nodes: partition, account, GPUs, CPUs, time. Nodes are taken whole, so that no other Ray
-#   is on them. Home, the checkout with its environment, --data and --out must be shared by all nodes.
-#   Where nodes have several networks, HEAD_IP below must be the first node's address in the one that joins them.
+#   The #SBATCH lines, for your nodes: partition, account, GPUs, CPUs, time. The job takes whole nodes, so that no other
+#   Ray runs on them. All nodes must share the home directory, the checkout with its environment, --data and --out.
+#   If nodes have several networks, set HEAD_IP below to the first node's address in the network that connects them.
 #
 # Run, in the root of the checkout, with its environment activated (pip install -e ".[cluster]")
 #   sbatch deploy/slurm.sh --data /shared/photos --model resnet50 --gpus-per-trial 1 --num-trials 64 \
 #       --out /shared/results --name photos
 #   tail -f delta-tune-JOBID.log
-#   scancel --batch --signal=INT JOBID    # as Ctrl-C; Slurm does it too, three minutes before the time is up
-# What follows slurm.sh goes to launch.py. A study that was interrupted goes on with the same command and --resume.
+#   scancel --batch --signal=INT JOBID    # like Ctrl-C; Slurm also does this three minutes before the time limit
+# Arguments of slurm.sh are passed to launch.py. To continue an interrupted study, add --resume to the same command.
 
 #SBATCH --job-name=delta-tune
 #SBATCH --output=%x-%j.log
@@ -33,12 +33,12 @@ started=()
 
 finish() {
     trap '' INT TERM
-    kill "${started[@]}" 2> /dev/null || true # some may be gone already
+    kill "${started[@]}" 2> /dev/null || true # some may have ended already
     wait "${started[@]}" || true
     rm -f "$RAY_AUTH_TOKEN_PATH"
 }
 
-# All nodes read the token from a file that only its owner can read; it is on no command line and in no log.
+# All nodes read the token from a file that only its owner can read. It appears on no command line and in no log.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$HOME/.ray/delta-tune-$SLURM_JOB_ID.token"
 trap finish EXIT
 mkdir -p "$HOME/.ray"
@@ -65,13 +65,13 @@ while sum(node['Alive'] for node in ray.nodes()) < $SLURM_JOB_NUM_NODES:
 " || echo "slurm.sh: not all nodes joined within two minutes; the study starts on those that did" >&2
 fi
 
-set -m # else a command in the background ignores SIGINT
+set -m # otherwise a background command ignores SIGINT
 python launch.py --address "$host:$port" "$@" &
 study=$!
 trap 'kill -INT "$study"' INT
 status=0
 wait "$study" || status=$?
-while kill -0 "$study" 2> /dev/null; do # the signal ended the waiting, not the study
+while kill -0 "$study" 2> /dev/null; do # the signal ended `wait`, not the study
     status=0
     wait "$study" || status=$?
 done
