@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 2 for a mistake in what was asked for."""
+    """Run a command; the exit status is 2 for a user's mistake."""
     given = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
     try:
         given.run(given)
@@ -152,7 +152,9 @@ def _compare(given: argparse.Namespace) -> None:
         return
     columns = [_cells(row) for row in rows]
     first, *lines = ([name, *(column[name] for column in columns)] for name in columns[0])
-    table = Table(*(Column(cell, overflow="fold") for cell in first))  # a study's column: 80 signs hold two or three
+    table = Table(
+        *(Column(cell, overflow="fold") for cell in first)
+    )  # one column per study: 80 characters hold two or three
     for line in lines:
         table.add_row(*line)
     console = Console(highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""The command line: flags → `tune`. Nothing heavy is imported before a study is to run, so `--help` answers at once."""
+"""The command line `launch.py`: flags to `tune`. Heavy imports wait until a study runs, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ your own photos:   python launch.py --data PHOTOS --model timm:tf_efficientnet_l
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags: one for each field of `StudyConfig`, and `--dry-run`."""
+    """The parser: one flag per field of `StudyConfig`, and `--dry-run`."""
     p = argparse.ArgumentParser(
         prog="launch.py",
         usage="launch.py [flags]",
@@ -69,7 +69,7 @@ def _number(field: Field, text: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study from the command line; the exit status is 2 for a mistake in what was asked for."""
+    """Run a study from the command line; the exit status is 2 for a user's mistake."""
     flags: dict[str, Any] = vars(parser().parse_args(arguments))
     dry = flags.pop("dry_run", False)
     try:

@@ -1,4 +1,4 @@
-"""The Ray cluster that a study runs on, and what its trials share through the object store."""
+"""Start or join the Ray cluster of a study; watch its head; redirect its logs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from delta_tune.cluster.shared_objects import NAMESPACE
 from delta_tune.config import UserError
 
 HEAD_PATIENCE_S = 30.0
-"""A head that answers for so long no more is gone. Ray itself ends this process after 60 s of it, without our word."""
+"""A head silent for this long is gone. Ray itself would end this process after 60 s, without a message."""
 
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None) -> Iterator[Cluster]:
-    """Join the Ray of that address, or start a local one and end it afterwards. A Ray already joined is left as it is.
+    """Join the Ray at `address`, or start a local one and stop it afterwards. An already joined Ray is left running.
 
     Args:
         address: `local`, `auto`, `host:port` or `ray://…`; None is RAY_ADDRESS, else `local`.
 
     Raises:
-        UserError: nothing answers there, it wants another token, or runs another Ray or Python.
+        UserError: nothing answers there, it expects another token, or it runs another version of Ray or Python.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about its next default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise Ray warns about a changing default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -53,7 +53,7 @@ def _join(address: str) -> None:
     options: dict[str, Any] = {"include_dashboard": False}
     if address != "local":
         check_address(address)
-        # Nodes need our dependencies, but no checkout
+        # Nodes need our dependencies, but not a checkout
         options = {"runtime_env": {"py_modules": [str(Path(delta_tune.__file__).parent)]}}
     try:
         ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -64,10 +64,10 @@ def _join(address: str) -> None:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make a Ray that is started while the block runs listen to this machine alone, not to its networks.
+    """Make a Ray started in the block listen on the loopback interface only.
 
-    As it does on macOS and Windows; on Linux only this private switch, which is read at its import, says so
-    (ray#18730). A Ray that has no such switch listens as it does by itself.
+    This is the default on macOS and Windows; on Linux it takes this private switch, read at import (ray#18730). A Ray
+    without the switch uses its default.
     """
     try:
         from ray._private import ray_constants
@@ -86,7 +86,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Within it these variables are set, for processes that are started meanwhile too."""
+    """Set environment variables while the block runs, also for processes started in it."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -100,7 +100,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 class HeadMonitor:
-    """Whether the head of the Ray that was joined still answers."""
+    """Monitors whether the head of the joined Ray still answers."""
 
     def __init__(self) -> None:
         import ray
@@ -110,23 +110,23 @@ class HeadMonitor:
         self._answered = time.monotonic()
 
     def patience(self) -> float:
-        """Seconds that it may stay silent yet; to be asked again and again."""
+        """Seconds that the head may still stay silent; call it regularly."""
         try:
             socket.create_connection(self._address, timeout=CONNECT_TIMEOUT_S).close()
             self._answered = time.monotonic()
         except OSError:
-            pass  # it may be starting again
+            pass  # it may be restarting
         return HEAD_PATIENCE_S - (time.monotonic() - self._answered)
 
 
-# Tune prints tables of its own that verbose=0 does not silence, and logs to CSV and JSON files that it leaves open
-# where a time budget ends a trial; our tables hold what they would.
+# Tune prints tables that verbose=0 does not silence, and writes CSV and JSON logs that it leaves open if a time budget
+# ends a trial; our tables have the same content.
 TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 
 @contextlib.contextmanager
 def redirect_ray_logs(file: Path) -> Iterator[None]:
-    """Within it messages of Ray, and of what it calls, go into the study's log instead of the terminal."""
+    """Redirect log messages of Ray and the trackers to `file` while the block runs."""
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "mlflow", "wandb")]

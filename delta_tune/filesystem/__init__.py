@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, here and at s3:// or gs://, and the cache of measurements."""
+"""Atomic files, files at s3:// and gs://, and the cache of measurements."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """A temporary name beside `file` to write to, which becomes `file` at the end; an exception removes it."""
+    """Yield a temporary path beside `file`; rename it to `file` at the end, delete it after an exception."""
     partial = file.with_name(f".{file.name}.partial")
     try:
         yield partial
@@ -22,6 +22,6 @@ def atomic_write(file: Path) -> Iterator[Path]:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write an indented JSON file, whole or not at all."""
+    """Write an indented JSON file atomically."""
     with atomic_write(file) as partial:
         partial.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""What one study measured and later ones find again: files under the key of everything that they depend on."""
+"""The cache that studies share: measurements under a key of everything they depend on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from delta_tune.filesystem.uris import open_filesystem
 
 
 def content_key(parts: Iterable[str]) -> str:
-    """Hex key of all `parts` in their order."""
+    """Hex digest of `parts`, in order."""
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
 
 
 class Cache:
-    """A folder of files that appear whole or not at all, so that studies may share it."""
+    """A folder of atomically written files, so that studies can share it."""
 
     def __init__(self, location: str | Path) -> None:
         """`location`: a local folder, or `s3://bucket/folder` and other addresses that pyarrow.fs knows.
 
         Raises:
-            UserError: an address that nothing here can open, or a folder that cannot be written to.
+            UserError: the address cannot be opened, or the folder is not writable.
         """
         self.location = str(location)
         self._filesystem, self._root = open_filesystem(location, "cache")
@@ -37,14 +37,14 @@ class Cache:
                 raise UserError(f"cache {self.location} cannot be written to ({above}); give a folder that can.")
 
     def path(self, name: str) -> str:
-        """Where the file of that name is, as people read it."""
+        """Full path or address of a file, for messages."""
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """The file's content; None where there is none.
+        """The file's content; None if there is no such file.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
         if self._filesystem.get_file_info(self.path(name)).type == fs.FileType.NotFound:
             return None
@@ -53,10 +53,10 @@ class Cache:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write the file, or replace it.
+        """Write or replace a file.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         self._filesystem.create_dir(self._root, recursive=True)
         partial = self.path(f"{name}.{uuid.uuid4().hex}.partial")

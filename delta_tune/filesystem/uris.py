@@ -1,4 +1,4 @@
-"""Files at addresses such as s3://bucket/folder and gs://bucket/folder, through pyarrow."""
+"""Open addresses such as s3://bucket/folder and gs://bucket/folder with pyarrow."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pyarrow import fs
 from delta_tune.config import UserError
 
 GCS_PATIENCE_S = 30
-"""Google's client tries again for 15 minutes by default where nothing answers, or without credentials."""
+"""By default, Google's client retries for 15 minutes if nothing answers or credentials are missing."""
 
 
 def is_uri(place: object) -> bool:
-    """Whether `place` is an address and no path."""
+    """Whether `place` is an address rather than a path."""
     return "://" in str(place)
 
 
 def to_pyarrow_uri(address: str) -> str:
-    """The address as pyarrow takes it."""
+    """The address in the form that pyarrow expects."""
     base, question, options = address.partition("?")
     if base.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in options:
         question, options = "?", f"retry_limit_seconds={GCS_PATIENCE_S}{'&' if options else ''}{options}"
@@ -29,10 +29,10 @@ def to_pyarrow_uri(address: str) -> str:
 
 
 def open_filesystem(place: str | Path, flag: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or an address, and the path there.
+    """The file system of a path or an address, and the path within it.
 
     Raises:
-        UserError: as `open_remote_filesystem`.
+        UserError: like `open_remote_filesystem`.
     """
     if is_uri(place):
         return open_remote_filesystem(str(place), flag)
@@ -40,14 +40,14 @@ def open_filesystem(place: str | Path, flag: str) -> tuple[fs.FileSystem, str]:
 
 
 def open_remote_filesystem(address: str, flag: str) -> tuple[fs.FileSystem, str]:
-    """The file system of an address, and the path there; the usual variables have endpoint and credentials.
+    """The file system of an address, and the path within it; endpoint and credentials come from the environment.
 
     Args:
-        address: may hold spaces and other signs that URLs write otherwise.
-        flag: that it was given with.
+        address: may contain spaces and other characters that URLs must escape.
+        flag: the flag it was given with, for messages.
 
     Raises:
-        UserError: nothing here opens it, or its server does not answer as it should.
+        UserError: the address cannot be opened, or its server does not answer correctly.
     """
     base = address.partition("?")[0]
     if re.match(r"\w+://[^/]*:[^/]*@", base):
@@ -57,7 +57,7 @@ def open_remote_filesystem(address: str, flag: str) -> tuple[fs.FileSystem, str]
         )
     try:
         filesystem, path = fs.FileSystem.from_uri(to_pyarrow_uri(address))
-        filesystem.get_file_info(path)  # a server that is gone, or wrong credentials, show here
+        filesystem.get_file_info(path)  # a missing server or wrong credentials show up here
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{flag} {base} cannot be opened ({error}); give a folder or an address like s3://bucket/folder, with "

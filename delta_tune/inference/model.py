@@ -1,4 +1,4 @@
-"""The model in hand: `load(folder).predict(images)`."""
+"""Load the final model and predict: `load(folder).predict(images)`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prediction:
     label: str
     probability: float
     probabilities: dict[str, float]
-    """Every class, in the order of training."""
+    """Probability of each class, in training order."""
 
 
 class Model:
@@ -47,12 +47,12 @@ class Model:
         """Classify images.
 
         Args:
-            images: one, or an iterable of: paths, encoded images, PIL images, uint8 arrays (H, W, 3) or (H, W), uint8
-                tensors (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
-            batch_size: images that go through the network at a time, ≥ 1.
+            images: one image or an iterable of paths, encoded images, PIL images, uint8 arrays (H, W, 3) or (H, W), or
+                uint8 tensors (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
+            batch_size: images per forward pass, ≥ 1.
 
         Raises:
-            UserError: an image that cannot be read, an array of another type or shape, or a batch size below 1.
+            UserError: an image cannot be read, an array has another type or shape, or the batch size is below 1.
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
@@ -79,7 +79,7 @@ class Model:
 
 
 def _one_by_one(images: Images, name: str = "the image") -> Iterator[Image.Image]:
-    """Each image; `name` is what one that is no path is called."""
+    """Yield the images; `name` is used in messages for an image without a path."""
     if isinstance(images, np.ndarray | Tensor):
         for pixels in _uint8(images):
             yield open_image(Image.fromarray(pixels))
@@ -116,18 +116,21 @@ def _uint8(images: np.ndarray | Tensor) -> Iterable[Pixels]:
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
-    """The model of a study's `best` folder (or of the study's own).
+    """Load the model from a study's folder or its `best/`.
 
     Args:
-        folder: here, or at an address such as s3://bucket/results/photos.
-        device: where it is to predict.
+        folder: a local folder, or an address such as s3://bucket/results/photos.
+        device: where to predict.
 
     Raises:
-        UserError: there is no model there, or the device cannot be used.
+        UserError: the folder has no model, or the device is unusable.
     """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such name, no such hardware; a PyTorch without its support
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # unknown device, missing hardware, or PyTorch without support for it
         cause = str(error).splitlines()[0]
         raise UserError(
             f"The device {device} cannot be used ({cause}); give cpu, or cuda where PyTorch finds a GPU."

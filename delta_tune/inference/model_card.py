@@ -1,4 +1,4 @@
-"""`best/README.md`: what the model is, how well it does, and what is not known of it."""
+"""`best/README.md`, the model card: what the model is, how accurate it is, and its limits."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     Args:
         best: the model's folder.
         record: of the study.
-        sentences: what the study found on the way, such as the confirmation's verdict.
-        retrained: whether the model was trained anew after a confirmation, whose means its metrics then are.
+        sentences: findings of the study, such as the confirmation's result.
+        retrained: whether the model was retrained after a confirmation; its metrics are then the confirmation's means.
     """
     told = read_config(best)
     scored = record.scoring

@@ -1,4 +1,4 @@
-"""A study's tables as Plotly figures; colours of text and background are the page's."""
+"""Plotly figures of a study's tables; the page sets the colours of text and background."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.tables import StudyTables
 
 OTHER_COLOURS: Final = ("#009e73", "#f0e442", "#8c564b", "#7f5fc9", "#17becf")
-"""For the methods of a study that another version of this library ran and `METHODS` lacks."""
+"""Colours for methods that `METHODS` lacks, from a study of another version."""
 GREY, LINE = "#9a9a9a", "rgba(140, 140, 140, 0.3)"
 SCALE = "Viridis"
 LAYOUT: Final = {
@@ -31,19 +31,19 @@ LAYOUT: Final = {
 
 
 def percent(metric: Metric) -> dict[str, Any]:
-    """How an axis shows this metric."""
+    """Axis options for a metric."""
     return {"tickformat": ".0%"} if METRICS[metric] == "max" else {}
 
 
 def method_colours(tables: StudyTables) -> dict[str, str]:
-    """The methods that were tried and their colours, in the order of `METHODS`; those that it lacks come last."""
+    """Methods that were tried → their colours, in the order of `METHODS`; unknown ones come last."""
     tried = {row["config.regularizer"] for row in tables.trials.values()}
     known = {name: method.colour for name, method in METHODS.items() if name in tried}
     return known | dict(zip(sorted(tried - known.keys()), itertools.cycle(OTHER_COLOURS), strict=False))
 
 
 def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | None:
-    """The metric after each epoch of every trial; those that did not come to their full budget are grey."""
+    """Learning curves of all trials; trials that did not complete are grey."""
     if not any(tables.epochs.values()):
         return None
     figure, metric, colours = empty_figure(), tables.metric, method_colours(tables)
@@ -79,12 +79,12 @@ def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | No
 
 
 def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> go.Figure | None:
-    """A point per run and method: of the confirmation's seeds, or of the search's trials of full budget.
+    """One point per run and method: the confirmation's runs, or the search's completed trials.
 
     Args:
-        tables: of the study.
+        tables: the study's tables.
         confirmation: as in `study.json`.
-        num_val: images of the validation split, by which the interval of a search's best is reckoned.
+        num_val: images in the validation split, for the interval of the best trial.
     """
     figure, colours = empty_figure(), method_colours(tables)
     for place, (method, colour) in enumerate(colours.items()):
@@ -117,7 +117,7 @@ def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val
 
 
 def attention(rows: Iterable[Mapping[str, Any]]) -> go.Figure | None:
-    """The sorted weights of each layer, times its channels: 1 is what every channel has where none is preferred."""
+    """Sorted attention weights of each layer times its channels; 1 means no preference."""
     figure = empty_figure()
     for row in rows:
         weights = np.sort(np.asarray(row["W"], dtype=float))[::-1] * len(row["W"])
@@ -132,7 +132,7 @@ def attention(rows: Iterable[Mapping[str, Any]]) -> go.Figure | None:
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
-    """Rows are the true classes, columns the predicted ones; shares of a row, with the counts in the labels.
+    """Confusion matrix: rows are true classes, columns predictions; shares per row, counts in the labels.
 
     Args:
         matrix: int (K, K).
@@ -160,7 +160,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
 
 
 def timeline(tables: StudyTables) -> go.Figure | None:
-    """When each trial ran, packed into as few lanes as there were at a time."""
+    """Timeline of trials, packed into as few lanes as possible."""
     rows = [row for row in tables.trials.values() if row.get("began") and row.get("ended")]
     if not rows:
         return None
@@ -189,7 +189,7 @@ def timeline(tables: StudyTables) -> go.Figure | None:
 
 
 def with_axes(figure: go.Figure, x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
-    """The figure, with these settings of its axes."""
+    """Set axis options of a figure."""
     common = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE}
     for update, axis in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
         update({**common, **axis})
@@ -197,12 +197,12 @@ def with_axes(figure: go.Figure, x: Mapping[str, Any], y: Mapping[str, Any]) -> 
 
 
 def empty_figure() -> go.Figure:
-    """A figure with the page's layout."""
+    """An empty figure with the page's layout."""
     return go.Figure(layout=LAYOUT)
 
 
 def _middle(scores: Sequence[float], confirmed: bool, metric: Metric, num_val: int) -> tuple[float, dict[str, Any]]:
-    """What a method is judged by, and its error bar: mean and deviation of the seeds, or the best with its interval."""
+    """A method's marker and error bar: mean and deviation over seeds, or the best trial with its interval."""
     if confirmed:
         middle = float(np.mean(scores))
         return middle, {"array": [float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0]}
@@ -214,7 +214,7 @@ def _middle(scores: Sequence[float], confirmed: bool, metric: Metric, num_val: i
 
 
 def trial_label(tables: StudyTables, number: int) -> str:
-    """A trial in a line."""
+    """One line that describes a trial."""
     row = tables.trials[number]
     score = row.get(f"best_{tables.metric}")
     told = "no epoch" if score is None else f"{tables.metric} {score:.4g} after {row['epochs']} epochs"

@@ -1,4 +1,4 @@
-"""`report.html`: a study on one page that needs nothing but a browser, made from the study's folder alone."""
+"""`report.html`: one self-contained page per study, made from the study's folder alone."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from delta_tune.search.asha import rung_epochs
 TEMPLATE = "report.html.jinja"
 INTERVAL_S = 10.0
 SHARE = 0.02
-"""Part of the time that a report of a running study may take."""
+"""Share of wall-clock time for the report of a running study."""
 MOST_CLASSES = 120
-"""Beyond them nobody can read a confusion matrix."""
+"""With more classes a confusion matrix is unreadable."""
 DATA_FLAGS = (
     *("data", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"),
     *("model", "weights", "image_size", "metric", "max_epochs", "seed"),
@@ -44,21 +44,21 @@ DATA_FLAGS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A figure with what it shows, in a sentence or two."""
+    """A figure and its caption."""
 
     figure: str
-    """JSON that may stand in a script element."""
+    """JSON that is safe inside a script element."""
     caption: str
 
 
 def write_report(folder: str | Path) -> Path:
-    """Make the page of a study, finished or not, from what its folder holds.
+    """Write the report of a study, finished or not, from its folder.
 
     Args:
-        folder: of the study.
+        folder: the study's folder.
 
     Raises:
-        UserError: there is no study, or its tables do not read.
+        UserError: there is no study, or its tables are damaged.
     """
     folder = Path(folder)
     record = StudyRecord.read(folder)
@@ -78,11 +78,11 @@ def write_report(folder: str | Path) -> Path:
 
 
 class ReportWriter:
-    """Keeps the page up to date while a study runs, and never stands in its way.
+    """Updates the report while a study runs, without ever failing the study.
 
     Args:
-        folder: of the study.
-        say: told once if the page cannot be made: what a study found is in its tables, not in its page.
+        folder: the study's folder.
+        say: prints one sentence if the report cannot be written; the tables have all results.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -91,16 +91,16 @@ class ReportWriter:
         self._told = False
 
     def now_and_then(self) -> None:
-        """Make the page unless that has taken more than its share of the time."""
+        """Write the report if its time share allows it."""
         if self._share.free:
             with self._share.taken():
                 self.write()
 
     def write(self) -> Path | None:
-        """Make the page; None where that did not work."""
+        """Write the report; None if that failed."""
         try:
             return write_report(self._folder)
-        except Exception as error:  # whatever Plotly, Optuna or a disk raise: the search is worth more than its page
+        except Exception as error:  # whatever Plotly, Optuna or the disk raise: the search matters more than its report
             if not self._told:
                 self._told = True
                 cause = next(iter(str(error).strip().splitlines()), "no cause is known")
@@ -112,7 +112,7 @@ class ReportWriter:
 
 
 def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> dict[str, Any]:
-    """What the template is given."""
+    """The variables of the template."""
     settings, confirmation = record.settings, record.confirmation
     parameters = {name: json_to_distribution(json.dumps(each)) for name, each in record.distributions.items()}
     attention = pq.read_table(folder / ATTENTION_FILE).to_pylist() if (folder / ATTENTION_FILE).exists() else []
@@ -179,7 +179,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
 
 
 def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
-    """The study in figures."""
+    """Key figures of the study."""
     states = [row["state"] for row in tables.trials.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     settings = record.settings
@@ -196,7 +196,7 @@ def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
 
 
 def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> str:
-    """What a point of that figure is."""
+    """Caption of the methods figure."""
     if confirmation:
         return "A point is a run on a fresh seed and split; the diamond is their mean, the bar a standard deviation."
     interval = f"; the bar is the 95 % interval of {num_val} images" if tables.metric == "val_accuracy" else ""
@@ -230,7 +230,7 @@ def training_call(tables: StudyTables, number: int) -> str:
 
 
 def trial_rows(tables: StudyTables, parameters: hyperparameter_figures.Parameters) -> list[dict[str, Any]]:
-    """The table of trials, the best first: those of full budget, then the others by how far they came."""
+    """Rows of the table of trials: completed ones first, best first, then the others by epochs."""
     place = {number: rank for rank, number in enumerate(tables.ranked())}
     order = sorted(tables.trials, key=lambda n: (place.get(n, len(place)), -tables.trials[n]["epochs"], n))
     best = f"best_{tables.metric}"
@@ -246,18 +246,18 @@ def trial_rows(tables: StudyTables, parameters: hyperparameter_figures.Parameter
 
 
 def figure_json(figure: go.Figure) -> str:
-    """A figure as JSON; what would end the script element it stands in is escaped."""
+    """A figure as JSON, escaped for a script element."""
     return str(figure.to_json()).replace("<", "\\u003c")
 
 
 def data_uri(image: bytes) -> str:
-    """A picture as an address that needs no network."""
+    """An image as a data URI."""
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def format_time(moment: str) -> str:
-    """A moment of `study.json` for people."""
+    """A time from `study.json`, readable."""
     return moment.replace("T", " ").replace("+00:00", " UTC")
 
 

@@ -1,4 +1,4 @@
-"""What a study found, in sentences: for the terminal, the report and the model card."""
+"""Sentences that sum up a study, for the terminal, the report and the model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from delta_tune.results.tables import StudyTables
 
 @dataclass(frozen=True, kw_only=True)
 class BestTrial:
-    """The best trial of full budget of some methods."""
+    """The best completed trial of some methods."""
 
     number: int
     method: str
@@ -24,7 +24,7 @@ class BestTrial:
 
 
 def best_trial(tables: StudyTables, method: str | None = None, *, other_than: str | None = None) -> BestTrial | None:
-    """The best trial of full budget of all methods, of one, or of all but one; None if there is none."""
+    """The best completed trial of all methods, of one, or of all but one; None if there is none."""
     for number in tables.ranked(method):
         own = tables.trials[number]["config.regularizer"]
         if own != other_than:
@@ -40,14 +40,14 @@ def study_summary(
     *,
     out: str,
 ) -> list[str]:
-    """What a study found, in sentences.
+    """The last lines of a study.
 
     Args:
-        tables: of the search.
-        folder: of the study.
-        record: of the study.
-        remarks: what else there is to say: the confirmation's verdict, and attention's.
-        out: what holds the folder, as the user knows it.
+        tables: the search's tables.
+        folder: the study's folder.
+        record: the study's record.
+        remarks: further sentences, of the confirmation and on attention.
+        out: the folder's parent as the user named it.
     """
     metric, best = tables.metric, best_trial(tables)
     said = []
@@ -76,7 +76,7 @@ def study_summary(
 
 
 def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
-    """How far the winner is from the best of plain L2, or plain L2 from the best of the rest where it won."""
+    """Compare the winner with the best plain L2 trial, or plain L2 with the best other trial if it won."""
     metric = tables.metric
     if best.method == BASELINE:
         other = best_trial(tables, other_than=BASELINE)
@@ -100,7 +100,7 @@ def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
 
 
 def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
-    """What the study found, in a sentence."""
+    """The study's result in one sentence."""
     if record.confirmation:
         found = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if found is not None:
@@ -116,7 +116,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
 
 
 def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
-    """What else one has to know to believe the verdict, or not."""
+    """Further sentences needed to judge the result."""
     said = []
     if record.scoring is not None:
         said.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")

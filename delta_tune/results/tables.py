@@ -1,4 +1,4 @@
-"""What a study leaves behind: its two tables, which are the truth a resume is rebuilt from, and `study.json`."""
+"""The two tables of a study, `trials.parquet` and `epochs.parquet`, from which a resume is rebuilt."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ EPOCH_COLUMNS = {
 }
 """What a trial reports of an epoch: name → meaning."""
 REPORTED = "reported"
-"""Column of the epochs: when the study heard of it, in seconds since 1970. Rungs decide in this order."""
+"""Column of `epochs.parquet`: when the epoch was reported, in seconds since 1970. Rungs decide in this order."""
 EVENTS = b"delta_tune.events"
-"""Key of a table's metadata: how many of the journal's events it holds."""
+"""Metadata key of a table: how many of the journal's events it includes."""
 WRITING_SHARE = 0.05
-"""Part of the time that writing the tables whole may take: it takes longer the more trials there are."""
+"""Share of wall-clock time for writing the tables, which takes longer the more trials there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,16 @@ class Column:
 
     name: str
     type: pa.DataType | None
-    """None for a helper of the search space: the type of its values."""
+    """None for a helper of the search space: use the type of its values."""
     meaning: str
 
 
 class StudyTables:
     """`trials.parquet` and `epochs.parquet` of a study folder, in memory and on disk.
 
-    Each event is a line of the journal before anything follows from it, so that a process that is killed loses none.
-    Now and then, and at the end, both tables are written whole and the journal is removed. Files appear whole or not at
-    all and may be read while the study runs. A row says that a trial is finished, or that an epoch is done, only after
-    what a resume needs of it is on disk.
+    Each event is appended to the journal before it takes effect, so a killed process loses none. Now and then, and at
+    the end, both tables are written and the journal is removed. Files are replaced atomically and may be read while the
+    study runs. A row shows a finished trial or epoch only after everything that a resume needs of it is on disk.
     """
 
     def __init__(self, folder: Path, metric: Metric) -> None:
@@ -69,9 +68,9 @@ class StudyTables:
         self.trials: dict[int, dict[str, Any]] = {}
         self.epochs: dict[int, list[dict[str, Any]]] = {}
         self.open: set[int] = set()
-        """Numbers of the trials that wait or run."""
+        """Numbers of waiting and running trials."""
         self.leader: int | None = None
-        """The first of `ranked`, so that nobody has to look through all trials each time that one ends."""
+        """The first of `ranked`, updated whenever a trial ends."""
         self._journal = Journal(folder / JOURNAL_FILE)
         self._lag = False
         self._written = False
@@ -79,9 +78,9 @@ class StudyTables:
 
     @classmethod
     def read(cls, folder: Path, metric: Metric) -> StudyTables:
-        """The tables that an earlier session left, or one is writing, with what its journal adds.
+        """Read the tables of a finished, interrupted or running session, including its journal.
 
-        Nothing is changed on disk.
+        Does not change anything on disk.
 
         Raises:
             UserError: a table is missing or damaged.
@@ -99,7 +98,7 @@ class StudyTables:
 
     @classmethod
     def _read(cls, folder: Path, metric: Metric) -> StudyTables:
-        """Both tables and the journal, which belong together if none was written whole in the meantime."""
+        """Both tables and the journal; consistent unless one was rewritten meanwhile."""
         tables = cls(folder, metric)
         try:
             for row in _read_table(folder / EPOCHS_FILE).to_pylist():
@@ -126,7 +125,7 @@ class StudyTables:
         return tables
 
     def add(self, number: int, config: TrialConfig, params: Mapping[str, Any], helpers: Mapping[str, Any]) -> None:
-        """A trial that was proposed."""
+        """Add a proposed trial."""
         row = {
             "trial_id": trial_name(number),
             "number": number,
@@ -144,47 +143,47 @@ class StudyTables:
     def start(
         self, number: int, node: str | None, began: float, start_seconds: float | None, gpus: float = 0.0
     ) -> None:
-        """A trial that a worker began.
+        """A worker started a trial.
 
         Args:
-            number: of the trial.
+            number: the trial's number.
             node: Ray's id of the node.
             began: seconds since 1970.
-            start_seconds: since it was asked for.
-            gpus: its part of one.
+            start_seconds: seconds since it was proposed.
+            gpus: GPUs of the trial.
         """
         told = {"node": node, "began": began, "start_seconds": start_seconds, "gpus": gpus}
         self._tell(number, {"state": "running", **told})
 
     def move(self, number: int, node: str) -> None:
-        """A running trial whose worker or node was lost goes on on this node."""
+        """A running trial continues on another node after its worker or node was lost."""
         self._tell(number, {"node": node})
 
     def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> None:
-        """An epoch of a trial, which ended at that time.
+        """Add an epoch of a trial.
 
-        A repeated epoch (a worker died after it) replaces what was known from there on.
+        A repeated epoch (after a worker died) replaces that epoch and all later ones.
         """
         told = {"trial_id": trial_name(number), "epoch": row["epoch"], **{k: row[k] for k in EPOCH_COLUMNS}}
         self._tell(number, {"ended": ended}, told | {REPORTED: time.time()})
 
     def run_out_of_memory(self, number: int) -> None:
-        """A trial that is to run again with more of a GPU."""
+        """Mark a trial to run again with more of a GPU."""
         self._tell(number, {"state": "waiting", "out_of_memory": self.trials[number]["out_of_memory"] + 1})
 
     def finish(self, number: int, state: State, error: str | None = None) -> None:
-        """How a trial ended."""
+        """Set how a trial ended."""
         self._tell(number, {"state": state, "error": error})
         self._update_leader(number)
 
     def close_without_writing(self, number: int, state: State) -> None:
-        """How a trial of an earlier session ended, which did not come to write it down; on disk with the next write."""
+        """Set how a trial ended whose session was killed before writing it; written with the next write."""
         self._apply(number, {"state": state})
         self._update_leader(number)
 
     def _tell(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
-        """An event: what changes of a trial's row, and an epoch of it."""
-        if not self._written:  # what was read, with a journal that may end in half a line
+        """Record an event: changes to a trial's row, and possibly an epoch."""
+        if not self._written:  # tables that were read, whose journal may end in an incomplete line
             self.write()
         self._journal.append({"number": number, "trial": trial, "epoch": epoch})
         self._lag = True
@@ -192,7 +191,7 @@ class StudyTables:
         self.catch_up()
 
     def _apply(self, number: int, trial: Mapping[str, Any], epoch: dict[str, Any] | None = None) -> None:
-        """An event, in memory."""
+        """Apply an event in memory."""
         row, rows = self.trials.setdefault(number, {}), self.epochs.setdefault(number, [])
         row |= trial
         (self.open.add if row["state"] in OPEN else self.open.discard)(number)
@@ -202,12 +201,12 @@ class StudyTables:
             self._sum_up(number)
 
     def _update_leader(self, number: int) -> None:
-        """Keep the leader, now that this trial ended."""
+        """Update the leader after a trial ended."""
         if self.trials[number]["state"] == "completed":
             self.leader = min(number, number if self.leader is None else self.leader, key=self._rank)
 
     def _sum_up(self, number: int) -> None:
-        """Bring a trial's row up to its epochs."""
+        """Update a trial's row from its epochs."""
         rows, best = self.epochs[number], self.best_row(number)
         self.trials[number] |= {
             "epochs": len(rows),
@@ -219,14 +218,14 @@ class StudyTables:
         }
 
     def best_row(self, number: int) -> dict[str, Any]:
-        """The first epoch of a trial with the best metric."""
+        """A trial's first epoch with its best metric."""
         sign = 1 if METRICS[self.metric] == "max" else -1
         return max(self.epochs[number], key=lambda row: sign * row[self.metric])
 
     def ranked(self, regularizer: str | None = None) -> list[int]:
-        """Numbers of the trials of full budget (of one method), best first.
+        """Numbers of completed trials (of one method), best first.
 
-        By the best epoch's metric; equal ones by its validation loss, which a small split resolves more finely.
+        Ordered by the best epoch's metric, then by its validation loss, which a small split resolves more finely.
         """
         full = [
             number
@@ -260,17 +259,17 @@ class StudyTables:
             values = [row.get(column.name) for row in rows]
             found = {type(value) for value in values} - {type(None)}
             if column.type is None and len(found) > 1 and found != {int, float}:
-                values = [None if v is None else str(v) for v in values]  # a helper of several types
+                values = [None if v is None else str(v) for v in values]  # a helper with values of several types
             columns[column.name] = pa.array(values, type=column.type)
         return pa.table(columns)
 
     def catch_up(self) -> None:
-        """Write the tables if the journal is ahead of them and writing has taken no more than its share of the time."""
+        """Write the tables if the journal is ahead of them and the time share for writing allows it."""
         if self._lag and self._written and self._share.free:
             self.write()
 
     def write(self) -> None:
-        """Both tables, each whole or not at all; then the journal has nothing to add."""
+        """Write both tables atomically; the journal is then empty."""
         with self._share.taken():
             self._write()
 
@@ -291,7 +290,7 @@ def _stamps(folder: Path) -> list[int]:
 
 
 def _read_table(file: Path) -> pa.Table:
-    # Given a path, pyarrow asks for the size before it opens the file, which may have been replaced in between.
+    # Given a path, pyarrow reads the size before opening the file, which may be replaced in between.
     with pa.OSFile(str(file)) as opened:
         return pq.read_table(opened)
 
@@ -307,7 +306,7 @@ def epoch_columns() -> list[Column]:
 
 
 def trial_columns(helpers: Iterable[str] = ()) -> list[Column]:
-    """The columns of `trials.parquet`; `helpers` are those of the search space's helpers."""
+    """The columns of `trials.parquet`; `helpers` are the columns of the search space's helpers."""
     return [
         Column("trial_id", pa.string(), "The number with leading zeros, as in the names of folders"),
         Column("number", pa.int32(), "Number of the trial, from 0, in the order of proposal"),

@@ -46,8 +46,8 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
 
     Args:
         num_val: as in `passes_rung`; it does not apply to a loss.
-        group_of: method → name of those it shares rungs with; without it, all. Where methods are to be compared each
-            has rungs of its own: they rise at different speeds, and a rung across them would stop the slow ones.
+        group_of: method → name of the group that shares rungs; by default all methods do. If methods are compared, each
+            has rungs of its own: methods learn at different speeds, and common rungs would stop the slow ones.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         self._rungs = rung_epochs(max_epochs, grace_period, reduction_factor)
         self._scores: dict[tuple[str, int], dict[int, float]] = {}  # of each group's rungs: trial → score, best largest
         self.pruned: set[str] = set()
-        """Tune's ids of the trials that a rung stopped."""
+        """Tune ids of trials that were stopped at a rung."""
         self.live: dict[str, Any] = {}
-        """Tune's trials by id, from their proposal to the word of their end."""
+        """Tune's unfinished trials by id."""
 
     @property
     def metric(self) -> str:
-        """What is compared; Tune checks that results have it."""
+        """The metric that is compared; Tune checks that results have it."""
         return self._compared
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Tune's question after each epoch: go on, or stop."""
+        """Called by Tune after each epoch: continue or stop the trial."""
         if TrialOutcome.from_result(result) is not None or result["epoch"] >= self._max_epochs:
             return str(TrialScheduler.STOP)
         assignment = TrialAssignment.from_config(trial.config)
@@ -88,19 +88,19 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Tune's word of a trial that was proposed."""
+        """Called by Tune when a trial is proposed."""
         self.live[trial.trial_id] = trial
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Tune's word of its end."""
+        """Called by Tune when a trial ends."""
         self.live.pop(trial.trial_id, None)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Tune's word of its bad end."""
+        """Called by Tune when a trial fails."""
         self.live.pop(trial.trial_id, None)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Tune's word of its end while it waited."""
+        """Called by Tune when a waiting trial is removed."""
         self.live.pop(trial.trial_id, None)
 
     def replay(self, regularizer: str, number: int, rows: Iterable[Mapping[str, Any]]) -> bool:

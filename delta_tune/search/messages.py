@@ -20,13 +20,13 @@ class TrialAssignment:
     """What a worker has to run: the content of Tune's configuration of a trial."""
 
     number: int
-    """The trial's, from 0 in the order of the proposals."""
+    """Number of the trial, from 0 in the order of proposals."""
     hyperparameters: Mapping[str, Any]
     """`TrialConfig.record()` of its configuration."""
     task: int = 0
     """Index of the task that it runs on, among the tasks of the run."""
     gpus: float = 0.0
-    """Its part of a GPU, or the number of its GPUs."""
+    """Number of GPUs, or a fraction of one."""
 
     @property
     def config(self) -> TrialConfig:

@@ -36,7 +36,7 @@ class Unfinished:
     number: int
     params: dict[str, Any]
     values: dict[int, float]
-    """Epoch → metric, of the epochs that are done."""
+    """Epoch → metric, for the finished epochs."""
 
 
 @dataclass(kw_only=True)
@@ -49,11 +49,11 @@ class _Running:
     study: optuna.Study
     trial: optuna.Trial
     values: dict[int, float] = field(default_factory=dict)
-    """Epoch → metric, as Optuna has them."""
+    """Epoch → metric, as reported to Optuna."""
 
     def report(self, epoch: int, value: float) -> None:
         """Give Optuna the metric of an epoch."""
-        if epoch not in self.values:  # an epoch comes again if the worker died after it
+        if epoch not in self.values:  # an epoch is repeated if the worker died after it
             self.trial.report(value, epoch)
             self.values[epoch] = value
 
@@ -61,8 +61,8 @@ class _Running:
 class OptunaSearcher(Searcher):  # type: ignore[misc]
     """Proposes a study's trials: unfinished ones, the library default, START, then what Optuna samples.
 
-    Where the space balances a hyperparameter, its choices take turns and each has an Optuna study of its own: what is
-    learnt of one method's learning rate says little of another's, and each gets the same number of trials.
+    If the space balances a hyperparameter, its choices take turns and each has an Optuna study of its own: one method's
+    best learning rate says little about another's, and each gets the same number of trials.
 
     Optuna is told how trials really ended: those that a rung stopped are PRUNED with all their intermediate values,
     diverged and failed configurations violate a constraint, FAIL is left to causes outside the configuration, the step
@@ -112,9 +112,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._sampler, self._seed, self._max_epochs = sampler, seed, max_epochs
         self._num_trials, self._on_proposal = num_trials, on_proposal
         self.gpus_per_trial = 0.0
-        """Each trial's part of a GPU, the first time it runs."""
+        """GPUs per trial when it first runs."""
         self._gpus_of: dict[int, float] = {}
-        """That of the trials for which it was too small."""
+        """GPUs of trials that ran out of memory."""
         self._choice_of: dict[int, Any] = {}
         self._had: Counter[Any] = Counter()
         self._running: dict[str, _Running] = {}
@@ -127,13 +127,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         unfinished: Iterable[Unfinished],
         choice_of: Mapping[int, Any] | None = None,
     ) -> None:
-        """Take up where an earlier session stopped.
+        """Continue where an earlier session stopped.
 
         Args:
             finished: number, coordinates, state (as in `trials.parquet`, or `LOST`) and epoch → metric of each trial
                 that ended.
-            unfinished: what is to be run first.
-            choice_of: each trial's choice of the balanced hyperparameter, where they did not take turns from the first.
+            unfinished: trials to run first.
+            choice_of: each trial's choice of the balanced hyperparameter, if they did not take turns from the start.
         """
         finished, unfinished = list(finished), list(unfinished)
         self._choice_of.update(choice_of or {})
@@ -151,18 +151,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 self._points[self._choice(number)].popleft()
 
     def run_again(self, trial: Unfinished) -> None:
-        """Propose this trial before any new one."""
+        """Propose this trial before new ones."""
         self._unfinished.append(trial)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The Tune configuration of the next trial, or Tune's word for no more."""
+        """The Tune configuration of the next trial, or Tune's signal that there are no more."""
         values: dict[int, float] = {}
         point: dict[str, Any] | None
         if self._unfinished:
             left = self._unfinished.popleft()
             number, point, values = left.number, left.params, left.values
         elif self._next >= self._num_trials:
-            # A trial that shares a GPU may come back for more of it
+            # A trial that shares a GPU may need a larger share later
             shared = any(0 < running.gpus < 1 for running in self._running.values())
             return None if shared else str(Searcher.FINISHED)
         else:
@@ -181,12 +181,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return TrialAssignment(number=number, gpus=gpus, hyperparameters=proposal.config.record()).to_config()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tune's word of an epoch that did not end its trial."""
+        """Called by Tune after an epoch that does not end the trial."""
         if TrialOutcome.from_result(result) is None:
             self._running[trial_id].report(result["epoch"], result[self.metric])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune's word that a trial is over; the result that ended it comes here alone."""
+        """Called by Tune when a trial ends; only this call has the last result."""
         running = self._running.pop(trial_id)
         study, trial = running.study, running.trial
         outcome = TrialOutcome.from_result(result or {})
@@ -207,17 +207,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 study.tell(trial, state=TrialState.PRUNED)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its settings at the start of a run; ours has nothing to give it, see `save`."""
+        """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a resumed study is rebuilt from its tables, which needs no pickle."""
+        """Does nothing: a resumed study is rebuilt from its tables."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as `save`."""
+        """Does nothing, like `save`."""
 
     def _ask(self, number: int, point: Mapping[str, Any] | None) -> tuple[optuna.Trial, Proposal]:
-        """Optuna's trial and the configuration of trial `number`, with the coordinates of `point` where it has them."""
+        """Optuna's trial and the configuration of trial `number`, using the coordinates that `point` gives."""
         study = self.studies[self._choice(number)]
         study.sampler = make_sampler(self._sampler, self._seed, number)
         if point is not None:
@@ -246,7 +246,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return max(values.values()) if self.mode == "max" else min(values.values())
 
     def _choice(self, number: int) -> Any:
-        """The choice of a trial; a new one gets that which has had the fewest so far, so that they take turns."""
+        """The balanced choice of a trial; a new trial gets the choice with the fewest trials so far."""
         if number not in self._choice_of:
             self._choice_of[number] = min(self._choices, key=lambda choice: self._had[choice])
             self._had[self._choice_of[number]] += 1

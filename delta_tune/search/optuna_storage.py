@@ -1,4 +1,4 @@
-"""Where optuna-dashboard looks on: an Optuna storage beside the study's tables, which stay the truth."""
+"""The Optuna storage for optuna-dashboard; the study's tables remain authoritative."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from delta_tune.config import UserError
 
 PASSWORD_OPTIONS = {"password", "passwd"}
-"""Of a database URL's query, for libpq and MySQL's clients."""
+"""Names of password options in a database URL's query (libpq, MySQL clients)."""
 
 
 def open_storage(address: str) -> BaseStorage:
-    """The storage at a database URL, or in a journal file.
+    """Open the storage at a database URL or in a journal file.
 
     Args:
         address: such as sqlite:///studies.db, postgresql://…, or a path.
 
     Raises:
-        UserError: it cannot be opened, or holds a password.
+        UserError: it cannot be opened, or the URL contains a password.
     """
     _refuse_password(address)
     try:
@@ -41,7 +41,7 @@ def _refuse_password(address: str) -> None:
     try:
         url = make_url(address)
     except SQLAlchemyError:
-        return  # a path; or Optuna says what is wrong with it
+        return  # a path, or a URL that Optuna rejects
     if url.password is not None or url.query.keys() & PASSWORD_OPTIONS:
         hidden = url.set(query={name: "…" if name in PASSWORD_OPTIONS else v for name, v in url.query.items()})
         raise UserError(
@@ -52,7 +52,7 @@ def _refuse_password(address: str) -> None:
 
 @contextlib.contextmanager
 def silence_optuna() -> Iterator[None]:
-    """Within it Optuna does not tell on stderr that a study was created."""
+    """Silence Optuna's message about a new study while the block runs."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:
@@ -62,7 +62,7 @@ def silence_optuna() -> Iterator[None]:
 
 
 def remove_stale_studies(storage: BaseStorage, names: Iterable[str], *, resume: bool) -> None:
-    """Remove what a resume will tell again, and what a study that never began has left.
+    """Remove studies that a resume will fill again, and those of a study that never started.
 
     Raises:
         UserError: another study of that name has trials there.

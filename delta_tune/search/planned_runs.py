@@ -23,14 +23,14 @@ class Run:
 
 
 class PlannedRuns(Searcher):  # type: ignore[misc]
-    """Runs that are known beforehand, in their order."""
+    """Proposes a fixed list of runs in order."""
 
     def __init__(self, runs: list[Run], metric: Metric, on_proposal: Callable[[Run], None]) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
         self._left, self._on_proposal = list(runs), on_proposal
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The Tune configuration of the next run, or Tune's word for no more."""
+        """The Tune configuration of the next run, or Tune's signal that there are no more."""
         if not self._left:
             return str(Searcher.FINISHED)
         run = self._left.pop(0)
@@ -41,14 +41,14 @@ class PlannedRuns(Searcher):  # type: ignore[misc]
         return assignment.to_config()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing is learnt from it."""
+        """Ignored: the list is fixed."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its settings at the start of a run; ours has nothing to give it, see `save`."""
+        """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a resumed confirmation is rebuilt from its tables."""
+        """Does nothing: a resumed confirmation is rebuilt from its tables."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as `save`."""
+        """Does nothing, like `save`."""

@@ -1,4 +1,4 @@
-"""The hand that writes the study's tables while Tune runs, and clears away what is no longer needed."""
+"""Tune callback that writes the study's tables and removes checkpoints that are no longer needed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from delta_tune.search.messages import TrialAssignment, TrialOutcome, worker_dea
 
 
 class Recorder(Callback):  # type: ignore[misc]
-    """Tune's events → tables, progress and disk.
+    """Turns Tune's events into table rows and progress, and cleans up checkpoints.
 
-    Of the trials that are over only the leader's weights are kept: a study's disk use does not grow with its trials.
+    Of finished trials only the leader's weights are kept, so disk use does not grow with the number of trials.
     """
 
     def __init__(
@@ -41,35 +41,35 @@ class Recorder(Callback):  # type: ignore[misc]
         self._asked_at: dict[int, float] = {}
         self._cleared = False
         self.on_dropped_trial: Callable[[str], None] | None = None
-        """Told Tune's id of a trial whose end Tune told nobody but us."""
+        """Called with the Tune id of a trial whose end Tune did not report to the searcher."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its settings at the start of a run; the study is resumed from its tables instead."""
+        """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
 
     def asked(self, number: int) -> None:
-        """A trial was asked for: its start is timed from here."""
+        """A trial was proposed; its start is timed from now."""
         self._asked_at[number] = time.time()
 
     @contextmanager
     def shown(self, title: str, slots: Callable[[], int]) -> Iterator[None]:
-        """Within it the user sees where the run stands, under this word; `slots` is how many trials run at a time."""
+        """Show progress under `title` while the block runs; `slots` returns the number of concurrent trials."""
         self.standing.begin(slots)
         with self._progress.live(self.standing, self._tables, title):
             yield
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that has a worker."""
+        """A trial got a worker."""
         self.standing.started(TrialAssignment.from_config(trial.config).number)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch, or a bad end."""
+        """A trial reported an epoch or a bad end."""
         assignment, outcome = TrialAssignment.from_config(trial.config), TrialOutcome.from_result(result)
         number = assignment.number
         if outcome is not None and outcome.kind == "blocked":
-            # Before Optuna or the tables hear of it: the trial is as unfinished as the others that were running.
+            # Raise before Optuna or the tables see it: the trial stays unfinished, like the others that are running.
             raise ExternalFailure(outcome.error)
         if self._tables.trials[number]["state"] != "running":
             waited = result["began"] - self._asked_at.get(number, result["began"])
@@ -82,7 +82,7 @@ class Recorder(Callback):  # type: ignore[misc]
             self._progress.epoch(self._tables, number)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that reached its end, was stopped at a rung, or reported a bad end."""
+        """A trial completed, was stopped at a rung, or reported a bad end."""
         assignment, outcome = TrialAssignment.from_config(trial.config), TrialOutcome.from_result(trial.last_result)
         number, gpus = assignment.number, assignment.gpus
         if outcome is None:
@@ -98,15 +98,15 @@ class Recorder(Callback):  # type: ignore[misc]
             self._finish(number, outcome.kind, outcome.error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial whose worker died too often: exceptions of the trial's own come as reports."""
+        """A trial's worker died too often; exceptions inside a trial are reported instead."""
         lines = str(trial.get_error() or "no cause is known").strip().splitlines()
         self._finish(TrialAssignment.from_config(trial.config).number, "failed", worker_death(lines[-1]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Several times a second: let the tables catch up, and look for a trial that Tune gave up without a word.
+        """Several times a second: write the tables if due, and look for trials that Tune dropped silently.
 
-        It does so where a worker could not be made ready for its next trial (ray#29268, `_on_trial_reset`), and its
-        limit of trials at a time then counts that trial for ever.
+        Tune drops a trial if a worker cannot be reset for it (ray#29268, `_on_trial_reset`), and then counts that trial
+        against its limit of concurrent trials forever.
         """
         self._tables.catch_up()
         for trial in [trial for trial in self._scheduler.live.values() if trial.status == "ERROR"]:
@@ -116,7 +116,7 @@ class Recorder(Callback):  # type: ignore[misc]
             self.on_trial_error(iteration, trials, trial)
 
     def stop_the_rest(self) -> bool:
-        """Mark what the end of the run left unfinished, and write the tables; whether there was any."""
+        """Mark unfinished trials as stopped and write the tables; return whether there were any."""
         rest = sorted(self._tables.open)
         for number in rest:
             self._tables.finish(number, "stopped")
@@ -126,7 +126,7 @@ class Recorder(Callback):  # type: ignore[misc]
     def _finish(self, number: int, state: State, error: str | None) -> None:
         former = self._tables.leader
         self._tables.finish(number, state, error)
-        # The first time all of them: an earlier session may have been killed before it cleared up.
+        # The first time, clean up all trials: an earlier session may have been killed before it could.
         for each in {number, former} if self._cleared else self._tables.trials:
             if each is not None:
                 self._clear(each)
@@ -135,7 +135,7 @@ class Recorder(Callback):  # type: ignore[misc]
         self._progress.trial(self._tables, number, self._total, self.standing.left)
 
     def _clear(self, number: int) -> None:
-        """Remove what is no longer needed of a trial."""
+        """Remove files of a trial that are no longer needed."""
         state = self._tables.trials[number]["state"]
         folder = self._tables.folder / CHECKPOINTS / trial_name(number)
         if state in (*OPEN, "stopped"):

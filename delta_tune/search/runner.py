@@ -1,4 +1,4 @@
-"""Trials on Ray Tune: the only place for its running machinery."""
+"""Run trials with Ray Tune; the only module that builds a Tuner."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ def run_trials(
     title: str = "Search",
     loggers: Sequence[LoggerCallback] = (),
 ) -> list[tuple[float, int]]:
-    """Run what the searcher proposes until it has no more, the time is over, or the user interrupts.
+    """Run the searcher's trials until there are no more, time is up, or the user interrupts.
 
     Args:
-        tasks: measured; they lie once a node in the object store meanwhile.
+        tasks: measured tasks; the object store holds them once per node.
         searcher: proposes trials, each on one of the tasks (`TASK`), and is told of their ends.
         scheduler: stops them at its rungs.
-        recorder: is told of everything.
+        recorder: records all events.
         session: resources of a trial, and who is told how the maps were shared.
-        folder: of the study.
-        metric: what the searcher and the scheduler look at.
-        share_maps: whether trials leave the source's feature maps for one another.
-        left: seconds until all trials are stopped, asked again and again; None for no end.
-        title: what a terminal calls the run.
-        loggers: are told of the trials after the recorder.
+        folder: the study's folder.
+        metric: the metric that searcher and scheduler use.
+        share_maps: whether trials share the source's feature maps.
+        left: returns the seconds until all trials are stopped; None for no limit.
+        title: the run's name in the live view.
+        loggers: callbacks that run after the recorder.
 
     Returns:
-        Since when (seconds since 1970) how many trials could run at a time, as nodes came and went.
+        (seconds since 1970, concurrent trials from then on), as nodes came and went.
 
     Raises:
-        StoppedFromOutside: no node has had room for a trial for long.
+        ExternalFailure: no node has had room for a trial for a long time.
     """
     resources = session.resources
     name = f"{folder}-{uuid.uuid4().hex}"
@@ -95,7 +95,7 @@ def run_trials(
         tune_config=tune.TuneConfig(
             search_alg=limited,
             scheduler=scheduler,
-            num_samples=-1,  # the searcher says when it is done
+            num_samples=-1,  # unlimited: the searcher ends the run
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -118,38 +118,38 @@ def run_trials(
 
 
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
-    """Tune's, whose limit is fixed, with one that follows the cluster."""
+    """Limits concurrent trials to what the cluster holds now; Tune's own limiter is fixed."""
 
     def __init__(self, searcher: Searcher, room: Capacity) -> None:
         super().__init__(searcher, max_concurrent=room.limit)
         self._room = room
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, where there is room for it."""
+        """The next trial, if there is room for it."""
         self.max_concurrent = self._room.limit
         return super().suggest(trial_id)
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing: a resumed study is rebuilt from its tables."""
+        """Empty: a resumed study is rebuilt from its tables."""
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its settings at the start of a run; ours has nothing to give it."""
+        """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
-    """Tune's own time budget cannot move while trials run; for trials that no node has room for it waits for ever."""
+    """Stops the run on time. Tune's own budget cannot change during a run and waits forever if no node has room."""
 
     def __init__(self, left: Callable[[], float] | None, room: Capacity, standing: RunProgress) -> None:
         self._left, self._room, self._standing = left, room, standing
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether this trial is to stop: rungs say that."""
+        """Never stops single trials; the scheduler does."""
         return False
 
     def stop_all(self) -> bool:
-        """Tune asks several times a second."""
+        """Whether to stop the run; Tune asks several times per second."""
         if self._left is not None:
             left = self._left()
             self._standing.ends_in(left)
@@ -158,7 +158,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         return self._room.out_of_room is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its settings at the start of a run; ours has nothing to give it."""
+        """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
 
 
@@ -174,5 +174,5 @@ def _maps(name: str | None, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _name(trial: Any) -> str:
-    """Tune's folder of a trial; its own would list every hyperparameter."""
+    """Name of Tune's folder for a trial; the default would list every hyperparameter."""
     return f"trial-{trial_name(TrialAssignment.from_config(trial.config).number)}"

@@ -1,4 +1,4 @@
-"""What draws configurations after the starting points, and the spaces it can draw from."""
+"""Optuna samplers for configurations after the starting points, and which spaces they support."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from delta_tune.config import Sampler, UserError
 from delta_tune.spaces.validation import CheckedSpace
 
 WITHOUT_CONDITIONS = ("gp", "cmaes")
-"""Samplers that draw a hyperparameter which some trials lack as if no other mattered to it."""
+"""Samplers that draw conditional hyperparameters independently of all others."""
 
 
 MOST_GOOD = 50
 
 
 def tpe_gamma(finished: int) -> int:
-    """How many of the finished trials TPE takes for the good ones: half, at most 50, where Optuna takes a tenth.
+    """How many finished trials TPE treats as good: half, at most 50; Optuna's default is a tenth.
 
-    A tenth of a few dozen trials is those with the luckiest validation scores. On recorded curves half of them reaches
-    the target in about half as many epochs (docs/experiments.md, 2026-11-23).
+    A tenth of a few dozen trials is the ones with the luckiest validation scores. On recorded curves, half reaches the
+    target in about half as many epochs (docs/experiments.md, 2026-11-23).
     """
     return min((finished + 1) // 2, MOST_GOOD)
 
@@ -31,7 +31,7 @@ def tpe_gamma(finished: int) -> int:
 def make_sampler(kind: Sampler, seed: int, number: int) -> optuna.samplers.BaseSampler:
     """The sampler of one trial. Seeded per trial, so a resumed study draws what the uninterrupted one would have.
 
-    `grid` draws nothing; what a starting point leaves open is random.
+    `grid` draws nothing; values that a starting point leaves open are random.
     """
     seed = (seed * 1_000_003 + number) % 2**32
     with warnings.catch_warnings():
@@ -61,10 +61,10 @@ def space_for(kind: Sampler, checked: CheckedSpace) -> CheckedSpace:
 
 
 def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:
-    """A sentence where a sampler does less than one might expect of it.
+    """A note if the sampler does less than users may expect.
 
     Raises:
-        UserError: it cannot draw from this space, lacks a package, or is `grid` without starting points.
+        UserError: the sampler does not support this space, needs a missing package, or is `grid` without START.
     """
     space = checked.space
     if kind == "grid" and not space.start:
@@ -85,7 +85,7 @@ def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:
 
 
 def conditional_params(checked: CheckedSpace) -> list[str]:
-    """Hyperparameters that only some trials have, or that differ in their range; balanced choices apart."""
+    """Hyperparameters that only some trials have or whose range differs, within each balanced choice."""
     balance = checked.space.balance
     seen: dict[object, list[set[tuple[str, str]]]] = {}
     for proposal in checked.drawn:

@@ -1,4 +1,4 @@
-"""What everything that a study computes in one session has in common."""
+"""Resources and helpers shared by all phases of one session."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Session:
     """One session on a Ray cluster.
 
     Attributes:
-        resources: of a trial.
+        resources: what one trial gets.
         runner: computes attention on the cluster.
-        progress: what the user is told.
-        mirror: of the study's folder, where that is kept at an address.
+        progress: prints to the user.
+        mirror: mirror of the study's folder, if `--out` is an address.
     """
 
     resources: Resources
@@ -32,19 +32,19 @@ class Session:
     mirror: Mirror | None = None
 
     def checkpoints(self, folder: Path) -> str:
-        """Where trials of the study in `folder`, or of its confirmation, leave what they are continued from."""
+        """Folder or address of the checkpoints of the study in `folder`, or of its confirmation."""
         if self.mirror is None:
             return str(folder / CHECKPOINTS)
         return "/".join([self.mirror.address, *folder.relative_to(self.mirror.folder).parts, CHECKPOINTS])
 
     @property
     def device(self) -> str:
-        """Where the driver computes: it may sit on a node without a GPU."""
+        """The driver's device: its node may lack a GPU."""
         return self.resources.device if torch.cuda.is_available() else "cpu"
 
 
 def start_session(resources: Resources, progress: Progress, mirror: Mirror | None = None) -> Session:
-    """A session with these resources."""
+    """Start a session with these resources."""
     runner = ray_runner(
         cpus=resources.cpus_per_trial,
         gpus=resources.gpus_per_trial,

@@ -1,4 +1,4 @@
-"""A trial that hangs is ended with its process, by a thread that needs nothing of Python: faulthandler's."""
+"""End the process of a trial that hangs, from faulthandler's native watchdog thread."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FACTOR = 20.0
-"""A trial hangs if an epoch takes this many times the longest that its process has seen,"""
+"""A trial hangs if an epoch takes this many times the longest one in its process,"""
 LEAST_S = 60.0
-"""but no less than this,"""
+"""but at least this many seconds,"""
 FIRST_S = 7200.0
-"""and this where its process has seen none."""
+"""or this many seconds if the process has finished no epoch yet."""
 
 _longest: float | None = None
-"""Seconds of the longest epoch of this process: trials of a study come to the same processes."""
+"""Seconds of the longest epoch in this process, over all its trials."""
 
 
 class Watchdog:
-    """Ends the process when an epoch takes too long; open while a trial runs."""
+    """Ends the process if an epoch takes too long."""
 
     def __init__(self, file: int, *, factor: float, least_s: float, first_s: float) -> None:
         self._file, self._factor, self._least_s, self._first_s = file, factor, least_s, first_s
@@ -35,10 +35,10 @@ class Watchdog:
         self._began = time.monotonic()
 
     def end(self, epoch_s: float = 0.0) -> None:
-        """The epoch is over: what comes until the next is none of the trial's time.
+        """An epoch ended; time until the next one does not count.
 
         Args:
-            epoch_s: its own account of itself: one that an earlier process ran took this one no time.
+            epoch_s: the epoch's own duration; a row repeated from an earlier process took no time here.
         """
         global _longest
         faulthandler.cancel_dump_traceback_later()
@@ -52,8 +52,7 @@ def watch_epochs(
     """Watch over a trial's epochs.
 
     Args:
-        note: where the stacks of all threads are written to before the process ends; empty if it was not needed, and
-            then taken away.
+        note: file for the stacks of all threads, written before the process ends; removed if not needed.
         factor: `FACTOR`.
         least_s: `LEAST_S`.
         first_s: `FIRST_S`.
@@ -64,11 +63,11 @@ def watch_epochs(
             yield Watchdog(file.fileno(), factor=factor, least_s=least_s, first_s=first_s)
         finally:
             faulthandler.cancel_dump_traceback_later()
-            note.unlink(missing_ok=True)  # a trial that is stopped has its folder cleared while it ends
+            note.unlink(missing_ok=True)  # the folder of a stopped trial may be removed while it ends
 
 
 def timeout_from_note(note: Path) -> float | None:
-    """Seconds that the epoch was let run that an earlier process ended for; None where none was."""
+    """The time limit in seconds that an earlier process exceeded; None if there is no note."""
     first = note.read_text(errors="replace").partition("\n")[0] if note.exists() else ""
     timeout = re.match(r"Timeout \((\d+):(\d+):([\d.]+)\)", first)
     if timeout is None:

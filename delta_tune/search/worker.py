@@ -1,4 +1,4 @@
-"""What runs in a Ray worker: one trial of a study, from its Tune configuration to its reports."""
+"""Run one trial in a Ray worker, from its Tune configuration to its reports."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ from delta_tune.training.trial import Row, run_trial
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """What all trials of a study are told."""
+    """Settings shared by all trials of a study."""
 
     shelf: str
     checkpoints: str
-    """Folder or address of those of all trials."""
+    """Folder or address of all trials' checkpoints."""
     metric: Metric
     threads: int
     device: str
     maps: str | None
-    """Name of the shelf where trials share the source's feature maps; None where they do not."""
+    """Name of the index of shared source feature maps; None if maps are not shared."""
 
 
 TRIES, WAIT_S = 5, 10.0
-"""To bring an epoch to an address, and the seconds between."""
+"""Attempts to push an epoch to an address, and seconds between them."""
 
 _tasks: tuple[str, Any] | None = None
-"""The shared tasks of the study that this process last worked for: a process lives on from trial to trial."""
+"""Tasks of the study that this process last worked for; processes are reused between trials."""
 
 
 def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> None:
     """Run one trial and report each epoch.
 
-    An exception of the trial's own is reported as its outcome, never raised: Tune would start the trial anew, and only
-    the death of a worker or a node is worth that.
+    Exceptions inside the trial are reported as its outcome, not raised: Tune would restart the trial, which only makes
+    sense if a worker or node died.
     """
     # By default Tune waits 2 s for a trial's thread to end, then gives up on the actor and forgets to tell the searcher
     # (ray/tune/execution/tune_controller.py, _on_trial_reset), so that a study on a busy machine would never end.
@@ -65,7 +65,7 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     torch.set_num_threads(settings.threads)
     reporter = _Reporter(settings.metric)
     place = settings.checkpoints
-    if not is_uri(place) and not Path(place).parent.exists():  # a node that joined later than the study looked
+    if not is_uri(place) and not Path(place).parent.exists():  # a node that joined after the study's check
         unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
         reporter.end("blocked", unseen)
         return
@@ -126,7 +126,7 @@ def _run(
                 reporter.epoch(row)
                 watch.begin()
 
-            # The tables at an address may be some epochs behind it, and hear of them now.
+            # The tables at an address may lack some of these epochs; report them now.
             for row in _earlier_rows(config, folder, mirror) if mirror is not None else ():
                 report(row)
             result = run_trial(
@@ -162,9 +162,9 @@ def _run(
 
 
 def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row]:
-    """Of the run that is continued, but for the last, which it reports itself.
+    """Rows of the run that is resumed, except the last, which the run reports itself.
 
-    What is no run of this configuration is one that the study knows nothing of any more, and goes.
+    A run of another configuration is unknown to the study and is removed.
     """
     point = read_resume_point(folder)
     if point is None:
@@ -176,10 +176,10 @@ def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row
 
 
 def push_with_retries(mirror: Mirror) -> None:
-    """Push, patiently.
+    """Push the mirror, with retries.
 
     Raises:
-        StoppedFromOutside: the address does not answer as it should.
+        ExternalFailure: the push keeps failing.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -192,11 +192,11 @@ def push_with_retries(mirror: Mirror) -> None:
 
 
 def release_memory() -> None:
-    """Return what a trial leaves behind to the machine: its process lives on, and would grow from trial to trial."""
-    gc.collect()  # networks, hooks and optimizers form cycles
+    """Free a trial's memory: its process is reused and would otherwise grow with each trial."""
+    gc.collect()  # networks, hooks and optimizers form reference cycles
     if gc.get_freeze_count() == 0:
-        gc.freeze()  # to look through torch, Ray and the rest again after each trial would take half a second
-    # Each trial runs in a thread of its own, for which glibc keeps a heap that it does not shrink by itself.
+        gc.freeze()  # scanning torch, Ray and the rest after each trial would take half a second
+    # Each trial runs in its own thread, whose heap glibc does not shrink by itself.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Plain L2 searched beside a space that lacks it, so that a confirmation has something to compare with."""
+"""Search plain L2 beside a space that lacks it, so that a confirmation has a baseline."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from delta_tune.spaces.space import Space, SpaceTrial
 from delta_tune.spaces.validation import CheckedSpace, check_space, contains
 
 ARM = "_arm"
-"""The helper that says which arm a trial is of: `SPACE` (or its method, where methods are balanced) or `BASELINE`."""
+"""Helper that names a trial's arm: `SPACE` (or its method, if methods are balanced) or `BASELINE`."""
 SPACE = "space"
 _RECIPE = {"lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "weight_decay": 1e-4}
 _WEIGHT_DECAY = FloatDistribution(1e-5, 1e-2, log=True)
-# max_grad_norm is one of plain L2's too, but null unless it is given.
+# plain L2 uses max_grad_norm too, but it is null unless given.
 _OF_BASELINE = {k for k, v in TrialConfig(regularizer=BASELINE, max_grad_norm=1.0).record().items() if v is not None}
 _SHARED = _OF_BASELINE - {"regularizer", "weight_decay", "max_epochs", "seed"}
 
 
 def lacks_l2_baseline(checked: CheckedSpace) -> bool:
-    """Whether no configuration of the space is plain L2."""
+    """Whether the space contains no plain L2 configuration."""
     return all(proposal.config.regularizer != BASELINE for proposal in checked.drawn)
 
 
 def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
-    """The space and plain L2 in turns, each with a sampler of its own.
+    """Alternate between the space and plain L2, each with its own sampler.
 
-    L2 is searched over the space's own ranges of what both have (learning rate, batch norm, …) and keeps what the space
-    keeps constant; its weight decay is searched from 1e-5 to 1e-2.
+    L2 uses the space's ranges and constants for hyperparameters that both have (learning rate, batch norm, …); its
+    weight decay is searched from 1e-5 to 1e-2.
 
     Args:
         checked: a space without plain L2.
-        seed: of the random draws that the new space is checked with.
+        seed: seed of the random draws that check the new space.
     """
     space = checked.space
-    # A space that balances its methods gets L2 as one more of them; any other is one arm as a whole.
+    # If the space balances methods, L2 becomes one more method; otherwise the whole space is one arm.
     by_method = space.balance == "regularizer"
     arms = (*(checked.choices if by_method else (SPACE,)), BASELINE)
     ranges = _ranges(checked)
@@ -74,11 +74,11 @@ def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
 
 
 Groups = Callable[[StudyTables], dict[int, str]]
-"""Trial number → the group that is compared: its method, or its arm where plain L2 is searched beside a space."""
+"""Trial number → its group in comparisons: its method, or its arm if plain L2 was added."""
 
 
 def comparison_groups(checked: CheckedSpace) -> Groups:
-    """What is compared in a study of this space."""
+    """The groups that are compared in a study of this space."""
     choices = checked.choices if checked.space.balance == ARM else None
 
     def groups(tables: StudyTables) -> dict[int, str]:
@@ -89,7 +89,7 @@ def comparison_groups(checked: CheckedSpace) -> Groups:
 
 
 def rung_groups(checked: CheckedSpace) -> Callable[[str], str]:
-    """Method → the group within which trials of this space are stopped: one, or each that gets a budget of its own."""
+    """Method → the group within which trials are stopped: one group, or one per separately budgeted method."""
     if checked.space.balance == ARM:
         choices = checked.choices
         return lambda method: str(arm_of(method, choices))
@@ -98,7 +98,7 @@ def rung_groups(checked: CheckedSpace) -> Callable[[str], str]:
 
 
 def arm_of(regularizer: str, choices: tuple[Any, ...]) -> Any:
-    """The arm that a trial of this method belongs to, of `add_l2_baseline`'s choices."""
+    """The arm of a trial with this method, among `add_l2_baseline`'s choices."""
     return regularizer if regularizer in choices else SPACE
 
 

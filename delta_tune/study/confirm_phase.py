@@ -17,7 +17,7 @@ class Outcome:
     """How far a session came.
 
     Attributes:
-        interrupted: by the user, before everything was done.
+        interrupted: whether the user interrupted it.
         confirmation: the comparison of methods; None if there is none.
         retrained: whether the final model was trained anew, on all images.
     """
@@ -61,13 +61,13 @@ def confirm_and_retrain(study: Study, session: Session) -> Outcome:
 
 
 def retrain_best(study: Study, session: Session, confirmation: Confirmation, seconds: float) -> bool:
-    """Make the final model of the best method's configuration, or leave it as it is; whether it is retrained.
+    """Retrain the best method's configuration as the final model; return whether the final model is a retrained one.
 
     Args:
         study: the study.
         session: where the model is trained.
-        confirmation: says which method is best.
-        seconds: that training will take as far as is known; nothing is trained if the time budget has less.
+        confirmation: names the best method.
+        seconds: estimated training time; nothing is trained if the time budget has less left.
     """
     task = task_with_all_images(study.task) if final_takes_val(study.config) else study.task
     model = describe_model(task, confirmation)

@@ -1,4 +1,4 @@
-"""`--confirm N`: the best configuration of each method again, on fresh seeds and splits, so that methods compare."""
+"""`--confirm N`: repeat the best configuration of each method on N new seeds and splits, to compare methods."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from delta_tune.training.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """What the repeated runs say.
+    """The result of the repeated runs.
 
     Attributes:
-        metric: what runs are compared by: the study's, or accuracy where that is a loss.
-        scores: method → the metric after the last epoch of each repetition, those alone that all methods finished.
+        metric: compares the runs: the study's metric, or accuracy if that is a loss.
+        scores: method → the metric after the last epoch, for each repetition that all methods finished.
         trials: method → the trial of the search whose configuration it is.
-        sentences: for the summary.
+        sentences: sentences for the summary.
     """
 
     metric: Metric
@@ -49,9 +49,9 @@ class Confirmation:
 
 
 def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str | None]:
-    """The best trial of full budget of each group that was searched with as many trials as the others, by its method.
+    """Method → the best completed trial of each group that had as many trials as the others.
 
-    Also a sentence on those left out: more trials find a better one by luck alone.
+    Also a sentence on groups left out: more trials find a better one by luck alone.
     """
     group_of = groups(tables)
     counts = Counter(group_of.values())
@@ -72,7 +72,7 @@ def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str
 
 
 def plan_runs(tables: StudyTables, chosen: Mapping[str, int], repetitions: int, seed: int) -> list[Run]:
-    """Every contender on every split, split by split, so that early ones are complete if time runs out."""
+    """All contenders on all splits, ordered by split, so that whole splits are complete if time runs out."""
     runs: list[Run] = []
     for repetition in range(repetitions):
         for trial in chosen.values():
@@ -99,18 +99,18 @@ def confirm(
     max_epochs: int,
     left: Callable[[], float] | None,
 ) -> tuple[Confirmation | None, bool]:
-    """Run what is not finished yet; the result, None where there is nothing to compare, and whether it is whole.
+    """Run what is not finished; return the result (None if there is nothing to compare) and whether it is complete.
 
     Args:
-        task: of the search: its train and val are what fresh splits are drawn from.
-        tables: of the search.
+        task: the search's task; new splits are drawn from its train and val.
+        tables: the search's tables.
         groups: what is compared.
         repetitions: seeds and splits, ≥ 2.
-        session: where runs are run.
+        session: where to run.
         seed: of the study.
         folder: of the study.
         max_epochs: of a run.
-        left: seconds until what runs is stopped, as in `run_trials`; repetitions that are whole by then are compared.
+        left: returns the seconds until runs are stopped, as in `run_trials`; complete repetitions are compared.
     """
     say = session.progress.say
     metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
@@ -121,7 +121,7 @@ def confirm(
     runs = plan_runs(tables, chosen, repetitions, seed)
     known = {n: found.config(n).record() for n in found.trials}
     if any(run.number in known and known[run.number] != run.config.record() for run in runs):
-        found = StudyTables(own, metric)  # the search has gone on and found others since
+        found = StudyTables(own, metric)  # the search has continued and found others
     open_runs = [run for run in runs if found.trials.get(run.number, {}).get("state") not in FINISHED]
     if open_runs:
         say(
@@ -131,7 +131,7 @@ def confirm(
         tasks = [task.on(resample_splits(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
         for repetition in sorted({run.repetition for run in open_runs}):
             configs = [run.config for run in open_runs if run.repetition == repetition]
-            # Anew for each split: labels of what is now val must not have shaped the attention.
+            # Measured for each split: labels of the new val must not influence the attention.
             tasks[repetition].measurements.measure(configs, session.device, say, session.runner)
         scheduler = AshaScheduler(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)

@@ -43,11 +43,11 @@ def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
     Args:
         study: the study.
         device: where the model computes.
-        outcome: of the phases before.
+        outcome: result of the earlier phases.
     """
     record, tables, best = study.record, study.tables, study.folder / BEST
     winner = record.winner if outcome.retrained else save_searched(study)
-    # A study that goes on later must not have looked at its test split.
+    # An interrupted study must not look at its test split yet.
     if winner is not None and not outcome.interrupted and record.scoring is None:
         score_final_model(study.task, study.folder, record, device, retrained=outcome.retrained)
     record.end("interrupted" if outcome.interrupted else "finished")
@@ -77,7 +77,7 @@ def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
 
 
 def save_searched(study: Study) -> int | None:
-    """Make the final model of the best trial's saved weights unless it is that already; the trial, None if none."""
+    """Make the best trial's saved weights the final model, unless they are; return the trial, None if there is none."""
     winner = next(iter(study.tables.ranked()), None)
     if winner is None:
         return None
@@ -102,12 +102,12 @@ def save_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> N
 def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
     """The model's scores on the test split, with a 95 % interval of its accuracy.
 
-    The caller writes every scoring down: a second one is no longer an honest estimate.
+    The caller records every scoring: after the first, the estimate is no longer unbiased.
 
     Args:
-        task: which has a test split.
+        task: has a test split.
         best: the model's folder.
-        logits: its (N, K) for that split.
+        logits: its logits (N, K) for that split.
     """
     assert task.dataset.test is not None
     labels = torch.from_numpy(np.array(task.dataset.test.labels))
@@ -123,11 +123,11 @@ def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
 
 
 def score_final_model(task: Task, folder: Path, record: StudyRecord, device: str, *, retrained: bool) -> None:
-    """Score the final model on test, or look at validation if there is no test split and it was not trained on it.
+    """Score the final model on test; if there is no test split, predict validation, unless it was trained on it.
 
     Args:
         task: of the study.
-        folder: the study's, where what the model said of each image, and what its channels see, is kept.
+        folder: the study's folder, where predictions and feature-map images are saved.
         record: of the study; the scoring of a test split is added.
         device: where the model computes.
         retrained: whether the model was trained on validation too.

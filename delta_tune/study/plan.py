@@ -1,4 +1,4 @@
-"""What a study is about to do, in sentences, and how long that will take: `--dry-run` prints it."""
+"""The plan of a study and its estimated time, as `--dry-run` prints them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from delta_tune.training.trial import run_trial
 
 
 def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> float:
-    """Epochs that the study buys if a share of 1/reduction_factor passes each rung."""
+    """Expected number of epochs if a share of 1/reduction_factor passes each rung."""
     ends = [*rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor), config.max_epochs]
     staged = sum(
         (end - start) / config.reduction_factor**k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
@@ -37,7 +37,7 @@ def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> 
 
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
-    """Wall clock of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
+    """Seconds of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
     probe = dataclasses.replace(config, regularizer=HEAVIEST, behavior_scale="raw", max_epochs=1)
     with torch_threads(threads):
         start = time.perf_counter()
@@ -57,7 +57,7 @@ def study_resources(study: Study, cluster: Cluster) -> Resources:
 
 
 def plan_lines(study: Study, resources: Resources) -> list[str]:
-    """What is about to be done, in sentences."""
+    """The plan, line by line."""
     config, checked, trials = study.config, study.checked, study.num_trials
     data, backbone, space = study.task.dataset, study.task.backbone, checked.space
     sizes = [f"train {len(data.train.labels)}", f"val {len(data.val.labels)}"]
@@ -97,7 +97,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
 
 
 def estimate(study: Study, resources: Resources) -> str:
-    """The expected wall clock of the search, in a sentence."""
+    """The estimated time of the search, in a sentence."""
     config, checked = study.config, study.checked
     if resources.device != "cpu":
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"

@@ -19,10 +19,10 @@ SCHEMES = ("s3://", "gs://", "gcs://")
 
 
 class RemoteStudies:
-    """The folder of studies at an address, and where they are worked on here.
+    """Studies at an address, and the local folder in which they are worked on.
 
     Raises:
-        UserError: the address cannot be opened, or not be written to.
+        UserError: the address cannot be opened or written to.
     """
 
     def __init__(self, address: str) -> None:
@@ -34,7 +34,7 @@ class RemoteStudies:
             pass
 
     def begin(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings of a study that works here; a study to resume and one to start from are brought here.
+        """Settings for working in the local folder; fetches a study to resume or to start from.
 
         Raises:
             UserError: the name is taken there.
@@ -55,7 +55,7 @@ class RemoteStudies:
         return {"cache": f"{self.address}/{SHARED_CACHE}", **settings, "out": self.here}
 
     def mirror(self, name: str) -> Mirror:
-        """Of the study of that name."""
+        """The mirror of the study `name`."""
         return Mirror(self.here / name, f"{self.address}/{name}", skip=(CHECKPOINTS, RAY))
 
     def _has(self, name: str) -> bool:
@@ -63,7 +63,7 @@ class RemoteStudies:
         return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
     def _bring(self, name: str) -> None:
-        """What is there is the truth; what was here is put aside."""
+        """Fetch a study; the address is authoritative, so an existing local folder is set aside."""
         if not self._has(name):
             raise UserError(f"There is no study in {self.address}/{name}; --name and --out must name one.")
         if (self.here / name).exists():

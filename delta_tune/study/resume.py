@@ -1,4 +1,4 @@
-"""`--resume`: a study as its tables tell it, and whether it is the same."""
+"""`--resume`: check that the study is the same, and rebuild its state from its tables."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from delta_tune.training.task import Task
 
 
 def study_identity(task: Task, checked: CheckedSpace) -> StudyIdentity:
-    """The data, the weights and the space.
+    """The identity of a study: data, weights and space.
 
-    Of a hyperparameter whose distribution depends on others, the one that was drawn first stands for all.
+    If a hyperparameter's distribution depends on others, the first one drawn represents it.
     """
     known: dict[str, BaseDistribution] = {}
     for proposal in checked.drawn:
@@ -40,7 +40,7 @@ def study_identity(task: Task, checked: CheckedSpace) -> StudyIdentity:
 
 
 def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: CheckedSpace) -> None:
-    """What is resumed must be what was begun.
+    """Check that a resumed study is the one that was started.
 
     Args:
         record: of the earlier sessions.
@@ -49,7 +49,7 @@ def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: Che
         checked: its space.
 
     Raises:
-        UserError: the data, the weights or the space are others.
+        UserError: data, weights or space differ.
     """
     ours = study_identity(task, checked)
     anew = f"start a new study, with --start-from {folder.name} to begin with what this one found"
@@ -71,7 +71,7 @@ def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: Che
 
 
 def foreign_owner_note(folder: Path) -> tuple[str, ...]:
-    """What to say of a study that another user began: Ray's own files may run anything, ours are only data."""
+    """A warning about a study that another user started: Ray's files may contain code, ours are only data."""
     if not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid():
         return ()
     return (
@@ -84,16 +84,16 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
     """Rebuild rungs and Optuna from the tables of the earlier session.
 
     Args:
-        tables: of the search; a trial whose end the earlier session did not come to write down ends here.
-        scheduler: new.
-        searcher: new.
-        max_epochs: of a full trial.
+        tables: the search's tables; trials whose end was not written by the earlier session are ended here.
+        scheduler: a new scheduler.
+        searcher: a new searcher.
+        max_epochs: epochs of a full trial.
     """
     told = [(e.get(REPORTED) or 0.0, number, e["epoch"]) for number, rows in tables.epochs.items() for e in rows]
     for _, number, epoch in sorted(told):
         row, epochs = tables.trials[number], tables.epochs[number]
         stop = scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
-        # The session may have been killed between the word that ended a trial and its row.
+        # The session may have been killed between stopping a trial and writing its row.
         if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= max_epochs):
             tables.close_without_writing(number, "pruned" if stop else "completed")
     finished, unfinished = [], []
@@ -107,15 +107,15 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
             unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
     choices = searcher.checked.choices if searcher.checked.space.balance == ARM else None
     choice_of = None
-    if choices is not None:  # an earlier session may have had no arms yet
+    if choices is not None:  # an earlier session may not have had arms
         choice_of = {number: arm_of(row["config.regularizer"], choices) for number, row in tables.trials.items()}
     searcher.restore_trials(finished, unfinished, choice_of)
 
 
 def seconds_spent(record: StudyRecord, tables: StudyTables) -> float:
-    """Wall clock of the earlier sessions.
+    """Wall-clock seconds of the earlier sessions.
 
-    A driver that was killed wrote its tables after `study.json`: up to their last epoch it did run.
+    A killed driver may have written its tables after `study.json`; time up to their last epoch counts.
     """
     last = max((row["ended"] for row in tables.trials.values() if row.get("ended")), default=0.0)
     noted = last if record.spent_seconds_at is None else record.spent_seconds_at

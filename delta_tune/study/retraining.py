@@ -1,4 +1,4 @@
-"""The confirmed configuration trained once more, on all images that may be used: the study's final model."""
+"""Retrain the confirmed configuration on train and validation as the final model."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ LOOK_S = 1.0
 
 
 class RetrainingDiverged(Exception):
-    """The configuration does not bear the larger training set."""
+    """The training diverged on the larger training set."""
 
 
 def task_with_all_images(task: Task) -> Task:
-    """The task with validation as part of train."""
+    """The task with validation added to train."""
     return task.on(merge_val_into_train(task.dataset))
 
 
 def describe_model(task: Task, confirmation: Confirmation) -> str:
-    """The final model in words, by which a resumed study knows that it has it."""
+    """The final model in words; a resumed study uses them to recognise it."""
     return f"trial {confirmation.trials[confirmation.best]} retrained on {len(task.dataset.train)} images"
 
 
 def retrain_and_save(
     task: Task, tables: StudyTables, confirmation: Confirmation, session: Session, folder: Path
 ) -> int | None:
-    """Train the confirmed configuration and make `best/` of it; the trial it is of, None where it diverged.
+    """Retrain the confirmed configuration and save it as `best/`; return its trial, None if it diverged.
 
     Args:
-        task: what it is trained on.
-        tables: of the search.
-        confirmation: whose best method it is.
-        session: where it is trained.
-        folder: of the study.
+        task: the training data.
+        tables: the search's tables.
+        confirmation: names the best method.
+        session: where to train.
+        folder: the study's folder.
     """
     trial = confirmation.trials[confirmation.best]
     config, say = tables.config(trial), session.progress.say
@@ -78,15 +78,15 @@ def retrain_and_save(
 
 
 def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resources, bar: Bar) -> None:
-    """Train on `task`'s train, on the cluster, and go on where an earlier session stopped.
+    """Train on the cluster, resuming where an earlier session stopped.
 
-    The weights that count are those after the last epoch in the folder or at the address `checkpoint`: with no image
-    left to choose an epoch by, it is the one that was planned for.
+    The result is the weights after the last epoch, in the folder or at the address `checkpoint`: no images are left to
+    choose an epoch by.
 
     Raises:
         RetrainingDiverged: with the reason.
     """
-    # A whole GPU: no other trial runs any more
+    # A whole GPU: no other trial is running
     gpus = 1.0 if resources.gpus_per_trial else 0.0
     remote: Any = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=gpus, max_retries=3)(_run)
     run = remote.remote(task, config, checkpoint, resources.device, resources.threads)
@@ -102,7 +102,7 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resourc
 
 
 def _epochs_done(checkpoint: str) -> int:
-    """As the folder has it; an address is not asked, so the bar stands still there."""
+    """From the local folder; at an address progress is not read."""
     point = None if is_uri(checkpoint) else read_resume_point(Path(checkpoint))
     return 0 if point is None else point.epoch
 

@@ -21,7 +21,7 @@ from delta_tune.tracking.trackers import trackers
 
 
 def search(study: Study, session: Session) -> bool:
-    """Run the trials that are left; whether the user interrupted them."""
+    """Run the remaining trials; return whether the user interrupted them."""
     to_run = study.num_trials - sum(row["state"] in FINISHED for row in study.tables.trials.values())
     if to_run <= 0:
         return False
@@ -45,7 +45,7 @@ def search(study: Study, session: Session) -> bool:
         session,
         folder=study.folder,
         metric=study.config.metric,
-        # On a GPU the source's forward pass is as fast as the way of its maps through the host's memory.
+        # On a GPU, recomputing the source's maps is as fast as moving them through host memory.
         share_maps=resources.device == "cpu" and any(config.uses_behavior for config in study.configs),
         left=left,
         loggers=trackers(study.config, study.tables, study.progress.say),
@@ -60,9 +60,9 @@ def search(study: Study, session: Session) -> bool:
 
 
 def time_left(study: Study, session: Session) -> Callable[[], float] | None:
-    """A function that gives the seconds of the time budget that the search may still use; None if it has no end.
+    """A function that returns the seconds that the search may still use; None if there is no time budget.
 
-    It says once what is reserved for the confirmation and the final model, as soon as epochs have been measured.
+    Once epochs have been measured, it prints what is reserved for the confirmation and the final model.
     """
     budget, confirm = study.budget, study.config.confirm
     if budget.total is None:

@@ -1,4 +1,4 @@
-"""From settings to a study that is ready to run: everything that can be refused is refused here, before Ray starts."""
+"""Prepare a study from its settings; everything that can be refused is refused here, before Ray starts."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from delta_tune.tracking.trackers import check_trackers
 from delta_tune.training.task import Task, prepare
 
 NAMES_NOT_PATHS = ("demo", "default")
-"""Of data and weights; a folder of that name is not meant."""
+"""Values of data and weights that never mean a folder of that name."""
 
 DATA_OPTIONS = (
     "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
 )  # fmt: skip
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
-"""Their versions are written to `study.json`."""
+"""Packages whose versions are written to `study.json`."""
 
-# What a resumed study may change: how much and where, not what is measured.
+# Settings that may change at a resume: how much and where to run, not what is measured.
 CHANGEABLE = {
     *("num_trials", "time_budget", "confirm", "cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
     *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
@@ -54,12 +54,12 @@ CHANGEABLE = {
 
 
 def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord]:
-    """The settings of the study, and the record of the one that is resumed (else an empty one).
+    """The settings of the study, and the record of the study to resume (else an empty one).
 
-    A resumed study has its settings already: those that are given again must agree, or be of the kind that may change.
+    A resumed study has its settings; settings given again must agree or be changeable.
 
     Raises:
-        UserError: an unknown setting, one that is not allowed, or one that differs from the study that is resumed.
+        UserError: a setting is unknown, invalid, or differs from the study to resume.
     """
     config = study_config(given)
     if not config.resume:
@@ -78,15 +78,15 @@ def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord
 
 
 def new_name(task: Task) -> str:
-    """data-model-date-time."""
+    """A name of the form data-model-date-time."""
     return f"{task.dataset.name}-{task.backbone.model.removeprefix('timm:')}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def study_folder(config: StudyConfig, name: str) -> Path:
-    """The folder of the study: a new one, or with `resume` the one that is there.
+    """The folder of the study: a new one, or with `resume` the existing one.
 
     Raises:
-        UserError: the name is taken, the study to resume does not exist, or nothing can be written there.
+        UserError: the name is taken, the study to resume does not exist, or the folder is not writable.
     """
     folder = (config.out / name).absolute()
     if (folder / STUDY_FILE).exists() and not config.resume:
@@ -104,7 +104,7 @@ def check_layers(task: Task, checked: CheckedSpace) -> None:
     """Refuse a layer that the backbone does not have.
 
     Raises:
-        UserError: with the nearest layers.
+        UserError: names the nearest layers.
     """
     for layers in {p.config.layers for p in checked.drawn if p.config.uses_behavior}:
         resolve_layers(task.backbone, layers)
@@ -124,19 +124,19 @@ def settings_for_json(config: StudyConfig, folder: Path) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the working directory, where it is a git checkout."""
+    """The git commit of the working directory; None outside a checkout."""
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # no git here: there is no commit to name
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed or does not answer
         return None
     return found.stdout.strip() or None
 
 
 def prepare_study(settings: Mapping[str, Any]) -> Study:
-    """The study with these settings, a new one or one to resume.
+    """Prepare a new study, or one to resume.
 
     Raises:
-        UserError: a setting that cannot be used, data or weights that do not read, a study that cannot be resumed.
+        UserError: a setting is unusable, data or weights cannot be read, or the study cannot be resumed.
     """
     began = time.time()
     address = str(settings.get("out", ""))
@@ -215,10 +215,10 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
 
 
 def open_study(study: Study) -> None:
-    """Write down what the study is, before anything is computed.
+    """Create the study's folder and write its record, before anything is computed.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder is not writable.
     """
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def open_study(study: Study) -> None:
         git_commit=git_commit(),
         command=sys.argv,
     )
-    study.tables.write()  # before the file that says there is a study to resume
+    study.tables.write()  # before study.json, which marks a study that can be resumed
     study.record.write(study.folder)
     if study.mirror is not None:
         push_or_raise(study.mirror)

@@ -29,25 +29,25 @@ from delta_tune.training.task import Task
 
 @dataclass(kw_only=True)
 class Study:
-    """What the phases of a study work on: `prepare_study` makes it, `tune` runs the phases in order.
+    """A study's objects and state: `prepare_study` creates it, `tune` runs its phases in order.
 
     Attributes:
         config: the settings.
         folder: where results are written.
-        out: the folder above, or the address that it is mirrored to, as the user knows it.
-        mirror: copies the folder to that address; None if results stay here.
+        out: its parent as the user named it: a folder or an address.
+        mirror: copies the folder to that address; None if `out` is a folder.
         record: `study.json`.
         tables: trials and epochs of the search.
         task: the data and the pretrained network.
         checked: the search space.
-        num_trials: of the search.
+        num_trials: number of trials.
         notes: sentences for the plan.
         scheduler: stops trials early.
         searcher: proposes trials.
         recorder: writes the tables while trials run.
-        progress: what the user sees.
+        progress: prints to the user.
         reporter: writes the report.
-        budget: wall clock, of all sessions.
+        budget: the time budget over all sessions.
     """
 
     config: StudyConfig
@@ -90,11 +90,11 @@ class Study:
         self.recorder.asked(number)
 
     def reserve(self, within: float, slots: int) -> PostSearchBudget:
-        """What the confirmation and the final model will take.
+        """Estimate the time of confirmation and final model.
 
         Args:
-            within: seconds that they may take.
-            slots: runs at a time.
+            within: seconds they may take.
+            slots: concurrent runs.
         """
         return plan_post_search(
             within,

@@ -1,4 +1,4 @@
-"""`--time-budget`: how much of it the search may use, and what is kept for the confirmation and the final model."""
+"""`--time-budget`: what the search may use, and what is reserved for confirmation and final model."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from delta_tune.training.task import Task
 
 
 def final_takes_val(config: StudyConfig) -> bool:
-    """Whether a confirmed configuration is retrained with validation: not where train was made small on purpose."""
+    """Whether the final model is retrained with validation: not if train was made small on purpose."""
     return config.train_fraction is None and config.train_per_class is None
 
 
 def final_training_growth(config: StudyConfig, task: Task) -> float:
-    """Images of the final training / images of a trial's."""
+    """Training images of the final model / training images of a trial."""
     train, val = len(task.dataset.train), len(task.dataset.val)
     return (train + val) / train if final_takes_val(config) else 1.0
 
 
 LARGEST_SHARE = 0.5
-"""Part of the budget that confirmation and final model may keep from the search; beyond it repetitions are cut."""
+"""Largest share of the budget for confirmation and final model; repetitions are cut to fit."""
 SLACK = 0.05
-"""Part of the time for the final model that may lie beyond the budget."""
+"""Share of the final model's time that may exceed the budget."""
 LOOK_AT_BUDGET_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PostSearchBudget:
-    """What comes after the search, as measured epochs tell it.
+    """Estimated time after the search.
 
     Attributes:
-        repetitions: of the confirmation; 0 where not even two fit.
-        confirmation: seconds.
+        repetitions: repetitions of the confirmation; 0 if fewer than two fit.
+        confirmation: seconds of the confirmation.
         final: seconds of the final model.
     """
 
@@ -53,11 +53,11 @@ class PostSearchBudget:
 
 
 class TimeBudget:
-    """Wall clock of a study over all its sessions, in seconds, and what the user is told of it.
+    """The wall-clock budget of a study over all its sessions, in seconds.
 
     Args:
-        total: None for no end.
-        spent: by earlier sessions.
+        total: the budget; None for no limit.
+        spent: seconds of earlier sessions.
         began: when this session began, in seconds since 1970.
     """
 
@@ -66,27 +66,27 @@ class TimeBudget:
 
     @property
     def used(self) -> float:
-        """Seconds that all sessions took so far."""
+        """Seconds of all sessions so far."""
         return self._spent + time.time() - self.began
 
     @property
     def left(self) -> float:
-        """Seconds that are left; below 0 where it was overrun."""
+        """Seconds left; negative if overrun."""
         return math.inf if self.total is None else self.total - self.used
 
     def has_time_for(self, seconds: float) -> bool:
-        """Whether so much is left, give or take `SLACK`."""
+        """Whether `seconds` are left, within `SLACK`."""
         return self.left >= (1 - SLACK) * seconds
 
     def search_is_over(self) -> str:
-        """Why no trial starts."""
+        """A sentence on why no trial starts."""
         return f"The search's part of the time budget of {self._total} is spent; a larger --time-budget goes on."
 
     def reserved_after_search(self, reserved: PostSearchBudget, confirm: int) -> str:
-        """What is kept for the confirmation and the final model.
+        """A sentence on what is reserved for confirmation and final model.
 
         Args:
-            reserved: for them.
+            reserved: the reservation.
             confirm: repetitions that the user asked for.
         """
         if not reserved.repetitions:
@@ -97,10 +97,10 @@ class TimeBudget:
         )
 
     def too_short_to_confirm(self, repetitions: int, confirm: int) -> str:
-        """What is cut.
+        """A sentence on what is cut.
 
         Args:
-            repetitions: that fit.
+            repetitions: repetitions that fit.
             confirm: repetitions that the user asked for.
         """
         enough = f"for {repetitions} seeds instead of {confirm}, no more" if repetitions else ""
@@ -116,7 +116,7 @@ class TimeBudget:
 
 
 def mean_epoch_seconds(tables: StudyTables, groups: Groups) -> dict[str, float]:
-    """Group → mean wall clock of an epoch with its scoring, of its slowest method; empty where none has ended."""
+    """Group → mean seconds per epoch, with scoring, of its slowest method; empty before the first epoch."""
     took: dict[tuple[str, str], list[float]] = {}
     for number, group in groups(tables).items():
         method = tables.trials[number]["config.regularizer"]
@@ -138,23 +138,23 @@ def plan_post_search(
     growth: float,
     split_seconds: float = 0.0,
 ) -> PostSearchBudget:
-    """What confirmation and final model will take, with as many repetitions as fit.
+    """Estimate confirmation and final model, with as many repetitions as fit.
 
     Args:
-        within: seconds that they may take.
-        repetitions: asked for.
-        epoch_seconds: of each group that is compared.
-        max_epochs: of a run.
-        slots: runs at a time.
-        growth: images of the final training / images of a run's.
-        split_seconds: to measure the attention of a fresh split, or of the final training set.
+        within: seconds they may take.
+        repetitions: repetitions asked for.
+        epoch_seconds: group → seconds per epoch.
+        max_epochs: epochs of a run.
+        slots: concurrent runs.
+        growth: training images of the final model / of a run.
+        split_seconds: seconds to measure the attention of a new split or of the final training set.
     """
     if not epoch_seconds:
         return PostSearchBudget(repetitions=repetitions)
     slowest = max(epoch_seconds.values())
     final = split_seconds + max_epochs * slowest * growth
     for count in range(repetitions, 1, -1):
-        # The last run to start is alone at the end where several run at a time.
+        # With several concurrent runs, the last one to start runs alone at the end.
         tail = slowest if slots > 1 else 0.0
         confirmation = count * split_seconds + max_epochs * (count * sum(epoch_seconds.values()) / slots + tail)
         if confirmation + final <= within:
@@ -163,9 +163,9 @@ def plan_post_search(
 
 
 def cached_for(seconds: float, ask: Callable[[], float]) -> Callable[[], float]:
-    """`ask`, looked up anew at most once in so many seconds and counted down in between.
+    """Call `ask` at most once every `seconds`, and count its answer down in between.
 
-    Where it takes long it is asked less often, so that it takes no more than a twentieth of the time.
+    A slow `ask` is called less often, so that it takes at most a twentieth of the time.
     """
     due, answered_at, answer = -math.inf, 0.0, 0.0
 

@@ -1,4 +1,4 @@
-"""Which trials a study has: its space, what is searched beside it, what is tried first, and how many."""
+"""Plan a study's trials: their number, the space, a baseline beside it, and starting points."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TrialPlan:
     """The trials of a study.
 
     Attributes:
-        checked: the space that is searched.
-        num_trials: of it.
-        notes: what the user is told of it, in sentences.
+        checked: the search space.
+        num_trials: number of trials.
+        notes: sentences for the plan.
     """
 
     checked: CheckedSpace
@@ -33,11 +33,11 @@ def plan_trials(config: StudyConfig, record: StudyRecord) -> TrialPlan:
 
     Args:
         config: the settings.
-        record: of the study, where the configurations of an earlier study are written down: a resumed study proposes
-            the same even where the other one is gone by then.
+        record: the study's record. It stores the configurations of `--start-from`, so that a resumed study proposes
+            the same ones even if the other study is gone.
 
     Raises:
-        UserError: the space, its sampler or the earlier study cannot be used.
+        UserError: the space, sampler or earlier study is unusable.
     """
     base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
     checked = check_space(load_space(config.space, base, config.set), config.seed)
@@ -73,7 +73,7 @@ def count_trials(num_trials: int, checked: CheckedSpace) -> tuple[int, str | Non
     Balanced methods get equal numbers.
 
     Raises:
-        UserError: fewer trials than there are methods to balance.
+        UserError: there are fewer trials than methods to balance.
     """
     if checked.space.balance is None:
         return num_trials, None

@@ -23,18 +23,17 @@ __all__ = ["StudyResult", "dry_run", "tune"]
 
 
 def tune(**settings: Any) -> StudyResult:
-    """Find the best way to fine-tune.
+    """Search for the best fine-tuning configuration and train the final model.
 
     Args:
-        **settings: the fields of `StudyConfig`, which are the flags of `launch.py` with underscores; `space` may also
-            be the function itself.
+        **settings: fields of `StudyConfig`: the flags of `launch.py` with underscores; `space` may also be a function.
 
     Returns:
-        The result. A Ray that was running already is left running, and nothing stays in its object store.
+        The result. A running Ray is left running, with nothing left in its object store.
 
     Raises:
-        UserError: a setting that cannot be used, before any trial starts; or a cause outside the study that stops it,
-            such as a full disk.
+        UserError: a setting is unusable (before any trial starts), or an external failure such as a full disk stops the
+            study.
     """
     study = prepare_study(settings)
     folder = study.folder
@@ -57,10 +56,10 @@ def tune(**settings: Any) -> StudyResult:
 
 
 def dry_run(**settings: Any) -> list[str]:
-    """The plan of the study that `tune` would run, in sentences; nothing is left behind.
+    """The plan of the study that `tune` would run, line by line; writes nothing.
 
     Raises:
-        UserError: as `tune`.
+        UserError: like `tune`.
     """
     study = prepare_study({**settings, "storage": None, "mlflow": None, "wandb": None})
     with ray_cluster(study.config.address) as cluster:

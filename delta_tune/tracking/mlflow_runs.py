@@ -1,4 +1,4 @@
-"""Trials as MLflow runs, by Ray's callback; needs an MLflow package, so it is imported only where one is asked for."""
+"""Log trials as MLflow runs; imported only if asked for, because it needs an MLflow package."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from delta_tune.config import UserError
 from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
 
-# A server that does not answer must not hold up Tune's loop for MLflow's own seven tries of two minutes.
+# A silent server must not block Tune's loop for MLflow's default of seven tries of two minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 ENDS = {"completed": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
-"""State of a trial → MLflow's; all others FAILED."""
+"""Trial state → MLflow status; all others are FAILED."""
 ERRORS = (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError)
 
 
 def check_mlflow(uri: str) -> None:
-    """Look whether something answers there; a database is made where there is none.
+    """Check that the server or database answers; create the database if needed.
 
     Raises:
-        UserError: nothing does.
+        UserError: it does not answer.
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells on stderr of each table that it makes
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs each created table on stderr
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SADeprecationWarning)  # MLflow 3.17's own with SQLAlchemy 2.1
+            warnings.simplefilter("ignore", SADeprecationWarning)  # deprecations inside MLflow 3.17 with SQLAlchemy 2.1
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -49,15 +49,15 @@ def check_mlflow(uri: str) -> None:
 
 
 class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
-    """Ray's callback, with one request an epoch instead of two for each figure, and runs that a resume goes on with.
+    """Tune callback: one request per epoch; a resumed study continues its runs.
 
     A run has the trial's hyperparameters, the columns of `epochs.parquet` by epoch, and the trial's state as a tag.
 
     Args:
-        uri: of the tracking server or database.
-        tables: of the study, whose folder's name is the MLflow experiment's; they know how a trial ended before this
-            is told.
-        say: told once if MLflow takes no more; the study goes on without it.
+        uri: tracking server or database.
+        tables: the study's tables; their folder's name is the experiment's. They have a trial's end before this
+            callback runs.
+        say: prints one sentence if logging fails; the study continues without MLflow.
     """
 
     def __init__(self, uri: str, tables: StudyTables, say: Callable[[str], None]) -> None:
@@ -68,11 +68,11 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
         self._lost = False
 
     def log_trial_start(self, trial: Any) -> None:
-        """A new run, or the one that an earlier session began for this trial."""
+        """Start a run, or continue the one of an earlier session."""
         self._send(lambda: self._begin(trial))
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        """An epoch."""
+        """Log an epoch."""
         if TrialOutcome.from_result(result) is None:
             now = round(1000 * time.time())
             known = {name: float(result[name]) for name in EPOCH_COLUMNS if result[name] is not None}
@@ -80,7 +80,7 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
             self._send(lambda: self._client.log_batch(self._trial_runs[trial], metrics=figures))
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        """The end, with the trial's state."""
+        """End the run with the trial's state."""
         row = self._tables.trials[TrialAssignment.from_config(trial.config).number]
         told = {"state": row["state"], **({"error": row["error"]} if row.get("error") else {})}
         if row["state"] not in ("waiting", "running"):
@@ -88,16 +88,16 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
             self._send(lambda: self._finish(trial, told))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Trials that the end of the search left unfinished; a resume makes their runs running again."""
+        """End the runs of unfinished trials; a resume reopens them."""
         for trial in self._open:
             self._send(partial(self._client.set_terminated, self._trial_runs[trial], ENDS["stopped"]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its settings at the start of a run; ours has nothing to give it."""
+        """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
 
     def _begin(self, trial: Any) -> None:
-        if trial in self._trial_runs:  # a lost worker's trial starts again
+        if trial in self._trial_runs:  # the trial restarts after its worker was lost
             return
         self._open.add(trial)
         experiment, name = self.mlflow_util.experiment_id, str(trial)

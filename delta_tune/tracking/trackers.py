@@ -1,4 +1,4 @@
-"""Tools that people have: MLflow and Weights & Biases follow the trials of a search, through Ray's callbacks."""
+"""Experiment trackers: log the trials of a search to MLflow and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from delta_tune.results.tables import StudyTables
 
 
 def check_trackers(config: StudyConfig) -> None:
-    """Refuse before any work what could not be followed.
+    """Check before any work that the requested trackers can be used.
 
     Raises:
         UserError: a package is missing, an address does not answer, or there is no key.
@@ -52,12 +52,12 @@ def check_trackers(config: StudyConfig) -> None:
 
 
 def trackers(config: StudyConfig, tables: StudyTables, say: Callable[[str], None]) -> list[LoggerCallback]:
-    """Ray's callbacks for what is asked for.
+    """Tune callbacks for the requested trackers.
 
     Args:
-        config: of the study, checked by `check_trackers`.
-        tables: of the study; their folder's name is the MLflow experiment's, and the group's in the wandb project.
-        say: told if a tool takes no more.
+        config: settings, checked by `check_trackers`.
+        tables: the study's tables; their folder's name becomes the MLflow experiment and the wandb group.
+        say: prints a sentence if a tracker fails.
     """
     found: list[LoggerCallback] = []
     if config.mlflow is not None:

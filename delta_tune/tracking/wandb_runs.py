@@ -1,4 +1,4 @@
-"""Trials as Weights & Biases runs, by Ray's callback; needs wandb, so it is imported only where that is asked for."""
+"""Log trials as Weights & Biases runs; imported only if asked for, because it needs wandb."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ray.air.integrations.wandb import WandbLoggerCallback
 
 KEY = "WANDB_API_KEY"
-# Of a result and a configuration: what is Tune's or ours, and no figure or hyperparameter of the trial.
+# Keys of Tune or of the study, which are neither metrics nor hyperparameters.
 EXCLUDED = (
     *("number", "gpus", "task", "node", "began", "ended", "timestamp", "time_since_restore", "time_this_iter_s"),
     *("iterations_since_restore", "checkpoint_dir_name", "hostname", "node_ip", "pid"),
@@ -17,14 +17,13 @@ EXCLUDED = (
 
 
 class WandbRuns(WandbLoggerCallback):  # type: ignore[misc]
-    """Ray's callback: one run per trial, those of a study as a group.
+    """Ray's callback: one run per trial, grouped by study.
 
-    The key goes to wandb as a setting: Ray would make it an environment variable of its processes, and logs those in
-    plain text.
+    The key is passed to wandb as a setting: Ray would make it an environment variable and log it in plain text.
 
     Args:
-        project: of wandb.
-        folder: of the study: its name is the group's, and wandb's own files come there.
+        project: the wandb project.
+        folder: the study's folder: its name is the group's, and wandb's files are written there.
     """
 
     def __init__(self, project: str, folder: Path) -> None:
