@@ -376,6 +376,7 @@ def test_layer_that_the_forward_does_not_reach_is_refused() -> None:
     model = build(chain)
     model.unused = nn.Conv2d(3, 3, 1)
     model[4].register_module("aside", nn.Identity())
+    model.eval()
     model.forward = lambda x: model[4][:4](model[3](model[2](model[1](model[0](x)))))  # type: ignore[method-assign,assignment]
     with pytest.raises(ValueError, match="does not run unused"):
         losses(model, *batch(2), "unused")

@@ -13,12 +13,12 @@ from delta_tune.search.watchdog import timeout_from_note, watch_epochs
 TRIAL = """
 import sys, time
 from pathlib import Path
-from delta_tune.search.watchdog import watched
+from delta_tune.search.watchdog import watch_epochs
 
 def hang():
     time.sleep(60)
 
-with watched(Path(sys.argv[1]), factor=3, least_s={least}, first_s={first}) as watch:
+with watch_epochs(Path(sys.argv[1]), factor=3, least_s={least}, first_s={first}) as watch:
     for seconds in {epochs}:
         time.sleep(seconds)
         watch.end()

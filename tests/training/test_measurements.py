@@ -44,7 +44,7 @@ def test_measure_computes_nothing_in_a_later_study(fresh, monkeypatch):
     configs = [TrialConfig(layers=LAYERS), TrialConfig(regularizer="l2_fe")]
     fresh.measure(configs)
     again = later(fresh)
-    for name in ("measure_features", "trained_head", "measure_layers"):
+    for name in ("measure_features", "fit_probe_head", "measure_layers"):
         monkeypatch.setattr(measurements, name, lambda *a, **k: pytest.fail("computed again"))
     said = []
     again.measure(configs, say=said.append)
