@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_tune.spaces.space import SpaceTrial
+from delta_tune.spaces import SpaceTrial
 
 
 def space(trial: SpaceTrial) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_tune.spaces.space import SpaceTrial
+from delta_tune.spaces import SpaceTrial
 
 BALANCE = "regularizer"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_tune.spaces.space import SpaceTrial
+from delta_tune.spaces import SpaceTrial
 
 ALPHAS = [64e-6, 64e-5, 0.64, 6.4]
 
