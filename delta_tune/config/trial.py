@@ -30,7 +30,7 @@ LAYER_CHOICES = ("all", "last", "last_two")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig:
-    """One configuration of the fine-tuning run (arXiv 1901.09229); `docs/method.md` has the formulas.
+    """One configuration of the fine-tuning run (arXiv 1901.09229); `docs/explanation/method.md` has the formulas.
 
     Raises:
         UserError: a value of the wrong type or out of its range.
