@@ -10,6 +10,7 @@ one trial at a time:
     methods    all five methods (search_spaces/methods.py), random augmentation, ASHA, test score
     resumed    TPE, ASHA, `--confirm 2`; interrupted by Ctrl-C in the middle of a trial, then resumed
 
+`--quick` runs only the second one, with all five methods, too few trials for TPE to learn from, and fewer images.
 `--thorough` runs the second study two more times with `after`; both must equal its own resumed study:
 
     across           `before` began it, `after` resumes it
@@ -21,7 +22,10 @@ log) and Ray's own files. What only one side has is a difference. `--allow` name
 that may differ; `*` stands for any characters.
 
 Exit status: 0 if all is equal, 1 if anything differs, 2 if a study could not be run. A checkout is used through
-`launch.py` alone, so its modules may move. Duration on two cores: MINUTES, with `--quick` QUICK.
+`launch.py` alone, so its modules may move.
+
+Starting Python, torch and Ray takes most of the time: about 40 s of a session on an idle machine. Measured on two cores
+that other programs used as well: `--thorough` 7 minutes (load 3), `--quick` 6 minutes (load 6).
 """
 
 from __future__ import annotations
@@ -244,8 +248,8 @@ class Studies:
     def methods(self, checkout: Path, label: str) -> Path:
         """Run the study of all methods; its folder."""
         folder = self.work / label / "methods"
-        flags = ["--space", "search_spaces/methods.py", "--num-trials", "5" if self.quick else "10"]
-        self._run(checkout, folder, [*self._flags(), *flags, "--metric", "val_accuracy"])
+        flags = ["--space", "search_spaces/methods.py", "--num-trials", "10", "--metric", "val_accuracy"]
+        self._run(checkout, folder, [*self._flags(), *flags])
         return folder
 
     def uninterrupted(self, checkout: Path, label: str) -> Path:
@@ -258,7 +262,7 @@ class Studies:
         """Begin the second study, interrupt it in the middle of a trial, and copy it; in words where it was hit."""
         folder = self.work / label / "resumed"
         with self._launched(checkout, folder, [*self._flags(), *self._more_flags()]) as process:
-            _interrupt(process, folder, epochs=6 if self.quick else 26)
+            _interrupt(process, folder, epochs=10 if self.quick else 26)
         rows = pq.read_table(folder / "trials.parquet").to_pylist()
         hit = [row for row in rows if row["state"] == "stopped" and 0 < row["epochs"] < EPOCHS]
         if not hit:
@@ -290,10 +294,10 @@ class Studies:
 
     def _more_flags(self) -> list[str]:
         """Flags of the second study: TPE uses what it has learned from the eleventh trial on."""
+        space = "search_spaces/methods.py" if self.quick else str(self.work / "space.py")
         return [
-            *("--space", str(self.work / "space.py"), "--num-trials", "6" if self.quick else "14", "--sampler", "tpe"),
+            *("--space", space, "--num-trials", "10" if self.quick else "14", "--sampler", "tpe", "--confirm", "2"),
             *("--grace-period", str(GRACE_PERIOD), "--reduction-factor", "2", "--metric", "val_loss"),
-            *("--confirm", "2"),
         ]
 
     def _run(self, checkout: Path, folder: Path, flags: list[str]) -> None:
@@ -441,7 +445,8 @@ def run_and_compare(
     make_inputs(work, quick)
     studies = Studies(work, quick)
     with ThreadPoolExecutor(2) as pool:
-        methods = [pool.submit(studies.methods, before, "before"), pool.submit(studies.methods, after, "after")]
+        both = () if quick else ((before, "before"), (after, "after"))
+        methods = [pool.submit(studies.methods, checkout, label) for checkout, label in both]
         begun = [
             pool.submit(studies.interrupted, before, "before", "across" if thorough else None),
             pool.submit(studies.interrupted, after, "after"),
@@ -460,12 +465,14 @@ def run_and_compare(
         except BaseException:
             studies.stop()
             raise
-    all_methods, (one, other, *more) = [job.result() for job in methods], [job.result() for job in second]
-    items = compare_studies(*all_methods, allow=allow, label="methods")
-    items += compare_studies(one, other, allow=allow, label="resumed")
+    items: list[Item] = []
+    facts: list[str] = []
+    first, (one, other, *more) = [job.result() for job in methods], [job.result() for job in second]
+    for folders in ([first] if first else []) + [[one, other]]:
+        items += compare_studies(*folders, allow=allow, label=folders[0].name)
+        facts.append(f"{folders[0].name}: {study_summary(folders[1])}")
     for folder in more:
         items += compare_studies(other, folder, allow=allow, label=folder.parent.name)
-    facts = [f"{folder.name}: {study_summary(folder)}" for folder in (all_methods[1], other)]
     return items, facts + [start.result() for start in begun]
 
 
@@ -493,7 +500,7 @@ def main() -> int:
     parser.add_argument("--after", metavar="DIR", type=Path, default=THIS_CHECKOUT, help="checkout (this one)")
     parser.add_argument("--allow", metavar="NAME", action="append", default=[], help="may differ; may be repeated")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="fewer trials")
+    size.add_argument("--quick", action="store_true", help="only the second study")
     size.add_argument("--thorough", action="store_true", help="also resume across versions and run uninterrupted")
     parser.add_argument("--json", type=Path, help="write the same figures here")
     arguments = parser.parse_args()
@@ -510,8 +517,8 @@ def main() -> int:
             worktree(after, commit, Path(folder).resolve() / "checkout") as before,
         ):
             work = Path(folder).resolve()
-            options = {"quick": arguments.quick, "thorough": arguments.thorough, "allow": arguments.allow}
-            items, facts = run_and_compare(before, after, work, **options)
+            quick, thorough = arguments.quick, arguments.thorough
+            items, facts = run_and_compare(before, after, work, quick=quick, thorough=thorough, allow=arguments.allow)
     except StudyError as error:
         print(f"bit_identity.py: {error}", file=sys.stderr)
         return 2
