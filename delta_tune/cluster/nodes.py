@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from delta_tune.config import UserError
+from delta_tune.console.format import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Cluster:
 
     def __str__(self) -> str:
         many = f"{len(self.nodes)} nodes, " if len(self.nodes) != 1 else ""
-        return f"{self.where} ({many}{self.cpus:g} CPUs, {self.gpus:g} GPUs)"
+        return f"{self.where} ({many}{format_count(self.cpus, 'CPU')}, {format_count(self.gpus, 'GPU')})"
 
     def slots(self, cpus_per_trial: float, gpus_per_trial: float) -> int:
         """How many trials fit on the cluster at a time.

@@ -12,6 +12,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from delta_tune.cluster.gpu_sharing import Footprint, gpu_share, trials_per_gpu
 from delta_tune.cluster.nodes import Cluster, Node, alive_nodes
 from delta_tune.config import StudyConfig, UserError
+from delta_tune.console.format import format_count
 
 CHECK_INTERVAL_S = 2.0
 NODE_WAIT_S = 600.0
@@ -97,8 +98,7 @@ def trials_that_fit(resources: Resources, nodes: Iterable[Node]) -> int:
 
 def describe_request(resources: Resources) -> str:
     """What one trial needs, in words."""
-    gpus = f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else ""
-    return f"a trial with {resources.cpus_per_trial:g} CPUs{gpus}"
+    return f"a trial with {resources.for_one_trial}"
 
 
 def wait_for_resources(resources: Resources, say: Callable[[str], None]) -> None:
@@ -148,6 +148,12 @@ class Resources:
     def threads(self) -> int:
         """Torch threads per trial."""
         return max(1, int(self.cpus_per_trial))
+
+    @property
+    def for_one_trial(self) -> str:
+        """What one trial gets, in words."""
+        gpus = f" and {format_count(self.gpus_per_trial, 'GPU')}" if self.gpus_per_trial else ""
+        return f"{format_count(self.cpus_per_trial, 'CPU')}{gpus}"
 
     @property
     def device(self) -> str:

@@ -24,6 +24,11 @@ def format_bytes(size: float) -> str:
     return f"{size:.3g} TiB"
 
 
+def format_count(number: float, noun: str) -> str:
+    """`1, "CPU"` → `1 CPU`; `2, "CPU"` → `2 CPUs`."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+
+
 def format_score(metric: Metric, value: float) -> str:
     """A score as text: `0.853` → `85.3 %`, a loss with four digits."""
     return f"{100 * value:.1f} %" if METRICS[metric] == "max" else f"{value:.4f}"

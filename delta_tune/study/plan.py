@@ -11,7 +11,7 @@ from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
 from delta_tune.cluster.resources import Resources, allocate
 from delta_tune.config import HEAVIEST, METHODS, StudyConfig, TrialConfig
-from delta_tune.console.format import format_duration
+from delta_tune.console.format import format_count, format_duration
 from delta_tune.models.devices import torch_threads
 from delta_tune.results.mirror import INTERVAL_S
 from delta_tune.search.asha import rung_epochs
@@ -88,9 +88,8 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "
         f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}{apart}: "
         f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
-        f"Resources {resources.slots} trials at a time, each with {resources.cpus_per_trial:g} CPUs"
-        + (f" and {resources.gpus_per_trial:g} GPUs" if resources.gpus_per_trial else "")
-        + f", on {resources.where}",
+        f"Resources {format_count(resources.slots, 'trial')} at a time, each with {resources.for_one_trial}, "
+        f"on {resources.where}",
         *([f"          {resources.why}"] if resources.why else []),
         *(f"          {note}" for note in study.notes),
     ]

@@ -67,9 +67,9 @@ def test_room_is_given_up_after_the_stated_wait():
     assert watched.after(CHECK_INTERVAL_S, (Node(64, 0),)).out_of_room is None
     assert watched.after(NODE_WAIT_S - CHECK_INTERVAL_S, watched.nodes).out_of_room is None
     assert watched.after(CHECK_INTERVAL_S, watched.nodes).out_of_room == (
-        "no node of the cluster had room for a trial with 2 CPUs and 1 GPUs for 10 minutes"
+        "no node of the cluster had room for a trial with 2 CPUs and 1 GPU for 10 minutes"
     )
-    assert watched.said == ["No node has room for a trial with 2 CPUs and 1 GPUs any more; waiting up to 10 minutes."]
+    assert watched.said == ["No node has room for a trial with 2 CPUs and 1 GPU any more; waiting up to 10 minutes."]
 
 
 def test_node_that_comes_in_time_ends_the_wait():
@@ -83,9 +83,9 @@ def test_node_that_comes_in_time_ends_the_wait():
 def test_room_that_never_comes_is_refused_in_a_sentence(ray_cluster, monkeypatch):
     monkeypatch.setattr("delta_tune.cluster.resources.NODE_WAIT_S", 0.5)
     said = []
-    with pytest.raises(UserError, match=r"^No node with room for a trial with 1 CPUs and 3 GPUs came within "):
+    with pytest.raises(UserError, match=r"^No node with room for a trial with 1 CPU and 3 GPUs came within "):
         wait_for_resources(Resources(cpus_per_trial=1, gpus_per_trial=3, slots=1), said.append)
-    assert said[0].startswith("No node has room for a trial with 1 CPUs and 3 GPUs yet; requesting one")
+    assert said[0].startswith("No node has room for a trial with 1 CPU and 3 GPUs yet; requesting one")
     assert ray.cluster_resources()["GPU"] == 1
 
 
@@ -191,6 +191,6 @@ def test_autoscaler_is_asked_for_a_node_where_none_has_room(image_folder, tiny_w
     finally:
         nodes.end()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "No node has room for a trial with 1 CPUs yet; asking for one" in done.stdout
+    assert "No node has room for a trial with 1 CPU yet; requesting one" in done.stdout
     (trial,) = StudyTables.read(tmp_path / "study", "val_accuracy").trials.values()
     assert trial["state"] == "completed"

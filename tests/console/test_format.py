@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from delta_tune.console.format import format_bytes, format_duration, format_params
+from delta_tune.console.format import format_bytes, format_count, format_duration, format_params
 
 
 def test_clock_writes_seconds_as_people_do():
@@ -18,6 +18,10 @@ def test_clock_writes_seconds_as_people_do():
 )
 def test_format_bytes_has_three_digits_and_a_unit(size, text):
     assert format_bytes(size) == text
+
+
+def test_format_count_uses_the_singular_for_one_alone():
+    assert [format_count(n, "GPU") for n in (0, 0.25, 1, 1.0, 2)] == ["0 GPUs", "0.25 GPUs", "1 GPU", "1 GPU", "2 GPUs"]
 
 
 def test_brief_leaves_the_method_out():
