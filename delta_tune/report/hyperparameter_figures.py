@@ -31,14 +31,14 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
     if not names or not any(tables.epochs.values()):
         return None
     first, second = ("alpha", "lr") if {"alpha", "lr"} <= set(names) else (names[0], names[min(1, len(names) - 1)])
-    groups: dict[str, list[int]] = {"full budget": [], "ended early": [], "diverged or failed": []}
-    kinds = {"completed": "full budget", "diverged": "diverged or failed", "failed": "diverged or failed"}
+    groups: dict[str, list[int]] = {"completed": [], "ended early": [], "diverged or failed": []}
+    kinds = {"completed": "completed", "diverged": "diverged or failed", "failed": "diverged or failed"}
     for number, row in tables.trials.items():
         if row["epochs"] or row["state"] in kinds:
             groups[kinds.get(row["state"], "ended early")].append(number)
     values = {name: [[_coordinate(tables, n, name) for n in group] for group in groups.values()] for name in names}
     figure = empty_figure()
-    scores = [tables.best_row(n)[tables.metric] for n in groups["full budget"]]
+    scores = [tables.best_row(n)[tables.metric] for n in groups["completed"]]
     looks = (
         {"color": scores, "colorscale": SCALE, "size": 12, "showscale": True, "colorbar": {"title": tables.metric}},
         {"color": GREY, "size": 8, "symbol": "circle-open"},

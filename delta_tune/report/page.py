@@ -23,7 +23,7 @@ from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
-from delta_tune.report.predictions import read_predictions
+from delta_tune.report.predictions import Predictions, read_predictions
 from delta_tune.report.sentences import study_remarks, study_verdict
 from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
 from delta_tune.results.study_record import StudyRecord
@@ -36,6 +36,7 @@ SHARE = 0.02
 """Share of wall-clock time for the report of a running study."""
 MOST_CLASSES = 120
 """With more classes a confusion matrix is unreadable."""
+ATTENTION_CAPTION = "At 1, the dotted line, a channel has the weight it has without attention (delta_uniform)."
 DATA_FLAGS = (
     *("data", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"),
     *("model", "weights", "image_size", "metric", "max_epochs", "seed"),
@@ -49,6 +50,11 @@ class Plot:
     figure: str
     """JSON that is safe inside a script element."""
     caption: str
+
+    @classmethod
+    def of(cls, figure: go.Figure | None, caption: str) -> Plot | None:
+        """The plot of a figure; None if there is nothing to draw."""
+        return None if figure is None else cls(figure=figure_json(figure), caption=caption)
 
 
 def write_report(folder: str | Path) -> Path:
@@ -113,47 +119,20 @@ class ReportWriter:
 
 def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> dict[str, Any]:
     """The variables of the template."""
-    settings, confirmation = record.settings, record.confirmation
     parameters = {name: json_to_distribution(json.dumps(each)) for name, each in record.distributions.items()}
     attention = pq.read_table(folder / ATTENTION_FILE).to_pylist() if (folder / ATTENTION_FILE).exists() else []
     predictions = read_predictions(folder / PREDICTIONS_FILE)
-    rungs = rung_epochs(settings["max_epochs"], settings["grace_period"], settings["reduction_factor"])
-    num_val = record.images["val"]
+    plots = (
+        result_plots(tables, record)
+        | hyperparameter_plots(tables, parameters, thorough=not record.running)
+        | {"attention": Plot.of(figures.attention(attention), ATTENTION_CAPTION)}
+        | {"confusion": confusion_plot(predictions)}
+    )
     winner = tables.leader if record.running or record.winner is None else record.winner
-    small = predictions is not None and len(predictions.classes) <= MOST_CLASSES
-    drawn = {
-        "methods": (figures.methods(tables, confirmation, num_val), methods_caption(tables, confirmation, num_val)),
-        "curves": (
-            figures.learning_curves(tables, rungs),
-            f"{_rungs(rungs)}Click a name to hide its curves.",
-        ),
-        "pairs": (
-            hyperparameter_figures.pairs(tables, parameters),
-            "The menus choose the axes. A trial that lacks a hyperparameter of the two is not shown.",
-        ),
-        "parallel": (
-            hyperparameter_figures.parallel(tables, parameters),
-            "The best trial's method: a line for each trial of full budget, the best one thick, bright is better.",
-        ),
-        "importances": (
-            hyperparameter_figures.importances(tables, parameters, thorough=not record.running),
-            "Of the trials of full budget, which ASHA chose: what made a trial bad from the start has little part in "
-            "it. Where the evaluators differ, believe neither.",
-        ),
-        "attention": (
-            figures.attention(attention),
-            "At 1, the dotted line, a channel counts as it would without attention (delta_uniform).",
-        ),
-        "confusion": (
-            figures.confusion(predictions.confusion, predictions.classes) if predictions and small else None,
-            "Shares of the true class; point at a field for its images.",
-        ),
-        "timeline": (figures.timeline(tables), "When each trial ran, a lane for each that ran at a time."),
-    }
     return {
         "name": folder.name,
         "record": record,
-        "settings": settings,
+        "settings": record.settings,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "plotly": get_plotlyjs(),
         "verdict": study_verdict(tables, record),
@@ -163,11 +142,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "command": None if winner is None else training_command(tables, record, winner),
         "python": None if winner is None else training_call(tables, winner),
         "winner": winner,
-        "plots": {
-            name: Plot(figure=figure_json(figure), caption=caption)
-            for name, (figure, caption) in drawn.items()
-            if figure is not None
-        },
+        "plots": {name: plot for name, plot in plots.items() if plot is not None},
         "attention": attention,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
@@ -176,6 +151,52 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "time_use": record.time_use.sentence() if record.time_use else None,
         "shown": lambda value: format_score(tables.metric, value),
     }
+
+
+def result_plots(tables: StudyTables, record: StudyRecord) -> dict[str, Plot | None]:
+    """The plots of scores and of time."""
+    settings, confirmation, num_val = record.settings, record.confirmation, record.images["val"]
+    rungs = rung_epochs(settings["max_epochs"], settings["grace_period"], settings["reduction_factor"])
+    return {
+        "methods": Plot.of(
+            figures.methods(tables, confirmation, num_val), methods_caption(tables, confirmation, num_val)
+        ),
+        "curves": Plot.of(figures.learning_curves(tables, rungs), f"{_rungs(rungs)}Click a name to hide its curves."),
+        "timeline": Plot.of(
+            figures.timeline(tables), "When each trial ran; trials that ran at the same time have a row each."
+        ),
+    }
+
+
+def hyperparameter_plots(
+    tables: StudyTables, parameters: hyperparameter_figures.Parameters, *, thorough: bool
+) -> dict[str, Plot | None]:
+    """The plots of what the space samples; `thorough` takes the importances' slower evaluators too."""
+    return {
+        "pairs": Plot.of(
+            hyperparameter_figures.pairs(tables, parameters),
+            "The menus choose the axes. A trial that lacks one of the two hyperparameters is not shown.",
+        ),
+        "parallel": Plot.of(
+            hyperparameter_figures.parallel(tables, parameters),
+            "The method of the best trial: one line per completed trial, the best one thick; a lighter line is better.",
+        ),
+        "importances": Plot.of(
+            hyperparameter_figures.importances(tables, parameters, thorough=thorough),
+            "Computed from the completed trials, which ASHA selected: a hyperparameter whose bad values ASHA stopped "
+            "early looks less important than it is. Where the evaluators disagree, trust none of them.",
+        ),
+    }
+
+
+def confusion_plot(predictions: Predictions | None) -> Plot | None:
+    """The confusion matrix on the validation images, unless the classes are too many to be read."""
+    if predictions is None or len(predictions.classes) > MOST_CLASSES:
+        return None
+    return Plot.of(
+        figures.confusion(predictions.confusion, predictions.classes),
+        "Shares of the true class. Point at a cell to see its images.",
+    )
 
 
 def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
@@ -200,7 +221,7 @@ def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None,
     if confirmation:
         return "A point is a run on a fresh seed and split; the diamond is their mean, the bar a standard deviation."
     interval = f"; the bar is the 95 % interval of {num_val} images" if tables.metric == "val_accuracy" else ""
-    return f"A point is a trial of full budget on the one validation split; the diamond is the best{interval}."
+    return f"A point is a completed trial on the one validation split; the diamond is the best{interval}."
 
 
 def training_command(tables: StudyTables, record: StudyRecord, number: int) -> str:

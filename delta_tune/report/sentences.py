@@ -50,29 +50,29 @@ def study_summary(
         out: the folder's parent as the user named it.
     """
     metric, best = tables.metric, best_trial(tables)
-    said = []
+    lines = []
     if best is None:
         states = [str(row["state"]) for row in tables.trials.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-        said.append(f"No trial came to its full budget: {counts}.")
+        lines.append(f"No trial was completed: {counts}.")
     else:
         score, params = format_score(metric, best.score), format_params(tables.params(best.number))
-        said.append(
+        lines.append(
             f"Best: {best.method} with {params}: {metric} {score} after epoch "
             f"{tables.best_row(best.number)['epoch']} (trial {best.number})."
         )
-        said += _against_plain(tables, best)
-    said += remarks
+        lines += _against_plain(tables, best)
+    lines += remarks
     if best is not None:
         if record.scoring is not None:
-            said.append(f"Test: accuracy {record.scoring}.")
-        said.append(f"Model: {folder / BEST} ({record.model})")
-    said.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
+            lines.append(f"Test: accuracy {record.scoring}.")
+        lines.append(f"Model: {folder / BEST} ({record.model})")
+    lines.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if (folder / REPORT_FILE).exists():
-        said.append(f"Report: {folder / REPORT_FILE}")
+        lines.append(f"Report: {folder / REPORT_FILE}")
     if record.interrupted:
-        said.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
-    return said
+        lines.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
+    return lines
 
 
 def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
@@ -90,7 +90,7 @@ def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
         return []
     plain = best_trial(tables, BASELINE)
     if plain is None:
-        return ["Plain L2 fine-tuning had no trial of full budget, so there is nothing to compare with."]
+        return ["No trial of plain L2 fine-tuning was completed, so there is nothing to compare with."]
     ahead = best.score - plain.score
     by = f"{100 * ahead:+.1f} points" if METRICS[metric] == "max" else f"{ahead:+.4f}"
     return [
@@ -102,33 +102,33 @@ def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
 def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     """The study's result in one sentence."""
     if record.confirmation:
-        found = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
-        if found is not None:
-            return str(found)
+        confirmed = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
+        if confirmed is not None:
+            return str(confirmed)
     best, plain = best_trial(tables), best_trial(tables, BASELINE)
     if best is None:
-        return "No trial has come to its full budget" + (" yet." if record.running else ".")
+        return "No trial is completed yet." if record.running else "No trial was completed."
     metric = tables.metric
-    said = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.images['val']} images"
+    result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.images['val']} images"
     if plain is None or plain == best:
-        return f"{said}: the best of {len(tables.ranked())} trials of full budget, not confirmed."
-    return f"{said}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."
+        return f"{result}: the best of {len(tables.ranked())} completed trials, not confirmed."
+    return f"{result}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."
 
 
 def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     """Further sentences needed to judge the result."""
-    said = []
+    lines = []
     if record.scoring is not None:
-        said.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
+        lines.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
     if record.confirmation:
-        said += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
+        lines += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
     elif tables.leader is not None:
         count = record.images["val"]
         accuracy = tables.best_row(tables.leader)["val_accuracy"]
         low, high = wilson_interval(accuracy, count)
-        said.append(
-            f"The validation score is the one the trial was chosen by, so it flatters; {count} images alone know an "
-            f"accuracy of {100 * accuracy:.1f} % to between {100 * low:.1f} and {100 * high:.1f} %. --confirm 5 "
-            f"compares the methods on fresh seeds and splits."
+        lines.append(
+            f"The validation score is the one the trial was chosen by, so it is optimistic; with {count} images the "
+            f"95 % interval of an accuracy of {100 * accuracy:.1f} % is {100 * low:.1f} to {100 * high:.1f} %. "
+            f"--confirm 5 compares the methods with new seeds and splits."
         )
-    return [*said, *([record.attention_verdict] if record.attention_verdict else [])]
+    return [*lines, *([record.attention_verdict] if record.attention_verdict else [])]

@@ -66,7 +66,7 @@ def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str
     if not left_out:
         return fair, None
     return fair, (
-        f"Not compared: {', '.join(left_out)}, searched with fewer than {most} trials or without one of full budget; "
+        f"Not compared: {', '.join(left_out)}, searched with fewer than {most} trials or without a completed one; "
         f"BALANCE in the space gives each method the same number."
     )
 

@@ -172,7 +172,7 @@ def test_trial_of_a_lost_node_goes_on_elsewhere_and_repeats_no_finished_epoch(se
 
 @pytest.mark.cluster
 def test_study_that_lost_a_node_ends_cleanly_at_an_interrupt(seen):
-    assert seen["status"] == 1, "no trial came to its full budget"
+    assert seen["status"] == 1, "no trial was completed"
     assert "Interrupted. Carry on with: " in seen["said"]
     assert "Traceback" not in seen["said"]
 

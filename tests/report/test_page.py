@@ -86,10 +86,10 @@ def test_verdict_is_the_confirmations_where_there_was_one(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("finished", "said"), [(True, "budget."), (False, "budget yet.")])
-def test_verdict_says_that_no_trial_came_to_its_end(tmp_path, finished, said):
+@pytest.mark.parametrize(("finished", "sentence"), [(True, "was completed."), (False, "is completed yet.")])
+def test_verdict_says_that_no_trial_was_completed(tmp_path, finished, sentence):
     folder = study(tmp_path / "study", lambda t: add_trial(t, 0, "failed", error="no"), finished=finished)
-    assert f"No trial has come to its full {said}" in page(folder)
+    assert f"No trial {sentence}" in page(folder)
 
 
 def test_test_score_is_told_with_its_interval_and_how_often_it_was_taken(folder):

@@ -16,7 +16,7 @@ STATES = {0: "completed", 1: "pruned", 2: "completed", 3: "failed", **dict.fromk
 
 
 def make_result(folder, metric="val_accuracy"):
-    """Twelve trials, the third the best of the two of full budget, and a pruned one above it."""
+    """Twelve trials, the third the best of the two completed ones, and a pruned one above it."""
     tables = StudyTables(Path(folder), metric)
     for number, state in STATES.items():
         tables.add(number, TrialConfig(regularizer="l2", lr=0.01), {}, {})
