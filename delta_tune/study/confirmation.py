@@ -156,12 +156,25 @@ def confirm(
         if recorder.stop_the_rest() and (left is None or left() > 0):
             return None, False
     train, val = len(task.dataset.train), len(task.dataset.val)
-    return _compared(found, runs, chosen, remark, train, val), True
+    return compare_methods(found, runs, chosen, remark, train, val), True
 
 
-def _compared(
+def compare_methods(
     found: StudyTables, runs: list[Run], chosen: Mapping[str, int], remark: str | None, train: int, val: int
 ) -> Confirmation | None:
+    """Compare the chosen trials' methods on the repetitions in which all of them ended.
+
+    Args:
+        found: the tables of the repeated runs.
+        runs: what was planned.
+        chosen: method → trial of the search.
+        remark: a sentence on methods that are left out.
+        train: images in the training split, for the interval.
+        val: images in the validation split, for the interval.
+
+    Returns:
+        None if fewer than two repetitions are whole.
+    """
     last: dict[int, dict[str, float]] = {}
     for run in runs:
         if found.trials.get(run.number, {}).get("state") == "completed":
@@ -171,7 +184,7 @@ def _compared(
     sentences = [] if remark is None else [remark]
     lost = len({run.repetition for run in runs}) - len(whole)
     if lost:
-        sentences.append(f"{lost} repetitions are left out: a run of theirs did not end, {found.folder} says why.")
+        sentences.append(f"{lost} repetitions are left out: one of their runs did not end; see {found.folder}.")
     if len(whole) < 2 or not chosen:
         return None
     scores = {method: [each[method] for each in whole] for method in chosen}

@@ -9,7 +9,7 @@ from delta_tune.config import TrialConfig
 from delta_tune.results.tables import SCORES, StudyTables
 from delta_tune.search.messages import TrialAssignment
 from delta_tune.search.planned_runs import PlannedRuns
-from delta_tune.study.confirmation import _compared, contenders, plan_runs
+from delta_tune.study.confirmation import compare_methods, contenders, plan_runs
 
 EPOCHS = 3
 
@@ -96,7 +96,7 @@ def compared(tables, scores, states=()):
         last = scores[run.config.regularizer][run.repetition]
         state = "completed" if run.number not in states else "failed"
         add(found, run.config.regularizer, [0.99, 0.1, last], state, seed=run.config.seed)
-    return _compared(found, runs, chosen, None, train=80, val=20)
+    return compare_methods(found, runs, chosen, None, train=80, val=20)
 
 
 def test_comparison_is_of_the_last_epochs_pair_by_pair(tables):
