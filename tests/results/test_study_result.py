@@ -100,14 +100,14 @@ CELL = """
 import sys
 sys.path[:0] = {tests!r}
 from test_study_result import make_result
-from delta_tune.console.live_view import Standing
+from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
 from delta_tune.results.tables import StudyTables
 from pathlib import Path
 
 result = make_result({folder!r})
 tables = StudyTables.read(Path({folder!r}), "val_accuracy")
-progress, standing = Progress(), Standing(tables, 12)
+progress, standing = Progress(), RunProgress(tables, 12)
 with progress.live(standing, tables, "Search"), progress.bar("Work", 2) as advance:
     progress.trial(tables, 2, 12)
     advance(2)
