@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from delta_tune.config import UserError
+from delta_tune.filesystem.parquet import open_parquet
 from delta_tune.filesystem.uris import is_uri, open_remote_filesystem
 
 READERS = 16
@@ -149,9 +150,9 @@ class FileTree:
         """An open Parquet file.
 
         Raises:
-            OSError, pyarrow.ArrowInvalid: it cannot be read.
+            UserError: it cannot be read, or its types may run code.
         """
-        return pq.ParquetFile(path, filesystem=self._remote)
+        return open_parquet(path, name=self.shown(path), filesystem=self._remote)
 
     def _list(self, path: str) -> Entries:
         """What a folder holds; nothing if it does not exist.

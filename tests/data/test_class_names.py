@@ -1,11 +1,10 @@
 """The order of classes, and names that look alike."""
 
-import unicodedata
 
 import pytest
 
 from delta_tune.config import UserError
-from delta_tune.data.class_names import alike_notes, in_one_form, natural_order, sorted_classes
+from delta_tune.data.class_names import natural_order, sorted_classes
 
 
 def test_natural_order_sorts_numbers_by_value():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from delta_tune.config import UserError
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import ALLOWED_DATA, Examples
-from delta_tune.data.split_names import split_in
+from delta_tune.data.split_names import splits_in
 from delta_tune.data.splits import format_list
 
 IMAGE_SUFFIXES = frozenset(
@@ -76,6 +76,8 @@ def read_class_folders(tree: FileTree, root: str, split: str | None) -> tuple[Ex
         UserError: a class of train has no images, or it is not clear what a folder is.
     """
     beside = _content_beside(tree, root)
+    if split in ("train", None):
+        _check_not_wrapped(tree, root)
     labels: list[str] = []
     total = Content(hidden=beside.hidden)
     for folder in tree.folders(root):
@@ -93,6 +95,16 @@ def read_class_folders(tree: FileTree, root: str, split: str | None) -> tuple[Ex
         readers=tree.readers,
     )
     return examples, _notes(tree, total, beside.images, split or "train")
+
+
+def _check_not_wrapped(tree: FileTree, root: str) -> None:
+    """Refuse a single folder that seems to hold the classes."""
+    folders = tree.folders(root)
+    if len(folders) == 1 and tree.folders(folders[0]) and not content_of(tree, folders[0], below=False).images:
+        raise UserError(
+            f"{tree.shown(root)!r} holds only the folder {os.path.basename(folders[0])!r}; if its folders are the "
+            f"classes or splits, give {tree.shown(folders[0])!r} as data, or move them one folder up."
+        )
 
 
 def notes_on_root(tree: FileTree) -> list[str]:
@@ -123,12 +135,12 @@ def _check_class(tree: FileTree, folder: str, content: Content, split: str | Non
     if not content.images and split in ("train", None):
         why = ""
         if content.others:
-            why = f" (its files have {_suffixes(content.others)}; images end in {' '.join(sorted(IMAGE_SUFFIXES))})"
+            why = f" (its files end in {_suffixes(content.others)}; images end in {' '.join(sorted(IMAGE_SUFFIXES))})"
         raise UserError(f"The class folder {shown!r} holds no images{why}; put images into it, or remove it.")
     below = {folder, *content.deeper} if content.deeper else set()
     for path in sorted(below):
         parts = path[len(folder) :].split("/")[1:] or [os.path.basename(folder)]
-        for said in filter(None, map(split_in, parts)):
+        for said in (said for part in parts for said in splits_in(part)):
             if said != split:
                 where = f"the split {split}" if split else f"the class folder {shown!r}"
                 raise UserError(

@@ -6,8 +6,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import ALLOWED_DATA, Source
@@ -74,5 +72,5 @@ def _has_rows(tree: FileTree, file: str) -> bool:
     try:
         with tree.parquet(file) as parquet:
             return {"image", "label"} <= set(parquet.schema_arrow.names)
-    except (OSError, pa.ArrowException):
+    except UserError:  # no Parquet file
         return False

@@ -17,7 +17,7 @@ from delta_tune.data.sources.class_folders import (
     notes_on_root,
     read_class_folders,
 )
-from delta_tune.data.split_names import split_in
+from delta_tune.data.split_names import SPLIT_NAMES, split_in, splits_in
 from delta_tune.data.splits import format_list
 
 
@@ -53,23 +53,30 @@ def from_image_folder(tree: FileTree) -> Source:
 def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
     """Split → its folder, none if the folders of the root are classes; and notes on what was not read."""
     contents = {folder: content_of(tree, folder) for folder in tree.folders(tree.root)}
-    said = {folder: split for folder in contents if (split := split_in(os.path.basename(folder)))}
+    said = {folder: words for folder in contents if (words := splits_in(os.path.basename(folder)))}
     # A split holds class folders; a folder named train that holds images itself is a class (of vehicles, say).
-    named = [folder for folder in said if contents[folder].deeper or not contents[folder].images]
-    named = [folder for folder in named if tree.folders(folder)]
+    named = {
+        folder: split
+        for folder in said
+        if tree.folders(folder)
+        and (contents[folder].deeper or not contents[folder].images)
+        and (split := split_in(os.path.basename(folder)))
+    }
     beside = {folder: len(content.images) for folder, content in contents.items() if folder not in named}
     if not named:
-        _check_classes(tree, {folder: said.get(folder) for folder, count in beside.items() if count})
+        _check_classes(tree, {folder: said.get(folder, ()) for folder, count in beside.items() if count})
         return {}, []
     splits: dict[str, str] = {}
-    for folder in named:
-        if (split := said[folder]) in splits:
+    for folder, split in named.items():
+        if split in splits:
             raise UserError(
                 f"{tree.shown(splits[split])!r} and {tree.shown(folder)!r} are one split by their names; leave one of "
                 f"them, or rename them if they are no splits."
             )
         splits[split] = _unwrapped(tree, folder, split)
-    _check_splits(tree, splits, named, [folder for folder, count in beside.items() if count and folder not in said])
+    _check_splits(
+        tree, splits, list(named), [folder for folder, count in beside.items() if count and folder not in said]
+    )
     if "train" not in splits:
         root = tree.shown(tree.root)
         raise UserError(
@@ -89,30 +96,23 @@ def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
 def _unwrapped(tree: FileTree, folder: str, split: str) -> str:
     """The folder with the classes of a split: seg_train/seg_train, as archives are often unpacked."""
     inside = tree.folders(folder)
-    if len(inside) == 1 and split_in(os.path.basename(inside[0])) == split and tree.folders(inside[0]):
-        return inside[0]
-    return folder
+    has_images = bool(content_of(tree, folder, below=False).images)
+    if has_images or len(inside) != 1 or not tree.folders(inside[0]):
+        return folder
+    return inside[0] if splits_in(os.path.basename(inside[0])) == (split,) else folder
 
 
-def _check_classes(tree: FileTree, named: Mapping[str, str | None]) -> None:
-    """Refuse folders that are no classes, although no folder is a split.
+def _check_classes(tree: FileTree, said: Mapping[str, Sequence[str]]) -> None:
+    """Refuse splits without class folders, which would be read as classes.
 
     Args:
-        named: each folder with images, and the split that its name says.
+        said: each folder with images, and the splits that its name says.
     """
-    folders = list(named)
-    if len(folders) == 1 and tree.folders(folders[0]) and not content_of(tree, folders[0], below=False).images:
+    splits = [folder for folder in said if _is_plain(folder)] if not all(said.values()) else list(said)
+    if len({split for folder in splits for split in said[folder]}) > 1:
         raise UserError(
-            f"{tree.shown(tree.root)!r} holds only the folder {os.path.basename(folders[0])!r}; give "
-            f"{tree.shown(folders[0])!r} if its folders are the classes or the splits."
-        )
-    plain = {folder: split for folder, split in named.items() if split and _is_one_word(folder)}
-    if None not in named.values():
-        plain = {folder: split for folder, split in named.items() if split}
-    if len(set(plain.values())) > 1:
-        raise UserError(
-            f"{listed(tree, list(plain))} are named for splits, but their images are in no class folders; arrange "
-            f"them as DIR/{{train,val,test}}/<class>."
+            f"{listed(tree, splits)} are named for splits, but hold images without class folders; arrange them as "
+            f"DIR/{{train,val,test}}/<class>, or rename them if they are classes."
         )
 
 
@@ -130,12 +130,12 @@ def _check_splits(tree: FileTree, splits: Mapping[str, str], named: Sequence[str
 
     if not beside:
         return
-    in_one_word = all(map(_is_one_word, named))
+    plain = all(map(_is_plain, named))
     if len(splits) > 1:
         shared = set.intersection(*map(names, splits.values()))
-        clear = in_one_word or (bool(shared) and not any(shared & names(folder) for folder in beside))
+        clear = plain or (bool(shared) and not any(shared & names(folder) for folder in beside))
     else:
-        clear = in_one_word and len(beside) == 1 and not content_of(tree, named[0], below=False).images
+        clear = plain and len(beside) == 1 and not content_of(tree, named[0], below=False).images
     if not clear:
         raise UserError(
             f"{listed(tree, named)} may be a split, or a class like {listed(tree, beside)}; move the others elsewhere "
@@ -143,5 +143,6 @@ def _check_splits(tree: FileTree, splits: Mapping[str, str], named: Sequence[str
         )
 
 
-def _is_one_word(folder: str) -> bool:
-    return os.path.basename(folder).isalpha()
+def _is_plain(folder: str) -> bool:
+    """Whether the name is a split's and nothing else."""
+    return os.path.basename(folder).lower() in SPLIT_NAMES
