@@ -1,6 +1,5 @@
 """The order of classes, and names that look alike."""
 
-
 import pytest
 
 from delta_tune.config import UserError

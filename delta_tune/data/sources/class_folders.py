@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from delta_tune.config import UserError
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import ALLOWED_DATA, Examples
-from delta_tune.data.split_names import splits_in
+from delta_tune.data.split_names import SPLIT_NAMES, splits_in
 from delta_tune.data.splits import format_list
 
 IMAGE_SUFFIXES = frozenset(
@@ -85,6 +85,7 @@ def read_class_folders(tree: FileTree, root: str, split: str | None) -> tuple[Ex
         _check_class(tree, folder, content, split)
         labels += [os.path.basename(folder)] * len(content.images)
         total.add(content)
+    _check_names(tree, root, set(labels))
     paths = total.images
     if not paths and split in ("train", None):
         raise UserError(f"{tree.shown(root)!r} holds no class folders with images; data is {ALLOWED_DATA}.")
@@ -147,6 +148,22 @@ def _check_class(tree: FileTree, folder: str, content: Content, split: str | Non
                     f"{tree.shown(path)!r} is named for the split {said}, but lies in {where}; arrange the folders as "
                     f"DIR/{{train,val,test}}/<class>, or rename it if it is no split."
                 )
+
+
+def _check_names(tree: FileTree, root: str, classes: set[str]) -> None:
+    """Refuse splits without class folders, which would be read as classes."""
+    said = {name: splits_in(name) for name in sorted(classes)}
+    named = [name for name in said if is_split_name(name)] if not all(said.values()) else list(said)
+    if len({split for name in named for split in said[name]}) > 1:
+        raise UserError(
+            f"{' and '.join(map(repr, named))} in {tree.shown(root)!r} are named for splits, but hold images without "
+            f"class folders; arrange them as DIR/{{train,val,test}}/<class>, or rename them if they are classes."
+        )
+
+
+def is_split_name(folder: str) -> bool:
+    """Whether the name of a folder is a split's and nothing else."""
+    return os.path.basename(folder).lower() in SPLIT_NAMES
 
 
 def _notes(tree: FileTree, content: Content, loose: list[str], split: str) -> list[str]:

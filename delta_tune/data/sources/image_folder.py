@@ -13,11 +13,12 @@ from delta_tune.data.sources.class_folders import (
     content_of,
     counted,
     is_image_name,
+    is_split_name,
     listed,
     notes_on_root,
     read_class_folders,
 )
-from delta_tune.data.split_names import SPLIT_NAMES, split_in, splits_in
+from delta_tune.data.split_names import split_in, splits_in
 from delta_tune.data.splits import format_list
 
 
@@ -51,7 +52,7 @@ def from_image_folder(tree: FileTree) -> Source:
 
 
 def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
-    """Split → its folder, none if the folders of the root are classes; and notes on what was not read."""
+    """Split → its folder, none if the folders of the root are classes; and notes."""
     contents = {folder: content_of(tree, folder) for folder in tree.folders(tree.root)}
     said = {folder: words for folder in contents if (words := splits_in(os.path.basename(folder)))}
     # A split holds class folders; a folder named train that holds images itself is a class (of vehicles, say).
@@ -64,7 +65,6 @@ def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
     }
     beside = {folder: len(content.images) for folder, content in contents.items() if folder not in named}
     if not named:
-        _check_classes(tree, {folder: said.get(folder, ()) for folder, count in beside.items() if count})
         return {}, []
     splits: dict[str, str] = {}
     for folder, split in named.items():
@@ -83,6 +83,16 @@ def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
             f"{root!r} holds {', '.join(splits)} but no train; data is {ALLOWED_DATA}: "
             f"add {os.path.join(root, 'train')!r}."
         )
+    return splits, _notes(tree, splits, beside)
+
+
+def _notes(tree: FileTree, splits: Mapping[str, str], beside: Mapping[str, int]) -> list[str]:
+    """Sentences on which folder is which split, and on what lies beside them.
+
+    Args:
+        splits: split → its folder.
+        beside: each other folder in the root, and its number of images.
+    """
     notes = []
     if any(folder != os.path.join(tree.root, split) for split, folder in splits.items()):
         which = ", ".join(f"{listed(tree, [folder])} is {split}" for split, folder in splits.items())
@@ -90,7 +100,7 @@ def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
     if beside:
         others = [f"{listed(tree, [folder])} ({counted(count, 'image')})" for folder, count in beside.items()]
         notes.append(f"Folders beside the splits were not read: {format_list(others, 3)}.")
-    return splits, notes + notes_on_root(tree)
+    return notes + notes_on_root(tree)
 
 
 def _unwrapped(tree: FileTree, folder: str, split: str) -> str:
@@ -100,20 +110,6 @@ def _unwrapped(tree: FileTree, folder: str, split: str) -> str:
     if has_images or len(inside) != 1 or not tree.folders(inside[0]):
         return folder
     return inside[0] if splits_in(os.path.basename(inside[0])) == (split,) else folder
-
-
-def _check_classes(tree: FileTree, said: Mapping[str, Sequence[str]]) -> None:
-    """Refuse splits without class folders, which would be read as classes.
-
-    Args:
-        said: each folder with images, and the splits that its name says.
-    """
-    splits = [folder for folder in said if _is_plain(folder)] if not all(said.values()) else list(said)
-    if len({split for folder in splits for split in said[folder]}) > 1:
-        raise UserError(
-            f"{listed(tree, splits)} are named for splits, but hold images without class folders; arrange them as "
-            f"DIR/{{train,val,test}}/<class>, or rename them if they are classes."
-        )
 
 
 def _check_splits(tree: FileTree, splits: Mapping[str, str], named: Sequence[str], beside: Sequence[str]) -> None:
@@ -130,7 +126,7 @@ def _check_splits(tree: FileTree, splits: Mapping[str, str], named: Sequence[str
 
     if not beside:
         return
-    plain = all(map(_is_plain, named))
+    plain = all(map(is_split_name, named))
     if len(splits) > 1:
         shared = set.intersection(*map(names, splits.values()))
         clear = plain or (bool(shared) and not any(shared & names(folder) for folder in beside))
@@ -141,8 +137,3 @@ def _check_splits(tree: FileTree, splits: Mapping[str, str], named: Sequence[str
             f"{listed(tree, named)} may be a split, or a class like {listed(tree, beside)}; move the others elsewhere "
             f"if it is a split, or rename it if it is a class."
         )
-
-
-def _is_plain(folder: str) -> bool:
-    """Whether the name is a split's and nothing else."""
-    return os.path.basename(folder).lower() in SPLIT_NAMES
