@@ -53,11 +53,12 @@ def content_of(tree: FileTree, folder: str, *, below: bool = True) -> Content:
     for path in folders:
         entries = tree.entries(path)
         images = [file for file in sorted(entries.files + entries.others) if is_image_name(file)]
+        known = set(images)
         content.images += images
         content.deeper += [path] if images and path != folder else []
-        content.others += [file for file in entries.files if not is_image_name(file)]
+        content.others += [file for file in entries.files if file not in known]
+        content.broken += [file for file in entries.others if file not in known and os.path.islink(file)]
         content.hidden += entries.hidden_folders + [file for file in entries.hidden_files if is_image_name(file)]
-        content.broken += [file for file in entries.others if not is_image_name(file) and os.path.islink(file)]
     return content
 
 
