@@ -16,6 +16,7 @@ import psutil
 
 from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_bytes
+from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
@@ -28,7 +29,7 @@ from delta_tune.data.images import (
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.find import find_source
-from delta_tune.data.splits import Indices, cut_splits, format_list, sorted_classes, training_subset
+from delta_tune.data.splits import Indices, cut_splits, format_list, training_subset
 
 __all__ = [
     "Bar",
@@ -133,13 +134,12 @@ def load_dataset(
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
     source = find_source(data, seed=seed)
-    notes = list(source.notes)
-    classes = sorted_classes({split: examples.labels for split, examples in source.splits.items()})
+    class_names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
+    notes = [*source.notes, *notes]
+    classes = sorted_classes(class_names)
+    notes += alike_notes(classes)
     number = {name: label for label, name in enumerate(classes)}
-    labels = {
-        split: np.array([number[name] for name in examples.labels], dtype=np.int64)
-        for split, examples in source.splits.items()
-    }
+    labels = {split: np.array([number[name] for name in found], dtype=np.int64) for split, found in class_names.items()}
     if test_fraction and "test" in labels:
         notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
     chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
@@ -170,6 +170,7 @@ def load_dataset(
         splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
     _check_filled(splits, classes)
     notes += _duplicate_notes(digests, drop_duplicates)
+    notes += _contradiction_notes(splits, digests, classes)
     notes.append(_memory_note(splits, decoded_size, limit))
     return Dataset(
         name=source.name,
@@ -274,6 +275,25 @@ def _duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> 
             advice = "; --drop-duplicates removes them from train" if one == "train" and not drop_duplicates else ""
             notes.append(f"{_images(count)} of {one} also in {other} (identical files){advice}.")
     return notes
+
+
+def _contradiction_notes(
+    splits: dict[str, Split], digests: dict[str, list[bytes]], classes: Sequence[str]
+) -> list[str]:
+    """A note on images that are in two classes."""
+    first: dict[bytes, tuple[int, str]] = {}
+    pairs: dict[bytes, str] = {}
+    for split, found in digests.items():
+        for digest, label, name in zip(found, splits[split].labels.tolist(), splits[split].names, strict=True):
+            label_before, name_before = first.setdefault(digest, (label, name))
+            if label != label_before:
+                pairs.setdefault(digest, f"{name_before} is {classes[label_before]!r}, {name} is {classes[label]!r}")
+    if not pairs:
+        return []
+    return [
+        f"{_images(len(pairs))} in more than one class, byte for byte: {format_list(list(pairs.values()), 3)}; leave "
+        f"each in one class."
+    ]
 
 
 def _memory_note(splits: dict[str, Split], decoded_size: int, limit: int) -> str:

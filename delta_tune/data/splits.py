@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,35 +10,6 @@ import numpy.typing as npt
 from delta_tune.config import UserError
 
 Indices = npt.NDArray[np.int64]
-
-
-def natural_order(name: str) -> tuple[list[int | str], str]:
-    """Sort key that puts img2 before img10, and -1 before 0."""
-    parts = re.split(r"(^-?\d+|\d+)", name)
-    return [int(part) if position % 2 else part.casefold() for position, part in enumerate(parts)], name
-
-
-def sorted_classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The classes of train in natural order.
-
-    Args:
-        labels: split → class names of its examples.
-
-    Raises:
-        UserError: there are fewer than two classes, or val or test has one that train lacks.
-    """
-    classes = tuple(sorted(set(labels["train"]), key=natural_order))
-    if not classes:
-        raise UserError("The data has no training images; give at least one per class, better ten.")
-    if len(classes) == 1:
-        raise UserError(f"The data has only the class {classes[0]!r}; give at least two classes to tell apart.")
-    for split, found in labels.items():
-        if strange := sorted(set(found) - set(classes), key=natural_order):
-            raise UserError(
-                f"{split} has the class {format_list(strange, 3)}, which train does not have; add images of it to "
-                f"train, or remove it from {split}."
-            )
-    return classes
 
 
 def cut_splits(

@@ -278,6 +278,47 @@ def test_load_dataset_names_a_class_that_duplicates_leave_empty(splits):
         load(splits, drop_duplicates=True)
 
 
+# --------------------------------------------------------------------------------- the same picture, the same name
+
+
+def test_load_dataset_names_a_picture_that_has_two_labels(folder):
+    write(folder, {"b/07.png": photo(0), "a9/09.png": photo(0), "a9/08.png": photo(107)})
+    (note,) = (note for note in load(folder).notes if "byte for byte" in note)
+    assert note.startswith("1 image in more than one class, byte for byte: ")
+    assert note.endswith("; leave each in one class.")
+    assert {label for label in ("'a9'", "'a10'", "'b'") if label in note} >= {"'a10'"}
+
+
+def test_load_dataset_says_nothing_of_a_picture_twice_in_one_class(folder):
+    write(folder, {"b/07.png": photo(200)})
+    assert not [note for note in load(folder).notes if "byte for byte" in note]
+
+
+def test_load_dataset_reads_two_unicode_forms_as_one_class(tmp_path):
+    files = {}
+    for number, path in enumerate(("train/caf\u00e9", "train/cafe\u0301", "train/tea", "val/cafe\u0301", "val/tea")):
+        files |= {f"{path}/{i}.png": photo(10 * number + i) for i in range(3)}
+    dataset = load(write(tmp_path / "set", files))
+    assert dataset.classes == ("caf\u00e9", "tea")
+    assert (np.bincount(dataset.train.labels).tolist(), np.bincount(dataset.val.labels).tolist()) == ([6, 3], [3, 3])
+    assert any("Unicode forms" in note and "'caf\u00e9'" in note for note in dataset.notes)
+
+
+def test_load_dataset_names_classes_that_differ_in_case_only(folder):
+    write(folder, {f"B/{i}.png": photo(300 + i) for i in range(3)})
+    dataset = load(folder)
+    assert dataset.classes == ("a9", "a10", "B", "b")
+    assert any("'B' and 'b'" in note for note in dataset.notes)
+
+
+def test_load_dataset_counts_dangling_links_as_images_that_cannot_be_read(folder):
+    for number in range(3):
+        (folder / "b" / f"gone{number}.png").symlink_to(f"/annex/{number}.png")
+    with pytest.raises(UserError, match=r"3 images cannot be read: .*gone0\.png \(a link that leads nowhere\)"):
+        load(folder)
+    assert any(note.startswith("3 images could not be read") for note in load(folder, skip_damaged=True).notes)
+
+
 # ---------------------------------------------------------------------------------------------------------- memory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,6 +73,41 @@ def test_local_tree_follows_links_and_lists_names_outside_utf8(tmp_path):
     assert tree.folders(tree.root) == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert tree.files(f"{tmp_path}/b") == [f"{tmp_path}/b/{odd}", f"{tmp_path}/b/link.png"]
     assert [tree.read(path) for path in tree.files(f"{tmp_path}/a")] == [b"odd", b"odd"]
+
+
+def test_tree_walks_folders_before_their_subfolders(folder, publish):
+    (folder / "a-b/c/d").mkdir(parents=True)
+    (folder / "a-b/c/d/1.png").write_bytes(b"x")
+    tree = FileTree(publish(folder))
+    found, repeated = tree.walk(tree.root)
+    assert [path.removeprefix(tree.root) for path in found] == ["", "/a", "/a-b", "/a-b/c", "/a-b/c/d", "/b"]
+    assert repeated == []
+
+
+def test_tree_names_hidden_entries_folders_of_the_system_and_links_to_nowhere(tmp_path):
+    for name in (".git", "@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "cat"):
+        (tmp_path / name).mkdir()
+    for name in (".x.png", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "gone").symlink_to("/nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    tree = FileTree(tmp_path)
+    found = tree.entries(tree.root)
+    names = {field.name: [os.path.basename(path) for path in getattr(found, field.name)] for field in fields(found)}
+    assert names == {
+        "folders": ["cat"],
+        "files": ["Thumbs.db"],
+        "others": ["gone", "loop", "pipe"],
+        "hidden_files": [".x.png"],
+        "hidden_folders": ["$RECYCLE.BIN", ".git", "@eaDir", "__MACOSX", "lost+found"],
+    }
+
+
+def test_tree_does_not_wait_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(OSError, match="a pipe, socket or device, not a file"):
+        FileTree(tmp_path).read(f"{tmp_path}/pipe.png")
 
 
 def test_image_folder_gives_the_same_data_set_anywhere(image_folder, publish):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import ALLOWED_DATA, Source
+from delta_tune.data.sources.class_folders import content_of, listed
 from delta_tune.data.sources.demo import from_demo
 from delta_tune.data.sources.image_folder import from_image_folder
 from delta_tune.data.sources.parquet import from_parquet, parquet_files
 from delta_tune.data.sources.torchvision import from_torchvision
+from delta_tune.filesystem.uris import is_uri
 
 
 def find_source(data: str | Path, *, seed: int) -> Source:
@@ -25,12 +28,49 @@ def find_source(data: str | Path, *, seed: int) -> Source:
     if isinstance(data, str) and data.startswith("torchvision:"):
         return from_torchvision(data.removeprefix("torchvision:"))
     tree = FileTree(data)
-    if files := parquet_files(tree):
-        return from_parquet(tree, files)
+    files = parquet_files(tree)
     if tree.is_folder(tree.root):
-        return from_image_folder(tree)
+        return _from_folder(tree, files)
+    if files:
+        return from_parquet(tree, files)
     if tree.is_file(tree.root):
         raise UserError(f"{str(data)!r} is a file, but no .parquet file; data is {ALLOWED_DATA}.")
+    if not is_uri(data) and os.path.lexists(tree.root):
+        raise UserError(
+            f"{str(data)!r} is a link that leads nowhere, or a pipe, socket or device; data is {ALLOWED_DATA}."
+        )
     above, name = os.path.split(tree.root)
     siblings = [os.path.basename(path) for path in tree.folders(above) + tree.files(above)]
     raise UserError(f"There is no {str(data)!r}{did_you_mean(name, siblings)}; data is {ALLOWED_DATA}.")
+
+
+def _from_folder(tree: FileTree, files: list[str]) -> Source:
+    """From a folder with these Parquet files, if they and not images are its data."""
+    if not files:
+        return from_image_folder(tree)
+    images = content_of(tree, tree.root).images
+    if not any(_has_rows(tree, file) for file in files):
+        if not images:
+            return from_parquet(tree, files)  # says what is wrong with them
+        source = from_image_folder(tree)
+        note = f"Parquet files without the columns image and label were not read: {listed(tree, files)}."
+    elif len({os.path.dirname(image) for image in images} - {tree.root}) > 1:
+        raise UserError(
+            f"{tree.shown(tree.root)!r} holds both images in folders ({listed(tree, images)}) and Parquet files with "
+            f"images ({listed(tree, files)}); give the Parquet files in a folder of their own, or move them elsewhere."
+        )
+    else:
+        source = from_parquet(tree, files)
+        if not images:
+            return source
+        note = f"Images beside the Parquet files were not read: {len(images)} ({listed(tree, images)})."
+    return replace(source, notes=(*source.notes, note))
+
+
+def _has_rows(tree: FileTree, file: str) -> bool:
+    """Whether a Parquet file has the columns of a data set."""
+    try:
+        with tree.parquet(file) as parquet:
+            return {"image", "label"} <= set(parquet.schema_arrow.names)
+    except UserError:  # no Parquet file
+        return False

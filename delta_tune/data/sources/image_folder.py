@@ -1,19 +1,25 @@
-"""Image folders as a data source."""
+"""Image folders as a data source: which folder is which split."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from delta_tune.config import UserError
 from delta_tune.data.file_tree import FileTree
-from delta_tune.data.sources.base import ALLOWED_DATA, SPLIT_NAMES, Examples, Source
-
-_IMAGE_SUFFIXES = frozenset(
-    f".{suffix}"
-    for names in ("avif bmp gif ico jfif jp2 jpe jpeg jpg", "pbm pgm png pnm ppm tga tif tiff webp")
-    for suffix in names.split()
+from delta_tune.data.sources.base import ALLOWED_DATA, Source
+from delta_tune.data.sources.class_folders import (
+    content_of,
+    counted,
+    is_image_name,
+    is_split_name,
+    listed,
+    notes_on_root,
+    read_class_folders,
 )
+from delta_tune.data.split_names import split_in, splits_in
+from delta_tune.data.splits import format_list
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -22,70 +28,112 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         UserError: there are no image files.
     """
-    found = sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    found = sorted(file for file in Path(folder).iterdir() if is_image_name(str(file)))
     if not found:
         raise UserError(f"There are no images in {folder}; give image files, or a folder of them.")
     return found
 
 
 def from_image_folder(tree: FileTree) -> Source:
-    folders = _class_names(tree, tree.root)
+    """The splits of a folder, or all of it as train if no folder in it is named for a split.
+
+    Raises:
+        UserError: it is not clear what the folders are, or train is missing or lacks images.
+    """
+    splits, notes = _find_splits(tree)
+    if not splits:
+        examples, notes = read_class_folders(tree, tree.root, None)
+        return Source(name=tree.name, splits={"train": examples}, notes=tuple(notes))
+    found = {}
+    for split, folder in splits.items():
+        found[split], more = read_class_folders(tree, folder, split)
+        notes += more
+    return Source(name=tree.name, splits=found, notes=tuple(notes))
+
+
+def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
+    """Split → its folder, none if the folders of the root are classes; and notes."""
+    contents = {folder: content_of(tree, folder) for folder in tree.folders(tree.root)}
+    said = {folder: words for folder in contents if (words := splits_in(os.path.basename(folder)))}
     # A split holds class folders; a folder named train that holds images itself is a class (of vehicles, say).
-    named = {name: path for name, path in folders.items() if name.lower() in SPLIT_NAMES and _class_names(tree, path)}
+    named = {
+        folder: split
+        for folder in said
+        if tree.folders(folder)
+        and (contents[folder].deeper or not contents[folder].images)
+        and (split := split_in(os.path.basename(folder)))
+    }
+    beside = {folder: len(content.images) for folder, content in contents.items() if folder not in named}
+    if not named:
+        return {}, []
     splits: dict[str, str] = {}
-    for name, path in named.items():
-        split = SPLIT_NAMES[name.lower()]
+    for folder, split in named.items():
         if split in splits:
             raise UserError(
-                f"{tree.shown(splits[split])!r} and {tree.shown(path)!r} are one split by their names; leave one of "
-                f"them."
+                f"{tree.shown(splits[split])!r} and {tree.shown(folder)!r} are one split by their names; leave one of "
+                f"them, or rename them if they are no splits."
             )
-        splits[split] = path
-    notes = []
-    if splits:
-        if others := [name for name in folders if name not in named]:
-            notes.append(f"Folders beside the splits were not read: {', '.join(others)}.")
-    else:
-        splits = {"train": tree.root}
+        splits[split] = _unwrapped(tree, folder, split)
+    _check_splits(
+        tree, splits, list(named), [folder for folder, count in beside.items() if count and folder not in said]
+    )
     if "train" not in splits:
         root = tree.shown(tree.root)
         raise UserError(
             f"{root!r} holds {', '.join(splits)} but no train; data is {ALLOWED_DATA}: "
             f"add {os.path.join(root, 'train')!r}."
         )
-    examples = {}
-    for split, path in splits.items():
-        examples[split], num_others = _class_folders(tree, path, may_be_empty=split != "train")
-        if num_others:
-            notes.append(f"{num_others} files in {split} are no images by their names and were not read.")
-    return Source(name=tree.name, splits=examples, notes=tuple(notes))
+    return splits, _notes(tree, splits, beside)
 
 
-def _class_names(tree: FileTree, root: str) -> dict[str, str]:
-    """Folders that may be classes or splits: name → path."""
-    named = {os.path.basename(path): path for path in tree.folders(root)}
-    return {name: path for name, path in named.items() if not name.startswith("__MACOSX")}
+def _notes(tree: FileTree, splits: Mapping[str, str], beside: Mapping[str, int]) -> list[str]:
+    """Sentences on which folder is which split, and on what lies beside them.
+
+    Args:
+        splits: split → its folder.
+        beside: each other folder in the root, and its number of images.
+    """
+    notes = []
+    if any(folder != os.path.join(tree.root, split) for split, folder in splits.items()):
+        which = ", ".join(f"{listed(tree, [folder])} is {split}" for split, folder in splits.items())
+        notes.append(f"The names of the folders tell the splits: {which}.")
+    if beside:
+        others = [f"{listed(tree, [folder])} ({counted(count, 'image')})" for folder, count in beside.items()]
+        notes.append(f"Folders beside the splits were not read: {format_list(others, 3)}.")
+    return notes + notes_on_root(tree)
 
 
-def _class_folders(tree: FileTree, root: str, *, may_be_empty: bool) -> tuple[Examples, int]:
-    """The images in one split's class folders, and the number of other files."""
-    labels: list[str] = []
-    paths: list[str] = []
-    num_others = 0
-    for name, folder in _class_names(tree, root).items():
-        files = tree.files(folder)
-        images = [file for file in files if os.path.splitext(file)[1].lower() in _IMAGE_SUFFIXES]
-        if not images and not may_be_empty:
-            raise UserError(
-                f"The class folder {tree.shown(folder)!r} holds no images; put its images directly into it, or "
-                f"remove it."
-            )
-        num_others += len(files) - len(images)
-        labels += [name] * len(images)
-        paths += images
-    if not paths and not may_be_empty:
-        raise UserError(f"{tree.shown(root)!r} holds no class folders with images; data is {ALLOWED_DATA}.")
-    names = [tree.shown(path) for path in paths]
-    return Examples(
-        labels=labels, names=names, read=lambda index: tree.read(paths[index]), readers=tree.readers
-    ), num_others
+def _unwrapped(tree: FileTree, folder: str, split: str) -> str:
+    """The folder with the classes of a split: seg_train/seg_train, as archives are often unpacked."""
+    inside = tree.folders(folder)
+    has_images = bool(content_of(tree, folder, below=False).images)
+    if has_images or len(inside) != 1 or not tree.folders(inside[0]):
+        return folder
+    return inside[0] if splits_in(os.path.basename(inside[0])) == (split,) else folder
+
+
+def _check_splits(tree: FileTree, splits: Mapping[str, str], named: Sequence[str], beside: Sequence[str]) -> None:
+    """Refuse folders that may be splits or classes.
+
+    Args:
+        splits: split → the folder of its classes.
+        named: the folders in the root that are named for them.
+        beside: other folders with images in the root.
+    """
+
+    def names(folder: str) -> set[str]:
+        return {os.path.basename(path) for path in tree.folders(folder)}
+
+    if not beside:
+        return
+    plain = all(map(is_split_name, named))
+    if len(splits) > 1:
+        shared = set.intersection(*map(names, splits.values()))
+        clear = plain or (bool(shared) and not any(shared & names(folder) for folder in beside))
+    else:
+        clear = plain and len(beside) == 1 and not content_of(tree, named[0], below=False).images
+    if not clear:
+        raise UserError(
+            f"{listed(tree, named)} may be a split, or a class like {listed(tree, beside)}; move the others elsewhere "
+            f"if it is a split, or rename it if it is a class."
+        )

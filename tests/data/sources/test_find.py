@@ -73,8 +73,10 @@ def test_folder_ignores_hidden_entries_and_tells_of_others(tmp_path):
     source = find_source(tmp_path, seed=0)
     assert contents(source) == {"train": [("a", "train/a/1.jpg"), ("b", "train/b/2.jpg")]}
     assert source.notes == (
-        "Folders beside the splits were not read: old.",
-        "1 files in train are no images by their names and were not read.",
+        "Folders beside the splits were not read: 'old' (1 image).",
+        "1 file in train is no image by its name ('.txt') and was not read.",
+        "Hidden images, hidden folders and folders of the system were not read in train: 2 ('train/.git', "
+        "'train/b/.x.jpg').",
     )
 
 
