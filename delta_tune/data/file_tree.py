@@ -150,7 +150,7 @@ class FileTree:
         """An open Parquet file.
 
         Raises:
-            UserError: it cannot be read, or its types may run code.
+            UserError: it cannot be read, or has extension types.
         """
         return open_parquet(path, name=self.shown(path), filesystem=self._remote)
 
