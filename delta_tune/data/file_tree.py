@@ -146,6 +146,11 @@ class FileTree:
             ) from error
         return content
 
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        with self._listing(path):
+            return os.path.getsize(path) if self._remote is None else int(self._remote.get_file_info(path).size)
+
     def parquet(self, path: str) -> pq.ParquetFile:
         """An open Parquet file.
 

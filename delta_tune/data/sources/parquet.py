@@ -65,6 +65,7 @@ def _splits(tree: FileTree, files: Sequence[str]) -> tuple[dict[str, list[str]],
         else:
             others.append(file)
     if not splits:
+        _check_unnamed(tree, others)
         return {"train": others}, f"No Parquet file is named for a split, so all are train: {listed(tree, others)}."
     which = "; ".join(
         f"{split} is {listed(tree, splits[split])}" for split in ("train", "val", "test") if split in splits
@@ -91,6 +92,16 @@ def _check_partitions(path: str) -> None:
             raise UserError(
                 f"The folder {folder!r} does not say which split it is; rename it to split=train, =val or =test."
             )
+
+
+def _check_unnamed(tree: FileTree, files: Sequence[str]) -> None:
+    """Refuse mytrain beside mytest, although no word in them is a split."""
+    names = [_below(tree, file).lower() for file in files]
+    test = [
+        file for file, name in zip(files, names, strict=True) if re.search("test|val", name) and "train" not in name
+    ]
+    if test and any("train" in name for name in names):
+        raise UserError(f"{listed(tree, test)} may be a split of its own beside train; {_ADVICE}.")
 
 
 def _check_val(tree: FileTree, files: Sequence[str]) -> None:

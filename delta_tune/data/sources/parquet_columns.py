@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.console.format import format_bytes
@@ -16,7 +16,7 @@ MAX_ROWS = 10_000_000
 MAX_IMAGE_SIZE = 512 * 2**20
 """Bytes of one encoded image."""
 MAX_UNFOLDING = 200
-"""How many times larger than its part of the file a column may be, if it has more than `STEP_SIZE` bytes."""
+"""How many times larger than the file its pages may be once unpacked, if they have more than `STEP_SIZE` bytes."""
 STEP_SIZE = 64 * 2**20
 """Bytes that are decoded at one time; more only if one value has more."""
 _STEP_ROWS = 4096
@@ -53,25 +53,28 @@ def image_column(schema: pa.Schema) -> str:
     return "image.bytes" if pa.types.is_struct(schema.field("image").type) else "image"
 
 
-def check_size(file: str, group: Any, column: str) -> None:
-    """Check a column by the metadata of a row group, before anything is decoded.
+def check_sizes(file: str, metadata: pq.FileMetaData, file_size: int) -> None:
+    """Check the sizes that a file's metadata gives for its row groups, before anything is decoded.
 
     Raises:
-        UserError: it is far larger decoded than in the file, or than images are.
+        UserError: it is far larger decoded than encoded, or its rows are larger than images are.
     """
-    chunk = _chunk(group, column)
-    size, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
-    if size > max(STEP_SIZE, MAX_UNFOLDING * stored) or size > MAX_IMAGE_SIZE * group.num_rows:
+    # pyarrow's metadata of single columns end the process where they are damaged; those of row groups do not.
+    sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    if sum(sizes) > max(STEP_SIZE, MAX_UNFOLDING * file_size) or any(
+        size > MAX_IMAGE_SIZE * max(1, metadata.row_group(group).num_rows) for group, size in enumerate(sizes)
+    ):
         raise UserError(
-            f"The column {column} of {file!r} would unfold from {format_bytes(stored)} to {format_bytes(size)} in "
-            f"{group.num_rows} rows; give PNG or JPEG images of at most {format_bytes(MAX_IMAGE_SIZE)}."
+            f"{file!r} would unfold from {format_bytes(file_size)} to {format_bytes(sum(sizes))} in "
+            f"{metadata.num_rows} rows; give PNG or JPEG images of at most {format_bytes(MAX_IMAGE_SIZE)}."
         )
 
 
 def decode_steps(tree: FileTree, file: str, group: int, column: str) -> Iterator[pa.Array]:
     """The values of a column in a row group, a few rows at a time; as many as its metadata says.
 
-    No value is larger than the whole column with each different value stored once, which bounds a step's memory.
+    No value is larger than the row group, in which each different value may be stored once: so a step's rows are fewer
+    the larger the row group is, and its memory is bounded.
 
     Raises:
         UserError: the file is damaged, or cannot be read any more.
@@ -80,7 +83,7 @@ def decode_steps(tree: FileTree, file: str, group: int, column: str) -> Iterator
     with tree.parquet(file) as parquet:
         try:
             about = parquet.metadata.row_group(group)
-            num_rows = max(1, min(_STEP_ROWS, STEP_SIZE // max(1, _chunk(about, column).total_uncompressed_size)))
+            num_rows = max(1, min(_STEP_ROWS, STEP_SIZE // max(1, about.total_byte_size)))
             missing = about.num_rows
             for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=[column], use_threads=False):
                 values = batch.column(0)
@@ -91,8 +94,3 @@ def decode_steps(tree: FileTree, file: str, group: int, column: str) -> Iterator
             raise UserError(f"{shown!r} is damaged or cannot be read any more ({error}); give a whole file.") from error
     if missing:
         raise UserError(f"{shown!r} is damaged: its row group {group} lacks {missing} rows; give a whole file.")
-
-
-def _chunk(group: Any, column: str) -> Any:
-    """The metadata of a column in a row group."""
-    return next(chunk for index in range(group.num_columns) if (chunk := group.column(index)).path_in_schema == column)

@@ -101,8 +101,8 @@ def name_classes(tree: FileTree, labels: Mapping[str, Labels]) -> tuple[dict[str
             )
     if unnamed:
         notes.append(
-            f"{format_list([repr(tree.shown(file)) for file in unnamed], 3)} gives its integer labels no names; "
-            f"they are read as those of {tree.shown(naming[0])!r}."
+            f"The class names in {tree.shown(naming[0])!r} hold for all Parquet files, for others have none: "
+            f"{format_list([repr(tree.shown(file)) for file in unnamed], 3)}."
         )
     return {file: _named(found, names) for file, found in labels.items()}, notes
 
@@ -129,19 +129,25 @@ def _class_names(metadata: bytes | None) -> tuple[list[str], str | None]:
     try:
         found: Any = json.loads(metadata)
     except (ValueError, RecursionError):  # no JSON, no UTF-8, numbers of thousands of digits, thousands of levels
-        return [], "is no JSON"
+        return [], "cannot be read as JSON"
     for key in ("info", "features", "label"):
         if not isinstance(found, dict) or not isinstance(found.get(key, {}), dict):
             return [], f"has no object at {key}"
         found = found.get(key, {})
     names = found.get("names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        return [], "has names that are no list of words"
+    if not isinstance(names, list) or not all(map(_is_name, names)):
+        return [], f"has names that are no list of texts of 1 to {MAX_LABEL_SIZE:,} bytes"
     if len(set(names)) < len(names):
         return [], "has a name twice"
-    if any(len(name.encode(errors="surrogatepass")) > MAX_LABEL_SIZE for name in names):
-        return [], f"has a name of more than {MAX_LABEL_SIZE:,} bytes"
     return names, None
+
+
+def _is_name(name: object) -> bool:
+    """Whether a label is text, neither blank nor too long, that UTF-8 can encode."""
+    try:
+        return isinstance(name, str) and bool(name.strip()) and len(name.encode()) <= MAX_LABEL_SIZE
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_kinds(tree: FileTree, labels: Mapping[str, Labels]) -> None:

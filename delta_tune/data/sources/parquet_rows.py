@@ -17,7 +17,7 @@ from delta_tune.data.sources.parquet_columns import (
     MAX_IMAGE_SIZE,
     MAX_ROWS,
     check_columns,
-    check_size,
+    check_sizes,
     decode_steps,
     image_column,
 )
@@ -52,9 +52,10 @@ def read_rows(tree: FileTree, splits: Mapping[str, Sequence[str]]) -> tuple[dict
     examples = {}
     for split, found in splits.items():
         images = _Images(tree, [group for file in found for group in row_groups[file]])
+        shown = {file: tree.shown(file) for file in found}
         examples[split] = Examples(
             labels=[label for file in found for label in labels[file]],
-            names=[f"{tree.shown(file)}:{row}" for file in found for row in range(len(labels[file]))],
+            names=[f"{shown[file]}:{row}" for file in found for row in range(len(labels[file]))],
             read=images.read,
         )
     return examples, notes
@@ -79,12 +80,10 @@ def _row_groups(tree: FileTree, files: Sequence[str]) -> dict[str, list[_RowGrou
                     f"The Parquet files up to {shown!r} have {num_rows:,} rows, but at most {MAX_ROWS:,} are read; "
                     f"give fewer."
                 )
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-            for group in groups:
-                check_size(shown, group, image_column(schema))
-                check_size(shown, group, "label")
+            check_sizes(shown, metadata, tree.size(file))
             found[file] = [
-                _RowGroup(file, number, image_column(schema), group.num_rows) for number, group in enumerate(groups)
+                _RowGroup(file, group, image_column(schema), metadata.row_group(group).num_rows)
+                for group in range(metadata.num_row_groups)
             ]
     return found
 
