@@ -101,7 +101,7 @@ def name_classes(tree: FileTree, labels: Mapping[str, Labels]) -> tuple[dict[str
             )
     if unnamed:
         notes.append(
-            f"The class names in {tree.shown(naming[0])!r} hold for all Parquet files, for others have none: "
+            f"The class names in {tree.shown(naming[0])!r} hold for all Parquet files; these have none of their own: "
             f"{format_list([repr(tree.shown(file)) for file in unnamed], 3)}."
         )
     return {file: _named(found, names) for file, found in labels.items()}, notes

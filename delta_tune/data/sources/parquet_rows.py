@@ -123,6 +123,9 @@ class _Images:
             first, images = self._starts[group], self._decode(group)
         for position, image in zip(range(first, row + 1), images, strict=False):
             self._keep(position, image)
+        if row not in self._kept:
+            shown = self._tree.shown(self._row_groups[group].file)
+            raise UserError(f"{shown!r} has fewer rows than before; do not change the data while it is read.")
         self._open[group] = row + 1, images
         while len(self._open) > _OPEN_GROUPS:
             del self._open[next(iter(self._open))]
