@@ -40,6 +40,7 @@ def from_parquet(tree: FileTree, files: list[str]) -> Source:
         if said:
             notes.insert(0, f"{tree.name!r} is all of the data, so it is train although its name says {said[0]}.")
         return Source(name=name, splits=examples, notes=tuple(notes))
+    _check_links(tree)
     splits, note = _splits(tree, files)
     examples, notes = read_rows(tree, splits)
     set_aside = sorted(file for file in _candidates(tree) if _is_set_aside(tree, file) and _is_parquet_name(file))
@@ -82,6 +83,13 @@ def _splits(tree: FileTree, files: Sequence[str]) -> tuple[dict[str, list[str]],
             f"train-*.parquet."
         )
     return splits, f"The names of the Parquet files tell the splits: {which}."
+
+
+def _check_links(tree: FileTree) -> None:
+    """Refuse a data set of which a file is missing."""
+    folders, _ = tree.walk(tree.root)
+    if missing := [path for folder in folders for path in tree.entries(folder).others if _is_parquet_name(path)]:
+        raise UserError(f"No file is behind {listed(tree, missing)} (dangling links, pipes); repair or remove them.")
 
 
 def _check_partitions(path: str) -> None:

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.console.format import format_bytes
-from delta_tune.data.file_tree import FileTree
+from delta_tune.data.sources.class_folders import counted
+from delta_tune.data.splits import format_list
 
 MAX_ROWS = 10_000_000
 """Rows of all Parquet files of a data set: a file of some kilobytes may have any number."""
@@ -33,7 +34,8 @@ def check_columns(file: str, schema: pa.Schema) -> None:
         if column not in schema.names:
             raise UserError(
                 f"{file!r} has no column {column!r}{did_you_mean(column, schema.names)}: its columns are "
-                f"{', '.join(schema.names)}; rename them to image (encoded bytes, or a struct with bytes) and label."
+                f"{format_list(schema.names, 20)}; rename them to image (encoded bytes, or a struct with bytes) and "
+                f"label."
             )
         if schema.names.count(column) > 1:
             raise UserError(f"{file!r} has {schema.names.count(column)} columns {column!r}; leave one of them.")
@@ -66,11 +68,11 @@ def check_sizes(file: str, metadata: pq.FileMetaData, file_size: int) -> None:
     ):
         raise UserError(
             f"{file!r} would unfold from {format_bytes(file_size)} to {format_bytes(sum(sizes))} in "
-            f"{metadata.num_rows} rows; give PNG or JPEG images of at most {format_bytes(MAX_IMAGE_SIZE)}."
+            f"{counted(metadata.num_rows, 'row')}; give PNG or JPEG images of at most {format_bytes(MAX_IMAGE_SIZE)}."
         )
 
 
-def decode_steps(tree: FileTree, file: str, group: int, column: str) -> Iterator[pa.Array]:
+def decode_steps(parquet: pq.ParquetFile, file: str, group: int, column: str) -> Iterator[pa.Array]:
     """The values of a column in a row group, a few rows at a time; as many as its metadata says.
 
     No value is larger than the row group, in which each different value may be stored once: so a step's rows are fewer
@@ -79,18 +81,16 @@ def decode_steps(tree: FileTree, file: str, group: int, column: str) -> Iterator
     Raises:
         UserError: the file is damaged, or cannot be read any more.
     """
-    shown = tree.shown(file)
-    with tree.parquet(file) as parquet:
-        try:
-            about = parquet.metadata.row_group(group)
-            num_rows = max(1, min(_STEP_ROWS, STEP_SIZE // max(1, about.total_byte_size)))
-            missing = about.num_rows
-            for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=[column], use_threads=False):
-                values = batch.column(0)
-                values.validate(full=True)
-                missing -= len(values)
-                yield values.flatten()[0] if pa.types.is_struct(values.type) else values
-        except (pa.ArrowException, OSError, IndexError) as error:
-            raise UserError(f"{shown!r} is damaged or cannot be read any more ({error}); give a whole file.") from error
+    try:
+        about = parquet.metadata.row_group(group)
+        num_rows = max(1, min(_STEP_ROWS, STEP_SIZE // max(1, about.total_byte_size)))
+        missing = about.num_rows
+        for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=[column], use_threads=False):
+            values = batch.column(0)
+            values.validate(full=True)
+            missing -= len(values)
+            yield values.flatten()[0] if pa.types.is_struct(values.type) else values
+    except (pa.ArrowException, OSError, IndexError) as error:
+        raise UserError(f"{file!r} is damaged or cannot be read any more ({error}); give a whole file.") from error
     if missing:
-        raise UserError(f"{shown!r} is damaged: its row group {group} lacks {missing} rows; give a whole file.")
+        raise UserError(f"{file!r} is damaged: its row group {group} lacks {missing} rows; give a whole file.")

@@ -41,23 +41,22 @@ def read_labels(tree: FileTree, file: str) -> Labels:
     Raises:
         UserError: it is damaged, or has rows without a label or with one that is no class name.
     """
-    with tree.parquet(file) as parquet:
-        metadata, num_groups = parquet.schema_arrow.metadata or {}, parquet.num_row_groups
+    shown = tree.shown(file)
     found: dict[str | int, int] = {}
     positions = [np.empty(0, dtype=np.int32)]
     num_empty = 0
-    for group in range(num_groups):
-        for step in decode_steps(tree, file, group, "label"):
-            num_empty += step.null_count
-            filled = step.drop_null()
-            encoded = filled if pa.types.is_dictionary(filled.type) else filled.dictionary_encode()
-            values = _values(tree.shown(file), encoded.dictionary)
-            numbers = np.array([found.setdefault(value, len(found)) for value in values], dtype=np.int32)
-            positions.append(numbers[encoded.indices.to_numpy()])
+    with tree.parquet(file) as parquet:
+        metadata = parquet.schema_arrow.metadata or {}
+        for group in range(parquet.num_row_groups):
+            for step in decode_steps(parquet, shown, group, "label"):
+                labels = step.dictionary_decode() if pa.types.is_dictionary(step.type) else step
+                num_empty += labels.null_count
+                encoded = labels.drop_null().dictionary_encode()
+                values = _values(shown, encoded.dictionary)
+                numbers = np.array([found.setdefault(value, len(found)) for value in values], dtype=np.int32)
+                positions.append(numbers[encoded.indices.to_numpy()])
     if num_empty:
-        raise UserError(
-            f"The column label of {tree.shown(file)!r} has {num_empty} empty values; fill or remove those rows."
-        )
+        raise UserError(f"The column label of {shown!r} has {num_empty} empty values; fill or remove those rows.")
     class_names, fault = _class_names(metadata.get(b"huggingface"))
     return Labels(values=list(found), positions=np.concatenate(positions), class_names=class_names, fault=fault)
 

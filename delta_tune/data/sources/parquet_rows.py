@@ -133,14 +133,22 @@ class _Images:
     def _decode(self, group: int) -> Iterator[bytes | None]:
         """The images of a row group, None for one that is too large."""
         found = self._row_groups[group]
-        for step in decode_steps(self._tree, found.file, found.number, found.image_column):
-            for value in step:
-                image = value.as_buffer()
-                yield None if image and image.size > MAX_IMAGE_SIZE else image.to_pybytes() if image else b""
+        with self._tree.parquet(found.file) as parquet:
+            for step in decode_steps(parquet, self._tree.shown(found.file), found.number, found.image_column):
+                for value in step:
+                    image = value.as_buffer() or b""
+                    yield bytes(image) if len(image) <= MAX_IMAGE_SIZE else None
 
     def _keep(self, row: int, image: bytes | None) -> None:
         """Keep an image, and the last ones before it as far as there is room."""
+        if row in self._kept:
+            return
         self._kept[row] = image
-        self._kept_size += len(image or b"")
+        self._kept_size += _size(image)
         while self._kept_size > _KEPT_SIZE and len(self._kept) > 1:
-            self._kept_size -= len(self._kept.pop(next(iter(self._kept))) or b"")
+            self._kept_size -= _size(self._kept.pop(next(iter(self._kept))))
+
+
+def _size(image: bytes | None) -> int:
+    """Bytes that an image takes in memory, about."""
+    return 100 + len(image or b"")

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delta_tune.config import UserError
-from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources import parquet_columns, parquet_rows
 from delta_tune.data.sources.find import find_source
 
@@ -131,6 +130,13 @@ def test_links_in_a_loop_are_read_once(tmp_path):
     assert len(find_source(tmp_path, seed=0).splits["train"].labels) == 2
 
 
+def test_link_that_leads_nowhere_is_refused(tmp_path):
+    write(tmp_path, "train-0.parquet")
+    (tmp_path / "train-1.parquet").symlink_to("missing")
+    with pytest.raises(UserError, match=r"No file is behind 'train-1\.parquet'"):
+        find_source(tmp_path, seed=0)
+
+
 NEUTRAL = ["pets", "part", "0", "v2", "default", "latest", "trainer", "x"]
 WORDS = {"train": "train", "Training": "train", "val": "val", "dev": "val", "TEST": "test", "testing": "test"}
 PARTS = st.lists(
@@ -216,6 +222,12 @@ def test_labels_that_contradict_are_refused(tmp_path, tables, message):
         find_source(tmp_path, seed=0)
 
 
+def test_categories_that_no_row_has_are_no_classes(tmp_path):
+    label = pa.DictionaryArray.from_arrays(pa.array([2, 1]), pa.array(["", "b", "c"]))
+    write(tmp_path, "a.parquet", table=pa.table({"image": [b"", b""], "label": label}))
+    assert find_source(tmp_path, seed=0).splits["train"].labels == ["c", "b"]
+
+
 def test_labels_that_are_not_utf8_are_refused(tmp_path):
     label = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")]
@@ -262,7 +274,8 @@ def test_repeated_images_take_memory_for_a_few(tmp_path, monkeypatch, encoding):
     table = pa.table({"image": [random.Random(0).randbytes(100_000)] * 50, "label": ["a", "b"] * 25})
     options = {"use_dictionary": True} if encoding == "RLE_DICTIONARY" else {"column_encoding": {"image": encoding}}
     pq.write_table(table, tmp_path / "a.parquet", **{"use_dictionary": False, **options})
-    steps = list(parquet_columns.decode_steps(FileTree(tmp_path), str(tmp_path / "a.parquet"), 0, "image"))
+    with pq.ParquetFile(tmp_path / "a.parquet") as parquet:
+        steps = list(parquet_columns.decode_steps(parquet, "a", 0, "image"))
     assert sum(map(len, steps)) == 50
     assert max(step.nbytes for step in steps) <= 1_000_000
 
