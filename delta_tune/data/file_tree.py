@@ -146,11 +146,16 @@ class FileTree:
             ) from error
         return content
 
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        with self._listing(path):
+            return os.path.getsize(path) if self._remote is None else int(self._remote.get_file_info(path).size)
+
     def parquet(self, path: str) -> pq.ParquetFile:
         """An open Parquet file.
 
         Raises:
-            UserError: it cannot be read, or its types may run code.
+            UserError: it cannot be read, or has extension types.
         """
         return open_parquet(path, name=self.shown(path), filesystem=self._remote)
 

@@ -12,8 +12,6 @@ ALLOWED_DATA = (
     "address such as s3://bucket/folder), torchvision:NAME, or demo"
 )
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:

@@ -1,128 +1,148 @@
-"""Parquet files and folders as a data source."""
+"""Parquet files and folders as a data source: which file is which split."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import threading
-from bisect import bisect_right
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from delta_tune.config import UserError, did_you_mean
+from delta_tune.config import UserError
 from delta_tune.data.file_tree import FileTree
-from delta_tune.data.sources.base import SPLIT_NAMES, Examples, Source
+from delta_tune.data.sources.base import Source
+from delta_tune.data.sources.class_folders import listed
+from delta_tune.data.sources.parquet_rows import read_rows
+from delta_tune.data.split_names import SPLIT_NAMES, splits_in
+
+_ADVICE = "name each file or its folder for train, val or test, or move it elsewhere"
 
 
 def parquet_files(tree: FileTree) -> list[str]:
-    """The Parquet files of a tree, by path: itself, or those in its folder and in the folders of that."""
+    """The Parquet files of a tree, by path: itself, or those anywhere below it.
+
+    In a folder such as test.parquet, as Spark and Dask write them, files without a suffix are Parquet, too.
+    """
     if tree.is_file(tree.root):
-        return [tree.root] if tree.root.endswith(".parquet") else []
-    folders = (tree.root, *tree.folders(tree.root))
-    return sorted((file for folder in folders for file in tree.files(folder) if file.endswith(".parquet")), key=Path)
+        return [tree.root] if _is_parquet_name(tree.root) else []
+    return sorted((file for file in _candidates(tree) if not _is_set_aside(tree, file)), key=Path)
 
 
 def from_parquet(tree: FileTree, files: list[str]) -> Source:
-    """The splits in `parquet_files`, told by the names of files and folders; a single file is train."""
+    """The splits in `parquet_files`, told by the names of files and folders; a single file is train.
+
+    Raises:
+        UserError: the names leave open which split a file is, none is train, or a file cannot be used.
+    """
     if files == [tree.root]:
-        return Source(name=tree.name.removesuffix(".parquet"), splits={"train": _rows(tree, files)})
+        name = re.sub(r"\.parquet$", "", tree.name, flags=re.IGNORECASE)
+        said = [split for split in splits_in(name) if split != "train"]
+        examples, notes = read_rows(tree, {"train": files})
+        if said:
+            notes.insert(0, f"{tree.name!r} is all of the data, so it is train although its name says {said[0]}.")
+        return Source(name=name, splits=examples, notes=tuple(notes))
+    _check_links(tree)
+    splits, note = _splits(tree, files)
+    examples, notes = read_rows(tree, splits)
+    set_aside = sorted(file for file in _candidates(tree) if _is_set_aside(tree, file) and _is_parquet_name(file))
+    if set_aside:
+        notes.append(
+            f"Parquet files whose path has a name with _ at the front were not read: {listed(tree, set_aside)}."
+        )
+    return Source(name=tree.name, splits=examples, notes=(note, *notes))
+
+
+def _splits(tree: FileTree, files: Sequence[str]) -> tuple[dict[str, list[str]], str]:
+    """Split → its files, and a note on that."""
     splits: dict[str, list[str]] = {}
     others = []
     for file in files:
-        # train-00000-of-00002.parquet as Hugging Face names its files, or train/anything.parquet.
-        folder, name = os.path.split(file)
-        names = (re.split(r"[-_.]", name)[0], os.path.basename(folder) if folder != tree.root else "")
-        split = next((SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES), None)
-        if split is None:
-            others.append(file)
+        path = _below(tree, file)
+        _check_partitions(path)
+        found = splits_in(path)
+        if len(found) > 1:
+            raise UserError(f"The path {path!r} names {' and '.join(found)}, but can be only one split; {_ADVICE}.")
+        if found:
+            splits.setdefault(found[0], []).append(file)
         else:
-            splits.setdefault(split, []).append(file)
+            others.append(file)
     if not splits:
-        splits, others = {"train": others}, []
+        _check_unnamed(tree, others)
+        return {"train": others}, f"No Parquet file is named for a split, so all are train: {listed(tree, others)}."
+    which = "; ".join(
+        f"{split} is {listed(tree, splits[split])}" for split in ("train", "val", "test") if split in splits
+    )
+    if others:
+        raise UserError(
+            f"{tree.shown(tree.root)!r} holds Parquet files that name no split ({listed(tree, others)}) beside others "
+            f"that do ({which}); {_ADVICE}."
+        )
+    _check_val(tree, splits.get("val", []))
     if "train" not in splits:
         raise UserError(
-            f"{tree.shown(tree.root)!r} holds Parquet files of {', '.join(splits)} but none of train; add "
+            f"{tree.shown(tree.root)!r} holds Parquet files of {', '.join(splits)} but none of train: {which}; add "
             f"train-*.parquet."
         )
-    first = os.path.basename(others[0]) if others else ""
-    notes = (f"{len(others)} Parquet files of no split were not read: {first}, …",) if others else ()
-    return Source(name=tree.name, splits={split: _rows(tree, found) for split, found in splits.items()}, notes=notes)
+    return splits, f"The names of the Parquet files tell the splits: {which}."
 
 
-def _rows(tree: FileTree, files: list[str]) -> Examples:
-    """The rows of some files. Images are read by row group, so a file need not fit into memory."""
-    labels: list[str] = []
-    names: list[str] = []
-    starts = [0]  # first row of each row group, over all files
-    groups: list[tuple[str, int]] = []
-    for file in files:
-        shown = tree.shown(file)
-        try:
-            parquet = tree.parquet(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{shown!r} cannot be read as Parquet ({error}); give a whole .parquet file.") from error
-        with parquet:
-            _check_columns(shown, parquet.schema_arrow)
-            found = _label_names(shown, parquet.read(columns=["label"]), parquet.schema_arrow)
-            for group in range(parquet.num_row_groups):
-                groups.append((file, group))
-                starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)
-        labels += found
-        names += [f"{shown}:{row}" for row in range(len(found))]
-
-    @lru_cache(maxsize=4)
-    def column(group: int) -> Any:
-        file, number = groups[group]
-        try:
-            with tree.parquet(file) as parquet:
-                images = parquet.read_row_group(number, columns=["image"]).column("image")
-        except OSError as error:  # a damaged row group is not a damaged image, which could be skipped
-            raise UserError(f"{tree.shown(file)!r} cannot be read any more ({error}); try again.") from error
-        return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
-
-    lock = threading.Lock()  # without the lock, two threads would both read the same row group
-
-    def read(index: int) -> bytes:
-        group = bisect_right(starts, index) - 1
-        with lock:
-            images = column(group)
-        return images[index - starts[group]].as_py() or b""
-
-    return Examples(labels=labels, names=names, read=read)
+def _check_links(tree: FileTree) -> None:
+    """Refuse a data set of which a file is missing."""
+    folders, _ = tree.walk(tree.root)
+    if missing := [path for folder in folders for path in tree.entries(folder).others if _is_parquet_name(path)]:
+        raise UserError(f"No file is behind {listed(tree, missing)} (dangling links, pipes); repair or remove them.")
 
 
-def _check_columns(file: str, schema: Any) -> None:
-    for column in ("image", "label"):
-        if column not in schema.names:
+def _check_partitions(path: str) -> None:
+    """Refuse folders such as is_test=0 and split=2, whose names can't be read as words."""
+    for folder in Path(path).parts[:-1]:
+        key, equals, value = folder.partition("=")
+        if equals and (splits_in(key) or ("split" in re.split(r"[\W_]", key.lower()) and not splits_in(value))):
             raise UserError(
-                f"{file!r} has no column {column!r}{did_you_mean(column, schema.names)}: its columns are "
-                f"{', '.join(schema.names)}; rename them to image (encoded bytes, or a struct with bytes) and label."
+                f"The folder {folder!r} does not say which split it is; rename it to split=train, =val or =test."
             )
-    kind = schema.field("image").type
-    if pa.types.is_struct(kind):
-        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"The column image of {file!r} is {kind}; give encoded bytes, or a struct with bytes.")
 
 
-def _label_names(file: str, table: Any, schema: Any) -> list[str]:
-    """Label names; from Hugging Face's ClassLabel if the file has them."""
-    column = table.column("label")
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f"The column label of {file!r} is {kind}; give a string or an integer.")
-    if column.null_count:
-        raise UserError(
-            f"The column label of {file!r} has {column.null_count} empty values; fill or remove those rows."
-        )
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = metadata.get("info", {}).get("features", {}).get("label", {}).get("names") or []
-    return [
-        names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
-        for label in column.to_pylist()
+def _check_unnamed(tree: FileTree, files: Sequence[str]) -> None:
+    """Refuse mytrain beside mytest, although no word in them is a split."""
+    names = [_below(tree, file).lower() for file in files]
+    test = [
+        file for file, name in zip(files, names, strict=True) if re.search("test|val", name) and "train" not in name
     ]
+    if test and any("train" in name for name in names):
+        raise UserError(f"{listed(tree, test)} may be a split of its own beside train; {_ADVICE}.")
+
+
+def _check_val(tree: FileTree, files: Sequence[str]) -> None:
+    """Refuse dev beside eval and the like: one of them may be meant as test."""
+    words = [set(re.findall("[a-z]+", _below(tree, file).lower())) for file in files]
+    words = [{word for word in found if SPLIT_NAMES.get(word) == "val"} for found in words]
+    if files and not set.intersection(*words):
+        raise UserError(
+            f"The names {' and '.join(sorted(set.union(*words)))} all mean val: {listed(tree, files)}; leave one of "
+            f"them, or rename the others for train or test."
+        )
+
+
+def _candidates(tree: FileTree) -> list[str]:
+    """Parquet files and files that may be some, hidden ones left out."""
+    folders, _ = tree.walk(tree.root) if tree.is_folder(tree.root) else ([], [])
+    return [
+        file
+        for folder in folders
+        for file in tree.files(folder)
+        if _is_parquet_name(file) or (_is_parquet_name(folder) and not os.path.splitext(file)[1])
+    ]
+
+
+def _is_parquet_name(path: str) -> bool:
+    return path.lower().endswith(".parquet")
+
+
+def _is_set_aside(tree: FileTree, file: str) -> bool:
+    """Whether a name in the path begins with _: _SUCCESS, _metadata and _temporary are no data for Spark and Arrow."""
+    return any(part.startswith("_") for part in Path(_below(tree, file)).parts)
+
+
+def _below(tree: FileTree, file: str) -> str:
+    """The path from the root of the tree."""
+    return file[len(tree.root) :].lstrip("/")

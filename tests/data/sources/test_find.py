@@ -145,8 +145,8 @@ def test_parquet_file_gives_bytes_and_labels(tmp_path, kind):
 
 
 def test_parquet_integer_labels_take_the_names_of_hugging_face(tmp_path):
-    write_parquet(tmp_path / "a.parquet", [b"0", b"1", b"2"], [1, 0, -1], names=["cat", "dog"])
-    assert find_source(tmp_path / "a.parquet", seed=0).splits["train"].labels == ["dog", "cat", "-1"]
+    write_parquet(tmp_path / "a.parquet", [b"0", b"1", b"2"], [1, 0, 1], names=["cat", "dog"])
+    assert find_source(tmp_path / "a.parquet", seed=0).splits["train"].labels == ["dog", "cat", "dog"]
 
 
 def test_parquet_integer_labels_without_names_are_numbers(tmp_path):
