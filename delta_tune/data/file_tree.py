@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from delta_tune.config import UserError
+from delta_tune.data.limits import MAX_FILE_SIZE, check_file_size, read_file
 from delta_tune.filesystem.uris import is_uri, open_remote_filesystem
 
 READERS = 16
@@ -75,18 +76,20 @@ class FileTree:
         """The content of a file; called from many threads.
 
         Raises:
-            OSError: a local file cannot be read.
+            OSError: a local file cannot be read, or a file is larger than an image may be.
             UserError: the server did not deliver a file. That is not a damaged image, which could be skipped.
         """
         if self._remote is None:
-            return Path(path).read_bytes()
+            return read_file(path)
         try:
             with self._remote.open_input_file(path) as file:
-                content: bytes = file.read()
+                size: int = file.size()
+                content: bytes = file.read() if size <= MAX_FILE_SIZE else b""
         except OSError as error:
             raise UserError(
                 f"{self.shown(path)} cannot be read ({error}); try again once its server answers."
             ) from error
+        check_file_size(size)
         return content
 
     def parquet(self, path: str) -> pq.ParquetFile:
