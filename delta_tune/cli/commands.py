@@ -73,15 +73,18 @@ def _predict(given: argparse.Namespace) -> None:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
     model = load(given.folder, given.device)
     names = [name for image in given.images for name in (list_images(image) if Path(image).is_dir() else [image])]
-    predictions = model.predict(names)
+    predictions = model.predict(names[0] if len(names) == 1 else names)  # a single one that is unreadable has no rows
     if given.json:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
         print(json.dumps(rows, indent=2))
     else:
         _print_predictions(names, predictions, given.top)
-    if unread := sum(prediction.error is not None for prediction in predictions):
+    errors = [prediction.error for prediction in predictions if prediction.error]
+    if len(errors) == 1:
+        raise UserError(errors[0])
+    if errors:
         raise UserError(
-            f"{unread} of {len(names)} images cannot be read, as their rows say; repair them, or leave them out."
+            f"{len(errors)} of {len(names)} images cannot be read, as their rows say; repair them, or leave them out."
         )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, _imaging
 
 from delta_tune.data.limits import DECODING, check_pixels
 from delta_tune.data.metadata import without_metadata
@@ -34,6 +35,10 @@ _TRANSPOSE = {
 """What turns an image upright, by its EXIF orientation."""
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints its errors where nobody set up logging
+# libtiff, too, prints its errors; a Pillow may be built without it.
+with suppress(OSError, AttributeError):
+    for _setter in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        getattr(ctypes.CDLL(_imaging.__file__), _setter)(None)
 
 
 def decode(content: bytes) -> Image.Image:

@@ -17,7 +17,7 @@ from delta_tune.config import UserError
 
 MAX_FILE_SIZE = 512 * 2**20
 """Bytes of one encoded image."""
-MAX_PIXELS = 128_000_000
+MAX_PIXELS = 120_000_000
 """Pixels of one image, width × height; decoding takes up to 12 bytes for each."""
 _DECODER_COST = {"AVIF": 2, "JPEG2000": 2, "WEBP": 2}
 """Formats whose decoders hold twice as much memory for a pixel; their images may have half of `MAX_PIXELS`."""
@@ -36,9 +36,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise OSError(errno.EINVAL, "a pipe, socket or device, not a file", path)
     check_file_size(status.st_size)
     with open(path, "rb") as file:
-        content = file.read(MAX_FILE_SIZE + 1)
-    check_file_size(len(content))  # files of /proc say that they are empty
-    return content
+        return file.read()
 
 
 class BinaryFile(Protocol):
@@ -63,7 +61,7 @@ def read_open_file(file: BinaryFile) -> bytes:
         if hasattr(file, "seek"):
             with suppress(io.UnsupportedOperation):  # a socket, say, which nobody has read from yet
                 file.seek(0)
-        while chunk := file.read(MAX_FILE_SIZE + 1 - len(content)):
+        while len(content) <= MAX_FILE_SIZE and (chunk := file.read(2**20)):
             content += chunk
     except (io.UnsupportedOperation, TypeError) as error:
         raise UserError(
