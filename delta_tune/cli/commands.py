@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def _predict(given: argparse.Namespace) -> None:
     if given.top < 1:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
     model = load(given.folder, given.device)
-    names = [name for image in given.images for name in (list_images(image) if Path(image).is_dir() else [image])]
+    names = [name for image in given.images for name in (list_images(image) if os.path.isdir(image) else [image])]
     predictions = model.predict(names[0] if len(names) == 1 else names)  # a single one that is unreadable has no rows
     if given.json:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]

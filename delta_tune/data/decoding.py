@@ -47,7 +47,7 @@ def decode(content: bytes) -> Image.Image:
     Raises:
         Exception: nearly any, as Pillow's decoders do on a damaged file.
     """
-    with _no_warnings():
+    with no_warnings():
         try:
             return _decode(content)
         except Exception:  # see above
@@ -138,7 +138,7 @@ _filters = ExitStack()
 
 
 @contextmanager
-def _no_warnings() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     """Without Pillow's warnings; threads that are inside together share one change of Python's filters."""
     global _num_inside
     with _lock:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from delta_tune.config import UserError
-from delta_tune.data.decoding import decode, to_rgb
+from delta_tune.data.decoding import decode, no_warnings, to_rgb
 from delta_tune.data.limits import MAX_PIXELS, BinaryFile, check_file_size, read_file, read_open_file
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -69,7 +69,8 @@ def open_image(
     """
     try:
         if isinstance(source, Image.Image):
-            image = to_rgb(source)
+            with no_warnings():
+                image = to_rgb(source)
             return image.copy() if image is source else image
         if isinstance(source, str | os.PathLike):
             return decode(read_file(source))

@@ -59,7 +59,7 @@ def read_open_file(file: BinaryFile) -> bytes:
     content = bytearray()
     try:
         if hasattr(file, "seek"):
-            with suppress(io.UnsupportedOperation):  # a socket, say, which nobody has read from yet
+            with suppress(OSError):  # a pipe or download, say, which nobody has read from yet
                 file.seek(0)
         while len(content) <= MAX_FILE_SIZE and (chunk := file.read(2**20)):
             content += chunk

@@ -11,7 +11,14 @@ import struct
 import zlib
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))
+# fmt: off
+_PNG_METADATA = frozenset((
+    b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV",
+    b"cLLI", b"pHYs", b"tIME", b"sBIT", b"bKGD", b"hIST", b"sPLT", b"oFFs", b"pCAL",
+    b"sCAL", b"sTER", b"dSIG", b"caBX", b"vpAg", b"acTL", b"fcTL", b"fdAT",
+))
+# fmt: on
+"""What does not change the first picture; unknown chunks stay, lest a damaged PLTE or tRNS passes for one of them."""
 _JPEG_SHORTEST = {0xE0: 14, 0xEE: 12}
 """JFIF and Adobe tell the colour space; libjpeg, too, passes over shorter ones."""
 _TIFF_TAGS = frozenset((*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326)))
@@ -40,7 +47,7 @@ def _png(content: bytes) -> bytes:
         kind = content[start + 4 : start + 8]
         if kind == b"eXIf" and end <= len(content):
             kept += [content[start : end - 4], zlib.crc32(content[start + 4 : end - 4]).to_bytes(4, "big")]
-        elif kind in _PNG_CHUNKS:
+        elif kind not in _PNG_METADATA:
             kept.append(content[start:end])
         start = end
     return b"".join(kept)

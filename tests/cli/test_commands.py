@@ -104,6 +104,7 @@ def test_predict_shows_a_table(folder, task, capsys, monkeypatch):
     ("words", "said"),
     [
         (["predict", "FOLDER", "missing.jpg"], "missing.jpg cannot be read as an image"),
+        (["predict", "FOLDER", "a" * 300], "(File name too long)"),
         (["predict", "FOLDER", "EMPTY"], "There are no images in"),
         (["predict", "EMPTY", "a.jpg"], "There is no model in"),
         (["predict", "FOLDER", "a.jpg", "--top", "0"], "--top must be ≥ 1, but got 0."),

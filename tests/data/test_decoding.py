@@ -75,6 +75,7 @@ def tiff_with(tag, kind, count, value):
         (PNG, png_with(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 2**20))))),
         (PNG, png_with(chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2 * 2**20))))),
         (PNG, png_with(chunk(b"iCCP", b"a\0\7"))),
+        (PNG, png_with(chunk(b"acTL", b"1"), chunk(b"caBX", b"", checksum=0))),
         (PNG, png_with(chunk(b"gAMA", b""), chunk(b"pHYs", b"1"))),
         (JPEG, jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0\0\0\0\2\0\0"))),
         (JPEG, jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\0"))),
@@ -95,6 +96,17 @@ def test_metadata_cannot_refuse_a_sound_photo(plain, content):
     if plain is AVIF:  # turned by its container, whatever the EXIF says
         expected = np.rot90(expected, -1)
     assert np.array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("kind", [b"PLTE", b"tRNS", b"IHDR"])
+def test_damage_to_what_decides_on_colours_is_not_taken_for_metadata(kind):
+    content = SOUND["palette png"]
+    assert np.asarray(open_image(content)).shape == (23, 31, 3)
+    for at in (content.index(kind), content.index(kind) + 6):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        with pytest.raises(DamagedImage):
+            open_image(bytes(damaged))
 
 
 @pytest.mark.parametrize("tag", [(282, 10, 1, struct.pack("<ii", -1, 0)), (270, 5, 1, struct.pack("<II", 7, 1))])

@@ -23,7 +23,7 @@ def list_images(folder: str | Path) -> list[Path]:
         UserError: there are no image files, or the folder cannot be listed.
     """
     try:
-        files = [file for file in Path(folder).iterdir() if not (file.name.startswith(".") or file.is_dir())]
+        files = [file for file in Path(folder).iterdir() if not (file.name.startswith(".") or os.path.isdir(file))]
     except OSError as error:
         raise UserError(
             f"The folder {folder} cannot be listed ({error.strerror}); give a folder that may be read."
