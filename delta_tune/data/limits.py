@@ -63,7 +63,7 @@ def read_open_file(file: BinaryFile) -> bytes:
                 file.seek(0)
         while len(content) <= MAX_FILE_SIZE and (chunk := file.read(2**20)):
             content += chunk
-    except (io.UnsupportedOperation, TypeError) as error:
+    except (io.UnsupportedOperation, TypeError, UnicodeDecodeError) as error:
         raise UserError(
             f"An open file was given that gives no bytes ({error}); open it with mode 'rb', or give its bytes."
         ) from error

@@ -44,7 +44,11 @@ def open_each(images: Images) -> Iterator[Image.Image | DamagedImage]:
 
 def _sources(images: Any, place: str) -> Iterator[tuple[Any, str]]:
     """What `open_image` takes, and where it stands in what was given."""
-    if isinstance(images, np.ndarray | Tensor):
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # of paths, say
+        images = images.tolist()
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 1:
+        yield memoryview(images), place
+    elif isinstance(images, np.ndarray | Tensor):
         for pixels in _uint8(images):
             yield Image.fromarray(pixels), place
     elif isinstance(images, str | os.PathLike | Image.Image):

@@ -83,6 +83,7 @@ def mapped(content):
         lambda content: array.array("B", content),
         mapped,
         pa.py_buffer,
+        lambda content: np.frombuffer(content, np.uint8),
         io.BytesIO,
         lambda content: io.BufferedReader(io.BytesIO(content)),
         Upload,
@@ -131,6 +132,17 @@ def test_open_each_tells_files_that_cannot_be_read_from_damaged_images(tmp_path)
         list(open_each([file]))
     with pytest.raises(UserError, match="closed by now; give it before it is closed"):
         list(open_each([file]))
+
+
+def test_open_each_tells_a_file_that_is_open_as_text(content, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    with open(tmp_path / "a.png", encoding="utf-8") as file, pytest.raises(UserError, match="open it with mode 'rb'"):
+        list(open_each([file]))
+
+
+def test_open_each_takes_an_array_of_paths(content, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    assert [image.size for image in open_each(np.array([str(tmp_path / "a.png")] * 2))] == [(8, 6)] * 2
 
 
 def test_open_each_tells_an_unreadable_one_of_several(content):
