@@ -47,7 +47,7 @@ def _sources(images: Any, place: str) -> Iterator[tuple[Any, str]]:
     if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # of paths, say
         images = images.tolist()
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 1:
-        yield memoryview(images), place
+        yield images.tobytes(), place
     elif isinstance(images, np.ndarray | Tensor):
         for pixels in _uint8(images):
             yield Image.fromarray(pixels), place
