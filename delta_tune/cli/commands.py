@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from delta_tune.cli.launch import EXIT_MISTAKE
 from delta_tune.config import UserError
 from delta_tune.inference.formats import SUFFIXES
+
+if TYPE_CHECKING:
+    from delta_tune.inference.model import Prediction
 
 MODEL_FOLDER = "Folder of a study, or its best/; local or at s3://…"
 
@@ -63,26 +67,40 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None]
 
 
 def _predict(given: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from delta_tune.data.sources.image_folder import list_images
     from delta_tune.inference.model import load
 
     if given.top < 1:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
     model = load(given.folder, given.device)
-    names = [name for image in given.images for name in (list_images(image) if Path(image).is_dir() else [image])]
-    predictions = model.predict(names)
+    names = [name for image in given.images for name in (list_images(image) if os.path.isdir(image) else [image])]
+    predictions = model.predict(names[0] if len(names) == 1 else names)  # a single one that is unreadable has no rows
     if given.json:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
         print(json.dumps(rows, indent=2))
-        return
-    table = Table("image", "label", "probability", *(["then"] if given.top > 1 else []))
+    else:
+        _print_predictions(names, predictions, given.top)
+    errors = [prediction.error for prediction in predictions if prediction.error]
+    if len(errors) == 1:
+        raise UserError(errors[0])
+    if errors:
+        raise UserError(
+            f"{len(errors)} of {len(names)} images cannot be read, as their rows say; repair them, or leave them out."
+        )
+
+
+def _print_predictions(names: Sequence[str | Path], predictions: Sequence[Prediction], top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "label", "probability", *(["then"] if top > 1 else []))
     for name, prediction in zip(names, predictions, strict=True):
+        if prediction.label is None or prediction.probability is None:
+            table.add_row(str(name), prediction.error)
+            continue
         cells = [str(name), prediction.label, f"{100 * prediction.probability:.1f} %"]
-        if given.top > 1:
-            others = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[1 : given.top]
+        if top > 1:
+            others = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[1:top]
             cells.append(", ".join(f"{label} {100 * probability:.1f} %" for label, probability in others))
         table.add_row(*cells)
     Console(highlight=False, markup=False).print(table)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from delta_tune.config import UserError
+from delta_tune.data.limits import MAX_FILE_SIZE, check_file_size, read_file
 from delta_tune.filesystem.parquet import open_parquet
 from delta_tune.filesystem.uris import is_uri, open_remote_filesystem
 
@@ -132,18 +132,20 @@ class FileTree:
         """The content of a file; called from many threads.
 
         Raises:
-            OSError: a local file cannot be read.
+            OSError: a local file cannot be read, or a file is larger than an image may be.
             UserError: the server did not deliver a file. That is not a damaged image, which could be skipped.
         """
         if self._remote is None:
             return _read_local(path)
         try:
             with self._remote.open_input_file(path) as file:
-                content: bytes = file.read()
+                size: int = file.size()
+                content: bytes = file.read() if size <= MAX_FILE_SIZE else b""
         except OSError as error:
             raise UserError(
                 f"{self.shown(path)} cannot be read ({error}); try again once its server answers."
             ) from error
+        check_file_size(size)
         return content
 
     def size(self, path: str) -> int:
@@ -219,12 +221,9 @@ def _type_of(entry: os.DirEntry[str]) -> fs.FileType:
 
 
 def _read_local(path: str) -> bytes:
-    """The content of a file; a pipe is not waited for."""
+    """The content of a file; a link that leads nowhere is named as such."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(errno.EINVAL, "a pipe, socket or device, not a file", path)
-            return file.read()
+        return read_file(path)
     except FileNotFoundError:
         if os.path.islink(path):
             raise FileNotFoundError(errno.ENOENT, "a link that leads nowhere", path) from None

@@ -6,15 +6,16 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from delta_tune.config import UserError
+from delta_tune.data.decoding import decode, no_warnings, to_rgb
+from delta_tune.data.limits import MAX_PIXELS, BinaryFile, check_file_size, read_file, read_open_file
 
 Interpolation = Literal["bilinear", "bicubic"]
 Pixels = npt.NDArray[np.uint8]
@@ -52,22 +53,35 @@ class DamagedImage(UserError):
         return f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG."
 
 
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+def open_image(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image,
+) -> Image.Image:
     """Open an image as RGB: upright (EXIF), 16-bit grey scaled to 8 bit, transparency on white.
 
     Args:
-        source: a path, the bytes of a file, or an opened image, which is not changed.
+        source: a path, the bytes of a file, a file that is open for reading bytes (read from its beginning if it can go
+            there), or an opened image, which is not changed.
 
     Raises:
-        DamagedImage: missing, empty, truncated, of an unknown format, or a decompression bomb.
+        DamagedImage: missing, empty, truncated, of an unknown format, of floating-point or 32-bit pixels, or above a
+            limit of `limits`.
+        UserError: the open file is closed, or does not give bytes.
     """
     try:
         if isinstance(source, Image.Image):
-            return _to_rgb(source)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return _to_rgb(image)
+            with no_warnings():
+                image = to_rgb(source)
+            return image.copy() if image is source else image
+        if isinstance(source, str | os.PathLike):
+            return decode(read_file(source))
+        if isinstance(source, bytes | bytearray | memoryview):
+            check_file_size(memoryview(source).nbytes)
+            return decode(bytes(source))
+        return decode(read_open_file(source))
+    except UserError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly every built-in exception on a damaged file
-        name = str(source) if isinstance(source, str | Path) else "the image"
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
         raise DamagedImage(name, damage_reason(error)) from error
 
 
@@ -76,23 +90,14 @@ def damage_reason(error: Exception) -> str:
     if isinstance(error, DamagedImage):
         return str(error.args[1])
     if isinstance(error, UnidentifiedImageError):
-        return "empty, or not an image format that Pillow knows"
+        return "empty, or in none of the formats that are read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than the {MAX_PIXELS // 10**6} million pixels that are read: make it smaller"
+    if isinstance(error, MemoryError):
+        return "decoding it takes more memory than there is"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
-        image = Image.fromarray(
-            ((np.clip(np.asarray(image), 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
-        )
-    elif image.has_transparency_data:
-        # The colour under transparent pixels is arbitrary; such pictures are usually drawn for a white page.
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def to_square(image: Image.Image, size: int, interpolation: Interpolation) -> Pixels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,28 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.batches import EVAL_BATCH_SIZE
-from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, open_image, to_square
+from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, to_square
+from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import read_model
 from delta_tune.models.backbones import build_architecture
-
-OneImage = str | Path | bytes | Image.Image | np.ndarray | Tensor
-Images = OneImage | Iterable[OneImage]
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The most probable class of one image."""
+    """The most probable class of one image, or why the image cannot be read."""
 
-    label: str
-    probability: float
+    label: str | None
+    """None if the image cannot be read."""
+    probability: float | None
+    """Of `label`, in [0, 1]; None if the image cannot be read."""
     probabilities: dict[str, float]
-    """Probability of each class, in training order."""
+    """Probability of each class, in training order; empty if the image cannot be read."""
+    error: str | None = None
+    """A sentence if the image cannot be read."""
 
 
 class Model:
@@ -47,28 +48,44 @@ class Model:
         """Classify images.
 
         Args:
-            images: one image or an iterable of paths, encoded images, PIL images, uint8 arrays (H, W, 3) or (H, W), or
-                uint8 tensors (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
+            images: one image or an iterable of paths, encoded images (bytes, bytearray, memoryview), files open for
+                reading bytes, uploads of web frameworks, PIL images, uint8 arrays (H, W, 3) or (H, W), or uint8 tensors
+                (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
             batch_size: images per forward pass, ≥ 1.
 
+        Returns:
+            A prediction for each image, in order; one of several that cannot be read has an `error` instead of a label.
+
         Raises:
-            UserError: an image cannot be read, an array has another type or shape, or the batch size is below 1.
+            UserError: a single image cannot be read, what is given is no image, an array has another type or shape, or
+                the batch size is below 1.
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
-        p = self.preprocessing
         found: list[Prediction] = []
-        each = iter(_one_by_one(images))
-        while pixels := [to_square(image, p.stored_size, p.interpolation) for image in islice(each, batch_size)]:
+        each = self._squares(images)
+        while batch := list(islice(each, batch_size)):
+            readable = [square for square in batch if not isinstance(square, DamagedImage)]
+            rows = iter(self._probabilities(np.stack(readable)) if readable else ())
             found += [
-                Prediction(
-                    self.classes[int(row.argmax())],
-                    float(row.max()),
-                    dict(zip(self.classes, map(float, row), strict=True)),
-                )
-                for row in self._probabilities(np.stack(pixels))
+                Prediction(None, None, {}, str(square))
+                if isinstance(square, DamagedImage)
+                else self._prediction(next(rows))
+                for square in batch
             ]
         return found
+
+    def _squares(self, images: Images) -> Iterator[Pixels | DamagedImage]:
+        p = self.preprocessing
+        for image in open_each(images):
+            yield image if isinstance(image, DamagedImage) else to_square(image, p.stored_size, p.interpolation)
+
+    def _prediction(self, row: np.ndarray) -> Prediction:
+        return Prediction(
+            self.classes[int(row.argmax())],
+            float(row.max()),
+            dict(zip(self.classes, map(float, row), strict=True)),
+        )
 
     def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device
@@ -76,43 +93,6 @@ class Model:
             logits = self.network(center_crop(torch.from_numpy(pixels).to(device), self.preprocessing))
             probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
         return probabilities
-
-
-def _one_by_one(images: Images, name: str = "the image") -> Iterator[Image.Image]:
-    """Yield the images; `name` is used in messages for an image without a path."""
-    if isinstance(images, np.ndarray | Tensor):
-        for pixels in _uint8(images):
-            yield open_image(Image.fromarray(pixels))
-    elif isinstance(images, str | Path):
-        yield open_image(images)
-    elif isinstance(images, bytes | Image.Image):
-        try:
-            yield open_image(images)
-        except DamagedImage as error:
-            raise DamagedImage(name, error.args[1]) from error
-    else:
-        for place, image in enumerate(images):
-            yield from _one_by_one(image, f"the image at index {place}")
-
-
-def _uint8(images: np.ndarray | Tensor) -> Iterable[Pixels]:
-    """The images of an array or tensor, each (H, W, 3) or (H, W)."""
-    kind = "a tensor" if isinstance(images, Tensor) else "an array"
-    given = f"{images.dtype} {tuple(images.shape)}"
-    pixels: np.ndarray | None = None
-    if isinstance(images, np.ndarray):
-        pixels = images
-    elif images.ndim in (3, 4) and images.shape[-3] == 3:
-        pixels = images.detach().movedim(-3, -1).cpu().numpy()
-    if pixels is not None and pixels.dtype == np.uint8 and 0 not in pixels.shape[-3:]:
-        if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3):
-            return [pixels]
-        if pixels.ndim == 4 and pixels.shape[-1] == 3:
-            return list(pixels)
-    shapes = "(3, H, W) or (N, 3, H, W)" if kind == "a tensor" else "(H, W, 3), (H, W) or (N, H, W, 3)"
-    raise UserError(
-        f"Images as {kind} must be uint8 {shapes}, but got {given}; give pixels from 0 to 255, not normalised."
-    )
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -63,6 +64,34 @@ def test_predict_takes_the_images_of_a_folder_by_name(folder, tmp_path, capsys):
     assert [row["image"] for row in json.loads(out)] == [str(tmp_path / "a.jpg"), str(tmp_path / "b.png")]
 
 
+def test_predict_passes_over_hidden_files_and_folders(folder, tmp_path, capsys):
+    Image.new("RGB", (70, 80)).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (tmp_path / "album.png").mkdir()
+    status, out, _ = run(capsys, "predict", folder, tmp_path, "--json")
+    assert (status, [row["image"] for row in json.loads(out)]) == (0, [str(tmp_path / "a.png")])
+
+
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_predict_goes_on_after_an_unreadable_image(folder, tmp_path, capsys, form, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    Image.new("RGB", (70, 80)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / "c.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "d.png")
+    Image.new("RGB", (70, 80)).save(tmp_path / "e.png")
+    status, out, err = run(capsys, "predict", folder, tmp_path, *form)
+    said = "delta_tune: 3 of 5 images cannot be read, as their rows say; repair them, or leave them out.\n"
+    assert (status, err) == (2, said)
+    assert all(f"{tmp_path / name} cannot be read as an image" in out for name in ("b.png", "c.png", "d.png"))
+    if form:
+        labels = [row["label"] for row in json.loads(out)]
+        assert labels == [labels[0], None, None, None, labels[0]]
+        assert labels[0]
+    else:
+        assert out.count(" %") == 4
+
+
 def test_predict_shows_a_table(folder, task, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(capsys, "predict", folder, task.dataset.test.names[0], "--top", "3")
@@ -75,6 +104,7 @@ def test_predict_shows_a_table(folder, task, capsys, monkeypatch):
     ("words", "said"),
     [
         (["predict", "FOLDER", "missing.jpg"], "missing.jpg cannot be read as an image"),
+        (["predict", "FOLDER", "a" * 300], "(File name too long)"),
         (["predict", "FOLDER", "EMPTY"], "There are no images in"),
         (["predict", "EMPTY", "a.jpg"], "There is no model in"),
         (["predict", "FOLDER", "a.jpg", "--top", "0"], "--top must be ≥ 1, but got 0."),

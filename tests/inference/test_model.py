@@ -101,8 +101,8 @@ def test_predict_gives_every_class_its_probability(best, task):
 
 def test_predict_names_an_image_it_cannot_read(best, tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
-    with pytest.raises(UserError, match=r"a\.jpg"):
-        load(best).predict([tmp_path / "a.jpg"])
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read"):
+        load(best).predict(tmp_path / "a.jpg")
 
 
 def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
@@ -112,10 +112,21 @@ def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, ta
     assert not (tmp_path / PREDICTIONS_FILE).exists()
 
 
-def test_predict_names_the_place_of_bytes_it_cannot_read(best, task):
-    good = Path(task.dataset.test.names[0]).read_bytes()
-    with pytest.raises(UserError, match=r"^the image at index 2 cannot be read"):
-        load(best).predict([good, good, b"no image"])
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_predict_reports_an_unreadable_image_in_its_row(best, task, batch_size):
+    good = [Path(name).read_bytes() for name in task.dataset.test.names[:3]]
+    model = load(best)
+    rows = model.predict([good[0], b"no image", *good[1:], b""], batch_size=batch_size)
+    expected = [p.label for p in model.predict(good)]
+    assert [row.label for row in rows] == [expected[0], None, *expected[1:], None]
+    assert rows[1].error.startswith("the image at index 1 cannot be read as an image (empty, or in none of the formats")
+    assert (rows[4].probability, rows[4].probabilities) == (None, {})
+    assert rows[0].error is None
+
+
+def test_predict_of_unreadable_images_only(best, tmp_path):
+    (row,) = load(best).predict([tmp_path / "missing.jpg"])
+    assert row.error.startswith(f"{tmp_path}/missing.jpg cannot be read as an image (No such file")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])

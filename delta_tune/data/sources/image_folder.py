@@ -23,12 +23,18 @@ from delta_tune.data.splits import format_list
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder, by name, without subfolders.
+    """The image files of a folder, by name, without hidden files and subfolders.
 
     Raises:
-        UserError: there are no image files.
+        UserError: there are no image files, or the folder cannot be listed.
     """
-    found = sorted(file for file in Path(folder).iterdir() if is_image_name(str(file)))
+    try:
+        files = [file for file in Path(folder).iterdir() if not (file.name.startswith(".") or os.path.isdir(file))]
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be listed ({error.strerror}); give a folder that may be read."
+        ) from error
+    found = sorted(file for file in files if is_image_name(str(file)))
     if not found:
         raise UserError(f"There are no images in {folder}; give image files, or a folder of them.")
     return found

@@ -9,13 +9,12 @@ import pyarrow.parquet as pq
 
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.console.format import format_bytes
+from delta_tune.data.limits import MAX_FILE_SIZE
 from delta_tune.data.sources.class_folders import counted
 from delta_tune.data.splits import format_list
 
 MAX_ROWS = 10_000_000
 """Rows of all Parquet files of a data set: a file of some kilobytes may have any number."""
-MAX_IMAGE_SIZE = 512 * 2**20
-"""Bytes of one encoded image."""
 MAX_UNFOLDING = 200
 """How many times larger than the file its pages may be once unpacked, if they have more than `STEP_SIZE` bytes."""
 STEP_SIZE = 64 * 2**20
@@ -64,11 +63,11 @@ def check_sizes(file: str, metadata: pq.FileMetaData, file_size: int) -> None:
     # pyarrow's metadata of single columns end the process where they are damaged; those of row groups do not.
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
     if sum(sizes) > max(STEP_SIZE, MAX_UNFOLDING * file_size) or any(
-        size > MAX_IMAGE_SIZE * max(1, metadata.row_group(group).num_rows) for group, size in enumerate(sizes)
+        size > MAX_FILE_SIZE * max(1, metadata.row_group(group).num_rows) for group, size in enumerate(sizes)
     ):
         raise UserError(
             f"{file!r} would unfold from {format_bytes(file_size)} to {format_bytes(sum(sizes))} in "
-            f"{counted(metadata.num_rows, 'row')}; give PNG or JPEG images of at most {format_bytes(MAX_IMAGE_SIZE)}."
+            f"{counted(metadata.num_rows, 'row')}; give PNG or JPEG images of at most {format_bytes(MAX_FILE_SIZE)}."
         )
 
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from delta_tune.config import UserError
 from delta_tune.console.format import format_bytes
 from delta_tune.data.file_tree import FileTree
+from delta_tune.data.limits import MAX_FILE_SIZE
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.parquet_columns import (
-    MAX_IMAGE_SIZE,
     MAX_ROWS,
     check_columns,
     check_sizes,
@@ -112,7 +112,7 @@ class _Images:
                 self._decode_to(row)
             image = self._kept[row]
         if image is None:
-            raise OSError(errno.EFBIG, f"more than {format_bytes(MAX_IMAGE_SIZE)}: make it smaller")
+            raise OSError(errno.EFBIG, f"more than {format_bytes(MAX_FILE_SIZE)}: make it smaller")
         return image
 
     def _decode_to(self, row: int) -> None:
@@ -137,7 +137,7 @@ class _Images:
             for step in decode_steps(parquet, self._tree.shown(found.file), found.number, found.image_column):
                 for value in step:
                     image = value.as_buffer() or b""
-                    yield bytes(image) if len(image) <= MAX_IMAGE_SIZE else None
+                    yield bytes(image) if len(image) <= MAX_FILE_SIZE else None
 
     def _keep(self, row: int, image: bytes | None) -> None:
         """Keep an image, and the last ones before it as far as there is room."""

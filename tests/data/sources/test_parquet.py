@@ -253,14 +253,14 @@ def test_rows_that_unfold_are_refused_before_they_are_decoded(tmp_path, monkeypa
 
 
 def test_rows_larger_than_images_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_columns, "MAX_IMAGE_SIZE", 50)
+    monkeypatch.setattr(parquet_columns, "MAX_FILE_SIZE", 50)
     write(tmp_path, "a.parquet", table=pa.table({"image": [bytes(200), b""], "label": ["a", "b"]}))
     with pytest.raises(UserError, match="in 2 rows; give PNG or JPEG images of at most 50 B"):
         find_source(tmp_path, seed=0)
 
 
 def test_one_image_that_is_too_large_is_a_damaged_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_rows, "MAX_IMAGE_SIZE", 150)
+    monkeypatch.setattr(parquet_rows, "MAX_FILE_SIZE", 150)
     write(tmp_path, "a.parquet", table=pa.table({"image": [bytes(200), b"1"], "label": ["a", "b"]}))
     read = find_source(tmp_path, seed=0).splits["train"].read
     with pytest.raises(OSError, match="more than 150 B: make it smaller"):
