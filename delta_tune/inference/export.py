@@ -64,8 +64,8 @@ def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
             {"onnx": _onnx, "torchscript": _torchscript, "state_dict": _state_dict}[kind](model, partial)
     except RuntimeError as error:  # the exporters', and load_state_dict's
         raise UserError(
-            f"{model.config['backbone']['model']} cannot be exported to {kind} ({first_line(error)[:200]}); give another "
-            f"--format, of {', '.join(SUFFIXES)}."
+            f"{model.config['backbone']['model']} cannot be exported to {kind} ({first_line(error)[:200]}); "
+            f"give another --format, of {', '.join(SUFFIXES)}."
         ) from error
     if kind != "state_dict":
         return (file,)
@@ -75,16 +75,13 @@ def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
 
 
 def _state_dict(model: Model, file: Path) -> None:
-    state = (
-        model.network.state_dict()
-    )  # not a plain dict: its versions of modules are saved too, and MNASNet asks for them
+    state = model.network.state_dict()  # no plain dict: it has the versions of its modules, which MNASNet asks for
     for name, value in state.items():
         state[name] = value.contiguous()
     torch.save(state, file)
     told = _constructor(model)
-    network: nn.Module = {"timm.create_model": timm.create_model, "torchvision.models.get_model": get_model}[
-        told["call"]
-    ](*told["arguments"], **told["keywords"])
+    build = timm.create_model if told["call"] == "timm.create_model" else get_model
+    network: nn.Module = build(*told["arguments"], **told["keywords"])
     network.load_state_dict(torch.load(file, weights_only=True))
     _check(model, network.eval())
 

@@ -117,7 +117,7 @@ def build_architecture(model: str, head: str, num_classes: int, generator: torch
     return module
 
 
-def constructor_options(model: str) -> dict[str, bool]:
+def constructor_options(model: str) -> dict[str, Any]:
     """Keywords, besides the number of classes, with which the library's own constructor builds the same network."""
     if model.startswith("timm:"):
         return {"distillation": False} if model.removeprefix("timm:").startswith(_TIMM_DISTILLED) else {}

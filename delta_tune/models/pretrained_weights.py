@@ -64,41 +64,51 @@ def fit_weights(module: nn.Module, content: object, head: str, model: str, weigh
         UserError: a tensor of the backbone is missing, unknown, not finite or has another shape, or the content has
             several networks.
     """
-    own = module.state_dict()
-    replaced = _head_prefix(module, head)
-    backbone = {key: value for key, value in own.items() if not key.startswith(f"{head}.")}
+    backbone = {key: value for key, value in module.state_dict().items() if not key.startswith(f"{head}.")}
     # Files from before PyTorch 0.4.1 lack step counters, which are unused if momentum is set.
-    needed = {key: value.shape for key, value in backbone.items() if not key.endswith(".num_batches_tracked")}
-    tensors, note = find_state_dict(content, needed, weights if weights not in ("default", "demo") else model)
-    missing = [key for key in needed if key not in tensors]
-    unknown = [k for k in tensors if k not in own and not k.startswith((f"{replaced}.", *_NOT_USED))]
-    reshaped = [
-        f"{k} {tuple(tensors[k].shape)} instead of {tuple(value.shape)}"
-        for k, value in backbone.items()
-        if k in tensors and tensors[k].shape != value.shape
-    ]
-    faults = [
-        f"{len(names)} {fault} ({_some(names)})"
-        for names, fault in (
-            (missing, f"of its backbone's {len(backbone)} tensors are missing"),
-            (reshaped, "have another shape"),
-            (unknown, "are unknown"),
-        )
-        if names
-    ]
-    if faults:
-        raise UserError(
-            f"The weights {weights} do not fit {model}: {', '.join(faults)}; "
-            "give this model's weights, or the model that they belong to."
-        )
+    needed = {key: value for key, value in backbone.items() if not key.endswith(".num_batches_tracked")}
+    shapes = {key: value.shape for key, value in needed.items()}
+    tensors, note = find_state_dict(content, shapes, model if weights in ("default", "demo") else weights)
+    if faults := _faults(module, tensors, needed, head):
+        raise UserError(f"The weights {weights} do not fit {model}: {faults}.")
     for key, value in backbone.items():
         value.copy_(tensors[key]) if key in tensors else value.zero_()
-    if infinite := [key for key in needed if not backbone[key].isfinite().all()]:
+    if infinite := [key for key, value in needed.items() if not value.isfinite().all()]:
         raise UserError(
             f"The weights {weights} hold NaN or Inf in {len(infinite)} of the {len(backbone)} tensors of {model} "
             f"({_some(infinite)}); give weights from before their training diverged."
         )
     return note
+
+
+def _faults(module: nn.Module, tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], head: str) -> str:
+    """What keeps `tensors` from being the module's, and what to do; empty if nothing does."""
+    own, replaced = module.state_dict(), _head_prefix(module, head)
+    there = {key: (tensors[key], own[key]) for key in tensors if key in own and not key.startswith(f"{head}.")}
+    missing = [key for key in needed if key not in tensors]
+    reshaped = [
+        f"{key} {tuple(given.shape)} instead of {tuple(value.shape)}"
+        for key, (given, value) in there.items()
+        if given.shape != value.shape
+    ]
+    integers = [key for key, (given, value) in there.items() if given.is_floating_point() < value.is_floating_point()]
+    unknown = [key for key in tensors if key not in own and not key.startswith((f"{replaced}.", *_NOT_USED))]
+    num_tensors = sum(not key.startswith(f"{head}.") for key in own)
+    faults = [
+        f"{len(names)} {fault} ({_some(names)})"
+        for names, fault in (
+            (missing, f"of its backbone's {num_tensors} tensors are missing"),
+            (reshaped, "have another shape"),
+            (integers, "hold integers, as quantised ones do"),
+            (unknown, "are unknown"),
+        )
+        if names
+    ]
+    if not faults:
+        return ""
+    is_part = there and not (unknown or reshaped or integers)
+    advice = "save its whole state_dict" if is_part else "give this model's weights, or the model that they belong to"
+    return f"{', '.join(faults)}; {advice}"
 
 
 def preprocessing_for(model: str, weights: str, module: nn.Module, image_size: int | None) -> Preprocessing:
@@ -157,7 +167,7 @@ def _download(model: str) -> Mapping[str, Any]:
         from torchvision.models import get_model_weights
 
         try:
-            found = get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
+            found: Mapping[str, Any] = get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:  # no network, or a corrupt download
             raise UserError(f"The default weights of {model} could not be downloaded ({error}); {advice}") from error
         return found
@@ -193,7 +203,7 @@ def _read_file(path: Path) -> Any:
                 f"{path} is a TorchScript program, which holds code; save its weights alone "
                 "(torch.save(torch.jit.load(FILE).state_dict(), NEW)) and give that."
             ) from error
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or "it ends too early"
         raise UserError(
             f"{path} cannot be read as weights ({type(error).__name__}: {reason}); "
             "give an undamaged .pth or .safetensors file."
