@@ -75,15 +75,13 @@ def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
 
 
 def _state_dict(model: Model, file: Path) -> None:
-    state = model.network.state_dict()  # no plain dict: it has the versions of its modules, which MNASNet asks for
-    for name, value in state.items():
-        state[name] = value.contiguous()
-    torch.save(state, file)
+    network = model.network.to(memory_format=torch.contiguous_format)
+    torch.save(network.state_dict(), file)  # no plain dict: it has the versions of modules, which MNASNet asks for
     told = _constructor(model)
     build = timm.create_model if told["call"] == "timm.create_model" else get_model
-    network: nn.Module = build(*told["arguments"], **told["keywords"])
-    network.load_state_dict(torch.load(file, weights_only=True))
-    _check(model, network.eval())
+    rebuilt: nn.Module = build(*told["arguments"], **told["keywords"])
+    rebuilt.load_state_dict(torch.load(file, weights_only=True))
+    _check(model, rebuilt.eval())
 
 
 def _constructor(model: Model) -> dict[str, Any]:
