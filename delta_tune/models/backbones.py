@@ -22,6 +22,7 @@ from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_li
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
 
 HEAD_STD = 0.01
+_FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
 
 # With auxiliary heads these networks would return several tensors. torchvision's weights for them expect inputs
 # normalised like all others and convert them internally.
@@ -271,15 +272,13 @@ def _check_forward(module: nn.Module, model: str, head: str, image_size: int, st
         _check_image_size(module, model, image_size)
         logits = None  # only the new head does not fit
     if logits is None or logits.shape != (1, 2):
+        module.set_submodule(head, old)
         raise UserError(_several_heads(module, model, old))
     if not logits.isfinite().all():
         raise UserError(
             f"The model {model} with these weights computes NaN or Inf for an image of {image_size} pixels, although "
             "each weight is finite; give undamaged weights."
         )
-
-
-_FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
 
 
 def _run(module: nn.Module, image_size: int) -> Tensor:
