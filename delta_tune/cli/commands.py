@@ -118,10 +118,11 @@ def _export(given: argparse.Namespace) -> None:
         raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
     model = load(given.folder)
     try:
-        export_model(model, given.format, file)
+        written = export_model(model, given.format, file)
     except OSError as error:
         raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
-    print(f"{file}: {format_bytes(file.stat().st_size)}")
+    for each in written:
+        print(f"{each}: {format_bytes(each.stat().st_size)}")
 
 
 def _local_folder(command: str, folder: str) -> str:

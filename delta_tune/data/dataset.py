@@ -29,7 +29,7 @@ from delta_tune.data.images import (
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.find import find_source
-from delta_tune.data.splits import Indices, cut_splits, format_list, training_subset
+from delta_tune.data.splits import Indices, class_notes, cut_splits, format_list, size_notes, training_subset
 
 __all__ = [
     "Bar",
@@ -143,6 +143,8 @@ def load_dataset(
     if test_fraction and "test" in labels:
         notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
     chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    cut = {"val": val_fraction, "test": test_fraction}
+    notes += size_notes(chosen, {split: cut[split] for split in cut if split in chosen and split not in labels})
     if train_fraction is not None or train_per_class is not None:
         train = chosen["train"]
         notes += _too_few_notes(labels["train"][train], classes, train_per_class)
@@ -171,6 +173,7 @@ def load_dataset(
     _check_filled(splits, classes)
     notes += _duplicate_notes(digests, drop_duplicates)
     notes += _contradiction_notes(splits, digests, classes)
+    notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
     notes.append(_memory_note(splits, decoded_size, limit))
     return Dataset(
         name=source.name,

@@ -10,12 +10,16 @@ import numpy.typing as npt
 from delta_tune.config import UserError
 
 Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 def cut_splits(
     labels: Mapping[str, Indices], *, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Indices]:
     """Cut val and test from train if the data has none.
+
+    Every class keeps an image in train. Where they are cut, val has one of every class with at least two images, and
+    test of every class with one more, even if the fractions alone would give it none.
 
     Args:
         labels: split → int64 (N,), for the splits that exist.
@@ -41,20 +45,80 @@ def cut_splits(
             f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some "
             f"images for train."
         )
-    quantile, rank = _quantiles(train, np.random.default_rng([seed, 0]))
-    last = rank == np.bincount(train)[train] - 1  # every class keeps one training image
-    is_test = (quantile < test_part) & ~last
-    is_val = (quantile >= test_part) & (quantile < test_part + val_part) & ~last
-    chosen["train"] = np.flatnonzero(~is_test & ~is_val)
-    for split, part, taken in (("test", test_part, is_test), ("val", val_part, is_val)):
+    assigned = dict(zip(("test", "val"), _assign(train, test_part, val_part, seed), strict=True))
+    chosen["train"] = np.flatnonzero(~assigned["test"] & ~assigned["val"])
+    for split, part in (("test", test_part), ("val", val_part)):
         if part:
-            chosen[split] = np.flatnonzero(taken)
-            if not taken.any():
-                raise UserError(
-                    f"{split}_fraction {part!r} of {len(train)} training images leaves none for {split}; "
-                    f"raise it, or give the data a {split} split."
-                )
+            chosen[split] = np.flatnonzero(assigned[split])
     return chosen
+
+
+def _assign(train: Indices, test_part: float, val_part: float, seed: int) -> tuple[Mask, Mask]:
+    """Which images of train become test and val; a part of 0 takes none."""
+    quantile, rank = _quantiles(train, np.random.default_rng([seed, 0]))
+    sizes = np.bincount(train)
+    before_last = rank < sizes[train] - 1  # every class keeps one training image
+    is_test = (quantile < test_part) & before_last
+    is_val = (quantile >= test_part) & (quantile < test_part + val_part) & before_last
+    for split, part, taken in (("test", test_part, is_test), ("val", val_part, is_val)):
+        if part and not taken.any():
+            raise UserError(
+                f"{split}_fraction {part!r} of {len(train)} training images leaves none for {split}; "
+                f"raise it, or give the data a {split} split."
+            )
+    # In each class, test has the lowest ranks and val the next ones. Both get one where the class is large enough.
+    min_val = (sizes >= 2) * int(val_part > 0)
+    min_test = (sizes >= 2 + min_val) * int(test_part > 0)
+    num_test = np.maximum(np.bincount(train[is_test], minlength=len(sizes)), min_test)
+    num_test = np.clip(num_test, 0, np.maximum(sizes - 1 - min_val, 0))
+    num_val = np.maximum(np.bincount(train[is_val], minlength=len(sizes)), min_val)
+    num_val = np.clip(num_val, 0, np.maximum(sizes - 1 - num_test, 0))
+    if test_part and not num_test.any():
+        raise UserError(
+            "No class has the three images that train, val and test need; add images, or leave --test-fraction out."
+        )
+    is_test = rank < num_test[train]
+    return is_test, ~is_test & (rank < (num_test + num_val)[train])
+
+
+def class_notes(labels: Mapping[str, Indices], classes: Sequence[str]) -> list[str]:
+    """Name the classes that val or test lacks, and say what that means for the metrics.
+
+    Args:
+        labels: split → int64 (N,), positions in `classes`.
+        classes: names.
+    """
+    notes = []
+    for split in ("val", "test"):
+        present = set(labels[split].tolist()) if split in labels else set(range(len(classes)))
+        lacking = [repr(name) for label, name in enumerate(classes) if label not in present]
+        if not lacking:
+            continue
+        which = (
+            f"the class {lacking[0]}" if len(lacking) == 1 else f"{len(lacking)} classes ({format_list(lacking, 5)})"
+        )
+        if len(present) > 1:
+            effect = f"balanced accuracy and macro F1 there average over the other {len(present)} classes"
+        else:
+            effect = f"a network that always answers {classes[min(present)]!r} has 100 % there, by every metric"
+        notes.append(f"{split} has no image of {which}: {effect}.")
+    return notes
+
+
+def size_notes(chosen: Mapping[str, Indices], fractions: Mapping[str, float]) -> list[str]:
+    """Say that a split is clearly larger than its fraction, because every class with enough images is in it.
+
+    Args:
+        chosen: result of `cut_splits`.
+        fractions: share of the original train, for each split that was cut from it.
+    """
+    num_images = len(chosen["train"]) + sum(len(chosen[split]) for split in fractions)
+    asked = {split: round(fraction * num_images) for split, fraction in fractions.items()}
+    return [
+        f"{split} has {len(chosen[split])} images instead of {count}, so that every class with enough images is in it."
+        for split, count in asked.items()
+        if len(chosen[split]) > max(1.1 * count, count + 1)
+    ]
 
 
 def training_subset(labels: Indices, *, fraction: float | None, per_class: int | None, seed: int) -> Indices:

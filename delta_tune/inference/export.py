@@ -7,42 +7,51 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import get_model
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.inference.formats import Format
+from delta_tune.filesystem.atomic import atomic_write, write_json
+from delta_tune.inference.formats import SUFFIXES, Format
 from delta_tune.inference.model import Model
+from delta_tune.models.backbones import constructor_options
+from delta_tune.models.hooked_layers import first_line
 from delta_tune.results.layout import CONFIG_FILE
 
 TOLERANCE = 1e-4
-"""Largest allowed difference of logits between the model and the exported file."""
+"""Largest allowed difference of logits between the model and the exported file, in parts of the largest above 1."""
 CHECKED_BATCHES = (1, 3)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-class ExportMismatch(Exception):
+class ExportMismatch(UserError):
     """The exported file does not compute what the model computes."""
 
 
-def export_model(model: Model, kind: Format, file: Path) -> None:
+def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
     """Export a model to `file`, atomically.
 
     ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
     any N. Classes and preprocessing are in the file too (ONNX: JSON in `metadata_props`, with the layout of `input`
     and `output`; TorchScript: the extra file `config.json`). The state dict loads into torchvision's or timm's
-    own constructor.
+    own constructor; a JSON file beside it, `FILE.json`, has the constructor's arguments, classes and preprocessing.
+    Each file is read again by the library that it is meant for, and its logits are compared.
 
     Args:
         model: on CPU, in eval mode.
         kind: format of the file.
         file: path to write.
 
+    Returns:
+        The files written.
+
     Raises:
-        UserError: ONNX's packages are missing.
+        UserError: ONNX's packages are missing, or the network cannot be exported to this format.
         ExportMismatch: logits for random images differ from the model's by more than `TOLERANCE`.
     """
     if kind == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES):
@@ -50,12 +59,39 @@ def export_model(model: Model, kind: Format, file: Path) -> None:
             f"--format onnx needs the packages {', '.join(ONNX_PACKAGES)}; install them with "
             f'pip install "delta-tune[onnx]".'
         )
-    with atomic_write(file) as partial:
-        {"onnx": _onnx, "torchscript": _torchscript, "state_dict": _state_dict}[kind](model, partial)
+    try:
+        with atomic_write(file) as partial:
+            {"onnx": _onnx, "torchscript": _torchscript, "state_dict": _state_dict}[kind](model, partial)
+    except RuntimeError as error:  # the exporters', and load_state_dict's
+        raise UserError(
+            f"{model.config['backbone']['model']} cannot be exported to {kind} ({first_line(error)[:200]}); "
+            f"give another --format, of {', '.join(SUFFIXES)}."
+        ) from error
+    if kind != "state_dict":
+        return (file,)
+    beside = file.with_name(f"{file.name}.json")
+    write_json(beside, model.config | {"constructor": _constructor(model)})
+    return file, beside
 
 
 def _state_dict(model: Model, file: Path) -> None:
-    torch.save({name: value.contiguous() for name, value in model.network.state_dict().items()}, file)
+    network = model.network.to(memory_format=torch.contiguous_format)
+    torch.save(network.state_dict(), file)  # no plain dict: it has the versions of modules, which MNASNet asks for
+    told = _constructor(model)
+    build = timm.create_model if told["call"] == "timm.create_model" else get_model
+    rebuilt: nn.Module = build(*told["arguments"], **told["keywords"])
+    rebuilt.load_state_dict(torch.load(file, weights_only=True))
+    _check(model, rebuilt.eval())
+
+
+def _constructor(model: Model) -> dict[str, Any]:
+    """The call that builds the network that the state dict belongs to."""
+    name = model.config["backbone"]["model"]
+    return {
+        "call": "timm.create_model" if name.startswith("timm:") else "torchvision.models.get_model",
+        "arguments": [name.removeprefix("timm:")],
+        "keywords": {"num_classes": len(model.classes), **constructor_options(name)},
+    }
 
 
 def _torchscript(model: Model, file: Path) -> None:
@@ -69,7 +105,7 @@ def _torchscript(model: Model, file: Path) -> None:
         traced = torch.jit.trace(network, _random_images(model, 2))  # type: ignore[no-untyped-call]
         torch.jit.save(traced, str(file), _extra_files={CONFIG_FILE: json.dumps(model.config)})
         read = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
-    _check(model, lambda images: read(images))
+    _check(model, read)
 
 
 def _onnx(model: Model, file: Path) -> None:
@@ -113,9 +149,13 @@ def _check(model: Model, exported: Callable[[Tensor], Tensor]) -> None:
     for many in CHECKED_BATCHES:
         images = _random_images(model, many)
         with torch.inference_mode():
-            apart = float((model.network(images) - exported(images)).abs().max())
-        if not apart <= TOLERANCE:
-            raise ExportMismatch(f"for {many} random images its logits differ by {apart:.2g}, more than {TOLERANCE:g}")
+            expected, found = model.network(images), exported(images)
+        apart, largest = float((expected - found).abs().max()), max(1.0, float(expected.abs().max()))
+        if not apart <= TOLERANCE * largest:
+            raise ExportMismatch(
+                f"The exported file is not kept: for {many} random images its logits and the model's differ by "
+                f"{apart:.2g}, more than {TOLERANCE * largest:.2g}; give another --format."
+            )
 
 
 def _random_images(model: Model, many: int) -> Tensor:

@@ -18,7 +18,7 @@ from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, to_square
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import read_model
-from delta_tune.models.backbones import build_architecture
+from delta_tune.models.backbones import build_architecture, load_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +117,5 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         ) from error
     config, state = read_model(folder)
     network = build_architecture(config["backbone"]["model"], config["backbone"]["head"], len(config["classes"]))
-    network.load_state_dict(state)
+    load_state(network, state)
     return Model(network.eval().to(device, memory_format=torch.channels_last), config)  # type: ignore[call-overload]

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_layers
 from delta_tune.data.images import Preprocessing
-from delta_tune.models.hooked_layers import find_layers
+from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_line
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
 
 HEAD_STD = 0.01
+_FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
 
 # With auxiliary heads these networks would return several tensors. torchvision's weights for them expect inputs
 # normalised like all others and convert them internally.
-_BUILD_OPTIONS: dict[str, dict[str, bool]] = {
+_TORCHVISION_OPTIONS: dict[str, dict[str, bool]] = {
     name: {"aux_logits": False, "init_weights": False, "transform_input": True}
     for name in ("googlenet", "inception_v3")
 }
+# Networks of timm that average the logits of two heads unless they are built for training without a teacher
+_TIMM_DISTILLED = ("repvit_", "efficientformerv2_", "iformer_")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -49,6 +53,8 @@ class Backbone:
     """Channels of every layer that may be hooked, by module path in execution order."""
     fingerprint: str
     """Hexadecimal digest of the model's name and the state."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user on how the weights were read."""
 
 
 def load_backbone(model: str | None, weights: str | None, image_size: int | None) -> Backbone:
@@ -70,8 +76,8 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
     module = build_unfilled(model).eval()
     preprocessing = preprocessing_for(model, weights, module, image_size)
     anatomy = find_layers(module, model)
-    fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
-    _check_image_size(module, model, anatomy.head, preprocessing.image_size, anatomy.stride)
+    note = fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
+    _check_forward(module, model, anatomy.head, preprocessing.image_size, anatomy.stride)
     state = {k: v.numpy() for k, v in module.state_dict().items() if not k.startswith(f"{anatomy.head}.")}
     return Backbone(
         model=model,
@@ -82,6 +88,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         layers=anatomy.layers,
         channels=anatomy.channels,
         fingerprint=_fingerprint(model, state),
+        notes=(note,) if note else (),
     )
 
 
@@ -109,6 +116,29 @@ def build_architecture(model: str, head: str, num_classes: int, generator: torch
     module = build_unfilled(model)
     _replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
     return module
+
+
+def constructor_options(model: str) -> dict[str, Any]:
+    """Keywords, besides the number of classes, with which the library's own constructor builds the same network."""
+    if model.startswith("timm:"):
+        return {"distillation": False} if model.removeprefix("timm:").startswith(_TIMM_DISTILLED) else {}
+    return _TORCHVISION_OPTIONS.get(model, {})
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state dict with exactly the module's names and shapes into it.
+
+    Unlike `load_state_dict`, this needs no versions of the modules, which safetensors files lack and MNASNet asks for.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    own = module.state_dict()
+    shapes, given = ({key: value.shape for key, value in each.items()} for each in (own, state))
+    if strange := sorted(key for key in shapes.keys() | given.keys() if shapes.get(key) != given.get(key)):
+        raise RuntimeError(f"the state dict and the network differ in {', '.join(strange[:3])}")
+    for key, value in state.items():
+        own[key].copy_(value)
 
 
 def resolve_layers(backbone: Backbone, layers: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -184,7 +214,7 @@ def _build_torchvision(model: str) -> nn.Module:
             f"The model {model!r} is unknown{did_you_mean(model, known)}; give a classification network of "
             "torchvision.models by its name, or timm:NAME."
         )
-    module: nn.Module = models.get_model(model, weights=None, **_BUILD_OPTIONS.get(model, {}))
+    module: nn.Module = models.get_model(model, weights=None, **constructor_options(model))
     return module
 
 
@@ -198,7 +228,7 @@ def _build_timm(model: str) -> nn.Module:
             f"The model {model!r} is unknown{did_you_mean(model, known)}; timm.list_models() has the names."
         )
     try:
-        module: nn.Module = timm.create_model(name, pretrained=False)
+        module: nn.Module = timm.create_model(name, pretrained=False, **constructor_options(model))
     except RuntimeError as error:  # a tag that the architecture does not have
         raise UserError(f"timm cannot build {model!r} ({error}); leave the part after the dot out.") from error
     return module
@@ -226,27 +256,66 @@ def _copy_state(module: nn.Module, backbone: Backbone) -> None:
         value.numpy()[...] = backbone.state[key]
 
 
-def _check_image_size(module: nn.Module, model: str, head: str, image_size: int, stride: int) -> None:
+def _check_forward(module: nn.Module, model: str, head: str, image_size: int, stride: int) -> None:
     """Run the network once at the user's image size with a new head, so that trials cannot fail on either."""
     if image_size < stride:
         raise UserError(
             f"An image size of {image_size} pixels leaves nothing of the last feature map of {model}, which has stride "
             f"{stride}; give --image-size {stride} or more."
         )
+    old = module.get_submodule(head)
     _replace_head(module, head, 2, torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():
-            logits = module(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
+        logits = _run(module, image_size)
+    except _FORWARD_ERRORS:
+        module.set_submodule(head, old)
+        _check_image_size(module, model, image_size)
+        logits = None  # only the new head does not fit
+    if logits is None or logits.shape != (1, 2):
+        module.set_submodule(head, old)
+        raise UserError(_several_heads(module, model, old))
+    if not logits.isfinite().all():
         raise UserError(
-            f"The model {model} does not run on images of {image_size} pixels ({str(error).splitlines()[0]}); "
-            "give a larger --image-size."
-        ) from error
-    if logits.shape != (1, 2):
-        raise UserError(
-            f"The model {model} returns {tuple(logits.shape)} for one image and a head of 2 outputs, so its head "
-            "cannot be replaced; name a classification network such as resnet50."
+            f"The model {model} with these weights computes NaN or Inf for an image of {image_size} pixels, although "
+            "each weight is finite; give undamaged weights."
         )
+
+
+def _run(module: nn.Module, image_size: int) -> Tensor:
+    with torch.no_grad():
+        image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        logits: Tensor = module(image)
+    return logits
+
+
+def _check_image_size(module: nn.Module, model: str, image_size: int) -> None:
+    try:
+        _run(module, image_size)
+    except _FORWARD_ERRORS as error:
+        usable = STANDARD_SIZE
+        larger = (image_size // 32 + 1) * 32  # networks with windows or several scales take multiples of 32
+        with suppress(*_FORWARD_ERRORS):
+            _run(module, larger)
+            usable = larger
+        raise UserError(
+            f"The model {model} does not run on images of {image_size} pixels ({first_line(error)}); "
+            f"give another --image-size, such as {usable}."
+        ) from error
+
+
+def _several_heads(module: nn.Module, model: str, head: nn.Module) -> str:
+    """Why a head with another number of outputs does not fit the network."""
+    outputs = next(head.parameters()).shape[0]
+    heads = [
+        path
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Linear | nn.Conv2d) and next(part.parameters()).shape[0] == outputs
+    ]
+    of = f"from {len(heads)} layers ({', '.join(heads[:4])})" if len(heads) > 1 else "by more than its last layer"
+    return (
+        f"The model {model} computes its logits {of}, so its head cannot be replaced; name a network with one head, "
+        "such as resnet50."
+    )
 
 
 def _fingerprint(model: str, state: dict[str, npt.NDArray[Any]]) -> str:

@@ -65,7 +65,7 @@ def find_layers(model: nn.Module, name: str) -> NetworkLayers:
         calls, logits = _trace(model)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UserError(
-            f"The model {name} does not run on a square RGB image of {STANDARD_SIZE} pixels ({_first_line(error)}); "
+            f"The model {name} does not run on a square RGB image of {STANDARD_SIZE} pixels ({first_line(error)}); "
             "name a convolutional classification network that takes any image size, such as resnet50."
         ) from error
     head = _find_head(calls, logits, name)
@@ -235,5 +235,6 @@ def _plain_convolutions(calls: dict[str, Call], blocks: list[str], head: str, st
     ]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
-import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,29 @@ from torch import Tensor, nn
 
 from delta_tune.config import UserError
 from delta_tune.data.images import Interpolation, Preprocessing
+from delta_tune.models.state_dicts import find_state_dict
 
 DEMO_MODEL = "timm:tf_efficientnet_lite0"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_PCT = 0.875  # input size / stored size, if the weights do not say
 
-# Auxiliary heads of torchvision's Inception-v3 and GoogLeNet, which are built without them; AveragedModel's counter
-_NOT_USED = ("AuxLogits.", "aux1.", "aux2.", "n_averaged")
-# Where training scripts put the state dict; an average (EMA) counts if it is all that the file has
-_CHECKPOINT_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
-_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
+# Parts that `build_unfilled` leaves out: auxiliary heads of Inception-v3 and GoogLeNet, second heads of distilled
+# networks. Also AveragedModel's counter.
+_NOT_USED = ("AuxLogits.", "aux1.", "aux2.", "head_dist.", "head.head_dist.", "n_averaged")
+_UNUSABLE_FILES = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; run git lfs pull",
+    b"<": "it is a web page, so its download failed; download it again",
+    b"\x89HDF": "it is an HDF5 file, such as Keras writes; give weights of PyTorch",
+}
+"""First bytes of files that are given for weights, and what they are."""
 
 
-def read_weights(model: str, weights: str) -> dict[str, Tensor]:
-    """Read the tensors of `weights` (`default`, `demo` or a local file) for `model`, under the file's names.
+def read_weights(model: str, weights: str) -> object:
+    """Read what `weights` (`default`, `demo` or a local file) holds for `model`.
 
     Raises:
-        UserError: the file, package or download is unavailable, or holds no dictionary of tensors.
+        UserError: the file, package or download is unavailable, damaged, or would run code.
     """
     if weights == "demo":
         return _read_demo(model)
@@ -43,44 +49,66 @@ def read_weights(model: str, weights: str) -> dict[str, Tensor]:
         raise UserError(
             f"--weights takes default, demo or a local .pth or .safetensors file, but {weights!r} is no file."
         )
-    return _plain_names(_read_file(path), path)
+    return _read_file(path)
 
 
-def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor], head: str, model: str, weights: str) -> None:
-    """Copy `tensors` into `module`, except its head, whose tensors may have any size or be missing.
+def fit_weights(module: nn.Module, content: object, head: str, model: str, weights: str) -> str:
+    """Copy the tensors in `content` into `module`, except its head, whose tensors may have any size or be missing.
 
     `model` and `weights` are only used in messages.
 
+    Returns:
+        A sentence on other weights that the content has, or an empty one.
+
     Raises:
-        UserError: a tensor of the backbone is missing, unknown or has another shape.
+        UserError: a tensor of the backbone is missing, unknown, not finite or has another shape, or the content has
+            several networks.
     """
-    own = module.state_dict()
-    replaced = _head_prefix(module, head)
-    backbone = {key: value for key, value in own.items() if not key.startswith(f"{head}.")}
+    backbone = {key: value for key, value in module.state_dict().items() if not key.startswith(f"{head}.")}
     # Files from before PyTorch 0.4.1 lack step counters, which are unused if momentum is set.
-    missing = [k for k in backbone if k not in tensors and not k.endswith(".num_batches_tracked")]
-    unknown = [k for k in tensors if k not in own and not k.startswith((f"{replaced}.", *_NOT_USED))]
+    needed = {key: value for key, value in backbone.items() if not key.endswith(".num_batches_tracked")}
+    shapes = {key: value.shape for key, value in needed.items()}
+    tensors, note = find_state_dict(content, shapes, model if weights in ("default", "demo") else weights)
+    if faults := _faults(module, tensors, needed, head):
+        raise UserError(f"The weights {weights} do not fit {model}: {faults}.")
+    for key, value in backbone.items():
+        value.copy_(tensors[key]) if key in tensors else value.zero_()
+    if infinite := [key for key, value in needed.items() if not value.isfinite().all()]:
+        raise UserError(
+            f"The weights {weights} hold NaN or Inf in {len(infinite)} of the {len(backbone)} tensors of {model} "
+            f"({_some(infinite)}); give weights from before their training diverged."
+        )
+    return note
+
+
+def _faults(module: nn.Module, tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], head: str) -> str:
+    """What keeps `tensors` from being the module's, and what to do; empty if nothing does."""
+    own, replaced = module.state_dict(), _head_prefix(module, head)
+    there = {key: (tensors[key], own[key]) for key in tensors if key in own and not key.startswith(f"{head}.")}
+    missing = [key for key in needed if key not in tensors]
     reshaped = [
-        f"{k} {tuple(tensors[k].shape)} instead of {tuple(value.shape)}"
-        for k, value in backbone.items()
-        if k in tensors and tensors[k].shape != value.shape
+        f"{key} {tuple(given.shape)} instead of {tuple(value.shape)}"
+        for key, (given, value) in there.items()
+        if given.shape != value.shape
     ]
+    integers = [key for key, (given, value) in there.items() if given.is_floating_point() < value.is_floating_point()]
+    unknown = [key for key in tensors if key not in own and not key.startswith((f"{replaced}.", *_NOT_USED))]
+    num_tensors = sum(not key.startswith(f"{head}.") for key in own)
     faults = [
-        f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        f"{len(names)} {fault} ({_some(names)})"
         for names, fault in (
-            (missing, f"of its backbone's {len(backbone)} tensors are missing"),
+            (missing, f"of its backbone's {num_tensors} tensors are missing"),
             (reshaped, "have another shape"),
+            (integers, "hold integers, as quantised ones do"),
             (unknown, "are unknown"),
         )
         if names
     ]
-    if faults:
-        raise UserError(
-            f"The weights {weights} do not fit {model}: {', '.join(faults)}; "
-            "give this model's weights, or the model that they belong to."
-        )
-    for key, value in backbone.items():
-        value.copy_(tensors[key]) if key in tensors else value.zero_()
+    if not faults:
+        return ""
+    is_part = there and not (unknown or reshaped or integers)
+    advice = "save its whole state_dict" if is_part else "give this model's weights, or the model that they belong to"
+    return f"{', '.join(faults)}; {advice}"
 
 
 def preprocessing_for(model: str, weights: str, module: nn.Module, image_size: int | None) -> Preprocessing:
@@ -133,16 +161,16 @@ def _read_demo(model: str) -> dict[str, Tensor]:
     return dict(zip(names, tensors.values(), strict=True))
 
 
-def _download(model: str) -> dict[str, Tensor]:
+def _download(model: str) -> Mapping[str, Any]:
     advice = "give --weights a local .pth or .safetensors file."
     if not model.startswith("timm:"):
         from torchvision.models import get_model_weights
 
         try:
-            found = get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
+            found: Mapping[str, Any] = get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:  # no network, or a corrupt download
             raise UserError(f"The default weights of {model} could not be downloaded ({error}); {advice}") from error
-        return _plain_names(found, Path(model))
+        return found
     import timm
 
     try:
@@ -155,33 +183,47 @@ def _download(model: str) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> Any:
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():  # a TorchScript archive warns before it fails
-            warnings.simplefilter("ignore")
+        # Training scripts of timm and torchvision keep their arguments beside the weights; a Namespace is plain data.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # a TorchScript archive warns before it fails
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is damaged or holds more than tensors, which could run code when loaded; "
-            "save the state_dict alone (torch.save(model.state_dict(), FILE)) and give that."
-        ) from error
     except Exception as error:  # a damaged pickle may raise anything
+        start = b""
+        with suppress(OSError), path.open("rb") as file:
+            start = file.read(64).lstrip()
+        for known, cause in _UNUSABLE_FILES.items():
+            if start.startswith(known):
+                raise UserError(f"{path} cannot be read as weights: {cause}.") from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise UserError(_unsafe(path)) from error
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} is a TorchScript program, which holds code; save its weights alone "
+                "(torch.save(torch.jit.load(FILE).state_dict(), NEW)) and give that."
+            ) from error
+        reason = " ".join(str(error).split())[:200] or "it ends too early"
         raise UserError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {error}); "
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason}); "
             "give an undamaged .pth or .safetensors file."
         ) from error
 
 
-def _plain_names(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, without prefixes of wrappers and old names of DenseNets."""
-    from timm.models import clean_state_dict  # not at the top: predict does without timm, which loads for a second
+def _unsafe(path: Path) -> str:
+    """Why the safe unpickler refused the file, and what to do."""
+    advice = "save the state_dict alone (torch.save(model.state_dict(), FILE)) and give that."
+    try:
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no checkpoint at all, or one of an old format: only the unpickler can look into it
+        return f"{path} is damaged or holds more than tensors, which could run code when loaded; {advice}"
+    if not others:
+        return f"{path} is damaged; give an undamaged .pth or .safetensors file."
+    return f"{path} holds more than tensors ({_some(others)}), which could run code when loaded; {advice}"
 
-    for key in _CHECKPOINT_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no dictionary of tensors; save model.state_dict() and give that file.")
-    return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in clean_state_dict(content).items()}
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
 
 def _head_prefix(module: nn.Module, head: str) -> str:

@@ -80,6 +80,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"Data      {data.name}: {len(data.classes)} classes, {', '.join(sizes)}",
         *(f"          {note}" for note in data.notes),
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
+        *(f"          {note}" for note in backbone.notes),
         f"Hooks     {layers}",
         f"Space     {space.name}: {describe(space)}".rstrip(": "),
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),

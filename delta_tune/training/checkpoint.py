@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.models.backbones import load_state
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 
 
@@ -100,9 +101,9 @@ class Checkpoint:
     def load(self, epoch: int, device: torch.device) -> None:
         """Bring model, optimizer and scaler to the state after `epoch`."""
         optimizer, weights, *average = self._files(epoch)
-        self._model.load_state_dict(safetensors.torch.load_file(weights, device=str(device)))
+        load_state(self._model, safetensors.torch.load_file(weights, device=str(device)))
         if self._average is not None:
-            self._average.module.load_state_dict(safetensors.torch.load_file(average[0], device=str(device)))
+            load_state(self._average.module, safetensors.torch.load_file(average[0], device=str(device)))
             self._average.n_averaged.fill_(1)  # at 0 the next update would begin anew
         state = torch.load(optimizer, map_location=device, weights_only=True)
         self._optimizer.load_state_dict(state["optimizer"])

@@ -121,6 +121,13 @@ def test_load_dataset_takes_all_where_a_class_has_fewer(folder):
     assert any(f"fewer than 7 training images use all they have: b {sizes[2]}." in n for n in dataset.notes)
 
 
+def test_load_dataset_tells_which_class_val_lacks(splits):
+    for image in (splits / "val" / "cat").iterdir():
+        image.unlink()
+    notes = load(splits).notes
+    assert any(note.startswith("val has no image of the class 'cat'") for note in notes)
+
+
 def test_load_dataset_repeats_with_the_seed(folder):
     one, same, other = (load(folder, seed=seed) for seed in (0, 0, 1))
     assert one.fingerprint == same.fingerprint != other.fingerprint

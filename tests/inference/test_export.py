@@ -10,12 +10,14 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 
 from delta_tune.config import UserError
 from delta_tune.inference import export
-from delta_tune.inference.model import load
+from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
-from delta_tune.models.backbones import build_target
+from delta_tune.models.backbones import build_architecture, build_target, build_unfilled
+from delta_tune.models.hooked_layers import find_layers
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,53 @@ def test_state_dict_is_taken_by_the_librarys_own_constructor(model, images, expe
     network.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
     with torch.inference_mode():
         np.testing.assert_allclose(network(images).numpy(), expected, atol=1e-4)
+
+
+def of_random_weights(name):
+    """A model of three classes whose weights, norms included, are drawn."""
+    generator = torch.Generator().manual_seed(0)
+    head = find_layers(build_unfilled(name).eval(), name).head
+    network = build_architecture(name, head, 3)
+    for key, value in network.state_dict().items():
+        if value.is_floating_point():
+            drawn = torch.randn(value.shape, generator=generator)
+            value.copy_(1 + 0.1 * drawn if value.ndim == 1 else drawn * (2 / value[0].numel()) ** 0.5)
+            if key.endswith("running_var"):
+                value.abs_()
+    crop = {"image_size": 96, "stored_size": 110, "interpolation": "bilinear"}
+    crop |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    config = {"classes": ["a", "b", "c"], "preprocessing": crop, "backbone": {"model": name, "head": head}}
+    return Model(network.eval(), config)
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet", "mnasnet0_5", "timm:repvit_m0_9"])
+def test_state_dict_with_the_call_beside_it_gives_the_same_logits(name, tmp_path):
+    model = of_random_weights(name)
+    file, beside = export.export_model(model, "state_dict", tmp_path / "model.pth")
+    told = json.loads(beside.read_text())
+    assert told["classes"] == ["a", "b", "c"]
+    assert told["preprocessing"] == model.config["preprocessing"]
+    calls = {"timm.create_model": timm.create_model, "torchvision.models.get_model": torchvision.models.get_model}
+    call = told["constructor"]
+    network = calls[call["call"]](*call["arguments"], **call["keywords"]).eval()
+    network.load_state_dict(torch.load(file, weights_only=True))
+    images = torch.randn(4, 3, 96, 96) + torch.randn(4, 3, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), model.network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_state_dict_that_answers_otherwise_in_its_library_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "constructor_options", lambda name: {"aux_logits": False, "init_weights": False})
+    with pytest.raises(export.ExportMismatch, match="differ by"):
+        export.export_model(of_random_weights("inception_v3"), "state_dict", tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_dict_that_its_library_does_not_take_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "constructor_options", lambda name: {"in_chans": 1})
+    with pytest.raises(UserError, match=r"cannot be exported to state_dict .*give another --format"):
+        export.export_model(model, "state_dict", tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_file_whose_logits_differ_is_not_left_behind(model, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Backbones: hooked layers, weights from files, source and target."""
 
+import argparse
 import pickle
 import re
 import urllib.error
@@ -21,6 +22,7 @@ from delta_tune.models.backbones import (
     build_target,
     build_unfilled,
     load_backbone,
+    load_state,
     resolve_layers,
 )
 from delta_tune.models.feature_maps import head_function, head_inputs
@@ -232,6 +234,16 @@ def with_an_average(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
     return {"model_ema": {key: torch.zeros_like(value) for key, value in tensors.items()}, "model": tensors}
 
 
+def with_arguments(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    """As training scripts of torchvision and timm save."""
+    return {"model": tensors, "args": argparse.Namespace(lr=0.1), "optimizer": {"state": {}}}
+
+
+def of_lightning(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
+    wrapped = {f"model._orig_mod.{key}": value for key, value in tensors.items()}
+    return {"state_dict": wrapped | {"criterion.weight": torch.ones(2)}, "hyper_parameters": {"lr": 0.1}}
+
+
 def with_its_models_name(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
     return {"model": SMALL, "model_state_dict": tensors}
 
@@ -257,6 +269,8 @@ def without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
         compiled_and_distributed,
         average_alone,
         with_an_average,
+        with_arguments,
+        of_lightning,
         with_its_models_name,
         with_other_head,
         with_nested_head,
@@ -280,6 +294,56 @@ def test_fingerprint_changes_with_one_weight(small_file: Path, small: Backbone, 
     tensors["features.0.0.weight"][0, 0, 0, 0] += 1e-3
     torch.save(tensors, tmp_path / "other.pth")
     assert load_backbone(SMALL, str(tmp_path / "other.pth"), 64).fingerprint != small.fingerprint
+
+
+def test_other_weights_in_the_file_are_told(small_file: Path, tmp_path: Path) -> None:
+    torch.save(with_an_average(torch.load(small_file, weights_only=True)), tmp_path / "both.pth")
+    (note,) = load_backbone(SMALL, str(tmp_path / "both.pth"), 64).notes
+    assert note.endswith("holds other weights of this network too ('model_ema'); those at 'model' are used.")
+
+
+def test_weights_that_make_finite_numbers_nan_are_refused(small_file: Path, tmp_path: Path) -> None:
+    tensors = torch.load(small_file, weights_only=True)
+    tensors["features.0.1.running_var"] -= 2
+    torch.save(tensors, tmp_path / "negative.pth")
+    with pytest.raises(UserError, match="computes NaN or Inf for an image of 64 pixels"):
+        load_backbone(SMALL, str(tmp_path / "negative.pth"), 64)
+
+
+def test_network_with_two_averaged_heads_is_built_with_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    both = timm.create_model("repvit_m0_9").eval()
+    assert both.head.distillation
+    torch.save(both.state_dict(), tmp_path / "repvit.pth")
+    backbone = load_backbone("timm:repvit_m0_9", str(tmp_path / "repvit.pth"), 64)
+    target = build_target(backbone, 3, torch.Generator()).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert target(images).shape == (2, 3)
+        inputs = head_inputs(target, backbone.head, images)
+        torch.testing.assert_close(inputs, both.head.head.bn(both.forward_head(both.forward_features(images), True)))
+
+
+def test_network_whose_heads_cannot_be_parted_is_refused_with_their_names(tmp_path: Path) -> None:
+    torch.save(timm.create_model("swiftformer_xs").state_dict(), tmp_path / "swiftformer.pth")
+    with pytest.raises(UserError, match=r"from 2 layers \(head, head_dist\), so its head cannot be replaced"):
+        load_backbone("timm:swiftformer_xs", str(tmp_path / "swiftformer.pth"), 224)
+
+
+def test_image_size_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:
+    torch.save(random_model("timm:coatnet_pico_rw_224").state_dict(), tmp_path / "windows.pth")
+    with pytest.raises(UserError, match=r"not run on images of 100 pixels .*give another --image-size, such as 224"):
+        load_backbone("timm:coatnet_pico_rw_224", str(tmp_path / "windows.pth"), 100)
+
+
+def test_load_state_needs_no_versions_of_modules() -> None:
+    module = random_model("mnasnet0_5")
+    plain = {key: value.clone() for key, value in module.state_dict().items()}
+    next(module.parameters()).data.zero_()
+    load_state(module, plain)
+    assert torch.equal(module.state_dict()["layers.0.weight"], plain["layers.0.weight"])
+    with pytest.raises(RuntimeError, match=r"differ in layers\.0\.weight"):
+        load_state(module, plain | {"layers.0.weight": torch.zeros(1)})
 
 
 def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
@@ -331,10 +395,30 @@ def save_nothing(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def save_pointer(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def save_web_page(path: Path) -> None:
+    path.write_text("\n<!DOCTYPE html><title>Sign in</title>")
+
+
+def save_numpy_scalar(path: Path) -> None:
+    torch.save({"best": np.float64(0.5), "state_dict": {}}, path)
+
+
+def save_sparse(path: Path) -> None:
+    torch.save({"weight": torch.ones(2).to_sparse()}, path)
+
+
 @pytest.mark.parametrize(
     ("save", "message"),
     [
-        (save_module, "holds more than tensors"),
+        (save_module, r"holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)"),
+        (save_numpy_scalar, r"holds more than tensors \(numpy"),
+        (save_pointer, "pointer of Git LFS; run git lfs pull"),
+        (save_web_page, "web page, so its download failed"),
+        (save_sparse, "only quantised or sparse ones"),
         (save_list, "no dictionary of tensors"),
         (save_rubbish, "damaged"),
         (save_nothing, "cannot be read as weights"),
