@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_array
 
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Preprocessing
@@ -30,7 +31,7 @@ def test_confusion_counts_each_image(kept, task, logits):
     expected = np.zeros((3, 3), dtype=int)
     for label, row in zip(task.dataset.test.labels, logits, strict=True):
         expected[label, int(row.argmax())] += 1
-    np.testing.assert_array_equal(predictions.read_predictions(kept).confusion, expected)
+    np.testing.assert_array_equal(predictions.read_predictions(kept).confusion.toarray(), expected)
 
 
 def test_rows_hold_the_probabilities_of_the_predicted_and_of_the_true_class(kept, task, logits):
@@ -54,9 +55,8 @@ def test_worst_are_the_surest_mistakes_alone(kept, task, logits):
 
 
 def test_recalls_are_shares_found_and_name_the_class_taken_instead():
-    found = predictions.Predictions(
-        split="test", classes=("a", "b", "c"), confusion=np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]), worst=()
-    )
+    counts = csr_array(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
+    found = predictions.Predictions(split="test", classes=("a", "b", "c"), confusion=counts, worst=())
     assert found.recalls() == [("a", 4, 0.75, "b"), ("b", 2, 1.0, "")]
 
 
