@@ -63,17 +63,28 @@ def _larger(sizes: ModelPreprocessing) -> ModelPreprocessing:
 
 
 class ModelConfig(BaseModel):
-    """`config.json`; what a model has without a study is what prediction needs."""
+    """What prediction needs of `config.json`."""
 
     backbone: ModelBackbone
     classes: Annotated[list[Text], Field(min_length=1, max_length=50_000), AfterValidator(_unlike)]
     preprocessing: Annotated[ModelPreprocessing, AfterValidator(_larger)]
-    trial: Text = ""
+
+
+class ModelTrial(BaseModel):
+    """The configuration of a model's trial; other hyperparameters are plain values."""
+
+    __pydantic_extra__: dict[str, Scalar]
+    model_config = {"extra": "allow"}
+
+    regularizer: Text
+
+
+class StudyModelConfig(ModelConfig):
+    """`config.json` of a study, which the model card needs whole."""
+
     epoch: Count | None = None
-    config: dict[Text, Scalar] = {}
-    metrics: dict[Text, Number] = {}
-    versions: dict[Text, Text] = {}
-    test: dict[Text, Any] = {}
+    config: ModelTrial
+    metrics: dict[Text, Number]
 
 
 def save_model(
@@ -118,7 +129,7 @@ def read_config(best: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     with refusing(best / CONFIG_FILE, "give the folder `best` of a finished study"):
-        config: dict[str, Any] = read_json(best / CONFIG_FILE, ModelConfig)
+        config: dict[str, Any] = read_json(best / CONFIG_FILE, StudyModelConfig)
         return config
 
 
