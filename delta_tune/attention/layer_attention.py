@@ -29,7 +29,7 @@ COLUMNS: dict[str, Any] = {
     "estimator": AttentionEstimator,
     "images": Annotated[int, Field(ge=1)],
     "d": Annotated[list[Number], Field(min_length=1)],
-    "W": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
+    "W": Annotated[list[Share], Field(min_length=1)],
     "reliability": float,
     "perplexity": Number,
     "negative_share": Share,

@@ -94,7 +94,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
             hovertemplate="%{text}<br>%{x}, %{y}",
         )
     menus = []
-    for axis, first_shown, left in (("y", second, 0.0), ("x", first, 0.6)):
+    for axis, chosen, left in (("y", second, 0.0), ("x", first, 0.6)):
         buttons = [
             {
                 "label": f"{axis}: {name}",
@@ -104,7 +104,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
             for name in names
         ]
         menus.append(
-            {"buttons": buttons, "active": names.index(first_shown), "x": left, "xanchor": "left", "y": 1.22}
+            {"buttons": buttons, "active": names.index(chosen), "x": left, "xanchor": "left", "y": 1.22}
             | {"bgcolor": "rgba(128,128,128,0.15)", "font": {"color": "#777"}}
         )
     figure.update_layout(updatemenus=menus, height=520, margin={"t": 110})

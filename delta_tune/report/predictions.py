@@ -122,10 +122,10 @@ def read_predictions(file: Path) -> Predictions | None:
         check_rows(rows, COLUMNS)
         classes = parse_json(metadata.get(b"classes", b""), list[Text])
         index_of = {name: index for index, name in enumerate(classes)}
-        if len(index_of) < len(classes) or not {row[key] for row in rows for key in ("true", "predicted")} <= set(
-            classes
-        ):
-            raise ValueError("a class is unknown or stands twice")
+        if len(index_of) < len(classes):
+            raise ValueError("a class stands twice")
+        if not all(row[key] in index_of for row in rows for key in ("true", "predicted")):
+            raise ValueError("a row has a class that is not among the classes")
     true, predicted = (np.array([index_of[row[key]] for row in rows], dtype=int) for key in ("true", "predicted"))
     counts = coo_array((np.ones(len(rows), dtype=np.int64), (true, predicted)), shape=(len(classes), len(classes)))
     worst = sorted((row for row in rows if row.get("thumbnail")), key=lambda row: -float(row["probability"]))[:WORST]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from scipy.sparse import csr_array
 
+from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Preprocessing
 from delta_tune.report import predictions
@@ -81,3 +82,24 @@ def test_model_without_a_mistake_has_no_thumbnails(task, tmp_path):
     found = predictions.read_predictions(tmp_path / "report" / "p.parquet")
     assert found.worst == ()
     assert found.confusion.trace() == len(task.dataset.val)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.replace_schema_metadata(None), "Expecting value"),
+        (lambda table: table.replace_schema_metadata({"split": "test", "classes": '["blue", "blue"]'}), "stands twice"),
+        (lambda table: table.replace_schema_metadata({"split": "test", "classes": '["blue"]'}), "not among"),
+        (lambda table: table.drop_columns("true"), "column true"),
+        (lambda table: replaced(table, "probability", [1e308]), "column probability"),
+        (lambda table: replaced(table, "thumbnail", [b"<svg onload=alert(1)>"]), "neither a JPEG nor a PNG"),
+    ],
+)
+def test_predictions_of_a_stranger_are_refused(kept, change, said):
+    pq.write_table(change(pq.read_table(kept)), kept)
+    with pytest.raises(UserError, match=f"predictions.parquet is damaged .*{said}.*; remove it"):
+        predictions.read_predictions(kept)
+
+
+def replaced(table, name, value):
+    return table.set_column(table.column_names.index(name), name, [value * table.num_rows])
