@@ -39,8 +39,9 @@ from delta_tune.cluster.connection import ray_cluster
 from delta_tune.cluster.resources import Resources
 from delta_tune.config import TrialConfig
 from delta_tune.console.progress import Progress
+from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, trial_name
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import TrialAssignment

@@ -17,8 +17,8 @@ from delta_tune.cli import commands, launch
 from delta_tune.config import StudyConfig, TrialConfig, fields_of
 from delta_tune.config.fields import Field
 from delta_tune.config.study import DEMO
+from delta_tune.results.columns import Column, epoch_columns, trial_columns
 from delta_tune.results.layout import FILES
-from delta_tune.results.tables import Column, epoch_columns, trial_columns
 
 REFERENCE = Path(__file__).parent / "reference"
 SPECIAL = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "&#124;", "*": "&#42;", "[": "&#91;"})

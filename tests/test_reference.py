@@ -10,7 +10,8 @@ import pytest
 
 import delta_tune
 from delta_tune.config import StudyConfig, TrialConfig, fields_of
-from delta_tune.results.tables import StudyTables, epoch_columns, trial_columns
+from delta_tune.results.columns import epoch_columns, trial_columns
+from delta_tune.results.tables import StudyTables
 
 DOCS = Path(delta_tune.__file__).parents[1] / "docs"
 PAGES = ("files.md", "flags.md", "trial-config.md")

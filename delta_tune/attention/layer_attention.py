@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import Field
 
 from delta_tune.attention.weights import attention_weights, perplexity
 from delta_tune.config import AttentionEstimator, TrialConfig
+from delta_tune.filesystem.rows import read_rows, read_table_file
+from delta_tune.filesystem.untrusted import Number, Share, Text, check_rows, refusing
 
 NOISE = 0.5
 """Below this reliability a layer's weights are more noise than signal."""
+KEY = b"delta_tune.key"
+"""Metadata key of a file of the cache: the key of what it was measured for."""
+COLUMNS: dict[str, Any] = {
+    "layer": Text,
+    "estimator": AttentionEstimator,
+    "images": Annotated[int, Field(ge=1)],
+    "d": Annotated[list[Number], Field(min_length=1)],
+    "W": Annotated[list[Share], Field(min_length=1)],
+    "reliability": float,
+    "perplexity": Number,
+    "negative_share": Share,
+    "first_order_agreement": float,
+}
+"""Columns of `attention_table` and their values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,11 +94,23 @@ def reliability_messages(measured: Mapping[str, LayerAttention]) -> list[str]:
     return [f"          {sentence}" for sentence in said]
 
 
-def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
-    """Read layer → W (C,) from a file of `attention_table`, preferring exact losses; {} if there is no file."""
+def read_attention(file: Path) -> list[dict[str, Any]]:
+    """The checked rows of a file of `attention_table`; [] if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not file.exists():
-        return {}
-    rows = pq.read_table(file, columns=["layer", "estimator", "W"]).to_pylist()
+        return []
+    with refusing(file, "remove it: a report leaves out what it lacks"):
+        rows, _ = read_table_file(file)
+        _check(rows)
+        return rows
+
+
+def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
+    """Layer → W (C,) of the rows of `read_attention`, preferring exact losses."""
+    rows = read_attention(file)
     estimator = min((row["estimator"] for row in rows), key=lambda name: name != "exact", default=None)
     return {row["layer"]: np.array(row["W"], dtype=np.float32) for row in rows if row["estimator"] == estimator}
 
@@ -102,22 +132,37 @@ def attention_table(measured: Iterable[tuple[str, LayerAttention]]) -> pa.Table:
     )
 
 
-def to_bytes(layer: str, measured: LayerAttention) -> bytes:
-    """A Parquet file of one row of `attention_table`."""
+def to_bytes(layer: str, measured: LayerAttention, key: str = "") -> bytes:
+    """A Parquet file of one row of `attention_table`, which carries the key that the row was measured for."""
     sink = pa.BufferOutputStream()
-    pq.write_table(attention_table([(layer, measured)]), sink)
+    pq.write_table(attention_table([(layer, measured)]).replace_schema_metadata({KEY: key}), sink)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def from_bytes(content: bytes) -> LayerAttention:
+def from_bytes(content: bytes, key: str = "") -> LayerAttention:
     """The inverse of `to_bytes`.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError: the content is damaged.
+        ValueError: the content is damaged, or was measured for another key.
     """
-    table = pq.read_table(pa.BufferReader(content))
-    if table.num_rows != 1:
-        raise ValueError(f"{table.num_rows} rows instead of one")
-    row = table.to_pylist()[0]
+    rows, metadata = read_rows(content, "the file")
+    _check(rows)
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows instead of one")
+    if metadata.get(KEY, b"") != key.encode():
+        raise ValueError("it was measured for something else")
+    row = rows[0]
     fields = {f.name: row["d" if f.name == "losses" else f.name] for f in dataclasses.fields(LayerAttention)}
     return LayerAttention(**fields | {"losses": np.array(row["d"], dtype=np.float32)})
+
+
+def _check(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check the rows of `attention_table`.
+
+    Raises:
+        ValueError: names column and row.
+    """
+    check_rows(rows, COLUMNS)
+    for row in rows:
+        if len(row["d"]) != len(row["W"]):
+            raise ValueError(f"d has {len(row['d'])} channels and W {len(row['W'])}")

@@ -74,7 +74,7 @@ class StudyConfig:
     image_size: int | None = field(
         None,
         "Side of the square input",
-        range=Range(1),
+        range=Range(1, 4096),
         unset="the weights' own",
         group="model",
         metavar="PIXELS",
@@ -84,7 +84,7 @@ class StudyConfig:
     )
     set: Mapping[str, Any] = field({}, "Fix a hyperparameter; may be repeated", group="search", metavar="KEY=VALUE")
     num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")
-    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1), group="search", metavar="N")
+    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1, 1_000_000), group="search", metavar="N")
     time_budget: float | str | None = field(
         None, "Wall-clock time of the search, such as `45m` or `2h`", group="search", metavar="TIME"
     )
@@ -95,12 +95,12 @@ class StudyConfig:
     sampler: Sampler = field("tpe", "How configurations are sampled after the starting points", group="search")
     grace_period: int = field(1, "First rung of ASHA, in epochs", range=Range(1), group="search", metavar="N")
     reduction_factor: float = field(
-        4, "One in R trials passes a rung", range=Range(1, low_open=True), group="search", metavar="R"
+        4, "One in R trials passes a rung", range=Range(1.01, 1_000_000), group="search", metavar="R"
     )
     confirm: int = field(
         0,
         "After the search, compare the methods on N ≥ 2 fresh seeds and splits",
-        range=Range(0),
+        range=Range(0, 1000),
         group="search",
         metavar="N",
     )

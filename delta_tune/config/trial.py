@@ -90,7 +90,7 @@ class TrialConfig:
         range=Range(0),
     )
     augmentation: Augmentation = field("crop_flip", "Random changes of the training images")
-    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1))
+    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1, 1_000_000))
     seed: int = field(
         0, "Seed of data order, augmentation and head; a study gives all its trials the same one", range=Range(0)
     )

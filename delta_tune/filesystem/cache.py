@@ -12,7 +12,8 @@ from pathlib import Path
 from pyarrow import fs
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.uris import open_filesystem
+from delta_tune.filesystem.rows import FILE_BYTES
+from delta_tune.filesystem.uris import open_filesystem, read_regular
 
 
 def content_key(parts: Iterable[str]) -> str:
@@ -40,17 +41,13 @@ class Cache:
         """Full path or address of a file, for messages."""
         return f"{self._root}/{name}"
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, limit: int = FILE_BYTES) -> bytes | None:
         """The file's content; None if there is no such file.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: it cannot be read, is no regular file, or has more than `limit` bytes.
         """
-        if self._filesystem.get_file_info(self.path(name)).type == fs.FileType.NotFound:
-            return None
-        with self._filesystem.open_input_file(self.path(name)) as file:
-            content: bytes = file.read()
-        return content
+        return read_regular(self._filesystem, self.path(name), limit)
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a file.

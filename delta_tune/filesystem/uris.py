@@ -64,3 +64,21 @@ def open_remote_filesystem(address: str, flag: str) -> tuple[fs.FileSystem, str]
             f"credentials where AWS or Google look for them."
         ) from error
     return filesystem, path
+
+
+def read_regular(filesystem: fs.FileSystem, path: str, limit: int) -> bytes | None:
+    """The content of a regular file; None if there is nothing at this path.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than `limit` bytes.
+    """
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        return None
+    if not info.is_file:
+        raise OSError(f"{path} is no regular file")
+    if info.size > limit:
+        raise OSError(f"{path} has {info.size} bytes, more than {limit}")
+    with filesystem.open_input_file(path) as file:
+        content: bytes = file.read()
+    return content

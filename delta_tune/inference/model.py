@@ -18,7 +18,6 @@ from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, to_square
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import read_model
-from delta_tune.models.backbones import build_architecture, load_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,8 @@ class Model:
             A prediction for each image, in order; one of several that cannot be read has an `error` instead of a label.
 
         Raises:
-            UserError: a single image cannot be read, what is given is no image, an array has another type or shape, or
-                the batch size is below 1.
+            UserError: a single image cannot be read, what is given is no image, an array has another type or shape, the
+                batch size is below 1, or the model returns numbers that are not finite.
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
@@ -92,6 +91,8 @@ class Model:
         with torch.inference_mode():
             logits = self.network(center_crop(torch.from_numpy(pixels).to(device), self.preprocessing))
             probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")
         return probabilities
 
 
@@ -115,7 +116,5 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         raise UserError(
             f"The device {device} cannot be used ({cause}); give cpu, or cuda where PyTorch finds a GPU."
         ) from error
-    config, state = read_model(folder)
-    network = build_architecture(config["backbone"]["model"], config["backbone"]["head"], len(config["classes"]))
-    load_state(network, state)
-    return Model(network.eval().to(device, memory_format=torch.channels_last), config)  # type: ignore[call-overload]
+    config, network = read_model(folder)
+    return Model(network.to(device, memory_format=torch.channels_last), config)  # type: ignore[call-overload]

@@ -141,6 +141,31 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         own[key].copy_(value)
 
 
+def check_output(network: nn.Module, num_classes: int, image_size: int) -> None:
+    """Run a network once.
+
+    Raises:
+        ValueError: it does not run on images of this size, or does not return one finite logit per class.
+    """
+    try:
+        with torch.inference_mode():
+            logits = network(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"its network does not run on images of {image_size} pixels: {reason}") from error
+    if logits.shape != (1, num_classes) or not logits.isfinite().all():
+        raise ValueError(f"its network does not return {num_classes} finite numbers for an image")
+
+
+def head_inputs_shape(backbone: Backbone) -> tuple[int, int]:
+    """Channels of the head's input, and at most how many positions it has: 1 if the head is a Linear."""
+    head = build_unfilled(backbone.model).get_submodule(backbone.head)
+    if isinstance(head, nn.Conv2d):
+        return head.in_channels, backbone.preprocessing.image_size**2
+    assert isinstance(head, nn.Linear)
+    return head.in_features, 1
+
+
 def resolve_layers(backbone: Backbone, layers: str | tuple[str, ...]) -> tuple[str, ...]:
     """Resolve `layers` (all, last, last_two or module names) to hooked layers in execution order.
 
@@ -235,13 +260,17 @@ def _build_timm(model: str) -> nn.Module:
 
 
 def _replace_head(module: nn.Module, head: str, num_classes: int, generator: torch.Generator) -> None:
-    old = module.get_submodule(head)
+    try:
+        old = module.get_submodule(head)
+    except AttributeError:
+        old = None
+    if not isinstance(old, nn.Linear | nn.Conv2d):
+        raise UserError(f"The network has no head {head!r}, a Linear or Conv2d; give the head's own module path.")
     new: nn.Linear | nn.Conv2d
     with _WithoutRandomInit():
         if isinstance(old, nn.Conv2d):
             new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
         else:
-            assert isinstance(old, nn.Linear)
             new = nn.Linear(old.in_features, num_classes)
     assert new.bias is not None
     init.normal_(new.weight, std=HEAD_STD, generator=generator)

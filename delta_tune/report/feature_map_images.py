@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,18 @@ from torch import nn
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Pixels
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.rows import read_table_file
+from delta_tune.filesystem.untrusted import Count, Number, Picture, Text, check_rows, refusing
 from delta_tune.models.backbones import build_source
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.report.predictions import thumbnail
 from delta_tune.training.task import Task
 
+COLUMNS: dict[str, Any] = {
+    **{"image": Text, "photo": Picture, "layer": Text},
+    **{"channels": list[Count], "weights": list[Number], "picture": Picture},
+}
+"""Columns of the file and their values."""
 PHOTOS, CHANNELS = 3, 4
 TILE = 56
 GAP = 4
@@ -91,12 +99,28 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], mod
 
 
 def read_feature_map_images(file: Path) -> list[FeatureMapImage]:
-    """Read what `save_feature_map_images` wrote; empty if there is no file."""
+    """Read what `save_feature_map_images` wrote; empty if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not file.exists():
         return []
-    rows = pq.read_table(file).to_pylist()
+    with refusing(file, "remove it: a report leaves out what it lacks"):
+        rows, _ = read_table_file(file)
+        check_rows(rows, COLUMNS)
+        if any(len(row["channels"]) != len(row["weights"]) for row in rows):
+            raise ValueError("channels and weights differ in number")
     return [
-        FeatureMapImage(**{**row, "channels": tuple(row["channels"]), "weights": tuple(row["weights"])}) for row in rows
+        FeatureMapImage(
+            image=row["image"],
+            photo=row["photo"],
+            layer=row["layer"],
+            channels=tuple(row["channels"]),
+            weights=tuple(row["weights"]),
+            picture=row["picture"],
+        )
+        for row in rows
     ]
 
 

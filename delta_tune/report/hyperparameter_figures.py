@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    json_to_distribution,
+)
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import TrialState
 from plotly.colors import sample_colorscale
 
-from delta_tune.config import METRICS
+from delta_tune.config import METRICS, UserError
+from delta_tune.filesystem.untrusted import shown
 from delta_tune.report.figures import GREY, SCALE, empty_figure, method_colours, trial_label, with_axes
+from delta_tune.results.layout import STUDY_FILE, TRIALS_FILE
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.optuna_storage import silence_optuna
+from delta_tune.spaces.validation import contains
 
 METHOD = "regularizer"
 MIN_TRIALS = 10
 """Completed trials; with fewer, importances are chance."""
 Parameters = Mapping[str, BaseDistribution]
+
+
+def read_parameters(distributions: Mapping[str, Any], tables: StudyTables) -> Parameters:
+    """The distributions that `study.json` has, which the trials' values must fit.
+
+    Raises:
+        UserError: a distribution is none, or a trial has a value that it cannot have.
+    """
+    parameters: dict[str, BaseDistribution] = {}
+    for name, content in distributions.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                parameters[name] = json_to_distribution(json.dumps(content))
+        except (KeyError, TypeError, ValueError, ArithmeticError, Warning) as error:
+            place, cause = f"distributions.{shown(name)}", f"{error!s:.200}"
+            raise UserError(
+                f"{tables.folder / STUDY_FILE} is damaged ({place}: {cause}); start a new study."
+            ) from error
+    for number, row in tables.trials.items():
+        known = {**parameters, METHOD: CategoricalDistribution([row["config.regularizer"]])}
+        for name, value in tables.params(number).items():
+            if name in known and not _fits(known[name], value):
+                raise UserError(
+                    f"{tables.folder / TRIALS_FILE} is damaged (trial {number} has {shown(name)}={value!a:.60}, which "
+                    f"{STUDY_FILE} excludes); start a new study."
+                )
+    return parameters
 
 
 def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
@@ -55,7 +94,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
             hovertemplate="%{text}<br>%{x}, %{y}",
         )
     menus = []
-    for axis, shown, left in (("y", second, 0.0), ("x", first, 0.6)):
+    for axis, chosen, left in (("y", second, 0.0), ("x", first, 0.6)):
         buttons = [
             {
                 "label": f"{axis}: {name}",
@@ -65,7 +104,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
             for name in names
         ]
         menus.append(
-            {"buttons": buttons, "active": names.index(shown), "x": left, "xanchor": "left", "y": 1.22}
+            {"buttons": buttons, "active": names.index(chosen), "x": left, "xanchor": "left", "y": 1.22}
             | {"bgcolor": "rgba(128,128,128,0.15)", "font": {"color": "#777"}}
         )
     figure.update_layout(updatemenus=menus, height=520, margin={"t": 110})
@@ -171,6 +210,20 @@ def _heights(values: Sequence[Any], distribution: BaseDistribution | None) -> li
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _fits(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether `value` could have been drawn, in this branch of the space or in another."""
+    if isinstance(distribution, CategoricalDistribution):
+        return contains(distribution, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if getattr(distribution, "log", False) and value <= 0:
+        return False
+    try:
+        return contains(_widened(distribution, value), value)
+    except ArithmeticError:  # more steps than a float can count
+        return False
 
 
 def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:

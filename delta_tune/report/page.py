@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,10 +12,9 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-import pyarrow.parquet as pq
-from optuna.distributions import json_to_distribution
 from plotly.offline import get_plotlyjs
 
+from delta_tune.attention.layer_attention import read_attention
 from delta_tune.background import TimeShare
 from delta_tune.config import TRIAL_FIELDS, StudyConfig
 from delta_tune.console.format import format_duration, format_score
@@ -26,6 +24,7 @@ from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import Predictions, read_predictions
 from delta_tune.report.sentences import study_remarks, study_verdict
 from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
+from delta_tune.results.study_folder import read_study
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import rung_epochs
@@ -36,6 +35,8 @@ SHARE = 0.02
 """Share of wall-clock time for the report of a running study."""
 MOST_CLASSES = 120
 """With more classes a confusion matrix is unreadable."""
+MOST_RUNGS = 50
+"""More rungs are more lines than a figure shows."""
 ATTENTION_CAPTION = "At 1, the dotted line, a channel has the weight it has without attention (delta_uniform)."
 DATA_FLAGS = (
     *("data", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"),
@@ -67,8 +68,7 @@ def write_report(folder: str | Path) -> Path:
         UserError: there is no study, or its tables are damaged.
     """
     folder = Path(folder)
-    record = StudyRecord.read(folder)
-    tables = StudyTables.read(folder, record.metric)
+    record, tables = read_study(folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,7 +79,7 @@ def write_report(folder: str | Path) -> Path:
     environment.filters |= {"data_uri": data_uri, "clock": format_duration, "when": format_time}
     text = environment.get_template(TEMPLATE).render(report_context(folder, record, tables))
     with atomic_write(folder / REPORT_FILE) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder / REPORT_FILE
 
 
@@ -119,8 +119,8 @@ class ReportWriter:
 
 def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> dict[str, Any]:
     """The variables of the template."""
-    parameters = {name: json_to_distribution(json.dumps(each)) for name, each in record.distributions.items()}
-    attention = pq.read_table(folder / ATTENTION_FILE).to_pylist() if (folder / ATTENTION_FILE).exists() else []
+    parameters = hyperparameter_figures.read_parameters(record.distributions, tables)
+    attention = read_attention(folder / ATTENTION_FILE)
     predictions = read_predictions(folder / PREDICTIONS_FILE)
     plots = (
         result_plots(tables, record)
@@ -155,8 +155,9 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
 
 def result_plots(tables: StudyTables, record: StudyRecord) -> dict[str, Plot | None]:
     """The plots of scores and of time."""
-    settings, confirmation, num_val = record.settings, record.confirmation, record.images["val"]
+    settings, confirmation, num_val = record.settings, record.confirmation, record.num_val
     rungs = rung_epochs(settings["max_epochs"], settings["grace_period"], settings["reduction_factor"])
+    rungs = rungs if len(rungs) <= MOST_RUNGS else []
     return {
         "methods": Plot.of(
             figures.methods(tables, confirmation, num_val), methods_caption(tables, confirmation, num_val)
@@ -194,7 +195,7 @@ def confusion_plot(predictions: Predictions | None) -> Plot | None:
     if predictions is None or len(predictions.classes) > MOST_CLASSES:
         return None
     return Plot.of(
-        figures.confusion(predictions.confusion, predictions.classes),
+        figures.confusion(predictions.confusion.toarray(), predictions.classes),
         "Shares of the true class. Point at a cell to see its images.",
     )
 

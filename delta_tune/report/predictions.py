@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from scipy.sparse import coo_array, csr_array
 from torch import Tensor, nn
 
 from delta_tune.data.augmentation import center_offset
@@ -21,8 +21,18 @@ from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import Pixels, Preprocessing
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.rows import read_table_file
+from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, parse_json, refusing
 from delta_tune.training.task import Task
 
+COLUMNS: dict[str, Any] = {
+    "image": Text,
+    "true": Text,
+    "predicted": Text,
+    "probability": MeanOfShares,
+    "thumbnail": Picture | None,
+}
+"""Columns that a report shows, and their values."""
 WORST = 12
 THUMBNAIL_SIZE = 112
 
@@ -45,8 +55,8 @@ class Predictions:
 
     split: str
     classes: tuple[str, ...]
-    confusion: npt.NDArray[np.int64]
-    """(K, K); rows are the true classes."""
+    confusion: csr_array
+    """(K, K), whole numbers; rows are the true classes."""
     worst: tuple[Mistake, ...]
     """Most confident first."""
 
@@ -54,12 +64,12 @@ class Predictions:
         """For each class in the split: name, images, recall, and the class it is most often mistaken for ("")."""
         rows = []
         for index, name in enumerate(self.classes):
-            row = self.confusion[index]
-            if row.sum():
-                others = row.copy()
-                others[index] = 0
-                taken_for = self.classes[int(others.argmax())] if others.any() else ""
-                rows.append((name, int(row.sum()), float(row[index] / row.sum()), taken_for))
+            row = self.confusion[[index]]
+            counts = dict(zip(row.indices.tolist(), row.data.tolist(), strict=True))
+            if images := sum(counts.values()):
+                right = counts.pop(index, 0)
+                taken_for = self.classes[max(sorted(counts), key=counts.__getitem__)] if counts else ""
+                rows.append((name, images, right / images, taken_for))
         return rows
 
 
@@ -100,22 +110,30 @@ def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
 
 
 def read_predictions(file: Path) -> Predictions | None:
-    """Read what `save_predictions` wrote; None if there is no file."""
+    """Read what `save_predictions` wrote; None if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not file.exists():
         return None
-    table = pq.read_table(file)
-    classes: Sequence[str] = json.loads(table.schema.metadata[b"classes"])
-    index_of = {name: index for index, name in enumerate(classes)}
-    rows = table.to_pylist()
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for row in rows:
-        confusion[index_of[row["true"]], index_of[row["predicted"]]] += 1
-    worst = sorted((row for row in rows if row["thumbnail"]), key=lambda row: -float(row["probability"]))
+    with refusing(file, "remove it: a report leaves out what it lacks"):
+        rows, metadata = read_table_file(file)
+        check_rows(rows, COLUMNS)
+        classes = parse_json(metadata.get(b"classes", b""), list[Text])
+        index_of = {name: index for index, name in enumerate(classes)}
+        if len(index_of) < len(classes):
+            raise ValueError("a class stands twice")
+        if not all(row[key] in index_of for row in rows for key in ("true", "predicted")):
+            raise ValueError("a row has a class that is not among the classes")
+    true, predicted = (np.array([index_of[row[key]] for row in rows], dtype=int) for key in ("true", "predicted"))
+    counts = coo_array((np.ones(len(rows), dtype=np.int64), (true, predicted)), shape=(len(classes), len(classes)))
+    worst = sorted((row for row in rows if row.get("thumbnail")), key=lambda row: -float(row["probability"]))[:WORST]
     columns = ("image", "true", "predicted", "probability", "thumbnail")
     return Predictions(
-        split=table.schema.metadata[b"split"].decode(),
+        split=metadata.get(b"split", b"").decode(errors="replace"),
         classes=tuple(classes),
-        confusion=confusion,
+        confusion=counts.tocsr(),
         worst=tuple(Mistake(**{name: row[name] for name in columns}) for row in worst),
     )
 

@@ -109,7 +109,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if best is None:
         return "No trial is completed yet." if record.running else "No trial was completed."
     metric = tables.metric
-    result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.images['val']} images"
+    result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
     if plain is None or plain == best:
         return f"{result}: the best of {len(tables.ranked())} completed trials, not confirmed."
     return f"{result}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."
@@ -123,7 +123,7 @@ def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     if record.confirmation:
         lines += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
     elif tables.leader is not None:
-        count = record.images["val"]
+        count = record.num_val
         accuracy = tables.best_row(tables.leader)["val_accuracy"]
         low, high = wilson_interval(accuracy, count)
         lines.append(

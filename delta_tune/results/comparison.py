@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.results.statistics import wilson_interval
-from delta_tune.results.study_record import StudyRecord
-from delta_tune.results.tables import StudyTables
+from delta_tune.results.study_folder import read_study
 
 
 def compare_studies(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -40,8 +39,7 @@ def comparability_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    record = StudyRecord.read(folder)
-    tables = StudyTables.read(folder, record.metric)
+    record, tables = read_study(folder)
     states = [row["state"] for row in tables.trials.values()]
     winner = record.winner if record.finished and record.winner is not None else tables.leader
     test = record.scoring

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from delta_tune.filesystem.untrusted import parse_json, read_file
+
+LIMIT = 32 * 2**20
+"""Bytes of a journal; it is removed long before whenever the tables are written."""
+
 
 class Journal:
     """An append-only file, one line per event; a line is handed to the operating system before `append` returns.
@@ -30,15 +35,23 @@ class Journal:
         """The events after number `count`; an incomplete last line is ignored.
 
         Raises:
+            OSError: the file cannot be read, or is larger than `LIMIT`.
             ValueError: a line is damaged.
         """
         self.count = count
         events = []
-        *lines, _torn = self._file.read_text().split("\n") if self._file.exists() else [""]
-        for number, event in map(json.loads, lines):
-            if number == self.count + 1:  # nothing counts after a gap
-                events.append(event)
-                self.count = number
+        try:
+            *lines, _torn = read_file(self._file, LIMIT).split(b"\n")
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            match parse_json(line, list, finite=False):
+                case [int(number), dict(event)]:
+                    if number == self.count + 1:  # nothing counts after a gap
+                        events.append(event)
+                        self.count = number
+                case _:
+                    raise ValueError(f"{self._file.name} has a line that is no numbered event")
         return events
 
     def clear(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from delta_tune.config import Metric, UserError
+from delta_tune.config import Metric, StudyConfig, UserError
 from delta_tune.filesystem.atomic import write_json
+from delta_tune.filesystem.untrusted import read_json, refusing
 from delta_tune.results.layout import STUDY_FILE
+from delta_tune.results.study_schema import StudyContent
 from delta_tune.results.utilization import TimeUse
 
 Ending = Literal["finished", "interrupted"]
@@ -88,19 +89,13 @@ class StudyRecord:
         """The record of the study in `folder`.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: there is none, or it is damaged: names the field.
         """
         file = folder / STUDY_FILE
-        try:
-            content = json.loads(file.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            message = f"There is no study in {folder}; --name and --out must name one that was started."
-            raise UserError(message) from None
-        except ValueError as error:  # no JSON, or no text at all
-            raise UserError(f"{file} is damaged ({error}); start a new study.") from None
-        if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-            raise UserError(f"{file} is damaged (it has no settings); start a new study.")
-        return cls(content)
+        if not file.exists():
+            raise UserError(f"There is no study in {folder}; --name and --out must name one that was started.")
+        with refusing(file, "start a new study"):
+            return cls(read_json(file, StudyContent))
 
     def write(self, folder: Path) -> None:
         """Write `study.json`."""
@@ -132,24 +127,24 @@ class StudyRecord:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The fields of `StudyConfig`."""
-        return dict(self.content["settings"])
+        """The fields of `StudyConfig`; those that an earlier version did not know have their defaults."""
+        return {**dataclasses.asdict(StudyConfig()), **self.content["settings"]}
 
     @property
     def metric(self) -> Metric:
         """What trials are ranked by."""
-        metric: Metric = self.content["settings"]["metric"]
+        metric: Metric = self.settings["metric"]
         return metric
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Of the data and the weights."""
-        return dict(self.content["fingerprints"])
+        return dict(self._written("fingerprints"))
 
     @property
     def backbone(self) -> str:
         """The model's name; early versions wrote only the one that the user gave."""
-        return str(self.content.get("backbone", self.content["settings"].get("model")))
+        return str(self.content.get("backbone", self.settings["model"]))
 
     @property
     def images(self) -> Mapping[str, int]:
@@ -157,9 +152,14 @@ class StudyRecord:
         return dict(self.content.get("images", {}))
 
     @property
+    def num_val(self) -> int:
+        """Images in the validation split."""
+        return int(self._written("images", "val"))
+
+    @property
     def space(self) -> str:
         """Source code of the search space."""
-        return str(self.content["space"])
+        return str(self._written("space"))
 
     @property
     def distributions(self) -> Mapping[str, Any]:
@@ -169,7 +169,7 @@ class StudyRecord:
     @property
     def versions(self) -> Mapping[str, str]:
         """Package → version when the study was begun."""
-        return dict(self.content["versions"])
+        return dict(self._written("versions"))
 
     @property
     def git_commit(self) -> str | None:
@@ -179,12 +179,12 @@ class StudyRecord:
     @property
     def command(self) -> tuple[str, ...]:
         """`sys.argv` when the study was begun."""
-        return tuple(self.content["command"])
+        return tuple(self._written("command"))
 
     @property
     def started(self) -> str:
         """When the study was begun, as ISO 8601."""
-        return str(self.content["started"])
+        return str(self._written("started"))
 
     @property
     def start_from(self) -> list[dict[str, Any]] | None:
@@ -194,6 +194,19 @@ class StudyRecord:
     @start_from.setter
     def start_from(self, configurations: list[dict[str, Any]]) -> None:
         self.content["start_from"] = configurations
+
+    def _written(self, *path: str) -> Any:
+        """A field that a report or a resume cannot do without.
+
+        Raises:
+            UserError: the study does not have it.
+        """
+        value: Any = self.content
+        for name in path:
+            if name not in value:
+                raise UserError(f"{STUDY_FILE} has no {'.'.join(path)}, which every study writes; start a new study.")
+            value = value[name]
+        return value
 
     # How far it has come
 
@@ -246,7 +259,7 @@ class StudyRecord:
     def time_use(self) -> TimeUse | None:
         """Where the last session's search spent its time."""
         use = self.content.get("time_use")
-        return TimeUse(**use) if use else None
+        return TimeUse(**{each.name: use[each.name] for each in dataclasses.fields(TimeUse)}) if use else None
 
     def end(self, how: Ending) -> None:
         """End a session."""
@@ -304,7 +317,7 @@ class StudyRecord:
 
     def add_scoring(self, scores: Mapping[str, Any]) -> None:
         """Note that the final model was scored on the test split: the more often, the less the scores mean."""
-        self.content["test_scorings"].append({"trial": self.winner, "model": self.model, **scores})
+        self.content.setdefault("test_scorings", []).append({"trial": self.winner, "model": self.model, **scores})
 
     @property
     def scoring(self) -> Scoring | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from delta_tune.config import METRICS, Metric, TrialConfig
-from delta_tune.results.tables import SCORES
+from delta_tune.results.columns import SCORES
 
 SHOWN_TRIALS = 8
 COLUMNS = ("number", "state", "config.regularizer", "config.lr", "config.alpha", "epochs", "best_epoch")

@@ -4,55 +4,38 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from delta_tune.background import TimeShare
-from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError, fields_of
+from delta_tune.config import METRICS, Metric, TrialConfig, UserError
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.rows import read_table_file
+from delta_tune.filesystem.untrusted import Scalar, Text, check, parse_json
+from delta_tune.results.columns import (
+    EPOCH_COLUMNS,
+    OPEN,
+    REPORTED,
+    SCORES,
+    State,
+    check_epochs,
+    check_trials,
+    epoch_columns,
+    trial_columns,
+)
 from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
+from delta_tune.results.study_schema import TrialNumber
 
-State = Literal["waiting", "running", "completed", "pruned", "stopped", "diverged", "failed"]
-FINISHED: tuple[State, ...] = ("completed", "pruned", "diverged", "failed")
-OPEN: tuple[State, ...] = ("waiting", "running")
-SCORES = {
-    "val_loss": "Mean cross entropy on the validation split",
-    "val_accuracy": "Accuracy on the validation split",
-    "val_balanced_accuracy": "Mean recall over the classes of the validation split",
-    "val_macro_f1": "Mean F1 over the classes of the validation split",
-}
-"""Validation metrics: name → meaning."""
-EPOCH_COLUMNS = {
-    "train_loss": "Mean of `cross_entropy` + `alpha` · (`behavior` or `weight_l2_sp`) + `beta` · `head_l2`",
-    **LOSS_PARTS,
-    **SCORES,
-    "lr": "Learning rate of the backbone at the last step",
-    "seconds": "Seconds of training, waiting for data and the source's forward passes included",
-    "eval_seconds": "Seconds of scoring the validation split and of writing the checkpoint",
-}
-"""What a trial reports of an epoch: name → meaning."""
-REPORTED = "reported"
-"""Column of `epochs.parquet`: when the epoch was reported, in seconds since 1970. Rungs decide in this order."""
 EVENTS = b"delta_tune.events"
 """Metadata key of a table: how many of the journal's events it includes."""
 WRITING_SHARE = 0.05
 """Share of wall-clock time for writing the tables, which takes longer the more trials there are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of one of the tables."""
-
-    name: str
-    type: pa.DataType | None
-    """None for a helper of the search space: use the type of its values."""
-    meaning: str
 
 
 class StudyTables:
@@ -101,28 +84,51 @@ class StudyTables:
         """Both tables and the journal; consistent unless one was rewritten meanwhile."""
         tables = cls(folder, metric)
         try:
-            for row in _read_table(folder / EPOCHS_FILE).to_pylist():
+            epochs, _ = read_table_file(folder / EPOCHS_FILE)
+            check_epochs(epochs)
+            for row in epochs:
                 tables.epochs.setdefault(int(row["trial_id"]), []).append(row)
-            found = _read_table(folder / TRIALS_FILE)
-            for row in found.to_pylist():
+            trials, told = read_table_file(folder / TRIALS_FILE)
+            check_trials(trials)
+            for row in trials:
                 tables.trials[row["number"]] = row
                 tables.epochs.setdefault(row["number"], [])
             # A session that was killed between the two tables left epochs that the journal tells again: that changes
             # nothing.
-            for event in tables._journal.resume(int((found.schema.metadata or {}).get(EVENTS, 0))):
+            for event in tables._journal.resume(int(told.get(EVENTS, 0))):
+                check(_Event, event)
+                check_epochs([event["epoch"]] if event["epoch"] else [])
                 tables._apply(**event)
-            if unknown := tables.epochs.keys() - tables.trials.keys():
-                raise KeyError(f"epochs of unknown trials {sorted(unknown)}")
-            for number, row in tables.trials.items():
-                if tables.epochs[number] and row["epochs"] != len(tables.epochs[number]):
-                    tables._sum_up(number)  # killed between the one table and the other
-        except (OSError, ValueError, KeyError) as error:
+            tables._check()
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} cannot be resumed: its tables do not read ({error}); start a new study."
             ) from error
         tables.open = {number for number, row in tables.trials.items() if row["state"] in OPEN}
         tables.leader = next(iter(tables.ranked()), None)
         return tables
+
+    def _check(self) -> None:
+        """Check that the rows of both tables fit together, and sum the epochs up.
+
+        Raises:
+            ValueError: they do not.
+        """
+        check_trials(list(self.trials.values()))  # the journal may have changed them
+        if unknown := self.epochs.keys() - self.trials.keys():
+            raise ValueError(f"epochs of unknown trials {sorted(unknown)[:5]}")
+        for number, row in self.trials.items():
+            rows = self.epochs[number]
+            if {row["number"], *(int(each["trial_id"]) for each in (row, *rows))} != {number}:
+                raise ValueError(f"trial {number} has another number")
+            if [each["epoch"] for each in rows] != list(range(1, len(rows) + 1)):
+                raise ValueError(f"the epochs of trial {number} are not 1, 2, 3 and so on")
+            if row["state"] == "completed" and not rows:
+                raise ValueError(f"trial {number} is completed, but has no epoch")
+            parse_json(row["suggested"], dict[Text, Scalar])
+            row["epochs"] = len(rows)
+            if rows:
+                self._sum_up(number)
 
     def add(self, number: int, config: TrialConfig, params: Mapping[str, Any], helpers: Mapping[str, Any]) -> None:
         """Add a proposed trial."""
@@ -169,7 +175,7 @@ class StudyTables:
 
     def run_out_of_memory(self, number: int) -> None:
         """Mark a trial to run again with more of a GPU."""
-        self._tell(number, {"state": "waiting", "out_of_memory": self.trials[number]["out_of_memory"] + 1})
+        self._tell(number, {"state": "waiting", "out_of_memory": (self.trials[number].get("out_of_memory") or 0) + 1})
 
     def finish(self, number: int, state: State, error: str | None = None) -> None:
         """Set how a trial ended."""
@@ -194,7 +200,7 @@ class StudyTables:
         """Apply an event in memory."""
         row, rows = self.trials.setdefault(number, {}), self.epochs.setdefault(number, [])
         row |= trial
-        (self.open.add if row["state"] in OPEN else self.open.discard)(number)
+        (self.open.add if row.get("state") in OPEN else self.open.discard)(number)
         if epoch is not None:
             del rows[epoch["epoch"] - 1 :]
             rows.append(epoch)
@@ -239,11 +245,17 @@ class StudyTables:
         return -sign * row[self.metric], row["val_loss"], number
 
     def config(self, number: int) -> TrialConfig:
-        """The configuration of a trial."""
+        """The configuration of a trial.
+
+        Raises:
+            UserError: it is none; a later version may have written it.
+        """
         row = self.trials[number]
-        return TrialConfig.from_record(
-            {name.removeprefix("config."): v for name, v in row.items() if name.startswith("config.")}
-        )
+        record = {name.removeprefix("config."): v for name, v in row.items() if name.startswith("config.")}
+        try:
+            return TrialConfig.from_record(record)
+        except UserError as error:
+            raise UserError(f"{self.folder / TRIALS_FILE}, trial {number}: {error}") from None
 
     def params(self, number: int) -> dict[str, Any]:
         """A trial's coordinates in the space."""
@@ -289,52 +301,9 @@ def _stamps(folder: Path) -> list[int]:
     return [file.stat().st_mtime_ns for file in (folder / TRIALS_FILE, folder / EPOCHS_FILE) if file.exists()]
 
 
-def _read_table(file: Path) -> pa.Table:
-    # Given a path, pyarrow reads the size before opening the file, which may be replaced in between.
-    with pa.OSFile(str(file)) as opened:
-        return pq.read_table(opened)
+class _Event(BaseModel, extra="forbid"):
+    """An event of the journal."""
 
-
-def epoch_columns() -> list[Column]:
-    """The columns of `epochs.parquet`."""
-    return [
-        Column("trial_id", pa.string(), "The trial"),
-        Column("epoch", pa.int32(), "Number of the epoch, from 1"),
-        *(Column(name, pa.float64(), meaning) for name, meaning in EPOCH_COLUMNS.items()),
-        Column(REPORTED, pa.float64(), "When the study received the row, in seconds since 1970"),
-    ]
-
-
-def trial_columns(helpers: Iterable[str] = ()) -> list[Column]:
-    """The columns of `trials.parquet`; `helpers` are the columns of the search space's helpers."""
-    return [
-        Column("trial_id", pa.string(), "The number with leading zeros, as in the names of folders"),
-        Column("number", pa.int32(), "Number of the trial, from 0, in the order of proposal"),
-        Column("state", pa.string(), f"One of {', '.join(get_args(State))}"),
-        Column("epochs", pa.int32(), "Number of finished epochs"),
-        *(Column(name, pa.float64(), f"{meaning}, after the last epoch") for name, meaning in SCORES.items()),
-        *(Column(f"best_{name}", pa.float64(), f"{meaning}, in the best epoch") for name, meaning in SCORES.items()),
-        Column("best_epoch", pa.int32(), "The first epoch with the best value of the study's metric"),
-        *(
-            Column(f"config.{field.name}", _arrow_type(field.hint), field.help)
-            for field in fields_of(TrialConfig).values()
-        ),
-        *(Column(name, None, "A helper of the search space") for name in helpers),
-        Column("suggested", pa.string(), "The suggested values by name, as JSON"),
-        Column("train_seconds", pa.float64(), "Seconds of training, all epochs"),
-        Column("eval_seconds", pa.float64(), "Seconds of scoring, all epochs"),
-        Column("start_seconds", pa.float64(), "Seconds from the proposal to the start on a worker"),
-        Column("began", pa.float64(), "When a worker began the trial, in seconds since 1970"),
-        Column("ended", pa.float64(), "When the last epoch ended, in seconds since 1970"),
-        Column("gpus", pa.float64(), "GPUs of the trial; below 1 a part of one"),
-        Column("out_of_memory", pa.int32(), "How often the trial ran out of GPU memory and was run again with more"),
-        Column("node", pa.string(), "Ray's id of the node"),
-        Column("error", pa.string(), "Why the trial failed or diverged"),
-    ]
-
-
-def _arrow_type(hint: Any) -> pa.DataType:
-    if get_origin(hint) is Literal:
-        return pa.string()
-    kinds = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
-    return next(kinds[kind] for kind in (hint, *get_args(hint)) if kind in kinds)
+    number: TrialNumber
+    trial: dict[Text, Scalar]
+    epoch: dict[Text, Scalar] | None

@@ -14,9 +14,10 @@ from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
+from delta_tune.results.columns import OPEN, State
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_name
 from delta_tune.results.mirror import Mirror
-from delta_tune.results.tables import OPEN, State, StudyTables
+from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import TrialAssignment, TrialOutcome, worker_death
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from delta_tune.config import TRIAL_FIELDS, UserError
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.study_record import StudyRecord
+from delta_tune.results.study_folder import read_study
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import ARM, arm_of
 from delta_tune.spaces.validation import CheckedSpace, point_at
@@ -31,7 +31,7 @@ def best_configurations(study: str, out: Path) -> list[Values]:
         UserError: there is no such study, its tables are damaged, or no trial completed.
     """
     folder = Path(study) if (Path(study) / STUDY_FILE).exists() else out / study
-    tables = StudyTables.read(folder, StudyRecord.read(folder).metric)
+    _, tables = read_study(folder)
     chosen: list[int] = []
     for number in tables.ranked():
         method = tables.trials[number]["config.regularizer"]

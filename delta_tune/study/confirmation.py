@@ -14,9 +14,10 @@ import numpy as np
 
 from delta_tune.config import METRICS, Metric
 from delta_tune.data.resampling import resample_splits
+from delta_tune.results.columns import FINISHED
 from delta_tune.results.layout import CONFIRM, EPOCHS_FILE
 from delta_tune.results.statistics import method_comparison, resampled_interval
-from delta_tune.results.tables import FINISHED, StudyTables
+from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.planned_runs import PlannedRuns, Run
 from delta_tune.search.recorder import Recorder

@@ -17,6 +17,7 @@ from delta_tune.inference.model_folder import save_model, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.report.sentences import study_summary
+from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import (
     ATTENTION_FILE,
     BEST,
@@ -30,7 +31,7 @@ from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.study_result import StudyResult
-from delta_tune.results.tables import SCORES, StudyTables
+from delta_tune.results.tables import StudyTables
 from delta_tune.study.confirm_phase import Outcome
 from delta_tune.study.study import Study
 from delta_tune.training.metrics import classification_metrics

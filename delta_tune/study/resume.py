@@ -10,9 +10,10 @@ from pathlib import Path
 from optuna.distributions import BaseDistribution, distribution_to_json
 
 from delta_tune.config import UserError
+from delta_tune.results.columns import FINISHED, REPORTED
 from delta_tune.results.layout import RAY
 from delta_tune.results.study_record import StudyIdentity, StudyRecord
-from delta_tune.results.tables import FINISHED, REPORTED, StudyTables
+from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import is_worker_death
 from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from delta_tune.attention.layer_attention import attention_table, noise_warning
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.results.columns import FINISHED
 from delta_tune.results.layout import ATTENTION_FILE
-from delta_tune.results.tables import FINISHED
 from delta_tune.results.utilization import measure_time_use
 from delta_tune.search.runner import run_trials
 from delta_tune.search.session import Session

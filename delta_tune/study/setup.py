@@ -20,6 +20,7 @@ from delta_tune.models.backbones import resolve_layers
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.layout import SHARED_CACHE, STUDY_FILE
 from delta_tune.results.mirror import push_or_raise
+from delta_tune.results.study_folder import read_study
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
@@ -166,7 +167,7 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
     tables = StudyTables(folder, config.metric)
     if config.resume:
         check_same_study(record, folder, task, checked)
-        tables = StudyTables.read(folder, config.metric)
+        _, tables = read_study(folder)
         notes += foreign_owner_note(folder)
     scheduler = AshaScheduler(
         metric=config.metric,

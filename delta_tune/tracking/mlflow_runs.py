@@ -17,7 +17,8 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from sqlalchemy.exc import SADeprecationWarning, SQLAlchemyError
 
 from delta_tune.config import UserError
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.columns import EPOCH_COLUMNS
+from delta_tune.results.tables import StudyTables
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
 
 # A silent server must not block Tune's loop for MLflow's default of seven tries of two minutes.

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel, Field
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.untrusted import Number, Scalar, Text, read_json, refusing
 from delta_tune.models.backbones import load_state
+from delta_tune.results.columns import check_epochs
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
+
+ADVICE = "remove the folder that it lies in, and the run begins anew"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +47,34 @@ class ResumePoint:
     """The last epoch, whose state lies in the same folder."""
 
 
+class ResumeContent(BaseModel):
+    """What `resume.json` must have; each row is checked as one of `epochs.parquet`."""
+
+    config: dict[Text, Scalar]
+    rows: Annotated[list[dict[Text, Scalar]], Field(min_length=1)]
+    first_loss: Number | None
+    best_epoch: Annotated[int, Field(ge=1)] | None
+    epoch: int
+
+
 def read_resume_point(folder: Path) -> ResumePoint | None:
-    """Where the run in `folder` resumes; None if there is nothing to resume."""
+    """Where the run in `folder` resumes; None if there is nothing to resume.
+
+    Raises:
+        UserError: its `resume.json` is damaged.
+    """
     file = folder / RESUME_FILE
-    return ResumePoint(**json.loads(file.read_text())) if file.exists() else None
+    if not file.exists():
+        return None
+    with refusing(file, ADVICE):
+        found = read_json(file, ResumeContent, finite=False)
+        check_epochs([{"trial_id": "", **row} for row in found["rows"]])
+        count = len(found["rows"])
+        if found["epoch"] != count or [row["epoch"] for row in found["rows"]] != list(range(1, count + 1)):
+            raise ValueError("its rows are not those of the epochs 1, 2, 3 and so on")
+        if (found["best_epoch"] or 1) > count:
+            raise ValueError("the best epoch is one that it has not")
+        return ResumePoint(**{each.name: found[each.name] for each in fields(ResumePoint)})
 
 
 def last_weights(folder: Path) -> Path:
@@ -99,15 +130,25 @@ class Checkpoint:
                     file.unlink()
 
     def load(self, epoch: int, device: torch.device) -> None:
-        """Bring model, optimizer and scaler to the state after `epoch`."""
+        """Bring model, optimizer and scaler to the state after `epoch`.
+
+        Raises:
+            UserError: a file is damaged, or another run's.
+        """
         optimizer, weights, *average = self._files(epoch)
-        load_state(self._model, safetensors.torch.load_file(weights, device=str(device)))
+        _load_weights(self._model, weights, device)
         if self._average is not None:
-            load_state(self._average.module, safetensors.torch.load_file(average[0], device=str(device)))
+            _load_weights(self._average.module, average[0], device)
             self._average.n_averaged.fill_(1)  # at 0 the next update would begin anew
-        state = torch.load(optimizer, map_location=device, weights_only=True)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        with refusing(optimizer, ADVICE):
+            try:
+                with warnings.catch_warnings():  # a pickle of another kind warns before it fails
+                    warnings.simplefilter("ignore")
+                    state = torch.load(optimizer, map_location=device, weights_only=True)
+                self._optimizer.load_state_dict(state["optimizer"])
+                self._scaler.load_state_dict(state["scaler"])
+            except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
     def _files(self, epoch: int) -> list[Path]:
         """The optimizer's, the weights', the average's if there is one: the last is what was scored."""
@@ -124,3 +165,11 @@ class Checkpoint:
         # An open file, because torch's own does not tell why it cannot be written.
         with atomic_write(optimizer) as partial, partial.open("wb") as opened:
             torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, opened)
+
+
+def _load_weights(network: nn.Module, file: Path, device: torch.device) -> None:
+    with refusing(file, ADVICE):
+        try:
+            load_state(network, safetensors.torch.load_file(file, device=str(device)))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise ValueError(str(error).splitlines()[0]) from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
@@ -27,17 +26,26 @@ from delta_tune.attention.weights import attention_weights
 from delta_tune.config import AttentionEstimator, TrialConfig
 from delta_tune.data.dataset import Dataset
 from delta_tune.filesystem.cache import Cache, content_key
-from delta_tune.models.backbones import Backbone, resolve_layers
+from delta_tune.filesystem.rows import FILE_BYTES
+from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers
 from delta_tune.training.regularizers import channel_factors
 
 SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
 PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 4"
+
+SMALL_ARRAYS_BYTES = 2**20
+"""At most, of a file of features in the cache without the features."""
 
 Say = Callable[[str], None]
 
 
 def _silent(message: str) -> None:
     pass
+
+
+def _as_array(key: str) -> np.ndarray:
+    """A key as the array that binds a file of the cache to it."""
+    return np.frombuffer(key.encode(), np.uint8)
 
 
 @dataclass(kw_only=True)
@@ -123,21 +131,57 @@ class Measurements:
     def _measure_source(self, split: str, layers: tuple[str, ...], device: torch.device, say: Say) -> None:
         """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
         name = f"{self.source_key(split)}.safetensors"
-        arrays: dict[str, np.ndarray] = {}
-        if self.cache is not None and (content := self.cache.read(name)):
-            try:
-                arrays = safetensors.numpy.load(content)
-            except SafetensorError as error:
-                say(f"Source: {self.cache.path(name)} is damaged ({error}) and measured again.")
+        arrays = self._cached_source(split, name, say)
         wanted = {f"mean_square/{layer}" for layer in layers}
         if not wanted | {"features"} <= set(arrays):
             say(f"Source: one pass over the {len(self.dataset.for_name(split))} un-augmented {split} images.")
             features, mean_squares = measure_features(self.backbone, self.dataset.for_name(split), layers, device)
             arrays |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
-            arrays["features"] = features
+            arrays |= {"features": features, "key": _as_array(self.source_key(split))}
             self._write_to_cache(name, safetensors.numpy.save(arrays), say)
         self.features[split] = arrays["features"]
         self.mean_squares |= {layer: float(arrays[f"mean_square/{layer}"]) for layer in layers}
+
+    def _cached_source(self, split: str, name: str, say: Say) -> dict[str, np.ndarray]:
+        """What `_measure_source` wrote to the cache for this split; {} if it did not, or the file is damaged."""
+        if self.cache is None:
+            return {}
+        try:
+            count, (channels, positions) = len(self.dataset.for_name(split)), head_inputs_shape(self.backbone)
+            content = self.cache.read(name, 4 * count * channels * positions + SMALL_ARRAYS_BYTES)
+            if content is None:
+                return {}
+            arrays = safetensors.numpy.load(content)
+            self._check_source(split, arrays, (count, channels))
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            say(f"Source: {self.cache.path(name)} is damaged ({error}) and measured again.")
+            return {}
+        return arrays
+
+    def _check_source(self, split: str, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> None:
+        """Refuse arrays that were measured for something else, have another shape, or are not finite.
+
+        Args:
+            split: the split that they should be of.
+            arrays: of a file of the cache.
+            shape: images and channels of the features.
+
+        Raises:
+            KeyError: an array is missing.
+            ValueError: says which array is wrong.
+        """
+        if not np.array_equal(arrays["key"], _as_array(self.source_key(split))):
+            raise ValueError("it was measured for something else")
+        features = arrays["features"]
+        if features.ndim not in (2, 4) or features.shape[:2] != shape:
+            raise ValueError(f"features have the shape {features.shape}")
+        for array_name, array in arrays.items():
+            if array_name.startswith("mean_square/") and array.shape != ():
+                raise ValueError(f"{array_name} has the shape {array.shape}")
+            if array_name != "key" and not (array.dtype.kind == "f" and np.isfinite(array).all()):
+                raise ValueError(f"{array_name} is not finite")
+        if features.dtype != np.float32:
+            raise ValueError(f"features are {features.dtype}")
 
     def _measure_attention(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], device: torch.device, say: Say, runner: Runner
@@ -151,8 +195,8 @@ class Measurements:
             measured = self._probe(estimator, missing, device, say, runner)
             attention |= measured
             for layer, layer_attention in measured.items():
-                name = f"{self.attention_key(estimator, layer)}.parquet"
-                self._write_to_cache(name, to_bytes(layer, layer_attention), say)
+                key = self.attention_key(estimator, layer)
+                self._write_to_cache(f"{key}.parquet", to_bytes(layer, layer_attention, key), say)
         for sentence in reliability_messages({layer: attention[layer] for layer in layers}):
             say(sentence)
         return attention
@@ -164,11 +208,17 @@ class Measurements:
         if self.cache is None:
             return attention
         for layer in layers:
-            name = f"{self.attention_key(estimator, layer)}.parquet"
+            key = self.attention_key(estimator, layer)
+            name = f"{key}.parquet"
             try:
-                if content := self.cache.read(name):
-                    attention[layer] = from_bytes(content)
-            except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+                content = self.cache.read(name, FILE_BYTES)
+                if content is None:
+                    continue
+                found = from_bytes(content, key)
+                if len(found.losses) != self.backbone.channels[layer]:
+                    raise ValueError(f"it has {len(found.losses)} channels, not {self.backbone.channels[layer]}")
+                attention[layer] = found
+            except (OSError, ValueError) as error:
                 say(f"Attention: {self.cache.path(name)} is damaged ({error}) and computed again.")
         if attention:
             say(f"Attention: {estimator} losses of {len(attention)} layers found in {self.cache.location}.")

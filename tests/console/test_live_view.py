@@ -8,7 +8,8 @@ from rich.console import Console
 from delta_tune.config import TrialConfig
 from delta_tune.console import live_view
 from delta_tune.console.live_view import RunProgress, gpu_utilization, render_progress
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.columns import EPOCH_COLUMNS
+from delta_tune.results.tables import StudyTables
 
 
 class Clock:

@@ -9,7 +9,8 @@ from rich.console import Console
 from delta_tune.config import TrialConfig
 from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.columns import EPOCH_COLUMNS
+from delta_tune.results.tables import StudyTables
 
 DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 

@@ -12,8 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, dis
 
 from delta_tune.attention.layer_attention import LayerAttention, attention_table
 from delta_tune.config import TrialConfig
+from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import ATTENTION_FILE, STUDY_FILE
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.tables import StudyTables
 
 MAX_EPOCHS = 8
 CLASSES = ("blue", "green", "<b>red</b>")
@@ -83,6 +84,8 @@ def study_json(folder, *, finished=True, test=True, name="study", **more):
         **{"weights": "default", "image_size": None, "space": "search_spaces/delta.py", "set": {}, "num_trials": 16},
         **{"max_epochs": MAX_EPOCHS, "metric": "val_accuracy", "grace_period": 2, "reduction_factor": 4, "name": name},
     }
+    if "confirmation" in more:
+        more["confirmation"] = {"metric": "val_accuracy", "scores": {}, "sentences": []} | more["confirmation"]
     record = {
         "fingerprints": {"data": "d" * 64, "weights": "w" * 32},
         "backbone": "resnet50",

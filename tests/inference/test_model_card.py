@@ -13,7 +13,7 @@ CONFIG = {
     "config": {"regularizer": "delta", "lr": 0.01, "weight_decay": None},
     "epoch": 7,
     "metrics": {"val_accuracy": 0.91},
-    "backbone": {"model": "timm:test_resnet"},
+    "backbone": {"model": "timm:test_resnet", "head": "fc"},
     "classes": [f"class {n}" for n in range(30)],
     "preprocessing": {
         **{"image_size": 64, "stored_size": 73, "interpolation": "bilinear"},

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_array
 
+from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Preprocessing
 from delta_tune.report import predictions
@@ -30,7 +32,7 @@ def test_confusion_counts_each_image(kept, task, logits):
     expected = np.zeros((3, 3), dtype=int)
     for label, row in zip(task.dataset.test.labels, logits, strict=True):
         expected[label, int(row.argmax())] += 1
-    np.testing.assert_array_equal(predictions.read_predictions(kept).confusion, expected)
+    np.testing.assert_array_equal(predictions.read_predictions(kept).confusion.toarray(), expected)
 
 
 def test_rows_hold_the_probabilities_of_the_predicted_and_of_the_true_class(kept, task, logits):
@@ -54,9 +56,8 @@ def test_worst_are_the_surest_mistakes_alone(kept, task, logits):
 
 
 def test_recalls_are_shares_found_and_name_the_class_taken_instead():
-    found = predictions.Predictions(
-        split="test", classes=("a", "b", "c"), confusion=np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]), worst=()
-    )
+    counts = csr_array(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
+    found = predictions.Predictions(split="test", classes=("a", "b", "c"), confusion=counts, worst=())
     assert found.recalls() == [("a", 4, 0.75, "b"), ("b", 2, 1.0, "")]
 
 
@@ -81,3 +82,24 @@ def test_model_without_a_mistake_has_no_thumbnails(task, tmp_path):
     found = predictions.read_predictions(tmp_path / "report" / "p.parquet")
     assert found.worst == ()
     assert found.confusion.trace() == len(task.dataset.val)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.replace_schema_metadata(None), "Expecting value"),
+        (lambda table: table.replace_schema_metadata({"split": "test", "classes": '["blue", "blue"]'}), "stands twice"),
+        (lambda table: table.replace_schema_metadata({"split": "test", "classes": '["blue"]'}), "not among"),
+        (lambda table: table.drop_columns("true"), "column true"),
+        (lambda table: replaced(table, "probability", [1e308]), "column probability"),
+        (lambda table: replaced(table, "thumbnail", [b"<svg onload=alert(1)>"]), "neither a JPEG nor a PNG"),
+    ],
+)
+def test_predictions_of_a_stranger_are_refused(kept, change, said):
+    pq.write_table(change(pq.read_table(kept)), kept)
+    with pytest.raises(UserError, match=f"predictions.parquet is damaged .*{said}.*; remove it"):
+        predictions.read_predictions(kept)
+
+
+def replaced(table, name, value):
+    return table.set_column(table.column_names.index(name), name, [value * table.num_rows])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from helpers.studies import study_json
 
-from delta_tune.config import UserError
+from delta_tune.config import StudyConfig, UserError
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.study_record import StudyIdentity, StudyRecord
 from delta_tune.results.utilization import TimeUse
@@ -36,22 +37,23 @@ def file_keys(folder):
 
 def test_record_is_read_back_with_all_that_was_noted(begun, tmp_path):
     use = TimeUse(total=9.0, training=5.0, validation=1.0, inside=1.0, between=1.0, tail=1.0)
-    begun.start_from = [{"lr": 0.1}]
+    begun.start_from = [{"regularizer": "l2", "lr": 0.1}]
     begun.set_attention(3.0, "noisy")
     begun.set_ready_seconds(4.0)
     begun.set_reserved({"repetitions": 2})
     begun.set_time(12.5)
     begun.set_time_use(use)
-    begun.set_confirmation({"trials": {"l2": 3}, "sentences": []})
+    begun.set_confirmation({"metric": "val_accuracy", "scores": {"l2": [0.9]}, "trials": {"l2": 3}, "sentences": []})
     begun.set_model(3, "trial 3")
     begun.add_scoring({"images": 60, "test_accuracy": 0.9, "test_accuracy_interval": [0.8, 0.95]})
     begun.end("finished")
     begun.write(tmp_path)
     read = StudyRecord.read(tmp_path)
     assert read == begun
-    assert (read.settings, read.metric, read.backbone) == (SETTINGS, "val_accuracy", "resnet50")
+    assert (read.metric, read.backbone) == ("val_accuracy", "resnet50")
+    assert read.settings == dataclasses.asdict(StudyConfig()) | SETTINGS
     assert (read.fingerprints, read.images, read.space) == (IDENTITY.fingerprints, IDENTITY.images, IDENTITY.space)
-    assert (read.start_from, read.attention_seconds, read.attention_verdict) == ([{"lr": 0.1}], 3.0, "noisy")
+    assert (read.start_from, read.attention_seconds, read.attention_verdict) == (begun.start_from, 3.0, "noisy")
     assert (read.ready_seconds, read.spent_seconds, read.time_use) == (4.0, 12.5, use)
     assert (read.winner, read.model, read.confirmed, read.finished) == (3, "trial 3", True, True)
 
@@ -108,7 +110,8 @@ def test_scoring_is_the_final_models_and_tells_how_often_the_split_was_scored(be
 
 
 def test_record_of_the_version_before_is_read(tmp_path):
-    study_json(tmp_path, confirmation={"trials": {"delta": 0}, "sentences": ["Confirmed: so."]}, winner=0)
+    found = {"metric": "val_accuracy", "scores": {"delta": [0.9, 0.8]}, "trials": {"delta": 0}, "sentences": ["So."]}
+    study_json(tmp_path, confirmation=found, winner=0)
     record = StudyRecord.read(tmp_path)
     assert (record.metric, record.backbone, record.images["val"]) == ("val_accuracy", "resnet50", 50)
     assert (record.model, record.winner, record.confirmed, record.scoring.accuracy) == ("trial 0", 0, True, 0.9)

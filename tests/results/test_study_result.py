@@ -9,8 +9,9 @@ import nbformat
 import pytest
 
 from delta_tune.config import TrialConfig
+from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.study_result import StudyResult
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.tables import StudyTables
 
 STATES = {0: "completed", 1: "pruned", 2: "completed", 3: "failed", **dict.fromkeys(range(4, 12), "pruned")}
 

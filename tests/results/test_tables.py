@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_tune.config import TRIAL_FIELDS, TrialConfig, UserError
+from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
-from delta_tune.results.tables import EPOCH_COLUMNS, WRITING_SHARE, StudyTables
+from delta_tune.results.tables import WRITING_SHARE, StudyTables
 
 
 def row(epoch, accuracy=0.5, **more):

@@ -7,8 +7,9 @@ import pytest
 
 from delta_tune.config import TrialConfig
 from delta_tune.console.progress import Progress
+from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, TRIALS_FILE, trial_name
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
 from delta_tune.search.recorder import Recorder

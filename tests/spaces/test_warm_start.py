@@ -7,8 +7,9 @@ import json
 import pytest
 
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import ARM, add_l2_baseline
 from delta_tune.spaces.space import Space
 from delta_tune.spaces.validation import check_space

@@ -6,7 +6,8 @@ import pytest
 from ray.tune.search import Searcher
 
 from delta_tune.config import TrialConfig
-from delta_tune.results.tables import SCORES, StudyTables
+from delta_tune.results.columns import SCORES
+from delta_tune.results.tables import StudyTables
 from delta_tune.search.messages import TrialAssignment
 from delta_tune.search.planned_runs import PlannedRuns
 from delta_tune.study.confirmation import compare_methods, contenders, plan_runs

@@ -26,7 +26,8 @@ from delta_tune.cli import launch
 from delta_tune.cluster import connection, source_map_store
 from delta_tune.cluster.failures import external_cause
 from delta_tune.results import mirror
-from delta_tune.results.tables import FINISHED, StudyTables
+from delta_tune.results.columns import FINISHED
+from delta_tune.results.tables import StudyTables
 from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
 from delta_tune.study.setup import prepare_study

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from delta_tune.config import TrialConfig
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.columns import EPOCH_COLUMNS
+from delta_tune.results.tables import StudyTables
 from delta_tune.study.time_budget import PostSearchBudget, TimeBudget, cached_for, mean_epoch_seconds, plan_post_search
 
 

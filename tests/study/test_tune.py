@@ -273,7 +273,7 @@ def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(set
     def sluggish(config, worker_settings):
         from ray import tune
 
-        from delta_tune.results.tables import EPOCH_COLUMNS
+        from delta_tune.results.columns import EPOCH_COLUMNS
         from delta_tune.search.worker import run_tune_trial
 
         if config["number"] > 0:

@@ -12,7 +12,8 @@ from ray import cloudpickle
 
 import delta_tune
 from delta_tune.config import StudyConfig, TrialConfig, UserError
-from delta_tune.results.tables import EPOCH_COLUMNS, StudyTables
+from delta_tune.results.columns import EPOCH_COLUMNS
+from delta_tune.results.tables import StudyTables
 from delta_tune.search.messages import TrialAssignment
 from delta_tune.tracking.mlflow_runs import MlflowRuns
 from delta_tune.tracking.trackers import check_trackers, trackers

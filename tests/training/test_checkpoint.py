@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import pickle
 
 import pytest
 import safetensors.torch
 import torch
+from helpers.hostile import MISSING, changed
+from helpers.studies import epoch_row
 from torch import nn
 
+from delta_tune.config import UserError
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, last_weights, read_resume_point
 
@@ -19,7 +25,8 @@ def trained(folder, seed=0):
 
 
 def point(epoch):
-    return ResumePoint(config={"lr": 0.1}, rows=[{"x": 0.1}], first_loss=2.5, best_epoch=1, epoch=epoch)
+    rows = [epoch_row(each, 0.5) for each in range(1, epoch + 1)]
+    return ResumePoint(config={"lr": 0.1}, rows=rows, first_loss=2.5, best_epoch=1, epoch=epoch)
 
 
 def step(model, optimizer):
@@ -99,3 +106,36 @@ def test_failure_to_write_is_raised(tmp_path, monkeypatch):
     checkpoint, *_ = trained(tmp_path)
     with pytest.raises(OSError, match="no space left"), checkpoint.writing(1):
         pass
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("config",), [], "config: "),
+        (("rows",), [], "rows: "),
+        (("rows", 0, "val_loss"), "x", "column val_loss"),
+        (("rows", 0, "epoch"), 2, "not those of the epochs 1, 2, 3"),
+        (("rows", 0, "seconds"), -1.0, "column seconds"),
+        (("epoch",), 3, "not those of the epochs 1, 2, 3"),
+        (("epoch",), "../../x", "epoch: "),
+        (("best_epoch",), 9, "the best epoch"),
+        (("first_loss",), MISSING, "first_loss: "),
+    ],
+)
+def test_resume_point_of_a_stranger_is_refused(tmp_path, place, value, said):
+    content = dataclasses.asdict(point(2))
+    (tmp_path / RESUME_FILE).write_text(json.dumps(changed(content, place, value)))
+    with pytest.raises(UserError, match=rf"resume.json is damaged \(.*{said}.*; remove the folder"):
+        read_resume_point(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no such format", pickle.dumps({"optimizer": print})])
+@pytest.mark.parametrize("name", ["weights-1.safetensors", "optimizer-1.pt"])
+def test_state_of_a_stranger_is_refused(tmp_path, name, content):
+    checkpoint, *_ = trained(tmp_path)
+    with checkpoint.writing(1):
+        pass
+    checkpoint.save(point(1))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is damaged .*; remove the folder"):
+        checkpoint.load(1, torch.device("cpu"))

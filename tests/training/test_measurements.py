@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
+from delta_tune.attention.layer_attention import LayerAttention, to_bytes
 from delta_tune.config import TrialConfig
 from delta_tune.filesystem.cache import Cache
 from delta_tune.training import measurements
@@ -182,3 +185,61 @@ def test_mean_squares_equal_a_plain_pass_over_the_training_images(task):
         for layer in task.backbone.layers:
             expected = maps[layer].double().square().mean().item()
             assert task.measurements.mean_squares[layer] == pytest.approx(expected, rel=1e-4)
+
+
+def stranger(change):
+    """Change each array of a file of features, and keep the rest."""
+
+    def write(file):
+        if file.suffix == ".safetensors":
+            safetensors.numpy.save_file({k: change(k, v) for k, v in safetensors.numpy.load_file(file).items()}, file)
+
+    return write
+
+
+def other_layer(file):
+    """Losses of the right layer, but of fewer channels."""
+    if file.suffix == ".parquet":
+        found = LayerAttention(losses=np.ones(3, dtype=np.float32), reliability=0.9, images=9)
+        file.write_bytes(to_bytes("layer", found, file.stem))
+
+
+def exchanged(file):
+    """Each file under the name of another of its kind."""
+    others = sorted(file.parent.glob(f"*{file.suffix}"))
+    if file == others[0] and len(others) > 1:
+        first, second = others[0].read_bytes(), others[1].read_bytes()
+        others[0].write_bytes(second)
+        others[1].write_bytes(first)
+
+
+@pytest.fixture(scope="module")
+def measured(task, tmp_path_factory):
+    """The two last layers measured, and head features."""
+    found = with_cache(task, Cache(tmp_path_factory.mktemp("measured") / "cache"))
+    found.measure([TrialConfig(layers=LAYERS[1:]), TrialConfig(regularizer="l2_fe")])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("damage", "times"),
+    [
+        (stranger(lambda name, value: value[:, :3] if name == "features" else value), 2),
+        (stranger(lambda name, value: value[:5] if name == "features" else value), 2),
+        (stranger(lambda name, value: value * np.float32(np.nan) if name == "features" else value), 2),
+        (stranger(lambda name, value: value.astype(np.float64) if name == "features" else value), 2),
+        (stranger(lambda name, value: value[::-1].copy() if name == "key" else value), 2),
+        (stranger(lambda name, value: np.ones(3) if name.startswith("mean") else value), 1),
+        (other_layer, 2),
+        (exchanged, 4),
+    ],
+)
+def test_measure_again_what_a_stranger_put_into_the_cache(measured, tmp_path, damage, times):
+    for file in shutil.copytree(measured.cache.location, tmp_path / "cache").iterdir():
+        damage(file)
+    again, said = with_cache(measured, Cache(tmp_path / "cache")), []
+    again.measure([TrialConfig(layers=LAYERS[1:]), TrialConfig(regularizer="l2_fe")], say=said.append)
+    assert losses(again) == losses(measured)
+    assert again.mean_squares == measured.mean_squares
+    assert all(np.array_equal(again.features[split], measured.features[split]) for split in ("train", "val"))
+    assert sum("is damaged" in sentence for sentence in said) == times

@@ -1,0 +1,134 @@
+"""What may stand in `study.json`: the type and the range of each field, checked when it is read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from delta_tune.config import Metric, StudyConfig, fields_of
+from delta_tune.filesystem.untrusted import Amount, MeanOfShares, Number, Scalar, Share, Text
+
+MAX_TRIALS = 100_000
+"""Numbers of trials are below it."""
+TrialNumber = Annotated[int, Field(ge=0, lt=MAX_TRIALS)]
+Images = Annotated[int, Field(ge=1, le=2**40)]
+
+
+def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a setting of this version whose value no study can have."""
+    fields = fields_of(StudyConfig)
+    known = {name: value for name, value in settings.items() if name in fields}
+    for name, value in known.items():
+        if fields[name].kind is None and not fields[name].choices:
+            _check_free_setting(name, value)
+    StudyConfig(**known)
+    return settings
+
+
+def _check_free_setting(name: str, value: Any) -> None:
+    """Check the type of a setting for which `StudyConfig` has neither a range nor choices."""
+    if name == "set":
+        allowed = isinstance(value, dict) and all(
+            part is None or isinstance(part, bool | int | float | str) for v in value.values() for part in _parts(v)
+        )
+    else:
+        numbers = (int, float) if name == "time_budget" else ()
+        allowed = isinstance(value, (str, *numbers)) or (value is None and fields_of(StudyConfig)[name].optional)
+    if not allowed:
+        raise ValueError(f"{name} must be {'an object of values' if name == 'set' else 'text'}, but got {value!r:.60}")
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+class Fingerprints(BaseModel):
+    """Of the data and the weights."""
+
+    data: Text
+    weights: Text
+
+
+class DistributionRange(BaseModel):
+    """The attributes of a distribution."""
+
+    low: Number = 0
+    high: Number = 0
+    log: bool = False
+    step: Number | None = None
+    choices: list[Scalar] = []
+
+
+class Distribution(BaseModel):
+    """A hyperparameter's distribution, as Optuna writes it."""
+
+    name: Literal["FloatDistribution", "IntDistribution", "CategoricalDistribution"]
+    attributes: DistributionRange = DistributionRange()
+
+
+class StartingPoint(BaseModel):
+    """A configuration of another study."""
+
+    __pydantic_extra__: dict[str, Scalar]
+    model_config = {"extra": "allow"}
+
+    regularizer: Text
+    lr: Number
+
+
+class TimeUseRecord(BaseModel):
+    """The fields of `TimeUse`."""
+
+    total: Annotated[float, Field(gt=0, le=1e11)]
+    training: Annotated[float, Field(gt=0, le=1e11)]
+    validation: Amount
+    inside: Number
+    between: Number
+    tail: Number
+
+
+class ConfirmationRecord(BaseModel):
+    """The fields of `Confirmation`."""
+
+    metric: Metric
+    scores: dict[Text, list[MeanOfShares]]
+    trials: dict[Text, TrialNumber]
+    sentences: list[Text]
+
+
+class ScoringRecord(BaseModel):
+    """One scoring of the test split."""
+
+    model: Text
+    images: Images
+    test_accuracy: Share
+    test_accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
+
+
+class StudyContent(BaseModel):
+    """`study.json`. A field with a default may be missing: an early version, or a young study, does not have it."""
+
+    settings: Annotated[dict[str, Any], AfterValidator(_check_settings)]
+    fingerprints: Fingerprints = Fingerprints(data="", weights="")
+    space: Text = ""
+    versions: dict[Text, Text] = {}
+    command: list[Text] = []
+    started: Text = ""
+    backbone: Text = ""
+    images: dict[Text, Images] = {}
+    distributions: dict[Text, Distribution] = {}
+    git_commit: Text | None = None
+    start_from: list[StartingPoint] | None = None
+    spent_seconds: Amount | None = None
+    spent_seconds_at: Amount | None = None
+    attention_seconds: Amount = 0.0
+    attention_verdict: Text | None = None
+    ready_seconds: Amount | None = None
+    time_use: TimeUseRecord | None = None
+    finished: Text = ""
+    interrupted: Text = ""
+    confirmation: ConfirmationRecord | None = None
+    winner: TrialNumber | None = None
+    model: Text | None = None
+    test_scorings: list[ScoringRecord] = []
