@@ -281,9 +281,22 @@ class StudyLock:
         found: dict[str, bytes] = {}
         for info in self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True)):
             if info.is_file and info.base_name.endswith(".json") and info.base_name != self._name:
-                with suppress(FileNotFoundError), self._filesystem.open_input_stream(info.path) as file:
-                    found[info.base_name] = file.read(CLAIM_BYTES)
+                with suppress(FileNotFoundError):  # released meanwhile
+                    found[info.base_name] = self._read(info.path)
         return found
+
+    def _read(self, path: str) -> bytes:
+        for left in reversed(range(TRIES)):
+            try:
+                with self._filesystem.open_input_stream(path) as file:
+                    return bytes(file.read(CLAIM_BYTES))
+            except FileNotFoundError:
+                raise
+            except OSError:  # S3: the object was written between the request for its size and that for its content
+                if not left:
+                    raise
+                time.sleep(POLL_S / 5)
+        raise AssertionError("the last try returns or raises")
 
     def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError):

@@ -53,8 +53,10 @@ class Mirror:
             UserError: an object's key leads out of the folder.
             OSError: an object cannot be read, or its key is no name of a file here.
         """
-        for path in self._files(self._root):
+        found = self._files(self._root)
+        for path in found:
             self._check_inside(path)
+        for path in found:
             if RAY in path.parts and RAY in self._skip:
                 (self.folder / Path(*path.parts[: path.parts.index(RAY) + 2])).mkdir(parents=True, exist_ok=True)
             elif not self._skip & set(path.parts):
