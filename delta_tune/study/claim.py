@@ -35,7 +35,10 @@ def claim_study(out: Path | str, name: str, progress: Progress, session: ExitSta
         """End this process without writing another byte: its study is another session's now."""
         progress.close()
         sys.stdout.flush()
-        message = f"The study stopped: {out}/{name} was claimed by another session while this one stood still."
+        message = (
+            f"The study stopped: this session's claim on {out}/{name} is gone. Another session took the study over "
+            f"while this one stood still, or its folder was moved."
+        )
         print(f"launch.py: {message}", file=sys.stderr, flush=True)
         os._exit(EXIT_STATUS)
 

@@ -70,7 +70,7 @@ def remember_study(study_id: str, folder: str, settings: Mapping[str, Any], spac
     """
     content = {
         "folder": folder,
-        "space_text": hashlib.sha256(space_text.encode()).hexdigest(),
+        "space_text": _digest(space_text),
         "places": {name: settings.get(name) for name in SAFE},
     }
     try:
@@ -95,7 +95,7 @@ def known_study(study_id: str | None) -> dict[str, Any] | None:
         known: dict[str, Any] = json.loads(file.read_text())
     except (OSError, RuntimeError, ValueError):
         return None
-    return known
+    return known if isinstance(known, dict) else None
 
 
 def is_copy(known: Mapping[str, Any], place: str) -> bool:
@@ -138,7 +138,7 @@ def settings_to_resume(
         settings["space"] = shipped
         unsure.remove("space")
     if known is not None:
-        same_text = known["space_text"] == hashlib.sha256(record.space.encode()).hexdigest()
+        same_text = known["space_text"] == _digest(record.space)
         unsure = [
             name
             for name in unsure
@@ -169,12 +169,16 @@ def check_space_text(record: StudyRecord, space: Any, study: str, name: str) -> 
         name: its name, for messages.
 
     Raises:
-        UserError: they differ, or there is no such file.
+        UserError: they differ, or there is no such file of text.
     """
     if callable(space):
         return
     file = find_space(space)
-    check_same_text(record.space, file.read_text(), study, file.name, name)
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The space {file} cannot be read ({error}); restore it.") from error
+    check_same_text(record.space, text, study, file.name, name)
 
 
 def check_same_text(was: str, now: str, study: str, space: str, name: str) -> None:
@@ -206,4 +210,8 @@ def _shown(value: Any) -> str:
 
 def _file(study_id: str) -> Path:
     """The id comes from the study's folder, so it is hashed: it cannot lead to another file."""
-    return state_folder() / f"{hashlib.sha256(study_id.encode(errors='surrogatepass')).hexdigest()}.json"
+    return state_folder() / f"{_digest(study_id)}.json"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

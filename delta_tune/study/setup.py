@@ -190,13 +190,12 @@ def git_commit() -> str | None:
 
 
 def begin_session(
-    settings: Mapping[str, Any], progress: Progress, session: ExitStack | None
+    settings: Mapping[str, Any], session: ExitStack | None
 ) -> tuple[Mapping[str, Any], RemoteStudies | None, Callable[[str], None]]:
     """Claim the study, if it has a name yet, and fetch it if it is at an address.
 
     Args:
         settings: as the user gave them.
-        progress: prints to the user.
         session: what ends with the session; None for a plan, which claims nothing.
 
     Returns:
@@ -210,6 +209,7 @@ def begin_session(
     if config.resume and config.name is None:
         raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
     remote = RemoteStudies(address, for_plan=session is None) if is_uri(address) else None
+    progress = Progress(verbose=config.verbose)
 
     def claim(name: str) -> None:
         if session is not None:
@@ -241,8 +241,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None)
             session works on it.
     """
     began = time.time()
-    verbose = settings.get("verbose", 1)
-    settings, remote, claim = begin_session(settings, Progress(verbose=verbose), session)
+    settings, remote, claim = begin_session(settings, session)
     name = settings.get("name")
     config, record, asked = resolve_settings(settings, f"{remote.address}/{name}" if remote is not None else None)
     check_trackers(config)

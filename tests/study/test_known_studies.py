@@ -285,3 +285,16 @@ def test_what_a_killed_session_was_writing_is_removed(begun):
     with ExitStack() as session:
         prepare_study({"out": str(begun.parent), "name": "s", "resume": True, "verbose": 0}, session)
     assert not left.exists()
+
+
+def test_space_that_is_no_text_is_one_sentence(begun, settings, tmp_path):
+    (tmp_path / "space.py").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"space\.py cannot be read"):
+        resume(begun, space=settings["space"])
+
+
+def test_memory_of_another_form_does_not_count(begun):
+    (file,) = state_folder().iterdir()
+    file.write_text("[]")
+    with pytest.raises(UserError, match="was not begun by you"):
+        resume(begun)
