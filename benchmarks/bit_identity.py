@@ -275,7 +275,10 @@ class Studies:
         """Finish an interrupted study; its folder."""
         begun.result()
         folder = self.work / label / "resumed"
-        self._run(checkout, folder, ["--resume"])
+        # A study by a version that did not remember its studies asks for its places again
+        flags = [*self._flags(), *self._more_flags()]
+        places = [text for flag in ("--data", "--weights", "--space") for text in (flag, flags[flags.index(flag) + 1])]
+        self._run(checkout, folder, ["--resume", *places])
         return folder
 
     def stop(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,6 +30,11 @@ from delta_tune.training.trial import run_trial
 
 # Workers are started by the tests' Ray: two threads each on two cores would only slow one another down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The studies of tests are remembered apart from the user's own.
+_STATE = tempfile.TemporaryDirectory(prefix="delta-tune-tests-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
+atexit.register(_STATE.cleanup)
 
 TINY = "test_resnet"
 IMAGE_SIZE = 64

@@ -13,6 +13,10 @@ LOG_FILE = "study.log"
 """What Ray says while trials run."""
 SHARED_CACHE = ".cache"
 """Beside the studies' folders: what several studies may use."""
+LOCK, LOCKS = ".lock", ".locks"
+"""Claims of the sessions that work on a study: in its folder, or at an address beside it under its name."""
+WANDB = "wandb"
+"""Files of Weights & Biases, if the study sends results there."""
 CHECKPOINTS, RAY = "checkpoints", "ray"
 """Folders in a study's: what its trials are continued from, and Ray Tune's own files."""
 ERROR_FILE = "error.txt"
@@ -65,5 +69,6 @@ FILES: dict[str, str] = {
     f"{CONFIRM}/": "Tables, checkpoints and Ray's folder of the runs of `--confirm`, laid out as in the study",
     f"{RAY}/": "Ray Tune's own folder; TensorBoard reads it",
     "study.log": "Messages of Ray Tune",
+    f"{LOCK}/": "Which process works on the study; only while one does",
 }
 """Files and folders of a study: path → meaning."""

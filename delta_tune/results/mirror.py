@@ -47,15 +47,28 @@ class Mirror:
         self._pushing, self._noting = threading.Lock(), threading.Lock()
 
     def pull(self) -> None:
-        """Fetch everything except `skip`; of Ray's runs only the names, so that the next run gets a new one."""
-        for path in self._files(self._root):
+        """Fetch everything except `skip`; of Ray's runs only the names, so that the next run gets a new one.
+
+        Raises:
+            UserError: an object's key leads out of the folder.
+            OSError: an object cannot be read, or its key is no name of a file here.
+        """
+        found = self._files(self._root)
+        for path in found:
+            self._check_inside(path)
+        for path in found:
             if RAY in path.parts and RAY in self._skip:
                 (self.folder / Path(*path.parts[: path.parts.index(RAY) + 2])).mkdir(parents=True, exist_ok=True)
             elif not self._skip & set(path.parts):
                 self.fetch(path)
 
     def fetch(self, path: PurePosixPath | Path) -> Path:
-        """Fetch one file."""
+        """Fetch one file.
+
+        Raises:
+            UserError: the path leads out of the folder.
+        """
+        self._check_inside(PurePosixPath(path))
         here = self.folder / path
         here.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -135,9 +148,17 @@ class Mirror:
 
     def _remove(self, folder: PurePosixPath, kept: frozenset[str]) -> None:
         for path in self._files(self._root / folder):
-            if path.name not in kept:
+            if path.name not in kept and ".." not in path.parts:
                 with suppress(FileNotFoundError):
                     self._filesystem.delete_file(str(self._root / path))
+
+    def _check_inside(self, path: PurePosixPath) -> None:
+        """Keys of a bucket are no paths: `..` and a first slash are allowed in them."""
+        if path.is_absolute() or ".." in path.parts or "\0" in str(path):
+            raise UserError(
+                f"{self.address} holds an object whose key leads out of the study's folder, {str(path)!a}; nothing of "
+                f"it was written. Remove the object, or leave the study alone if it is not yours."
+            )
 
     def _files(self, folder: PurePosixPath) -> list[PurePosixPath]:
         """Paths of the files at the address, relative to the root."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,16 @@ class StudyRecord:
         for how in ("finished", "interrupted"):
             self.content.pop(how, None)
         self.content = begun | self.content | {"settings": dict(settings)}
+
+    @property
+    def study_id(self) -> str | None:
+        """An id that no other study has; None in early versions, and where it has another form."""
+        found = self.content.get("id")
+        return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
+
+    @study_id.setter
+    def study_id(self, study_id: str) -> None:
+        self.content["id"] = study_id
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -132,3 +132,4 @@ class StudyContent(BaseModel):
     winner: TrialNumber | None = None
     model: Text | None = None
     test_scorings: list[ScoringRecord] = []
+    id: Text | None = None

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
-from delta_tune.search.optuna_storage import remove_stale_studies, silence_optuna
+from delta_tune.search.optuna_storage import create_study, remove_stale_studies
 from delta_tune.search.samplers import make_sampler, space_for
 from delta_tune.spaces.space import Answer, Proposal, Space
 from delta_tune.spaces.validation import CheckedSpace
@@ -81,7 +81,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         on_proposal: Callable[[int, Proposal], None],
         name: str = "study",
         storage: BaseStorage | None = None,
-        resume: bool = False,
+        study_id: str | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
         self.checked = checked = space_for(sampler, checked)
@@ -93,7 +93,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Optuna's, by choice of the balanced hyperparameter; the key is None if the space balances none."""
         names = {choice: name if balance is None else f"{name}-{choice}" for choice in self._choices}
         if storage is not None:
-            remove_stale_studies(storage, names.values(), resume=resume)
+            remove_stale_studies(storage, names.values(), study_id)
         for choice in self._choices:
             self._spaces[choice] = space if balance is None else space.with_fixed(**{balance: choice})
             self._points[choice] = deque(
@@ -101,14 +101,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 for point in checked.points
                 if balance is None or point.get(balance, choice) == choice
             )
-            with silence_optuna():
-                self.studies[choice] = optuna.create_study(
-                    direction="maximize" if self.mode == "max" else "minimize",
-                    sampler=make_sampler(sampler, seed, 0),
-                    pruner=optuna.pruners.NopPruner(),  # ASHA stops trials, in Tune
-                    study_name=names[choice],
-                    storage=storage,
-                )
+            self.studies[choice] = create_study(
+                storage,
+                names[choice],
+                study_id,
+                direction="maximize" if self.mode == "max" else "minimize",
+                sampler=make_sampler(sampler, seed, 0),
+                pruner=optuna.pruners.NopPruner(),  # ASHA stops trials, in Tune
+            )
         self._sampler, self._seed, self._max_epochs = sampler, seed, max_epochs
         self._num_trials, self._on_proposal = num_trials, on_proposal
         self.gpus_per_trial = 0.0

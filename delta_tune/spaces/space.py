@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 import delta_tune
 from delta_tune.config import FIXED_BY_STUDY, TRIAL_FIELDS, TrialConfig, UserError, check_names, did_you_mean
 
+SHIPPED = Path(delta_tune.__file__).resolve().parents[1] / "search_spaces"
 Answer = Callable[[str, BaseDistribution], Any]
 
 
@@ -182,15 +183,19 @@ def find_space(space: str | Path) -> Path:
     Raises:
         UserError: neither exists; the message lists the shipped ones.
     """
-    shipped = Path(delta_tune.__file__).resolve().parents[1] / "search_spaces"
     own, candidates = Path(space), [Path(space)]
-    if own.parent.name in ("", shipped.name):  # a path into another folder cannot mean a shipped space
-        candidates.append(shipped / own.name)
+    if own.parent.name in ("", SHIPPED.name):  # a path into another folder cannot mean a shipped space
+        candidates.append(SHIPPED / own.name)
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    names = ", ".join(f"search_spaces/{f.name}" for f in sorted(shipped.glob("[a-z]*.py")))
+    names = ", ".join(f"search_spaces/{f.name}" for f in shipped_spaces())
     raise UserError(f"There is no search space {space}; give a Python file, or one of {names}.")
+
+
+def shipped_spaces() -> list[Path]:
+    """The files of the shipped spaces."""
+    return sorted(SHIPPED.glob("[a-z]*.py"))
 
 
 def describe(space: Space) -> str:

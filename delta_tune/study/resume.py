@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
+import stat
 from pathlib import Path
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 
 from delta_tune.config import UserError
+from delta_tune.filesystem.atomic import PARTIAL
 from delta_tune.results.columns import FINISHED, REPORTED
-from delta_tune.results.layout import RAY
+from delta_tune.results.layout import LOCK, RAY, WANDB
 from delta_tune.results.study_record import StudyIdentity, StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
@@ -19,6 +20,7 @@ from delta_tune.search.messages import is_worker_death
 from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished
 from delta_tune.spaces.l2_baseline import ARM, arm_of
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.known_studies import check_same_text
 from delta_tune.training.task import Task
 
 
@@ -62,13 +64,34 @@ def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: Che
         raise UserError(
             f"{folder} cannot be resumed: its {' and '.join(changed)} changed since{images}; restore them, or {anew}."
         )
-    if record.space != ours.space:
-        lines = difflib.ndiff(record.space.splitlines(), ours.space.splitlines())
-        difference = next((line for line in lines if line[0] in "+-"), "")
-        raise UserError(
-            f"{folder} cannot be resumed: the search space {checked.space.name} changed since, first {difference!r}; "
-            f"restore it, or {anew}."
-        )
+    check_same_text(record.space, ours.space, str(folder), checked.space.name, folder.name)
+
+
+def check_plain_files(folder: Path) -> None:
+    """Check that a study's folder holds plain files and folders only: writing to a link writes somewhere else.
+
+    Raises:
+        UserError: names what is neither.
+    """
+    for place, folders, files in os.walk(folder):
+        if Path(place) == folder / WANDB:  # wandb's own links, to its newest run
+            folders.clear()
+            continue
+        for path in (Path(place, name) for name in (*folders, *files)):
+            mode = path.lstat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
+                raise UserError(
+                    f"{folder} cannot be resumed: {path.relative_to(folder)} is {kind}, and a study never makes one, "
+                    f"so what is written to it might land elsewhere; remove it, or put what it stands for in its place."
+                )
+
+
+def remove_unfinished_files(folder: Path) -> None:
+    """Remove what a killed session was writing; only for a session that has claimed the study."""
+    for file in folder.rglob(f".*{PARTIAL}"):
+        if file.parent.name != LOCK:
+            file.unlink(missing_ok=True)
 
 
 def foreign_owner_note(folder: Path) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def search(study: Study, session: Session) -> bool:
         # On a GPU, recomputing the source's maps is as fast as moving them through host memory.
         share_maps=resources.device == "cpu" and any(config.uses_behavior for config in study.configs),
         left=left,
-        loggers=trackers(study.config, study.tables, study.progress.say),
+        loggers=trackers(study.config, study.tables, study.progress.say, study.record.study_id or ""),
     )
     study.save_record()
     most = min(resources.most or study.num_trials, study.num_trials)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.backbones import resolve_layers
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.layout import SHARED_CACHE, STUDY_FILE
+from delta_tune.results.lock import StudyInUseError
 from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.study_folder import read_study
 from delta_tune.results.study_record import StudyRecord
@@ -30,8 +33,25 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.space import Proposal, find_space
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.claim import claim_study
+from delta_tune.study.known_studies import (
+    check_space_text,
+    is_copy,
+    known_study,
+    new_id,
+    remember_study,
+    settings_to_resume,
+)
 from delta_tune.study.remote import RemoteStudies
-from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
+from delta_tune.study.resume import (
+    check_plain_files,
+    check_same_study,
+    foreign_owner_note,
+    remove_unfinished_files,
+    restore,
+    seconds_spent,
+    study_identity,
+)
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
 from delta_tune.study.trial_plan import plan_trials
@@ -47,40 +67,77 @@ DATA_OPTIONS = (
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
 
-# Settings that may change at a resume: how much and where to run, not what is measured.
+# Settings that may change at a resume: how much and where to run, not what is measured. Of data, weights and space the
+# content is compared: they may have been moved.
 CHANGEABLE = {
+    *("data", "weights", "space"),
     *("num_trials", "time_budget", "confirm", "cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
     *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
 }
 
 
-def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord]:
-    """The settings of the study, and the record of the study to resume (else an empty one).
+def resolve_settings(
+    given: Mapping[str, Any], place: str | None = None
+) -> tuple[StudyConfig, StudyRecord, tuple[str, ...]]:
+    """The settings of the study, the record of the study to resume (else a new one), and sentences for the plan.
 
-    A resumed study has its settings; settings given again must agree or be changeable.
+    A resumed study has its settings; settings given again must agree or be changeable. What its folder alone names is
+    not used.
+
+    Args:
+        given: settings as the user gave them.
+        place: the study's address, if `out` is a local copy of it.
 
     Raises:
-        UserError: a setting is unknown, invalid, or differs from the study to resume.
+        UserError: a setting is unknown, invalid, differs from the study to resume, or must be given again.
     """
     config = study_config(given)
     if not config.resume:
-        return config, StudyRecord()
-    if config.name is None:
-        raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
-    record = StudyRecord.read(config.out / config.name)
+        record = StudyRecord()
+        record.study_id = new_id()
+        return config, record, ()
+    assert config.name is not None, "checked before the study was claimed"
+    folder = config.out / config.name
+    place = place or str(folder.resolve())
+    record = StudyRecord.read(folder)
     for name, value in settings_for_json(config, config.out).items():
-        if name in given and name not in CHANGEABLE and value != record.settings[name]:
+        if name in given and name not in CHANGEABLE and value != record.settings.get(name):
             raise UserError(
-                f"{config.out / config.name} was begun with {name} {record.settings[name]!r} and cannot be resumed "
+                f"{folder} was begun with {name} {record.settings.get(name)!r} and cannot be resumed "
                 f"with {value!r}; leave it out, or start a new study, with --start-from {config.name} to begin with "
                 f"what this one found."
             )
-    return study_config({**record.settings, **given}), record
+    known = known_study(record.study_id)
+    settings, notes = settings_to_resume(record, given, known, place)
+    if known is not None and is_copy(known, place):
+        record.study_id = new_id()
+        notes += (f"This is a copy of {known['folder']}, which stays as it is.",)
+    elif record.study_id is None:
+        record.study_id = new_id()
+    here = {"out": config.out, "name": config.name, "resume": True}
+    config = study_config({**settings, **given, **here})
+    check_space_text(record, config.space, str(folder), folder.name)
+    return config, record, notes
 
 
 def new_name(task: Task) -> str:
     """A name of the form data-model-date-time."""
     return f"{task.dataset.name}-{task.backbone.model.removeprefix('timm:')}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def claim_new_name(config: StudyConfig, task: Task, remote: RemoteStudies | None, claim: Callable[[str], None]) -> str:
+    """A name that no other study has, claimed for this one."""
+    base = new_name(task)
+    for name in itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2))):
+        if (config.out / name).exists() or (remote is not None and remote.has(name)):
+            continue
+        try:
+            claim(name)
+        except StudyInUseError:
+            continue
+        if not (config.out / name / STUDY_FILE).exists() and not (remote is not None and remote.has(name)):
+            return name
+    raise AssertionError("names do not run out")
 
 
 def study_folder(config: StudyConfig, name: str) -> Path:
@@ -133,24 +190,66 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def prepare_study(settings: Mapping[str, Any]) -> Study:
-    """Prepare a new study, or one to resume.
+def begin_session(
+    settings: Mapping[str, Any], session: ExitStack | None
+) -> tuple[Mapping[str, Any], RemoteStudies | None, Callable[[str], None]]:
+    """Claim the study, if it has a name yet, and fetch it if it is at an address.
+
+    Args:
+        settings: as the user gave them.
+        session: what ends with the session; None for a plan, which claims nothing.
+
+    Returns:
+        The settings for working in a local folder, the studies at the address, and what claims a study of some name.
 
     Raises:
-        UserError: a setting is unusable, data or weights cannot be read, or the study cannot be resumed.
+        UserError: the study to resume does not exist, another session works on it, or its folder holds links.
+    """
+    address = str(settings.get("out", ""))
+    config = study_config({name: value for name, value in settings.items() if name != "out" or not is_uri(address)})
+    if config.resume and config.name is None:
+        raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
+    remote = RemoteStudies(address, for_plan=session is None) if is_uri(address) else None
+    progress = Progress(verbose=config.verbose)
+
+    def claim(name: str) -> None:
+        if session is not None:
+            claim_study(config.out.absolute() if remote is None else remote.address, name, progress, session)
+
+    if remote is not None:
+        return remote.begin(dict(settings), claim), remote, claim
+    if config.name is not None:
+        if config.resume:
+            StudyRecord.read(config.out / config.name)  # there must be one
+            check_plain_files(config.out / config.name)
+        folder = study_folder(config, config.name)
+        claim(config.name)
+        study_folder(config, config.name)  # another session may have begun and ended between
+        if config.resume and session is not None:
+            remove_unfinished_files(folder)
+    return settings, remote, claim
+
+
+def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None) -> Study:
+    """Prepare a new study, or one to resume.
+
+    Args:
+        settings: as the user gave them.
+        session: the study is claimed until this ends; None claims nothing, for a plan.
+
+    Raises:
+        UserError: a setting is unusable, data or weights cannot be read, the study cannot be resumed, or another
+            session works on it.
     """
     began = time.time()
-    address = str(settings.get("out", ""))
-    remote = RemoteStudies(address) if is_uri(address) else None
-    if remote is not None:
-        settings = remote.begin(dict(settings))
-    config, record = resolve_settings(settings)
+    settings, remote, claim = begin_session(settings, session)
+    name = settings.get("name")
+    config, record, asked = resolve_settings(settings, f"{remote.address}/{name}" if remote is not None else None)
     check_trackers(config)
     storage = None if config.storage is None else open_storage(config.storage)
     progress = Progress(verbose=config.verbose)
     trials = plan_trials(config, record)
-    checked, notes = trials.checked, trials.notes
-    folder = study_folder(config, config.name) if config.name else None  # before the data are read
+    checked, notes = trials.checked, (*trials.notes, *asked)
     task = prepare(
         config.data,
         config.model,
@@ -162,7 +261,7 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
         **{name: getattr(config, name) for name in DATA_OPTIONS},
     )
     check_layers(task, checked)
-    folder = folder or study_folder(config, new_name(task))
+    folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)
     if config.resume:
@@ -191,7 +290,7 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
         on_proposal=add_trial,
         name=folder.name,
         storage=storage,
-        resume=config.resume,
+        study_id=record.study_id,
     )
     restore(tables, scheduler, searcher, config.max_epochs)
     study = Study(
@@ -225,9 +324,10 @@ def open_study(study: Study) -> None:
         study.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{study.folder} cannot be made ({error.strerror}); give another --out.") from error
+    settings = settings_for_json(study.config, study.folder) | {"out": study.out}
     study.record.begin(
         study_identity(study.task, study.checked),
-        settings_for_json(study.config, study.folder) | {"out": study.out},
+        settings,
         versions={name: version(name) for name in PACKAGES},
         git_commit=git_commit(),
         command=sys.argv,
@@ -236,3 +336,10 @@ def open_study(study: Study) -> None:
     study.record.write(study.folder)
     if study.mirror is not None:
         push_or_raise(study.mirror)
+    assert study.record.study_id is not None, "given at its beginning"
+    place = str(study.folder.resolve()) if study.mirror is None else study.mirror.address
+    if reason := remember_study(study.record.study_id, place, settings, study.record.space):
+        study.progress.say(
+            f"This study cannot be remembered outside of its folder ({reason}): --resume will ask for the places that "
+            f"it uses, such as --data and --weights."
+        )

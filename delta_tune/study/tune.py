@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from delta_tune.background import run_every
@@ -18,6 +19,7 @@ from delta_tune.study.finish_phase import finish
 from delta_tune.study.plan import estimate, plan_lines, study_resources
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
+from delta_tune.study.study import Study
 
 __all__ = ["StudyResult", "dry_run", "tune"]
 
@@ -35,10 +37,28 @@ def tune(**settings: Any) -> StudyResult:
         UserError: a setting is unusable (before any trial starts), or an external failure such as a full disk stops the
             study.
     """
-    study = prepare_study(settings)
+    with ExitStack() as session:
+        return run_study(prepare_study(settings, session), session)
+
+
+def run_study(study: Study, session: ExitStack) -> StudyResult:
+    """Run a prepared study to its end.
+
+    Args:
+        study: the study.
+        session: holds the claim on it; closed early if this process is about to exit.
+
+    Raises:
+        UserError: an external failure stops the study.
+    """
     folder = study.folder
+
+    def before_exit() -> None:
+        study.progress.close()
+        session.close()
+
     told = as_user_error(folder, study.out)
-    watch = exit_if_head_dies(folder, study.out, study.progress.close)
+    watch = exit_if_head_dies(folder, study.out, before_exit)
     with told, ray_cluster(study.config.address) as cluster, watch:
         resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
@@ -46,13 +66,13 @@ def tune(**settings: Any) -> StudyResult:
             study.progress.say(line)
         wait_for_resources(resources, study.progress.say)
         open_study(study)
-        session = start_session(resources, study.progress, study.mirror)
+        workers = start_session(resources, study.progress, study.mirror)
         page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with push_in_background(study.mirror, study.progress.say), page:
-            interrupted = search(study, session)
-            outcome = Outcome(interrupted=True) if interrupted else confirm_and_retrain(study, session)
+            interrupted = search(study, workers)
+            outcome = Outcome(interrupted=True) if interrupted else confirm_and_retrain(study, workers)
     with as_user_error(folder, study.out):
-        return finish(study, session.device, outcome)
+        return finish(study, workers.device, outcome)
 
 
 def dry_run(**settings: Any) -> list[str]:

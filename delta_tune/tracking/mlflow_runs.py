@@ -25,6 +25,8 @@ from delta_tune.search.messages import TrialAssignment, TrialOutcome
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 ENDS = {"completed": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
 """Trial state → MLflow status; all others are FAILED."""
+STUDY_ID = "delta_tune.study_id"
+"""Tag of a run: the id of its study."""
 ERRORS = (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError)
 
 
@@ -59,12 +61,14 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
         tables: the study's tables; their folder's name is the experiment's. They have a trial's end before this
             callback runs.
         say: prints one sentence if logging fails; the study continues without MLflow.
+        study_id: the study's; runs of another study of that name are left alone.
     """
 
-    def __init__(self, uri: str, tables: StudyTables, say: Callable[[str], None]) -> None:
+    def __init__(self, uri: str, tables: StudyTables, say: Callable[[str], None], study_id: str = "") -> None:
         super().__init__(tracking_uri=uri, experiment_name=tables.folder.name)
         self._tables, self._say = tables, say
         self._client = MlflowClient(tracking_uri=uri)
+        self._study_id = study_id
         self._open: set[Any] = set()
         self._lost = False
 
@@ -102,12 +106,14 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
             return
         self._open.add(trial)
         experiment, name = self.mlflow_util.experiment_id, str(trial)
-        found = self._client.search_runs([experiment], f"tags.trial_name = '{name}'", max_results=1)
+        tags = {"trial_name": name, STUDY_ID: self._study_id}
+        asked = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        found = self._client.search_runs([experiment], asked, max_results=1)
         if found:
             self._trial_runs[trial] = found[0].info.run_id
             self._client.update_run(self._trial_runs[trial], status="RUNNING")
             return
-        run = self._client.create_run(experiment, run_name=name, tags={"trial_name": name})
+        run = self._client.create_run(experiment, run_name=name, tags=tags)
         self._trial_runs[trial] = run.info.run_id
         hyperparameters = TrialAssignment.from_config(trial.config).hyperparameters
         params = [Param(name, str(value)) for name, value in hyperparameters.items() if value is not None]

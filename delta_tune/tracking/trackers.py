@@ -51,19 +51,22 @@ def check_trackers(config: StudyConfig) -> None:
             ) from error
 
 
-def trackers(config: StudyConfig, tables: StudyTables, say: Callable[[str], None]) -> list[LoggerCallback]:
+def trackers(
+    config: StudyConfig, tables: StudyTables, say: Callable[[str], None], study_id: str = ""
+) -> list[LoggerCallback]:
     """Tune callbacks for the requested trackers.
 
     Args:
         config: settings, checked by `check_trackers`.
         tables: the study's tables; their folder's name becomes the MLflow experiment and the wandb group.
         say: prints a sentence if a tracker fails.
+        study_id: the study's id.
     """
     found: list[LoggerCallback] = []
     if config.mlflow is not None:
         from delta_tune.tracking.mlflow_runs import MlflowRuns
 
-        found.append(MlflowRuns(config.mlflow, tables, say))
+        found.append(MlflowRuns(config.mlflow, tables, say, study_id))
     if config.wandb is not None:
         from delta_tune.tracking.wandb_runs import WandbRuns
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import pytest
 from helpers.objects import at
 
@@ -95,3 +97,14 @@ def test_node_that_cannot_read_an_address_is_named(ray_cluster, bucket, monkeypa
     )
     with pytest.raises(UserError, match=rf"--out s3://{bucket}/x cannot be used from node \S+ \(\w{{8}}\) \(.*role"):
         check_shared_folder(f"s3://{bucket}/x", None)
+
+
+@pytest.mark.parametrize("key", ["../outside", "below/../../outside", "below/../../../outside"])
+def test_key_that_leads_outside_writes_nothing_at_all(bucket, tmp_path, monkeypatch, key):
+    one = Mirror(tmp_path / "deep" / "here", f"s3://{bucket}/a/b/copy")
+    monkeypatch.setattr(one, "_files", lambda folder: [PurePosixPath("study.json"), PurePosixPath(key)])
+    with pytest.raises(UserError, match="an object whose key leads out of the study's folder"):
+        one.pull()
+    assert list(tmp_path.rglob("*")) == []
+    with pytest.raises(UserError, match="leads out"):
+        one.fetch(PurePosixPath(key))

@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from delta_tune.config import UserError
-from delta_tune.search.optuna_storage import open_storage, remove_stale_studies
+from delta_tune.search.optuna_storage import create_study, open_storage, remove_stale_studies
 
 
 @pytest.fixture(params=["sqlite:///{}/studies.db", "{}/studies.journal"])
@@ -12,8 +12,8 @@ def address(request, tmp_path):
     return request.param.format(tmp_path)
 
 
-def with_a_trial(storage, name):
-    study = optuna.create_study(storage=storage, study_name=name)
+def with_a_trial(storage, name, study_id="1"):
+    study = create_study(storage, name, study_id)
     study.tell(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), 1.0)
 
 
@@ -27,7 +27,7 @@ def test_another_study_with_trials_is_not_touched(address):
     storage = open_storage(address)
     with_a_trial(storage, "mine-delta")
     with pytest.raises(UserError, match="mine-delta"):
-        remove_stale_studies(storage, ["mine-l2", "mine-delta"], resume=False)
+        remove_stale_studies(storage, ["mine-l2", "mine-delta"], "2")
     assert len(optuna.load_study(study_name="mine-delta", storage=storage).trials) == 1
 
 
@@ -35,15 +35,39 @@ def test_a_resume_tells_its_trials_again_and_leaves_others_alone(address):
     storage = open_storage(address)
     with_a_trial(storage, "mine")
     with_a_trial(storage, "other")
-    remove_stale_studies(storage, ["mine"], resume=True)
+    remove_stale_studies(storage, ["mine"], "1")
     assert optuna.get_all_study_names(storage) == ["other"]
 
 
 def test_a_study_that_never_began_makes_room(address):
     storage = open_storage(address)
     optuna.create_study(storage=storage, study_name="mine")
-    remove_stale_studies(storage, ["mine"], resume=False)
+    remove_stale_studies(storage, ["mine"], "1")
     assert optuna.get_all_study_names(storage) == []
+
+
+def test_a_study_that_another_process_is_about_to_start_is_not_touched(address):
+    storage = open_storage(address)
+    create_study(storage, "mine", "1")
+    with pytest.raises(UserError, match=r"'mine', which process .* is about to start"):
+        remove_stale_studies(storage, ["mine"], "2")
+    assert optuna.get_all_study_names(storage) == ["mine"]
+
+
+@pytest.mark.parametrize("study_id", [None, "2"])
+def test_a_study_without_an_id_is_nobodys_to_remove(address, study_id):
+    storage = open_storage(address)
+    study = optuna.create_study(storage=storage, study_name="mine")
+    study.tell(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), 1.0)
+    with pytest.raises(UserError, match="are not this study's"):
+        remove_stale_studies(storage, ["mine"], study_id)
+
+
+def test_of_two_that_create_a_study_at_once_one_is_told(address):
+    storage = open_storage(address)
+    create_study(storage, "mine", "1")
+    with pytest.raises(UserError, match="has just been started; give another --name"):
+        create_study(storage, "mine", "2")
 
 
 @pytest.mark.parametrize(
