@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import StudyConfig, UserError, study_config
+from delta_tune.config import StudyConfig, UserError, mask_secrets, study_config
 from delta_tune.console.progress import Progress
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.backbones import resolve_layers
@@ -138,7 +138,7 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
     Raises:
         UserError: a setting is unusable, data or weights cannot be read, or the study cannot be resumed.
     """
-    began = time.time()
+    began, started = time.time(), time.monotonic()
     address = str(settings.get("out", ""))
     remote = RemoteStudies(address) if is_uri(address) else None
     if remote is not None:
@@ -209,7 +209,12 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
         recorder=Recorder(tables, scheduler, progress, trials.num_trials, mirror),
         progress=progress,
         reporter=ReportWriter(folder, progress.say),
-        budget=TimeBudget(config.time_budget_s, spent=seconds_spent(record, tables), began=began),
+        budget=TimeBudget(
+            config.time_budget_s,
+            spent=seconds_spent(record, tables),
+            began=began,
+            before=time.monotonic() - started,
+        ),
     )
     return study
 
@@ -229,7 +234,7 @@ def open_study(study: Study) -> None:
         settings_for_json(study.config, study.folder) | {"out": study.out},
         versions={name: version(name) for name in PACKAGES},
         git_commit=git_commit(),
-        command=sys.argv,
+        command=[mask_secrets(argument) for argument in sys.argv],
     )
     study.tables.write()  # before study.json, which marks a study that can be resumed
     study.record.write(study.folder)

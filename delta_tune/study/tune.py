@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from delta_tune.background import run_every
@@ -12,12 +13,13 @@ from delta_tune.cluster.shared_folder_check import check_shared_folder
 from delta_tune.report.page import INTERVAL_S as REPORT_INTERVAL_S
 from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
-from delta_tune.search.session import start_session
+from delta_tune.search.session import Session, start_session
 from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
-from delta_tune.study.finish_phase import finish
+from delta_tune.study.finish_phase import finish, keep_best
 from delta_tune.study.plan import estimate, plan_lines, study_resources
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
+from delta_tune.study.study import Study
 
 __all__ = ["StudyResult", "dry_run", "tune"]
 
@@ -34,11 +36,12 @@ def tune(**settings: Any) -> StudyResult:
     Raises:
         UserError: a setting is unusable (before any trial starts), or an external failure such as a full disk stops the
             study.
+        KeyboardInterrupt: the user interrupted before the study began, or while its results were written.
     """
     study = prepare_study(settings)
     folder = study.folder
     told = as_user_error(folder, study.out)
-    watch = exit_if_head_dies(folder, study.out, study.progress.close)
+    watch = exit_if_head_dies(folder, study.out, study.progress.close, partial(keep_best, study))
     with told, ray_cluster(study.config.address) as cluster, watch:
         resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
@@ -49,10 +52,19 @@ def tune(**settings: Any) -> StudyResult:
         session = start_session(resources, study.progress, study.mirror)
         page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with push_in_background(study.mirror, study.progress.say), page:
-            interrupted = search(study, session)
-            outcome = Outcome(interrupted=True) if interrupted else confirm_and_retrain(study, session)
+            outcome = run_phases(study, session)
     with as_user_error(folder, study.out):
         return finish(study, session.device, outcome)
+
+
+def run_phases(study: Study, session: Session) -> Outcome:
+    """Search, confirm and retrain; an interrupt ends them in order."""
+    try:
+        if search(study, session):
+            return Outcome(interrupted=True)
+        return confirm_and_retrain(study, session)
+    except KeyboardInterrupt:  # outside of Tune, which ends its runs itself: in attention or the final training
+        return Outcome(interrupted=True)
 
 
 def dry_run(**settings: Any) -> list[str]:
