@@ -16,11 +16,11 @@ import delta_tune
 from delta_tune.cluster.address_check import CONNECT_TIMEOUT_S, check_address, version_mismatch
 from delta_tune.cluster.local_ray import (
     environment,
-    in_own_groups,
     keep_signal_handler,
     make_private_folder,
     on_loopback,
     provide_token,
+    separate_processes,
 )
 from delta_tune.cluster.nodes import Cluster, alive_nodes
 from delta_tune.cluster.shared_objects import NAMESPACE
@@ -67,7 +67,7 @@ def _start(stack: contextlib.ExitStack) -> None:
     provide_token()
     stack.enter_context(on_loopback())
     try:
-        with in_own_groups():
+        with separate_processes():
             _init("local", include_dashboard=False, _temp_dir=str(folder / "ray"))
     except KeyboardInterrupt:
         _leave()
@@ -125,7 +125,10 @@ class RayMonitor:
 
     def failure(self) -> str | None:
         """Who has been silent for too long, in words; None if nobody. Call it regularly."""
-        if self._node is not None and isinstance(_fault(self._node), ConnectionRefusedError):
+        import ray
+
+        refused = self._node is not None and isinstance(_fault(self._node), ConnectionRefusedError)
+        if refused and ray.is_initialized():  # else this process has shut it down
             return "Ray's process on this machine (its raylet) has ended"
         if _fault(self._head) is None:
             self._answered = time.monotonic()

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 from delta_tune.config import UserError
 
 FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -20,6 +22,8 @@ FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 LONGEST_SOCKET = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store.00"
 """Where Ray makes a socket in the folder; systems limit such paths to about 100 characters."""
 PROBE_BYTES = 2**16
+END_S = 5.0
+"""For processes that were killed to end."""
 
 
 def make_private_folder() -> Path:
@@ -117,16 +121,23 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def in_own_groups() -> Iterator[None]:
-    """Put processes that the block starts into process groups of their own.
+def separate_processes() -> Iterator[None]:
+    """Put processes that the block starts into process groups of their own; if it is interrupted, end them.
 
     `timeout`, a shell's `kill %1` and a closed terminal send their signal to the whole group of this process, which
     ends a study in order only while its Ray lives.
     """
     global _separate
-    _separate = True
+    _separate, before = True, set(psutil.Process().children())
     try:
         yield
+    except KeyboardInterrupt:  # Ray does not know all its processes yet
+        started = set(psutil.Process().children(recursive=True)) - before
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, timeout=END_S)
+        raise
     finally:
         _separate = False
 

@@ -20,13 +20,15 @@ ENCODINGS = 3
 _ADDRESS = re.compile(r"(?<![\w.+-])([a-z][\w.+-]*)://(\S+)", re.IGNORECASE)
 _PORT = re.compile(r"\d+[/?#]")
 _NO_SCHEME = re.compile(r"(?<![\w/:@.+-])([\w.+-]+):([^\s/:@]+)@(?=[\w.-])")
-_SECRET_NAME = (
-    r"(?:[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|signature|credentials?|bearer|jwt)"
+_NAMES = (
+    r"[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|signature|credentials?|bearer|jwt)"
     r"|[\w.-]*(?:access|account|api|auth|encryption|master|private|secret|session|shared|signing)[_-]?key(?:[_-]?id)?"
-    r"|(?:[\w.-]*[_-])?pass|auth|code|key|sas|sig)"
+    r"|[\w.-]*[_-]pass"
 )
+_NAMES_IN_QUERIES = r"auth|code|key|pass|sas|sig"
+_VALUE = rf"\s*=\s*)(?!{MASK})('[^']+'|\"[^\"]+\"|[^&;\s#\"']+)"
 _OPTION = re.compile(
-    rf"(?<![^?&;,=\s#\"'({{])({_SECRET_NAME}\s*=\s*)(?!{MASK})('[^']+'|\"[^\"]+\"|[^&;\s#\"']+)", re.IGNORECASE
+    rf"((?:(?<![^?&;,=\s#\"'({{])(?:{_NAMES})|(?<=[?&;#])(?:{_NAMES_IN_QUERIES})){_VALUE}", re.IGNORECASE
 )
 
 
