@@ -132,7 +132,8 @@ def separate_processes() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # Ray does not know all its processes yet
-        started = set(psutil.Process().children(recursive=True)) - before
+        new = set(psutil.Process().children()) - before
+        started = [process for child in new for process in (*_descendants(child), child)]
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -140,6 +141,12 @@ def separate_processes() -> Iterator[None]:
         raise
     finally:
         _separate = False
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return list(process.children(recursive=True))
+    return []
 
 
 @contextlib.contextmanager
