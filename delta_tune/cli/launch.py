@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from delta_tune.cli.signals import signals_like_ctrl_c
-from delta_tune.config import StudyConfig, UserError, fields_of, parse_setting
+from delta_tune.config import StudyConfig, UserError, fields_of, mask_secrets, parse_setting
 from delta_tune.config.fields import Field
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
@@ -20,9 +20,15 @@ your own photos:   python launch.py --data PHOTOS --model timm:tf_efficientnet_l
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, which repeats what was given."""
+        super().error(mask_secrets(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser: one flag per field of `StudyConfig`, and `--dry-run`."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="launch.py",
         usage="launch.py [flags]",
         description=(

@@ -17,7 +17,7 @@ import psutil
 
 from delta_tune.config import UserError
 
-FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+FOLDERS = ("/tmp", "/var/tmp", "/dev/shm") if os.name == "posix" else (tempfile.gettempdir(),)
 """Where Ray's files may lie if TMPDIR is not set or cannot be used."""
 LONGEST_SOCKET = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store.00"
 """Where Ray makes a socket in the folder; systems limit such paths to about 100 characters."""
@@ -53,11 +53,12 @@ def _usable_folder(place: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="delta-", dir=place))
     probes = folder / LONGEST_SOCKET.replace("/", "-"), folder / "probe"
     try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.bind(str(probes[0]))
+        if hasattr(socket, "AF_UNIX"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(str(probes[0]))
         probes[1].write_bytes(bytes(PROBE_BYTES))
         for file in probes:
-            file.unlink()
+            file.unlink(missing_ok=True)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
