@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -12,6 +13,9 @@ from types import FrameType
 
 REPEAT_S = 2.0
 """A signal that comes again within this time is the same request: `timeout` sends each twice."""
+
+READERS_END_S = 0.2
+"""For a program that reads our output, such as `tee`, to end by the same signal."""
 
 
 @contextlib.contextmanager
@@ -26,16 +30,15 @@ def signals_like_ctrl_c() -> Iterator[None]:
         return
     numbers = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    terminals = [handle for handle in (0, 1, 2) if _is_terminal(handle)]
     last = -REPEAT_S
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal last
-        if number != signal.SIGTERM:
-            _close_terminals(terminals)
         repeated, last = time.monotonic() - last < REPEAT_S, time.monotonic()
         if repeated:
             return
+        time.sleep(READERS_END_S)
+        _close_outputs_without_readers()
         os.write(2, f"launch.py: {signal.Signals(number).name}: the study ends; --resume continues it\n".encode())
         handler = signal.getsignal(signal.SIGINT)
         if not callable(handler):  # a shell's background job ignores SIGINT
@@ -52,16 +55,12 @@ def signals_like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _is_terminal(handle: int) -> bool:
-    try:
-        return os.isatty(handle)
-    except OSError:  # it is closed
-        return False
-
-
-def _close_terminals(handles: list[int]) -> None:
-    """Point terminals that are gone at the null device: to write to them would be an error."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for handle in handles:
-        os.dup2(null, handle)
-    os.close(null)
+def _close_outputs_without_readers() -> None:
+    """Point outputs whose terminal or pipe is gone at the null device: to write to them would be an error."""
+    for handle in (1, 2):
+        poll = select.poll()
+        poll.register(handle, 0)  # reports POLLERR and POLLHUP, which need not be asked for
+        if poll.poll(0):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, handle)
+            os.close(null)

@@ -19,7 +19,7 @@ ENCODINGS = 3
 """How often an address may be percent-encoded, one within another."""
 _ADDRESS = re.compile(r"(?<![\w.+-])([a-z][\w.+-]*)://(\S+)", re.IGNORECASE)
 _PORT = re.compile(r"\d+[/?#]")
-_NO_SCHEME = re.compile(r"(?<![\w/:@.+-])([\w.+-]+):([^\s/:@]+)@(?=[\w.-])")
+_NO_SCHEME = re.compile(r"(?<![\w/:@.+-])([\w.+-]+):([^\s/\\:@]+)@(?=[\w.-])")
 _NAMES = (
     r"[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|signature|credentials?|bearer|jwt)"
     r"|[\w.-]*(?:access|account|api|auth|encryption|master|private|secret|session|shared|signing)[_-]?key(?:[_-]?id)?"

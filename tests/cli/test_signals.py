@@ -109,6 +109,29 @@ def test_terminal_that_closes_is_written_to_no_more():
     assert process.wait(30) == 130
 
 
+def test_reader_of_the_output_that_ends_by_the_same_signal_costs_nothing():
+    process = begin(**PIPES)
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+
+
+def test_terminal_that_is_still_there_is_written_to():
+    ours, theirs = pty.openpty()
+    process = begin(stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(ours, 100)
+    process.send_signal(signal.SIGHUP)
+    while b"status 130" not in said:
+        said += os.read(ours, 100)
+    os.close(ours)
+    assert process.wait(30) == 130
+
+
 def test_handlers_are_as_before_afterwards(monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     stub = types.ModuleType("delta_tune.study.tune")

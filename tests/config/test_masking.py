@@ -64,7 +64,9 @@ GOOD = [
     "ray://head:10001",
     "databricks://profile:prefix",
     "sqlite:////data/studies.db",
-    "C:\\data\\birds",
+    "C:\\home\\me@corp\\birds",
+    "sqlite:////home/me@corp/a:b@c.db",
+    "git@github.com:me/birds",
     "/data/token=1/birds@home",
     "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; --set takes key=value.",
 ]
