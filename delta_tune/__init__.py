@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from delta_tune.filesystem.home import provide_home
+
 if TYPE_CHECKING:
     from delta_tune import attention
     from delta_tune.config import StudyConfig, TrialConfig, UserError
@@ -38,6 +40,8 @@ _HOMES = {
     "training.task": ("Task", "prepare"),
     "training.trial": ("TrialResult", "run_trial"),
 }
+
+provide_home()
 
 
 def __getattr__(name: str) -> Any:

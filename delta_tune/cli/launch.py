@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from delta_tune.config import StudyConfig, UserError, fields_of, parse_setting
+from delta_tune.cli.signals import signals_like_ctrl_c
+from delta_tune.config import StudyConfig, UserError, fields_of, mask_secrets, parse_setting
 from delta_tune.config.fields import Field
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
@@ -19,9 +20,15 @@ your own photos:   python launch.py --data PHOTOS --model timm:tf_efficientnet_l
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, which repeats what was given."""
+        super().error(mask_secrets(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser: one flag per field of `StudyConfig`, and `--dry-run`."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="launch.py",
         usage="launch.py [flags]",
         description=(
@@ -69,7 +76,12 @@ def _number(field: Field, text: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study from the command line; the exit status is 2 for a user's mistake."""
+    """Run a study from the command line; the exit status is 2 for a user's mistake. SIGTERM and SIGHUP are Ctrl-C."""
+    with signals_like_ctrl_c():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     flags: dict[str, Any] = vars(parser().parse_args(arguments))
     dry = flags.pop("dry_run", False)
     try:
@@ -84,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return EXIT_MISTAKE
-    except KeyboardInterrupt:  # before the trials: Tune takes it from there on
-        print("launch.py: interrupted before any trial started", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # before the trials or after them: in between, the study ends in order
+        before = "; the same command continues" if flags.get("resume") else " before any trial started"
+        print(f"launch.py: {str(stop) or f'interrupted{before}'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     demo = flags.get("data", "demo") == "demo" and not flags.get("resume")
     if demo and flags.get("verbose", 1) and result.best_config is not None:

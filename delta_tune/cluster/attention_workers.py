@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
 from delta_tune.attention.measurement import Ablate, ProbeJob, Runner
+from delta_tune.cluster.failures import ExternalFailure
+from delta_tune.cluster.resources import IDLE_S, NODE_WAIT_S
 from delta_tune.cluster.shared_objects import get_shared, put_shared
 from delta_tune.data.dataset import Bar
 
 MAX_DEATHS = 3
+START_S = 30.0
 _Work = tuple[range, tuple[str, ...]]
 
 
@@ -54,14 +58,31 @@ def ray_runner(*, cpus: float, gpus: float, slots: int, threads: int, device: st
         with put_shared(job, shelf):
             try:
                 actors = [actor_class.remote(shelf, device, threads) for _ in range(slots)]
-                for note in ray.get(actors[0].notes.remote()):
+                started = _started(actors, say)
+                for note in ray.get(started[0].notes.remote()):
                     say(f"          {note}.")
-                yield _ablate_on(ActorPool(actors), job, slots, bar)
+                yield _ablate_on(ActorPool(started), job, len(started), bar)
             finally:
                 for actor in actors:
                     ray.kill(actor)
 
     return runner
+
+
+def _started(actors: list[Any], say: Callable[[str], None]) -> list[Any]:
+    """The actors that have started by `START_S` after the first: others may use the resources of the rest.
+
+    Raises:
+        ExternalFailure: none could start for `NODE_WAIT_S`.
+    """
+    answers = {actor.notes.remote(): actor for actor in actors}
+    if not ray.wait(list(answers), num_returns=1, timeout=IDLE_S)[0]:
+        minutes = f"{NODE_WAIT_S / 60:g} minutes"
+        say(f"Attention: no worker has started for {IDLE_S:g} s, others use the cluster; waiting up to {minutes}.")
+        if not ray.wait(list(answers), num_returns=1, timeout=NODE_WAIT_S)[0]:
+            raise ExternalFailure(f"others used what the cluster has, and attention had no worker for {minutes}")
+    ready, _ = ray.wait(list(answers), num_returns=len(actors), timeout=START_S)
+    return [actor for answer, actor in answers.items() if answer in set(ready)]
 
 
 def _ablate_on(pool: ActorPool, job: ProbeJob, slots: int, bar: Bar) -> Ablate:

@@ -1,4 +1,4 @@
-"""External failures that stop a study: a full or read-only disk, a full object store, a Ray head that is gone."""
+"""External failures that stop a study: a full or read-only disk, a full object store, a Ray that is gone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from delta_tune.background import run_every
-from delta_tune.cluster.connection import HeadMonitor
+from delta_tune.cluster.connection import RayMonitor
 from delta_tune.config import UserError
+from delta_tune.results.layout import STUDY_FILE
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 HEAD_CHECK_S = 2.0
@@ -51,11 +52,18 @@ def as_user_error(folder: Path, out: str) -> Iterator[None]:
     Args:
         folder: the study's folder.
         out: its parent as the user named it: a folder or an address.
+
+    Raises:
+        KeyboardInterrupt: the user interrupted; if the study has begun, the message has the command to continue.
     """
     try:
         yield
     except UserError:
         raise
+    except KeyboardInterrupt:
+        if not (folder / STUDY_FILE).exists():
+            raise
+        raise KeyboardInterrupt(f"interrupted; continue with: {_resume(folder, out)}") from None
     except Exception as error:
         cause = external_cause(error)
         if cause is None:
@@ -64,25 +72,36 @@ def as_user_error(folder: Path, out: str) -> Iterator[None]:
 
 
 @contextmanager
-def exit_if_head_dies(folder: Path, out: str, before_end: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """End this process with status 2 and one sentence if Ray's head dies while the block runs.
+def exit_if_head_dies(
+    folder: Path,
+    out: str,
+    before_end: Callable[[], None] = lambda: None,
+    at_end: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """End this process with status 2 and one sentence if Ray's head or its node here dies while the block runs.
 
-    Ray itself ends the process after a minute with status 1 and no explanation. Until then its calls block, including
-    those of Tune's own clean-up, so no exception would reach us.
+    Ray itself ends the process with status 1 and no explanation, a minute after the head's death or some ten seconds
+    after the node's. Until then its calls block, including those of Tune's own clean-up, so no exception would reach
+    us.
 
     Args:
         folder: the study's folder.
         out: its parent as the user named it: a folder or an address.
-        before_end: called before the process ends.
+        before_end: called before the sentence is printed.
+        at_end: called afterwards, to save what can be saved.
     """
-    head = HeadMonitor()
+    monitor = RayMonitor()
 
     def look() -> None:
-        if head.patience() <= 0:
-            message = _stopped("Ray's head is gone", folder, out)
+        if (cause := monitor.failure()) is None:
+            return
+        try:
             before_end()
             sys.stdout.flush()
-            print(f"launch.py: {message}", file=sys.stderr, flush=True)
+            print(f"launch.py: {_stopped(cause, folder, out)}", file=sys.stderr, flush=True)
+            at_end()
+            sys.stdout.flush()
+        finally:
             os._exit(2)
 
     with run_every(HEAD_CHECK_S, look):
@@ -90,7 +109,13 @@ def exit_if_head_dies(folder: Path, out: str, before_end: Callable[[], None] = l
 
 
 def _stopped(cause: str, folder: Path, out: str) -> str:
+    if not (folder / STUDY_FILE).exists():
+        return f"The study did not begin: {cause}; nothing is saved yet, so run it again once the cause is fixed."
     return (
         f"The study stopped: {cause}. Everything finished is saved in {out}/{folder.name}; once the cause is "
-        f"fixed, continue with: python launch.py --resume --name {folder.name} --out {out}"
+        f"fixed, continue with: {_resume(folder, out)}"
     )
+
+
+def _resume(folder: Path, out: str) -> str:
+    return f"python launch.py --resume --name {folder.name} --out {out}"

@@ -7,16 +7,22 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.cluster.gpu_sharing import Footprint, gpu_share, trials_per_gpu
 from delta_tune.cluster.nodes import Cluster, Node, alive_nodes
 from delta_tune.config import StudyConfig, UserError
 from delta_tune.console.format import format_count
 
 CHECK_INTERVAL_S = 2.0
+LOOK_S = 1.0
 NODE_WAIT_S = 600.0
 """An autoscaler takes minutes to start a GPU machine."""
+BUSY_S = 5.0
+"""If there is no room for a trial within this time at the start, others use it."""
+IDLE_S = 30.0
+"""The same while the study runs, when processes of trials must start first."""
 AHEAD = 0.1
 
 
@@ -32,6 +38,7 @@ class Capacity:
         say: prints a sentence when no node has room any more, and when one has again.
         nodes: returns the current nodes.
         clock: returns seconds.
+        runs: returns whether a trial runs.
     """
 
     def __init__(
@@ -40,9 +47,11 @@ class Capacity:
         say: Callable[[str], None],
         nodes: Callable[[], Iterable[Node]] = alive_nodes,
         clock: Callable[[], float] = time.monotonic,
+        runs: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._resources, self._say, self._nodes, self._clock = resources, say, nodes, clock
-        self._checked_at = clock()
+        self._resources, self._say, self._nodes, self._clock, self._runs = resources, say, nodes, clock, runs
+        self._checked_at = self._ran_at = clock()
+        self._idle = False
         self._fit = trials_that_fit(resources, nodes())
         self._none_since: float | None = None
         self.history = [(time.time(), self._fit)]
@@ -65,12 +74,14 @@ class Capacity:
 
     @property
     def out_of_room(self) -> str | None:
-        """A sentence once no node has had room for `NODE_WAIT_S`; else None."""
+        """A sentence once no node has had room, or no trial could run, for `NODE_WAIT_S`; else None."""
         self._check_nodes()
-        if self._none_since is None or self._clock() - self._none_since < NODE_WAIT_S:
-            return None
-        request = describe_request(self._resources)
-        return f"no node of the cluster had room for {request} for {NODE_WAIT_S / 60:g} minutes"
+        now, request, minutes = self._clock(), describe_request(self._resources), f"{NODE_WAIT_S / 60:g} minutes"
+        if self._none_since is not None and now - self._none_since >= NODE_WAIT_S:
+            return f"no node of the cluster had room for {request} for {minutes}"
+        if now - self._ran_at >= NODE_WAIT_S:
+            return f"others used what the cluster has, and {request} could not start for {minutes}"
+        return None
 
     def _check_nodes(self) -> None:
         now = self._clock()
@@ -89,6 +100,18 @@ class Capacity:
             if self._fit != known:
                 self.history.append((time.time(), self._fit))
                 self._say(f"The cluster now has room for {self._fit} trials at a time (before: {known}).")
+        self._check_trials(now)
+
+    def _check_trials(self, now: float) -> None:
+        """Whether trials run: the nodes' resources may be in use by others, which Tune waits for without a word."""
+        if self._fit == 0 or self._runs():
+            self._ran_at, self._idle = now, False
+        elif now - self._ran_at >= IDLE_S and not self._idle:
+            self._idle = True
+            self._say(
+                f"No trial has run for {now - self._ran_at:.0f} s: what {describe_request(self._resources)} needs is "
+                f"in use by others; waiting up to {NODE_WAIT_S / 60:g} minutes."
+            )
 
 
 def trials_that_fit(resources: Resources, nodes: Iterable[Node]) -> int:
@@ -102,26 +125,43 @@ def describe_request(resources: Resources) -> str:
 
 
 def wait_for_resources(resources: Resources, say: Callable[[str], None]) -> None:
-    """If no node has room for a trial yet, ask the cluster for one and wait.
+    """Wait until a trial has room: if no node has it, ask the cluster for one; if others use it, until it is free.
 
     Raises:
-        UserError: no node came in time.
+        ExternalFailure: there was no room in time.
     """
-    if trials_that_fit(resources, alive_nodes()):
-        return
-    minutes = f"{NODE_WAIT_S / 60:g} minutes"
-    say(f"No node has room for {describe_request(resources)} yet; requesting one and waiting up to {minutes}.")
+    request, minutes = describe_request(resources), f"{NODE_WAIT_S / 60:g} minutes"
     bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
     group = placement_group([{name: amount for name, amount in bundle.items() if amount}])
     try:
-        if not group.wait(NODE_WAIT_S):
-            raise UserError(
-                f"No node with room for {describe_request(resources)} came within {minutes}, and {resources.where} has "
-                f"none; start one, check `ray status` for its autoscaler's messages, or ask for less with "
-                f"--gpus-per-trial or --cpus-per-trial."
+        if trials_that_fit(resources, alive_nodes()):
+            if _ready(group, BUSY_S):
+                return
+            say(f"All room for {request} on {resources.where} is in use by others; waiting up to {minutes}.")
+        else:
+            say(f"No node has room for {request} yet; requesting one and waiting up to {minutes}.")
+        if _ready(group, NODE_WAIT_S):
+            return
+        if trials_that_fit(resources, alive_nodes()):
+            raise ExternalFailure(
+                f"others have used what {request} needs of {resources.where} for {minutes}; end what uses it, or ask "
+                f"for less with --gpus-per-trial or --cpus-per-trial"
             )
+        raise ExternalFailure(
+            f"no node with room for {request} came within {minutes}, and {resources.where} has none; start one, check "
+            f"`ray status` for its autoscaler's messages, or ask for less with --gpus-per-trial or --cpus-per-trial"
+        )
     finally:
         remove_placement_group(group)
+
+
+def _ready(group: PlacementGroup, seconds: float) -> bool:
+    """Whether the group is placed within that time; in steps, because Ray's waiting cannot be interrupted."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if group.wait(min(LOOK_S, left)):
+            return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """What a user can ask for: a trial's configuration, a study's settings, the methods. Standard library only."""
 
+from delta_tune.config.addresses import refuse_secret
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
+from delta_tune.config.masking import mask_secrets
 from delta_tune.config.methods import BASELINE, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
 from delta_tune.config.study import Sampler, StudyConfig, study_config
 from delta_tune.config.trial import (
@@ -47,7 +49,9 @@ __all__ = [
     "check_names",
     "did_you_mean",
     "fields_of",
+    "mask_secrets",
     "parse_layers",
     "parse_setting",
+    "refuse_secret",
     "study_config",
 ]

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from delta_tune.config.masking import mask_secrets
+
 
 class UserError(ValueError):
-    """A mistake of the user's: one sentence with what was given, what is allowed and what to do."""
+    """A mistake of the user's: one sentence with what was given, what is allowed and what to do.
+
+    Passwords, tokens and keys in it are masked.
+    """
+
+    def __str__(self) -> str:
+        return mask_secrets(super().__str__())
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from delta_tune.config.addresses import refuse_secrets
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import Range, field, fields_of
 from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, check_names
@@ -224,7 +225,7 @@ def study_config(given: Mapping[str, Any]) -> StudyConfig:
     """The settings with their defaults.
 
     Raises:
-        UserError: an unknown name, or a value that is not allowed.
+        UserError: an unknown name, a value that is not allowed, or an address that holds a password.
     """
     for name in given:
         if name not in STUDY_FIELDS:
@@ -232,5 +233,6 @@ def study_config(given: Mapping[str, Any]) -> StudyConfig:
                 f"{name!r} is no setting of a study{did_you_mean(name, STUDY_FIELDS)}; "
                 f"the settings are {', '.join(STUDY_FIELDS)}."
             )
+    refuse_secrets(given)
     defaults = DEMO if given.get("data", "demo") == "demo" and given.get("model") is None else {}
     return StudyConfig(**{**defaults, **given})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from delta_tune.config import UserError
+from delta_tune.config import UserError, refuse_secret
 
 GCS_PATIENCE_S = 30
 """By default, Google's client retries for 15 minutes if nothing answers or credentials are missing."""
@@ -47,14 +46,10 @@ def open_remote_filesystem(address: str, flag: str) -> tuple[fs.FileSystem, str]
         flag: the flag it was given with, for messages.
 
     Raises:
-        UserError: the address cannot be opened, or its server does not answer correctly.
+        UserError: the address holds a password or cannot be opened, or its server does not answer correctly.
     """
     base = address.partition("?")[0]
-    if re.match(r"\w+://[^/]*:[^/]*@", base):
-        raise UserError(
-            f"{flag} has a password in its address, which would be written down with the study; leave it out and set "
-            f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage has instead."
-        )
+    refuse_secret(flag.removeprefix("--"), address)
     try:
         filesystem, path = fs.FileSystem.from_uri(to_pyarrow_uri(address))
         filesystem.get_file_info(path)  # a missing server or wrong credentials show up here

@@ -54,7 +54,7 @@ def study_summary(
     if best is None:
         states = [str(row["state"]) for row in tables.trials.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-        lines.append(f"No trial was completed: {counts}.")
+        lines.append(f"No trial was completed: {counts}." if states else "No trial has started.")
     else:
         score, params = format_score(metric, best.score), format_params(tables.params(best.number))
         lines.append(

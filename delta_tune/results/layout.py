@@ -23,6 +23,8 @@ ERROR_FILE = "error.txt"
 """The traceback of a trial that failed, in its checkpoint folder."""
 HUNG_FILE = "hung.txt"
 """There too: where a trial's threads were when its process was ended because it hung."""
+HUNG_BEFORE_FILE = "hung-before.txt"
+"""There too: the same of the epoch that now runs for the second time; the machine may have stood still."""
 
 
 def trial_name(number: int) -> str:

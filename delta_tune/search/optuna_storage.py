@@ -11,16 +11,13 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from delta_tune.config import UserError
+from delta_tune.config import UserError, refuse_secret
 from delta_tune.results.lock import Claim
 
 STUDY_ID, STARTED_BY = "delta_tune.study_id", "delta_tune.started_by"
 """User attributes of Optuna's studies: the id of ours, and the process that created it."""
-PASSWORD_OPTIONS = {"password", "passwd"}
-"""Names of password options in a database URL's query (libpq, MySQL clients)."""
 
 
 def open_storage(address: str) -> BaseStorage:
@@ -32,7 +29,7 @@ def open_storage(address: str) -> BaseStorage:
     Raises:
         UserError: it cannot be opened, or the URL contains a password.
     """
-    _refuse_password(address)
+    refuse_secret("storage", address)
     try:
         return RDBStorage(address) if "://" in address else JournalStorage(JournalFileBackend(address))
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
@@ -41,19 +38,6 @@ def open_storage(address: str) -> BaseStorage:
             f"--storage {address} cannot be opened ({reason}); give a database URL such as sqlite:///studies.db, "
             f"or the path of a journal file."
         ) from error
-
-
-def _refuse_password(address: str) -> None:
-    try:
-        url = make_url(address)
-    except SQLAlchemyError:
-        return  # a path, or a URL that Optuna rejects
-    if url.password is not None or url.query.keys() & PASSWORD_OPTIONS:
-        hidden = url.set(query={name: "…" if name in PASSWORD_OPTIONS else v for name, v in url.query.items()})
-        raise UserError(
-            f"--storage {hidden.render_as_string(hide_password=True)} holds a password, which study.json would show; "
-            f"leave it out and set what the database's client reads, such as PGPASSWORD or ~/.pgpass for PostgreSQL."
-        )
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ class Recorder(Callback):  # type: ignore[misc]
         self.standing = RunProgress(tables, total)
         self._asked_at: dict[int, float] = {}
         self._cleared = False
+        self.interrupted = False
+        """Whether the user has interrupted the run."""
         self.on_dropped_trial: Callable[[str], None] | None = None
         """Called with the Tune id of a trial whose end Tune did not report to the searcher."""
 
@@ -117,12 +119,12 @@ class Recorder(Callback):  # type: ignore[misc]
             self.on_trial_error(iteration, trials, trial)
 
     def stop_the_rest(self) -> bool:
-        """Mark unfinished trials as stopped and write the tables; return whether there were any."""
+        """Mark unfinished trials as stopped and write the tables; return whether there were any, or an interrupt."""
         rest = sorted(self._tables.open)
         for number in rest:
             self._tables.finish(number, "stopped")
         self._tables.write()
-        return bool(rest)
+        return bool(rest) or self.interrupted
 
     def _finish(self, number: int, state: State, error: str | None) -> None:
         former = self._tables.leader

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
@@ -29,6 +33,8 @@ from delta_tune.search.worker import WorkerSettings, run_tune_trial
 from delta_tune.training.task import Task
 
 MAX_WORKER_DEATHS = 3
+NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
+"""Environment variable that keeps Tune from handling SIGINT."""
 
 
 def run_trials(
@@ -64,7 +70,7 @@ def run_trials(
         (seconds since 1970, concurrent trials from then on), as nodes came and went.
 
     Raises:
-        ExternalFailure: no node has had room for a trial for a long time.
+        ExternalFailure: no trial has had room for a long time.
     """
     resources = session.resources
     name = f"{folder}-{uuid.uuid4().hex}"
@@ -86,7 +92,10 @@ def run_trials(
         gpus = TrialAssignment.from_config(config).gpus
         return tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
 
-    room = Capacity(resources, session.progress.say)
+    def runs() -> bool:
+        return any(trial.status == trial.RUNNING for trial in scheduler.live.values())
+
+    room = Capacity(resources, session.progress.say, runs=runs)
     limited = _Limiter(searcher, room)
     recorder.on_dropped_trial = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
     ray_folder = folder / RAY
@@ -110,11 +119,27 @@ def run_trials(
         ),
     )
     maps, shown = _maps(settings.maps, session.progress.say), recorder.shown(title, lambda: room.slots)
-    with put_shared(list(tasks), name), redirect_ray_logs(folder / LOG_FILE), maps, shown:
-        tuner.fit()
+    logs = redirect_ray_logs(folder / LOG_FILE)
+    with put_shared(list(tasks), name), logs, _without_credentials(), maps, shown:
+        recorder.interrupted = _fit(tuner)
     if room.out_of_room is not None:
         raise ExternalFailure(room.out_of_room)
     return room.history
+
+
+def _fit(tuner: tune.Tuner) -> bool:
+    """Run Tune to its end; return whether the user interrupted it.
+
+    Tune handles SIGINT by a handler of its own. It takes it back at a signal only, so that the next one after its run
+    would be lost.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    tuner.fit()
+    if threading.current_thread() is not threading.main_thread() or os.environ.get(NO_HANDLER, "0") != "0":
+        return False
+    interrupted = signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, before)
+    return interrupted
 
 
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
@@ -160,6 +185,21 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
+
+
+@contextlib.contextmanager
+def _without_credentials() -> Iterator[None]:
+    """Keep Tune from copying AWS keys of this process into its workers' runtime environment while the block runs.
+
+    Ray writes runtime environments into logs that all may read, and into the command lines of processes. Workers have
+    the variables of their node instead.
+    """
+    before = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in before if not name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = before
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
-"""End the process of a trial that hangs, from faulthandler's native watchdog thread."""
+"""End the process of a trial that hangs, from faulthandler's native watchdog thread.
+
+A process that stood still with its machine is ended too: the trial goes on in another, and only a second time in the
+same epoch is its own fault.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from delta_tune.cluster.source_map_store import RaySourceMaps
 from delta_tune.config import Metric, TrialConfig, UserError
 from delta_tune.console.format import format_duration
 from delta_tune.filesystem.uris import is_uri
-from delta_tune.results.layout import ERROR_FILE, HUNG_FILE, traceback_file, trial_name
+from delta_tune.results.layout import ERROR_FILE, HUNG_BEFORE_FILE, HUNG_FILE, traceback_file, trial_name
 from delta_tune.results.mirror import Mirror, local_copy
 from delta_tune.search.messages import OutcomeKind, TrialAssignment, TrialOutcome
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
@@ -100,12 +100,17 @@ def _run(
 ) -> None:
     global _tasks
     config, gpus, number = assignment.config, assignment.gpus, assignment.number
-    if (limit := timeout_from_note(folder / HUNG_FILE)) is not None:
-        (folder / HUNG_FILE).replace(folder / ERROR_FILE)
-        longest = f"{format_duration(limit)}, {FACTOR:g} times the longest before"
-        cause = f"it hung: an epoch took more than {longest}, and was ended"
-        reporter.end("failed", f"{cause} ({traceback_file(number)} says where)")
-        return
+    note, before = folder / HUNG_FILE, folder / HUNG_BEFORE_FILE
+    if (limit := timeout_from_note(note)) is not None:
+        if before.exists():
+            note.replace(folder / ERROR_FILE)
+            longest = f"{format_duration(limit)}, {FACTOR:g} times the longest before"
+            cause = f"it hung: an epoch took more than {longest}, twice, and was ended"
+            reporter.end("failed", f"{cause} ({traceback_file(number)} says where)")
+            return
+        note.replace(before)  # once may be the machine's fault: a paused container, a virtual machine that moved
+    point = read_resume_point(folder)
+    known_epochs = 0 if point is None else point.epoch
 
     try:
         if settings.device == "cuda" and gpus < 1:
@@ -117,10 +122,12 @@ def _run(
         for other in _tasks[1]:
             if other is not task:
                 other.forget_networks()
-        with watch_epochs(folder / HUNG_FILE) as watch:
+        with watch_epochs(note) as watch:
 
             def report(row: Row) -> None:
                 watch.end(row["seconds"] + row["eval_seconds"])
+                if row["epoch"] > known_epochs:
+                    before.unlink(missing_ok=True)
                 if mirror is not None:
                     push_with_retries(mirror)
                 reporter.epoch(row)

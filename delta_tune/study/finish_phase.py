@@ -25,6 +25,7 @@ from delta_tune.results.layout import (
     CHECKPOINTS,
     PICTURES_FILE,
     PREDICTIONS_FILE,
+    STUDY_FILE,
     trial_name,
 )
 from delta_tune.results.mirror import push_or_raise
@@ -75,6 +76,19 @@ def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
         summary="\n".join(lines),
         metric=study.config.metric,
     )
+
+
+def keep_best(study: Study) -> None:
+    """Save the best trial's model and the end of a study that cannot go on, unless it has a better model already."""
+    record, best = study.record, study.folder / BEST
+    if not (study.folder / STUDY_FILE).exists():
+        return
+    if not best.exists() or record.model == f"trial {record.winner}":
+        save_searched(study)
+    record.end("interrupted")
+    study.save_record()
+    if best.exists():
+        study.progress.say(f"Model: {best} ({record.model})")
 
 
 def save_searched(study: Study) -> int | None:

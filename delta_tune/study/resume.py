@@ -139,8 +139,11 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
 def seconds_spent(record: StudyRecord, tables: StudyTables) -> float:
     """Wall-clock seconds of the earlier sessions.
 
-    A killed driver may have written its tables after `study.json`; time up to their last epoch counts.
+    A killed driver may have written its tables after `study.json`; time up to their last epoch counts, but no more than
+    the epochs since then took: the clock may have been set in between.
     """
     last = max((row["ended"] for row in tables.trials.values() if row.get("ended")), default=0.0)
     noted = last if record.spent_seconds_at is None else record.spent_seconds_at
-    return (record.spent_seconds or 0.0) + max(0.0, last - noted)
+    since = [row for rows in tables.epochs.values() for row in rows if (row.get(REPORTED) or 0.0) > noted]
+    at_most: float = sum(row["seconds"] + row["eval_seconds"] for row in since)
+    return (record.spent_seconds or 0.0) + min(max(0.0, last - noted), at_most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ import numpy as np
 import ray
 import torch
 
-from delta_tune.cluster.resources import Resources
+from delta_tune.cluster.resources import wait_for_resources
 from delta_tune.config import TrialConfig
-from delta_tune.data.dataset import Bar
 from delta_tune.data.resampling import merge_val_into_train
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.inference.model_folder import save_model
@@ -62,7 +62,7 @@ def retrain_and_save(
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
         place = f"{session.checkpoints(folder)}/{checkpoint.name}"
-        retrain(task, config, place, session.resources, session.progress.bar)
+        retrain(task, config, place, session)
     except RetrainingDiverged as error:
         say(f"The final training diverged ({error}); the model is the one that the search kept.")
         return None
@@ -77,7 +77,7 @@ def retrain_and_save(
     return trial
 
 
-def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resources, bar: Bar) -> None:
+def retrain(task: Task, config: TrialConfig, checkpoint: str, session: Session) -> None:
     """Train on the cluster, resuming where an earlier session stopped.
 
     The result is the weights after the last epoch, in the folder or at the address `checkpoint`: no images are left to
@@ -85,12 +85,15 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, resources: Resourc
 
     Raises:
         RetrainingDiverged: with the reason.
+        ExternalFailure: others have used the cluster for a long time.
     """
     # A whole GPU: no other trial is running
-    gpus = 1.0 if resources.gpus_per_trial else 0.0
+    gpus = 1.0 if session.resources.gpus_per_trial else 0.0
+    resources = dataclasses.replace(session.resources, gpus_per_trial=gpus)
+    wait_for_resources(resources, session.progress.say)
     remote: Any = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=gpus, max_retries=3)(_run)
     run = remote.remote(task, config, checkpoint, resources.device, resources.threads)
-    with bar("Final training", config.max_epochs) as advance:
+    with session.progress.bar("Final training", config.max_epochs) as advance:
         known = 0
         while not ray.wait([run], timeout=LOOK_S)[0]:
             if (done := _epochs_done(checkpoint)) > known:

@@ -32,7 +32,7 @@ def search(study: Study, session: Session) -> bool:
     resources = session.resources
     study.searcher.gpus_per_trial = resources.gpus_per_trial
     measure_attention(study, session)
-    ready_seconds = time.time() - study.budget.began
+    ready_seconds = study.budget.session
     study.record.set_ready_seconds(ready_seconds)
     study.progress.say(f"Ready after {ready_seconds:.0f} s; the first trials start.")
     if left is not None:
@@ -86,9 +86,9 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
 
 def measure_attention(study: Study, session: Session) -> None:
     """Measure the attention of all layers that trials need, and write it to the study's folder."""
-    began, measurements = time.time(), study.task.measurements
+    began, measurements = time.monotonic(), study.task.measurements
     measurements.measure(study.configs, session.device, study.progress.say, session.runner)
-    seconds = time.time() - began
+    seconds = time.monotonic() - began
     attention = measurements.attention.values()
     warnings = [noise_warning({name: layer.reliability for name, layer in layers.items()}) for layers in attention]
     study.record.set_attention(seconds, " ".join(warning for warning in warnings if warning))

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import StudyConfig, UserError, study_config
+from delta_tune.config import StudyConfig, UserError, mask_secrets, study_config
 from delta_tune.console.progress import Progress
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.backbones import resolve_layers
@@ -241,7 +241,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None)
         UserError: a setting is unusable, data or weights cannot be read, the study cannot be resumed, or another
             session works on it.
     """
-    began = time.time()
+    began, started = time.time(), time.monotonic()
     settings, remote, claim = begin_session(settings, session)
     name = settings.get("name")
     config, record, asked = resolve_settings(settings, f"{remote.address}/{name}" if remote is not None else None)
@@ -309,7 +309,12 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None)
         recorder=Recorder(tables, scheduler, progress, trials.num_trials, mirror),
         progress=progress,
         reporter=ReportWriter(folder, progress.say),
-        budget=TimeBudget(config.time_budget_s, spent=seconds_spent(record, tables), began=began),
+        budget=TimeBudget(
+            config.time_budget_s,
+            spent=seconds_spent(record, tables),
+            began=began,
+            before=time.monotonic() - started,
+        ),
     )
     return study
 
@@ -330,7 +335,7 @@ def open_study(study: Study) -> None:
         settings,
         versions={name: version(name) for name in PACKAGES},
         git_commit=git_commit(),
-        command=sys.argv,
+        command=[mask_secrets(argument) for argument in sys.argv],
     )
     study.tables.write()  # before study.json, which marks a study that can be resumed
     study.record.write(study.folder)

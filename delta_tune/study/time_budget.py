@@ -53,21 +53,28 @@ class PostSearchBudget:
 
 
 class TimeBudget:
-    """The wall-clock budget of a study over all its sessions, in seconds.
+    """The budget of a study over all its sessions, in seconds. Steps of the system's clock do not change it.
 
     Args:
         total: the budget; None for no limit.
         spent: seconds of earlier sessions.
-        began: when this session began, in seconds since 1970.
+        began: when this session began, in seconds since 1970: the times in the tables are compared with it.
+        before: seconds that this session has already taken.
     """
 
-    def __init__(self, total: float | None, *, spent: float, began: float) -> None:
+    def __init__(self, total: float | None, *, spent: float, began: float, before: float = 0.0) -> None:
         self.total, self._spent, self.began = total, spent, began
+        self._began = time.monotonic() - before
+
+    @property
+    def session(self) -> float:
+        """Seconds of this session so far."""
+        return time.monotonic() - self._began
 
     @property
     def used(self) -> float:
         """Seconds of all sessions so far."""
-        return self._spent + time.time() - self.began
+        return self._spent + self.session
 
     @property
     def left(self) -> float:

@@ -13,9 +13,9 @@ from delta_tune.cluster.shared_folder_check import check_shared_folder
 from delta_tune.report.page import INTERVAL_S as REPORT_INTERVAL_S
 from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
-from delta_tune.search.session import start_session
+from delta_tune.search.session import Session, start_session
 from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
-from delta_tune.study.finish_phase import finish
+from delta_tune.study.finish_phase import finish, keep_best
 from delta_tune.study.plan import estimate, plan_lines, study_resources
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
@@ -36,6 +36,7 @@ def tune(**settings: Any) -> StudyResult:
     Raises:
         UserError: a setting is unusable (before any trial starts), or an external failure such as a full disk stops the
             study.
+        KeyboardInterrupt: the user interrupted before the study began, or while its results were written.
     """
     with ExitStack() as session:
         return run_study(prepare_study(settings, session), session)
@@ -53,12 +54,12 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
     """
     folder = study.folder
 
-    def before_exit() -> None:
-        study.progress.close()
-        session.close()
+    def save_and_release() -> None:
+        with session:  # releases the claim last
+            keep_best(study)
 
     told = as_user_error(folder, study.out)
-    watch = exit_if_head_dies(folder, study.out, before_exit)
+    watch = exit_if_head_dies(folder, study.out, study.progress.close, save_and_release)
     with told, ray_cluster(study.config.address) as cluster, watch:
         resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
@@ -69,10 +70,19 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
         workers = start_session(resources, study.progress, study.mirror)
         page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with push_in_background(study.mirror, study.progress.say), page:
-            interrupted = search(study, workers)
-            outcome = Outcome(interrupted=True) if interrupted else confirm_and_retrain(study, workers)
+            outcome = run_phases(study, workers)
     with as_user_error(folder, study.out):
         return finish(study, workers.device, outcome)
+
+
+def run_phases(study: Study, workers: Session) -> Outcome:
+    """Search, confirm and retrain; an interrupt ends them in order."""
+    try:
+        if search(study, workers):
+            return Outcome(interrupted=True)
+        return confirm_and_retrain(study, workers)
+    except KeyboardInterrupt:  # outside of Tune, which ends its runs itself: in attention or the final training
+        return Outcome(interrupted=True)
 
 
 def dry_run(**settings: Any) -> list[str]:

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from sqlalchemy.exc import SADeprecationWarning, SQLAlchemyError
 
-from delta_tune.config import UserError
+from delta_tune.config import UserError, mask_secrets
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
@@ -131,5 +131,5 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
             request()
         except ERRORS as error:
             self._lost = True
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = mask_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
             self._say(f"MLflow takes no more results ({reason}); the study goes on, and its own tables have them all.")

@@ -6,11 +6,10 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from ray.tune.logger import LoggerCallback
 
-from delta_tune.config import StudyConfig, UserError
+from delta_tune.config import StudyConfig, UserError, refuse_secret
 from delta_tune.results.tables import StudyTables
 
 
@@ -22,16 +21,12 @@ def check_trackers(config: StudyConfig) -> None:
     """
     if config.mlflow is not None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as Ray's is off
-        _need("mlflow", "mlflow-skinny", f"--mlflow {_without_password(config.mlflow)}")
+        refuse_secret("mlflow", config.mlflow)
+        _need("mlflow", "mlflow-skinny", f"--mlflow {config.mlflow}")
         if "://" not in config.mlflow and not config.mlflow.startswith("databricks"):
             raise UserError(
                 f"--mlflow takes an address, but got {config.mlflow!r}; give that of a server, such as "
                 f"http://host:5000, or of a database, such as sqlite:///mlflow.db."
-            )
-        if urlsplit(config.mlflow).password is not None:
-            raise UserError(
-                f"--mlflow {_without_password(config.mlflow)} holds a password, which study.json would show; set "
-                f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's own, such as PGPASSWORD) instead."
             )
         from delta_tune.tracking.mlflow_runs import check_mlflow
 
@@ -77,7 +72,3 @@ def trackers(
 def _need(module: str, package: str, asked: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{asked} needs a package that is not installed; install it with: pip install {package}")
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", uri)

@@ -111,6 +111,12 @@ def test_flags_become_values_of_their_setting_s_type():
     }
 
 
+def test_flags_that_are_refused_are_shown_without_their_password(capsys):
+    with pytest.raises(SystemExit):
+        launch.main(["--storag", "postgresql://me:SEKRET@host"])
+    assert "SEKRET" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--num-trial", "3"], ["--num-trials", "many"], ["--metric", "accuracy"], ["x"]])
 def test_flags_refuse_what_they_do_not_know(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:

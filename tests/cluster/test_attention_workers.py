@@ -8,7 +8,9 @@ import pytest
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
 from delta_tune.attention.measurement import in_this_process
+from delta_tune.cluster import attention_workers
 from delta_tune.cluster.attention_workers import chunk_work, ray_runner
+from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.config import TrialConfig
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.task import Task
@@ -53,6 +55,19 @@ def test_losses_do_not_depend_on_where_they_are_computed(task, alone, ray_cluste
 
 def test_first_order_losses_do_not_depend_on_it_either(task, alone, ray_cluster):
     assert measured(task, runner(2), "first_order") == measured(task, in_this_process, "first_order")
+
+
+def test_losses_do_not_depend_on_workers_that_have_no_room(task, alone, ray_cluster, monkeypatch):
+    monkeypatch.setattr(attention_workers, "START_S", 1.0)
+    assert measured(task, runner(4)) == alone, "Ray has two CPUs"
+
+
+def test_attention_that_no_worker_has_room_for_is_told_and_given_up(task, ray_cluster, monkeypatch):
+    monkeypatch.setattr(attention_workers, "IDLE_S", 0.2)
+    monkeypatch.setattr(attention_workers, "NODE_WAIT_S", 0.3)
+    asked = ray_runner(cpus=3, gpus=0, slots=1, threads=1, device="cpu", bar=no_bar)
+    with pytest.raises(ExternalFailure, match="others used what the cluster has"):
+        measured(task, asked)
 
 
 def test_progress_reaches_the_announced_total(task, ray_cluster):

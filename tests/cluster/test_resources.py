@@ -8,9 +8,16 @@ import pytest
 import ray
 from helpers.nodes import LIMIT_S, Network, Nodes
 
+from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.cluster.nodes import Node
-from delta_tune.cluster.resources import CHECK_INTERVAL_S, NODE_WAIT_S, Capacity, Resources, wait_for_resources
-from delta_tune.config import UserError
+from delta_tune.cluster.resources import (
+    CHECK_INTERVAL_S,
+    IDLE_S,
+    NODE_WAIT_S,
+    Capacity,
+    Resources,
+    wait_for_resources,
+)
 from delta_tune.results.tables import StudyTables
 
 FOUR = (Node(4, 0),)
@@ -20,10 +27,12 @@ class Watched:
     """A room in a cluster whose nodes and time are set by hand."""
 
     def __init__(self, *, most=None, cpus=1.0, gpus=0.0, nodes=FOUR):
-        self.now, self.nodes, self.said = 0.0, nodes, []
+        self.now, self.nodes, self.said, self.runs = 0.0, nodes, [], True
         slots = max(1, sum(node.slots(cpus, gpus) for node in nodes))
         resources = Resources(cpus_per_trial=cpus, gpus_per_trial=gpus, slots=slots, most=most)
-        self.room = Capacity(resources, self.said.append, nodes=lambda: self.nodes, clock=lambda: self.now)
+        self.room = Capacity(
+            resources, self.said.append, nodes=lambda: self.nodes, clock=lambda: self.now, runs=lambda: self.runs
+        )
 
     def after(self, seconds, nodes):
         self.now, self.nodes = self.now + seconds, nodes
@@ -83,7 +92,7 @@ def test_node_that_comes_in_time_ends_the_wait():
 def test_room_that_never_comes_is_refused_in_a_sentence(ray_cluster, monkeypatch):
     monkeypatch.setattr("delta_tune.cluster.resources.NODE_WAIT_S", 0.5)
     said = []
-    with pytest.raises(UserError, match=r"^No node with room for a trial with 1 CPU and 3 GPUs came within "):
+    with pytest.raises(ExternalFailure, match=r"^no node with room for a trial with 1 CPU and 3 GPUs came within "):
         wait_for_resources(Resources(cpus_per_trial=1, gpus_per_trial=3, slots=1), said.append)
     assert said[0].startswith("No node has room for a trial with 1 CPU and 3 GPUs yet; requesting one")
     assert ray.cluster_resources()["GPU"] == 1
@@ -93,6 +102,69 @@ def test_nothing_is_asked_for_where_a_trial_fits(ray_cluster):
     said = []
     wait_for_resources(Resources(cpus_per_trial=1, gpus_per_trial=1, slots=1), said.append)
     assert not said
+
+
+def test_room_that_others_use_in_mid_study_is_told_once_and_given_up_after_the_stated_wait():
+    watched = Watched()
+    watched.runs = False
+    assert watched.after(IDLE_S - CHECK_INTERVAL_S, FOUR).out_of_room is None
+    assert watched.said == []
+    assert watched.after(CHECK_INTERVAL_S, FOUR).out_of_room is None
+    assert watched.after(NODE_WAIT_S - IDLE_S - CHECK_INTERVAL_S, FOUR).out_of_room is None
+    assert watched.said == [
+        "No trial has run for 30 s: what a trial with 1 CPU needs is in use by others; waiting up to 10 minutes."
+    ]
+    assert watched.after(CHECK_INTERVAL_S, FOUR).out_of_room == (
+        "others used what the cluster has, and a trial with 1 CPU could not start for 10 minutes"
+    )
+
+
+def test_trial_that_runs_again_ends_the_wait_for_others():
+    watched = Watched()
+    for _ in range(3):
+        watched.runs = False
+        assert watched.after(NODE_WAIT_S - CHECK_INTERVAL_S, FOUR).out_of_room is None
+        watched.runs = True
+        assert watched.after(CHECK_INTERVAL_S, FOUR).out_of_room is None
+    assert len(watched.said) == 3
+
+
+@pytest.fixture
+def held(ray_cluster):
+    """All CPUs of Ray, held by somebody else's actor."""
+
+    class Service:
+        def answer(self):
+            return 1
+
+    service = ray.remote(num_cpus=2)(Service).remote()
+    ray.get(service.answer.remote())
+    yield service
+    ray.kill(service)
+
+
+ONE = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=1, where="this Ray")
+
+
+def test_room_that_others_use_is_told_and_given_up_in_a_sentence(held, monkeypatch):
+    monkeypatch.setattr("delta_tune.cluster.resources.BUSY_S", 0.3)
+    monkeypatch.setattr("delta_tune.cluster.resources.NODE_WAIT_S", 0.5)
+    said = []
+    with pytest.raises(ExternalFailure, match=r"^others have used what a trial with 1 CPU needs of this Ray for "):
+        wait_for_resources(ONE, said.append)
+    assert said[0].startswith("All room for a trial with 1 CPU on this Ray is in use by others; waiting up to ")
+
+
+def test_room_that_others_leave_ends_the_wait(held, monkeypatch):
+    monkeypatch.setattr("delta_tune.cluster.resources.BUSY_S", 0.3)
+    said = []
+
+    def leave(text):
+        said.append(text)
+        ray.kill(held)
+
+    wait_for_resources(ONE, leave)
+    assert len(said) == 1
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ def test_object_that_does_not_come_is_no_damaged_image(bucket):
 
 
 def test_address_with_a_password_is_refused_and_not_repeated(s3_server):
-    with pytest.raises(UserError, match=r"data has a password in its address.*set AWS_ACCESS_KEY_ID") as refused:
+    with pytest.raises(UserError, match=r"--data s3://…:…@bucket/x holds a password.*set AWS_ACCESS_KEY_ID") as refused:
         FileTree("s3://me:hush@bucket/x")
     assert "hush" not in str(refused.value)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from delta_tune.config import TrialConfig
-from delta_tune.results.layout import HUNG_FILE
+from delta_tune.results.layout import HUNG_BEFORE_FILE, HUNG_FILE
 from delta_tune.search import worker
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
 from delta_tune.training.trial import TrialResult
@@ -130,11 +130,30 @@ def test_memory_is_given_back_after_any_end(reports, tmp_path, monkeypatch):
     assert len(given) == 2
 
 
-def test_trial_whose_process_was_ended_because_it_hung_is_failed_and_not_run_again(reports, tmp_path):
+def test_trial_that_hung_twice_in_the_same_epoch_is_failed_and_not_run_again(reports, tmp_path):
     (tmp_path / "00003").mkdir()
+    (tmp_path / "00003" / HUNG_BEFORE_FILE).touch()
     (tmp_path / "00003" / HUNG_FILE).write_text("Timeout (0:01:00)!\nThread 1 in hang\n")
     run(tmp_path)
     (report,) = reports
     assert outcome(report).kind == "failed"
     assert outcome(report).error.startswith("it hung: an epoch took more than 1:00, 20 times the longest before")
     assert "in hang" in (tmp_path / "00003" / "error.txt").read_text()
+
+
+def test_trial_whose_process_stood_still_once_goes_on(reports, tmp_path):
+    (tmp_path / "00003").mkdir()
+    (tmp_path / "00003" / HUNG_FILE).write_text("Timeout (0:01:00)!\nThread 1 in step\n")
+    run(tmp_path)
+    assert [report["epoch"] for report in reports] == [1, 2]
+    assert not any(map(outcome, reports))
+    assert not (tmp_path / "00003" / HUNG_BEFORE_FILE).exists(), "each epoch may be held up once"
+
+
+def test_epoch_that_is_told_again_is_not_one_that_ended(reports, tmp_path, monkeypatch):
+    run(tmp_path)
+    folder = tmp_path / "00003"
+    (folder / HUNG_FILE).write_text("Timeout (0:01:00)!\nThread 1 in step\n")
+    monkeypatch.setattr(worker, "run_trial", lambda task, config, report, **_: report(reports[-1]) or 1 / 0)
+    run(tmp_path)
+    assert (folder / HUNG_BEFORE_FILE).exists()

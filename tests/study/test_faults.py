@@ -1,4 +1,4 @@
-"""Studies whose processes are killed, whose node and head are lost, whose disk fills or goes read-only.
+"""Studies whose processes are killed or signalled, whose node and head are lost, whose disk fills or goes read-only.
 
 Sessions are processes forked from one that has everything imported, so each costs seconds; their faults are real.
 """
@@ -300,6 +300,42 @@ def test_resume_after_all_losses_completes_the_study(losses):
     assert [row["state"] for row in trials.values()] == ["completed"] * 2
     assert all([row["epoch"] for row in rows] == list(range(1, EPOCHS + 1)) for rows in epochs.values())
     assert as_it_was(losses["head"], (trials, epochs))
+
+
+def begin_alone(flags, folder, output):
+    """A driver with a Ray of its own, once a trial of its is completed."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+    command = ["launch.py", *flags, "--name", folder.name, "--out", str(folder.parent)]
+    text = f"import sys; sys.argv = {command!r}; from delta_tune.cli import main; sys.exit(main())"
+    with output.open("w") as file:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", text], stdout=file, stderr=file, start_new_session=True, env=environment
+        )
+    deadline = time.monotonic() + LIMIT_S
+    while " completed " not in output.read_text():
+        assert driver.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.2)
+    return driver
+
+
+@pytest.mark.parametrize("fault", ["raylet", "signals"])
+def test_study_on_a_ray_of_its_own_ends_with_the_model_and_the_command(flags, tmp_path, fault):
+    """Ray's process is killed, or the driver's process group gets SIGTERM twice, as from `timeout`."""
+    output = tmp_path / "output.txt"
+    driver = begin_alone([*flags, "--num-trials", "99"], tmp_path / "study", output)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    if fault == "raylet":
+        next(child for child in children if child.name() == "raylet").kill()
+    else:
+        for _ in range(2):
+            os.killpg(driver.pid, signal.SIGTERM)
+    assert driver.wait(LIMIT_S) == (2 if fault == "raylet" else 0), output.read_text()
+    assert f"--resume --name study --out {tmp_path}" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert (tmp_path / "study" / "best" / "config.json").exists()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
 
 
 def test_study_at_an_address_goes_on_on_another_machine_and_ends_the_same(

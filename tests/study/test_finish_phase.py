@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,10 +13,10 @@ from delta_tune.attention.layer_attention import LayerAttention, attention_table
 from delta_tune.inference.model import load
 from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import split_logits
-from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE
+from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, STUDY_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.study import finish_phase
-from delta_tune.study.finish_phase import score_final_model, score_test
+from delta_tune.study.finish_phase import keep_best, score_final_model, score_test
 
 
 def test_score_test_equals_predicting_each_image(best, task):
@@ -47,3 +48,41 @@ def test_judge_loads_the_model_once(best, task, tmp_path, monkeypatch):
     record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
     score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
     assert len(loaded) == 1
+
+
+class Kept:
+    """A study that cannot go on, and what `keep_best` did with it."""
+
+    def __init__(self, folder, monkeypatch, **content):
+        self.folder, self.saved, self.said, self.written = folder, 0, [], False
+        (folder / STUDY_FILE).touch()
+        self.record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": [], **content})
+        self.progress = SimpleNamespace(say=self.said.append)
+        monkeypatch.setattr(finish_phase, "save_searched", self._save)
+
+    def _save(self, study):
+        self.saved += 1
+        (self.folder / "best").mkdir(exist_ok=True)
+
+    def save_record(self):
+        self.written = True
+
+
+@pytest.mark.parametrize(
+    ("there", "model", "saved"),
+    [(False, "trial 0", 1), (True, "trial 0", 1), (True, "trial 0 retrained on 40 images", 0)],
+)
+def test_best_so_far_is_kept_unless_a_better_model_is_there(tmp_path, monkeypatch, there, model, saved):
+    study = Kept(tmp_path, monkeypatch, model=model)
+    if there:
+        (tmp_path / "best").mkdir()
+    keep_best(study)
+    assert (study.saved, study.written, study.record.interrupted) == (saved, True, True)
+    assert study.said == [f"Model: {tmp_path / 'best'} ({model})"]
+
+
+def test_nothing_is_kept_of_a_study_that_did_not_begin(tmp_path, monkeypatch):
+    study = Kept(tmp_path, monkeypatch)
+    (tmp_path / STUDY_FILE).unlink()
+    keep_best(study)
+    assert (study.saved, study.said, list(tmp_path.iterdir())) == (0, [], [])

@@ -14,9 +14,17 @@ from delta_tune.study.time_budget import PostSearchBudget, TimeBudget, cached_fo
 
 
 def test_time_budget_counts_all_sessions():
-    budget = TimeBudget(100, spent=30, began=time.time() - 20)
+    budget = TimeBudget(100, spent=30, began=time.time() - 20, before=20)
     assert budget.used == pytest.approx(50, abs=1)
     assert budget.left == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize("step", [86400, -7200])
+def test_step_of_the_clock_spends_no_time_and_gives_none(monkeypatch, step):
+    budget = TimeBudget(600, spent=0, began=time.time())
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + step)
+    assert budget.left == pytest.approx(600, abs=5)
 
 
 def test_time_budget_without_an_end_has_all_time_left():

@@ -144,7 +144,7 @@ def test_mlflow_that_takes_no_more_is_told_once_and_does_not_stop_the_study(call
         ("ftp://somewhere", "ftp://somewhere cannot be used"),
         ("http://127.0.0.1:9", "http://127.0.0.1:9 cannot be used"),
         (f"sqlite:///{__file__}/no.db", "cannot be used"),
-        ("https://me:secret@host", "https://me:…@host holds a password"),
+        ("https://me:secret@host", "https://…:…@host holds a password"),
     ],
 )
 def test_mlflow_address_that_cannot_be_used_is_one_sentence(uri, said, monkeypatch):
