@@ -14,7 +14,8 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from delta_tune.background import run_every
 from delta_tune.cluster.connection import HeadMonitor
-from delta_tune.config import UserError
+from delta_tune.config import UserError, visible
+from delta_tune.console.escape import resume_command
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 HEAD_CHECK_S = 2.0
@@ -82,7 +83,7 @@ def exit_if_head_dies(folder: Path, out: str, before_end: Callable[[], None] = l
             message = _stopped("Ray's head is gone", folder, out)
             before_end()
             sys.stdout.flush()
-            print(f"launch.py: {message}", file=sys.stderr, flush=True)
+            print(f"launch.py: {visible(message)}", file=sys.stderr, flush=True)
             os._exit(2)
 
     with run_every(HEAD_CHECK_S, look):
@@ -92,5 +93,5 @@ def exit_if_head_dies(folder: Path, out: str, before_end: Callable[[], None] = l
 def _stopped(cause: str, folder: Path, out: str) -> str:
     return (
         f"The study stopped: {cause}. Everything finished is saved in {out}/{folder.name}; once the cause is "
-        f"fixed, continue with: python launch.py --resume --name {folder.name} --out {out}"
+        f"fixed, continue with: {resume_command(folder.name, out)}"
     )

@@ -4,6 +4,7 @@ from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
 from delta_tune.config.methods import BASELINE, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
 from delta_tune.config.study import Sampler, StudyConfig, study_config
+from delta_tune.config.text import as_utf8, visible
 from delta_tune.config.trial import (
     FIXED_BY_STUDY,
     LAYER_CHOICES,
@@ -44,10 +45,12 @@ __all__ = [
     "StudyConfig",
     "TrialConfig",
     "UserError",
+    "as_utf8",
     "check_names",
     "did_you_mean",
     "fields_of",
     "parse_layers",
     "parse_setting",
     "study_config",
+    "visible",
 ]

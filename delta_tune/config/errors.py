@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from delta_tune.config.text import visible
+
 
 class UserError(ValueError):
-    """A mistake of the user's: one sentence with what was given, what is allowed and what to do."""
+    """A mistake of the user's: one sentence with what was given, what is allowed and what to do.
+
+    The names in it may come from anywhere: as text it has no unseen characters, and a terminal prints it as it is.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

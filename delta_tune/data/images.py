@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from delta_tune.config import UserError
+from delta_tune.config import UserError, visible
 
 Interpolation = Literal["bilinear", "bicubic"]
 Pixels = npt.NDArray[np.uint8]
@@ -49,7 +49,7 @@ class DamagedImage(UserError):
 
     def __str__(self) -> str:
         name, reason = self.args
-        return f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG."
+        return visible(f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG.")
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_tune.background import TimeShare
-from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError, fields_of
+from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError, as_utf8, fields_of
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
@@ -260,6 +260,7 @@ class StudyTables:
             found = {type(value) for value in values} - {type(None)}
             if column.type is None and len(found) > 1 and found != {int, float}:
                 values = [None if v is None else str(v) for v in values]  # a helper with values of several types
+            values = [as_utf8(v) if isinstance(v, str) else v for v in values]  # errors name files
             columns[column.name] = pa.array(values, type=column.type)
         return pa.table(columns)
 

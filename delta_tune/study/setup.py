@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.config import StudyConfig, UserError, study_config
+from delta_tune.console.escape import flag, folder_name, shell_command
 from delta_tune.console.progress import Progress
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.backbones import resolve_layers
@@ -67,11 +68,12 @@ def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord
     if config.name is None:
         raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
     record = StudyRecord.read(config.out / config.name)
+    begin_with = shell_command(flag("--start-from", config.name))
     for name, value in settings_for_json(config, config.out).items():
         if name in given and name not in CHANGEABLE and value != record.settings[name]:
             raise UserError(
                 f"{config.out / config.name} was begun with {name} {record.settings[name]!r} and cannot be resumed "
-                f"with {value!r}; leave it out, or start a new study, with --start-from {config.name} to begin with "
+                f"with {value!r}; leave it out, or start a new study, with {begin_with} to begin with "
                 f"what this one found."
             )
     return study_config({**record.settings, **given}), record
@@ -79,7 +81,9 @@ def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord
 
 def new_name(task: Task) -> str:
     """A name of the form data-model-date-time."""
-    return f"{task.dataset.name}-{task.backbone.model.removeprefix('timm:')}-{datetime.now():%Y%m%d-%H%M%S}"
+    return (
+        f"{folder_name(task.dataset.name)}-{task.backbone.model.removeprefix('timm:')}-{datetime.now():%Y%m%d-%H%M%S}"
+    )
 
 
 def study_folder(config: StudyConfig, name: str) -> Path:

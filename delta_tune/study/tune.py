@@ -9,7 +9,9 @@ from delta_tune.cluster.connection import ray_cluster
 from delta_tune.cluster.failures import as_user_error, exit_if_head_dies
 from delta_tune.cluster.resources import wait_for_resources
 from delta_tune.cluster.shared_folder_check import check_shared_folder
+from delta_tune.console.escape import resume_command
 from delta_tune.report.page import INTERVAL_S as REPORT_INTERVAL_S
+from delta_tune.results.log import crash_logged
 from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import start_session
@@ -37,9 +39,10 @@ def tune(**settings: Any) -> StudyResult:
     """
     study = prepare_study(settings)
     folder = study.folder
+    resume = resume_command(folder.name, study.out)
     told = as_user_error(folder, study.out)
     watch = exit_if_head_dies(folder, study.out, study.progress.close)
-    with told, ray_cluster(study.config.address) as cluster, watch:
+    with crash_logged(folder, resume), told, ray_cluster(study.config.address) as cluster, watch:
         resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
         for line in plan_lines(study, resources):
@@ -51,7 +54,7 @@ def tune(**settings: Any) -> StudyResult:
         with push_in_background(study.mirror, study.progress.say), page:
             interrupted = search(study, session)
             outcome = Outcome(interrupted=True) if interrupted else confirm_and_retrain(study, session)
-    with as_user_error(folder, study.out):
+    with crash_logged(folder, resume), as_user_error(folder, study.out):
         return finish(study, session.device, outcome)
 
 
