@@ -19,6 +19,8 @@ TEMPLATES = ("hovertemplate", "texttemplate")
 PLAIN_MARKDOWN = re.compile(r"\w(?:[\w ,:+-]*\w)?")
 MARKED = re.compile(r"(?<![^\W_])_|_(?![^\W_])|:.*:")
 """Emphasis and smileys."""
+MARKUP = re.compile(r"<|#(?=[# ])|\](?=[(\[])")
+"""HTML, headings and links, which are to be none even for a program that knows no code spans."""
 SHELL_AS_IS = frozenset(range(32, 127)) - frozenset(b"'\\")
 """Bytes that need no escape between $' and '."""
 YAML_AS_IS = frozenset(range(32, 127)) - frozenset(b'"\\')
@@ -80,6 +82,7 @@ def markdown_name(name: str) -> str:
     name = visible(name)
     if PLAIN_MARKDOWN.fullmatch(name) and not MARKED.search(name):
         return name
+    name = MARKUP.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
     ticks = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
     space = " " if name.startswith(("`", " ")) or name.endswith(("`", " ")) or not name else ""
     return f"{ticks}{space}{name}{space}{ticks}"
