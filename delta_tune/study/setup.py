@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import StudyConfig, UserError, study_config
+from delta_tune.config import StudyConfig, UserError, as_utf8, study_config
 from delta_tune.console.escape import flag, folder_name, shell_command
 from delta_tune.console.progress import Progress
 from delta_tune.filesystem.uris import is_uri
@@ -77,6 +77,20 @@ def resolve_settings(given: Mapping[str, Any]) -> tuple[StudyConfig, StudyRecord
                 f"what this one found."
             )
     return study_config({**record.settings, **given}), record
+
+
+def check_paths(config: StudyConfig) -> None:
+    """Refuse places for results that are not UTF-8: Arrow and Ray cannot open them.
+
+    Raises:
+        UserError: names the setting.
+    """
+    places = {"out": config.out.absolute(), "name": config.name, "cache": config.cache}
+    for setting, place in places.items():
+        if as_utf8(str(place)) != str(place):
+            raise UserError(
+                f"--{setting} {place} has bytes that are not UTF-8, which Arrow and Ray cannot open; give another."
+            )
 
 
 def new_name(task: Task) -> str:
@@ -148,6 +162,7 @@ def prepare_study(settings: Mapping[str, Any]) -> Study:
     if remote is not None:
         settings = remote.begin(dict(settings))
     config, record = resolve_settings(settings)
+    check_paths(config)
     check_trackers(config)
     storage = None if config.storage is None else open_storage(config.storage)
     progress = Progress(verbose=config.verbose)

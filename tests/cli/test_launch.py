@@ -385,3 +385,10 @@ def test_main_dry_run_prints_the_plan(monkeypatch, capsys):
     monkeypatch.setattr(tune_module, "dry_run", lambda **settings: ["Study     a", f"Given     {settings}"])
     assert launch.main(["--dry-run", "--seed", "3"]) == 0
     assert capsys.readouterr().out == "Study     a\nGiven     {'seed': 3}\n"
+
+
+@pytest.mark.parametrize("flag", ["out", "name", "cache"])
+def test_mistake_place_that_is_not_utf8_is_one_sentence(mistake, flag):
+    said = mistake(**{flag: "caf\udce9"})
+    assert said.startswith(f"--{flag} ")
+    assert r"caf\xe9 has bytes that are not UTF-8" in said
