@@ -46,7 +46,7 @@ class _TolerantStream:
                 self.lost = True
 
     def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+        return self._stream is not None and not getattr(self._stream, "closed", False) and self._stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -22,10 +22,10 @@ pipeline_tag: image-classification
 tags: [image-classification, transfer-learning, {{ method | yaml }}]
 metrics: [accuracy]
 ---
-# {{ name | name }}
+# {{ name | as_name }}
 
-{{ backbone | name }}, fine-tuned with {{ method | name }} to tell {{ classes | length }} classes apart: \
-{{ classes[:many] | map("name") | join(", ") }}{{ " …" if classes | length > many }}.
+{{ backbone | as_name }}, fine-tuned with {{ method | as_name }} to tell {{ classes | length }} classes apart: \
+{{ classes[:many] | map("as_name") | join(", ") }}{{ " …" if classes | length > many }}.
 
 ```python
 import delta_tune
@@ -38,8 +38,8 @@ model.predict(["photo.jpg"])  # label and probability of each image
 
 ## Data
 
-{{ data | name }}: {{ images }} images. Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
-the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
+{{ data | as_name }}: {{ images }} images. \
+Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
 less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | join(", ") }}.
 
 ## Metrics
@@ -56,7 +56,7 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 {% endfor %}
 ## Method
 
-{{ method | name }}{% if epoch %}, the weights after epoch {{ epoch }}{% endif %} ({{ origin }}):
+{{ method | as_name }}{% if epoch %}, the weights after epoch {{ epoch }}{% endif %} ({{ origin }}):
 
 ```json
 {{ config }}
@@ -65,7 +65,7 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 ## Limits
 
 - Whatever it is shown, it answers with one of its classes; its probabilities have not been calibrated.
-- The figures hold for images such as those of {{ data | name }}; nothing else was tried.
+- The figures hold for images such as those of {{ data | as_name }}; nothing else was tried.
 {% for limit in limits %}
 - {{ limit }}
 {% endfor %}
@@ -97,7 +97,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     if not record.confirmed:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"name": markdown_name, "yaml": yaml_string}
+    environment.filters |= {"as_name": markdown_name, "yaml": yaml_string}
     text = environment.from_string(TEMPLATE).render(
         name=record.settings["name"],
         method=told["config"]["regularizer"],
