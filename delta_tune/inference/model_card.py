@@ -39,7 +39,8 @@ model.predict(["photo.jpg"])  # label and probability of each image
 ## Data
 
 {{ data | as_name }}: {{ images }} images. \
-Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
+Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
+the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
 less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | join(", ") }}.
 
 ## Metrics
