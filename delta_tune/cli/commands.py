@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_tune.cli.launch import EXIT_MISTAKE
-from delta_tune.config import UserError
+from delta_tune.config import UserError, visible
+from delta_tune.console.streams import tolerant_output
 from delta_tune.inference.formats import SUFFIXES
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for a user's mistake."""
-    given = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
-    try:
-        given.run(given)
-    except UserError as error:
-        print(f"delta_tune: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    return 0
+    with tolerant_output():
+        given = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
+        try:
+            given.run(given)
+        except UserError as error:
+            print(f"delta_tune: {error}", file=sys.stderr)
+            return EXIT_MISTAKE
+        return 0
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> Any:
@@ -96,14 +98,14 @@ def _print_predictions(names: Sequence[str | Path], predictions: Sequence[Predic
     table = Table("image", "label", "probability", *(["then"] if top > 1 else []))
     for name, prediction in zip(names, predictions, strict=True):
         if prediction.label is None or prediction.probability is None:
-            table.add_row(str(name), prediction.error)
+            table.add_row(visible(str(name)), visible(prediction.error or ""))
             continue
         cells = [str(name), prediction.label, f"{100 * prediction.probability:.1f} %"]
         if top > 1:
             others = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[1:top]
             cells.append(", ".join(f"{label} {100 * probability:.1f} %" for label, probability in others))
-        table.add_row(*cells)
-    Console(highlight=False, markup=False).print(table)
+        table.add_row(*map(visible, cells))
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def _export(given: argparse.Namespace) -> None:
@@ -122,7 +124,7 @@ def _export(given: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
     for each in written:
-        print(f"{each}: {format_bytes(each.stat().st_size)}")
+        print(visible(f"{each}: {format_bytes(each.stat().st_size)}"))
 
 
 def _local_folder(command: str, folder: str) -> str:
@@ -136,7 +138,7 @@ def _local_folder(command: str, folder: str) -> str:
 def _report(given: argparse.Namespace) -> None:
     from delta_tune.report.page import write_report
 
-    print(write_report(_local_folder("report", given.folder)))
+    print(visible(str(write_report(_local_folder("report", given.folder)))))
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -170,13 +172,13 @@ def _compare(given: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=2))
         return
     columns = [_cells(row) for row in rows]
-    first, *lines = ([name, *(column[name] for column in columns)] for name in columns[0])
+    first, *lines = ([name, *(visible(column[name]) for column in columns)] for name in columns[0])
     table = Table(
         *(Column(cell, overflow="fold") for cell in first)
     )  # one column per study: 80 characters hold two or three
     for line in lines:
         table.add_row(*line)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     for sentence in comparability_notes(rows):
         console.print(sentence)

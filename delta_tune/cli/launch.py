@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from delta_tune.cli.signals import signals_like_ctrl_c
-from delta_tune.config import StudyConfig, UserError, fields_of, mask_secrets, parse_setting
+from delta_tune.config import StudyConfig, UserError, fields_of, mask_secrets, parse_setting, visible
 from delta_tune.config.fields import Field
+from delta_tune.console.streams import tolerant_output
 
-EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+EXIT_FAULT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 EPILOG = """\
 without arguments: a demo on handwritten digits, minutes on two cores, no download.
 your own photos:   python launch.py --data PHOTOS --model timm:tf_efficientnet_lite0 --weights demo
@@ -76,30 +80,36 @@ def _number(field: Field, text: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study from the command line; the exit status is 2 for a user's mistake. SIGTERM and SIGHUP are Ctrl-C."""
-    with signals_like_ctrl_c():
-        return _main(arguments)
+    """Run a study from the command line; the exit status is 2 for a user's mistake, 1 for a fault of ours.
+
+    SIGTERM and SIGHUP are Ctrl-C.
+    """
+    with tolerant_output(), signals_like_ctrl_c():
+        flags: dict[str, Any] = vars(parser().parse_args(arguments))
+        try:
+            return _run(flags)
+        except UserError as error:
+            print(f"launch.py: {error}", file=sys.stderr)
+            return EXIT_MISTAKE
+        except KeyboardInterrupt as stop:  # before the trials or after them: in between, the study ends in order
+            before = "; the same command continues" if flags.get("resume") else " before any trial started"
+            print(f"launch.py: {str(stop) or f'interrupted{before}'}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except Exception as error:  # what nobody expected: no traceback on the terminal, but one to report
+            print(f"launch.py: {visible(mask_secrets(_crash(error)))}", file=sys.stderr)
+            return EXIT_FAULT
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    flags: dict[str, Any] = vars(parser().parse_args(arguments))
+def _run(flags: dict[str, Any]) -> int:
     dry = flags.pop("dry_run", False)
-    try:
-        if "set" in flags:
-            flags["set"] = dict(parse_setting(text) for text in flags["set"])
-        from delta_tune.study.tune import dry_run, tune
+    if "set" in flags:
+        flags["set"] = dict(parse_setting(text) for text in flags["set"])
+    from delta_tune.study.tune import dry_run, tune
 
-        if dry:
-            print("\n".join(dry_run(**flags)))
-            return 0
-        result = tune(**flags)
-    except UserError as error:
-        print(f"launch.py: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except KeyboardInterrupt as stop:  # before the trials or after them: in between, the study ends in order
-        before = "; the same command continues" if flags.get("resume") else " before any trial started"
-        print(f"launch.py: {str(stop) or f'interrupted{before}'}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    if dry:
+        print("\n".join(map(visible, dry_run(**flags))))
+        return 0
+    result = tune(**flags)
     demo = flags.get("data", "demo") == "demo" and not flags.get("resume")
     if demo and flags.get("verbose", 1) and result.best_config is not None:
         print(
@@ -107,3 +117,16 @@ def _main(arguments: Sequence[str] | None) -> int:
             "  python launch.py --data PHOTOS --model timm:tf_efficientnet_lite0 --weights demo --num-trials 16"
         )
     return 0 if result.best_config is not None else 1
+
+
+def _crash(error: Exception) -> str:
+    """A sentence on an error that is a fault of the program, and where its traceback is."""
+    from delta_tune.results.layout import LOG_FILE
+    from delta_tune.results.log import error_in_short, log_traceback
+
+    notes = [note for note in getattr(error, "__notes__", []) if LOG_FILE in note]
+    if not notes:  # before there was a study's folder
+        handle, file = tempfile.mkstemp(prefix="delta-tune-", suffix=".log")
+        os.close(handle)
+        notes = [log_traceback(Path(file), error)]
+    return f"An unexpected error ended the program ({error_in_short(error)}). {' '.join(notes)}"

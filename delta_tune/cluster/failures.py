@@ -14,7 +14,8 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from delta_tune.background import run_every
 from delta_tune.cluster.connection import RayMonitor
-from delta_tune.config import UserError
+from delta_tune.config import UserError, visible
+from delta_tune.console.escape import resume_command
 from delta_tune.results.layout import STUDY_FILE
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -63,7 +64,7 @@ def as_user_error(folder: Path, out: str) -> Iterator[None]:
     except KeyboardInterrupt:
         if not (folder / STUDY_FILE).exists():
             raise
-        raise KeyboardInterrupt(f"interrupted; continue with: {_resume(folder, out)}") from None
+        raise KeyboardInterrupt(f"interrupted; continue with: {resume_command(folder.name, out)}") from None
     except Exception as error:
         cause = external_cause(error)
         if cause is None:
@@ -98,7 +99,7 @@ def exit_if_head_dies(
         try:
             before_end()
             sys.stdout.flush()
-            print(f"launch.py: {_stopped(cause, folder, out)}", file=sys.stderr, flush=True)
+            print(f"launch.py: {visible(_stopped(cause, folder, out))}", file=sys.stderr, flush=True)
             at_end()
             sys.stdout.flush()
         finally:
@@ -113,9 +114,5 @@ def _stopped(cause: str, folder: Path, out: str) -> str:
         return f"The study did not begin: {cause}; nothing is saved yet, so run it again once the cause is fixed."
     return (
         f"The study stopped: {cause}. Everything finished is saved in {out}/{folder.name}; once the cause is "
-        f"fixed, continue with: {_resume(folder, out)}"
+        f"fixed, continue with: {resume_command(folder.name, out)}"
     )
-
-
-def _resume(folder: Path, out: str) -> str:
-    return f"python launch.py --resume --name {folder.name} --out {out}"

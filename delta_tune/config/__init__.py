@@ -6,6 +6,7 @@ from delta_tune.config.fields import fields_of
 from delta_tune.config.masking import mask_secrets
 from delta_tune.config.methods import BASELINE, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
 from delta_tune.config.study import Sampler, StudyConfig, study_config
+from delta_tune.config.text import as_utf8, visible
 from delta_tune.config.trial import (
     FIXED_BY_STUDY,
     LAYER_CHOICES,
@@ -46,6 +47,7 @@ __all__ = [
     "StudyConfig",
     "TrialConfig",
     "UserError",
+    "as_utf8",
     "check_names",
     "did_you_mean",
     "fields_of",
@@ -54,4 +56,5 @@ __all__ = [
     "parse_setting",
     "refuse_secret",
     "study_config",
+    "visible",
 ]

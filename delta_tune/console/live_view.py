@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from delta_tune.config import Metric
+from delta_tune.config import Metric, visible
 from delta_tune.console.format import format_duration, format_score
 from delta_tune.results.tables import StudyTables
 
@@ -154,7 +154,7 @@ def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int
     grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_row("", ProgressBar(total=progress.total, completed=progress.done, width=BAR_WIDTH))
     for name, text in lines.items():
-        grid.add_row(name, Text(text, no_wrap=True, overflow="ellipsis"))
+        grid.add_row(Text(visible(name)), Text(visible(text), no_wrap=True, overflow="ellipsis"))
     return grid
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from delta_tune.config import visible
 from delta_tune.console.format import format_duration, format_params, format_score
 from delta_tune.console.live_view import RunProgress, render_progress
+from delta_tune.console.streams import tolerant
 from delta_tune.results.tables import StudyTables
 
 LOG_WIDTH = 132
@@ -33,22 +37,25 @@ class Progress:
 
     def __init__(self, *, verbose: int = 1, console: Console | None = None) -> None:
         self.verbose = verbose
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(file=tolerant(sys.stdout), highlight=False, soft_wrap=True)
         if not self.console.is_terminal:  # a log file has no 80 columns
             self.console.width = LOG_WIDTH
         self._dated = not self.console.is_terminal and not self.console.is_jupyter
-        self._is_live_terminal = self.verbose > 0 and self.console.is_terminal and not self.console.is_dumb_terminal
+        moves = self.console.is_terminal and not self.console.is_dumb_terminal
+        # Elsewhere signs are replaced, and lines that were cut to fit are longer again
+        self._is_live_terminal = self.verbose > 0 and moves and self.console.encoding.lower().startswith("utf")
         self._live: Live | None = None
         self._start = time.monotonic()
         self._has_header = False
 
     def say(self, text: str) -> None:
-        """Print a message of the study."""
+        """Print a message of the study, in one line."""
         if self.verbose:
-            if self._dated:
-                now = f"{datetime.now():%Y-%m-%d %H:%M:%S}  "
-                text = "\n".join(now + line for line in text.splitlines())
-            self.console.print(text, markup=False)
+            self._print(visible(text))
+
+    def _print(self, line: str) -> None:
+        now = f"{datetime.now():%Y-%m-%d %H:%M:%S}  " if self._dated else ""
+        self.console.print(Text(now + line))
 
     @contextmanager
     def live(self, run_progress: RunProgress, tables: StudyTables, title: str) -> Iterator[None]:
@@ -82,9 +89,14 @@ class Progress:
         A bar in a terminal; elsewhere a line every ten seconds, none if the work is short.
         """
         if self._is_live_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+            )
             with rich.progress.Progress(*columns, console=self.console, transient=True) as bars:
-                bar = bars.add_task(text, total=total)
+                bar = bars.add_task(visible(text), total=total)
                 yield lambda count: bars.advance(bar, count)
             return
         start = last_line = time.monotonic()
@@ -163,10 +175,11 @@ class Progress:
                 ]
             else:
                 cells = ["–", "–", "no completed trial: not ranked"]
-            table.add_row(method, str(tried), str(len(leaders[method])), *cells)
+            table.add_row(*(Text(visible(cell)) for cell in (method, str(tried), str(len(leaders[method])), *cells)))
         if not self._dated:
             self.console.print(table)
             return
         with self.console.capture() as captured:
             self.console.print(table)
-        self.say(captured.get())
+        for line in captured.get().splitlines():
+            self._print(line)

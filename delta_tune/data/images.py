@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from delta_tune.config import UserError
+from delta_tune.config import UserError, visible
 from delta_tune.data.decoding import decode, no_warnings, to_rgb
 from delta_tune.data.limits import MAX_PIXELS, BinaryFile, check_file_size, read_file, read_open_file
 
@@ -50,7 +50,7 @@ class DamagedImage(UserError):
 
     def __str__(self) -> str:
         name, reason = self.args
-        return f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG."
+        return visible(f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG.")
 
 
 def open_image(

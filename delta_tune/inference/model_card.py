@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from delta_tune.console.escape import markdown_name, yaml_string
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model_folder import read_config
 from delta_tune.results.layout import CARD_FILE
@@ -18,13 +19,13 @@ TEMPLATE = """\
 ---
 library_name: delta-tune
 pipeline_tag: image-classification
-tags: [image-classification, transfer-learning, {{ method }}]
+tags: [image-classification, transfer-learning, {{ method | yaml }}]
 metrics: [accuracy]
 ---
-# {{ name }}
+# {{ name | as_name }}
 
-{{ backbone }}, fine-tuned with {{ method }} to tell {{ classes | length }} classes apart: \
-{{ classes[:many] | join(", ") }}{{ " …" if classes | length > many }}.
+{{ backbone | as_name }}, fine-tuned with {{ method | as_name }} to tell {{ classes | length }} classes apart: \
+{{ classes[:many] | map("as_name") | join(", ") }}{{ " …" if classes | length > many }}.
 
 ```python
 import delta_tune
@@ -37,7 +38,8 @@ model.predict(["photo.jpg"])  # label and probability of each image
 
 ## Data
 
-{{ data }}: {{ images }} images. Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
+{{ data | as_name }}: {{ images }} images. \
+Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
 the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
 less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | join(", ") }}.
 
@@ -55,7 +57,7 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 {% endfor %}
 ## Method
 
-{{ method }}{% if epoch %}, the weights after epoch {{ epoch }}{% endif %} ({{ origin }}):
+{{ method | as_name }}{% if epoch %}, the weights after epoch {{ epoch }}{% endif %} ({{ origin }}):
 
 ```json
 {{ config }}
@@ -64,7 +66,7 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 ## Limits
 
 - Whatever it is shown, it answers with one of its classes; its probabilities have not been calibrated.
-- The figures hold for images such as those of {{ data }}; nothing else was tried.
+- The figures hold for images such as those of {{ data | as_name }}; nothing else was tried.
 {% for limit in limits %}
 - {{ limit }}
 {% endfor %}
@@ -96,6 +98,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     if not record.confirmed:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"as_name": markdown_name, "yaml": yaml_string}
     text = environment.from_string(TEMPLATE).render(
         name=record.settings["name"],
         method=told["config"]["regularizer"],

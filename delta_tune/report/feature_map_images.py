@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from delta_tune.config import as_utf8
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Pixels
 from delta_tune.filesystem.atomic import atomic_write
@@ -85,7 +86,7 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], mod
             selected = [by_layer[layer][position][channels] for by_layer in maps]
             rows.append(
                 {
-                    "image": val.names[index],
+                    "image": as_utf8(val.names[index]),
                     "photo": photo,
                     "layer": layer,
                     "channels": channels.tolist(),

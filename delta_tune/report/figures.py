@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from delta_tune.config import METHODS, METRICS, Metric
+from delta_tune.config import METHODS, METRICS, Metric, visible
+from delta_tune.console.escape import distinct_names
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.tables import StudyTables
 
@@ -139,12 +140,13 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> go.Figure:
         classes: K names.
     """
     rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    names = distinct_names(classes, visible)  # Plotly takes categories of one name for one
     numbers = {"text": matrix, "texttemplate": "%{text}"} if len(classes) <= 15 else {}
     figure = empty_figure()
     figure.add_heatmap(
         z=rows,
-        x=list(classes),
-        y=list(classes),
+        x=names,
+        y=names,
         customdata=matrix,
         colorscale=[[0, "rgba(0, 114, 178, 0)"], [1, "rgba(0, 114, 178, 1)"]],
         zmin=0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,18 +11,21 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
+import plotly.io
 from plotly.offline import get_plotlyjs
 
 from delta_tune.attention.layer_attention import read_attention
 from delta_tune.background import TimeShare
 from delta_tune.config import TRIAL_FIELDS, StudyConfig
+from delta_tune.console.escape import flag, html_text, plotly_text, shell_command
 from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import Predictions, read_predictions
 from delta_tune.report.sentences import study_remarks, study_verdict
-from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
+from delta_tune.results.layout import ATTENTION_FILE, LOG_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
+from delta_tune.results.log import error_in_short, log_traceback
 from delta_tune.results.study_folder import read_study
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
@@ -72,6 +74,7 @@ def write_report(folder: str | Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=html_text,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -109,10 +112,11 @@ class ReportWriter:
         except Exception as error:  # whatever Plotly, Optuna or the disk raise: the search matters more than its report
             if not self._told:
                 self._told = True
-                cause = next(iter(str(error).strip().splitlines()), "no cause is known")
+                again = shell_command(["python", "-m", "delta_tune", "report", str(self._folder)])
+                where = log_traceback(self._folder / LOG_FILE, error)
                 self._say(
-                    f"{self._folder / REPORT_FILE} cannot be written ({type(error).__name__}: {cause}); "
-                    f"python -m delta_tune report {self._folder} tries it again."
+                    f"{self._folder / REPORT_FILE} cannot be written ({error_in_short(error)}); {again} tries it "
+                    f"again. {where}"
                 )
             return None
 
@@ -137,7 +141,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "plotly": get_plotlyjs(),
         "verdict": study_verdict(tables, record),
         "remarks": study_remarks(tables, record),
-        "started_with": shlex.join(["python", *record.command]),
+        "started_with": shell_command(["python", *record.command]),
         "facts": study_facts(tables, record),
         "command": None if winner is None else training_command(tables, record, winner),
         "python": None if winner is None else training_call(tables, winner),
@@ -233,14 +237,14 @@ def training_command(tables: StudyTables, record: StudyRecord, number: int) -> s
         value = settings[name]
         if value == getattr(defaults, name):
             continue
-        words.append(f"--{name.replace('_', '-')}")
-        words += [] if value is True else [str(value)]
-    words += ["--space", settings["space"], "--num-trials", "1"]
+        given = f"--{name.replace('_', '-')}"
+        words += [given] if value is True else flag(given, str(value))
+    words += [*flag("--space", settings["space"]), "--num-trials", "1"]
     row = tables.trials[number]
     fixed = {**settings["set"], "regularizer": row["config.regularizer"], **tables.params(number)}
     for name, value in fixed.items():
-        words += ["--set", f"{name}={value}"]
-    return shlex.join(words)
+        words += flag("--set", f"{name}={value}")
+    return shell_command(words)
 
 
 def training_call(tables: StudyTables, number: int) -> str:
@@ -268,8 +272,8 @@ def trial_rows(tables: StudyTables, parameters: hyperparameter_figures.Parameter
 
 
 def figure_json(figure: go.Figure) -> str:
-    """A figure as JSON, escaped for a script element."""
-    return str(figure.to_json()).replace("<", "\\u003c")
+    """A figure as JSON, escaped for a script element; names in it are shown as they are."""
+    return str(plotly.io.to_json(plotly_text(figure.to_dict()), validate=False)).replace("<", "\\u003c")
 
 
 def data_uri(image: bytes) -> str:

@@ -16,6 +16,8 @@ from PIL import Image
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor, nn
 
+from delta_tune.config import as_utf8
+from delta_tune.console.escape import distinct_names
 from delta_tune.data.augmentation import center_offset
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
@@ -86,7 +88,7 @@ def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
 
     The most confident mistakes get a thumbnail of what the network saw.
     """
-    split, classes = task.dataset.for_name(name), task.dataset.classes
+    split, classes = task.dataset.for_name(name), distinct_names(task.dataset.classes, as_utf8)
     probabilities = logits.softmax(1).numpy()
     labels, predicted = np.asarray(split.labels), probabilities.argmax(1)
     sure = probabilities.max(1)
@@ -96,7 +98,7 @@ def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
     thumbnails = {n: thumbnail(p, task.backbone.preprocessing) for n, p in zip(worst.tolist(), pixels, strict=True)}
     table = pa.table(
         {
-            "image": list(split.names),
+            "image": [as_utf8(image) for image in split.names],
             "true": [classes[label] for label in labels],
             "predicted": [classes[label] for label in predicted],
             "probability": sure,

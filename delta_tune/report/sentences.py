@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta_tune.config import BASELINE, METRICS
+from delta_tune.config import BASELINE, METRICS, visible
+from delta_tune.console.escape import resume_command
 from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
 from delta_tune.results.statistics import wilson_interval
@@ -71,8 +72,8 @@ def study_summary(
     if (folder / REPORT_FILE).exists():
         lines.append(f"Report: {folder / REPORT_FILE}")
     if record.interrupted:
-        lines.append(f"Interrupted. Carry on with: python launch.py --resume --name {folder.name} --out {out}")
-    return lines
+        lines.append(f"Interrupted. Carry on with: {resume_command(folder.name, out)}")
+    return [visible(line) for line in lines]
 
 
 def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:

@@ -10,7 +10,7 @@ JOURNAL_FILE = "journal.jsonl"
 ATTENTION_FILE = Path("attention") / "attention.parquet"
 REPORT_FILE = "report.html"
 LOG_FILE = "study.log"
-"""What Ray says while trials run."""
+"""What Ray says while trials run, and tracebacks of what failed outside of trials."""
 SHARED_CACHE = ".cache"
 """Beside the studies' folders: what several studies may use."""
 LOCK, LOCKS = ".lock", ".locks"
@@ -70,7 +70,7 @@ FILES: dict[str, str] = {
     f"{CHECKPOINTS}/retrained-N/": "The same for the final training after `--confirm`, while it is unfinished",
     f"{CONFIRM}/": "Tables, checkpoints and Ray's folder of the runs of `--confirm`, laid out as in the study",
     f"{RAY}/": "Ray Tune's own folder; TensorBoard reads it",
-    "study.log": "Messages of Ray Tune",
+    LOG_FILE: "Messages of Ray Tune; tracebacks of what failed outside of trials",
     f"{LOCK}/": "Which process works on the study; only while one does",
 }
 """Files and folders of a study: path → meaning."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from delta_tune.background import TimeShare
-from delta_tune.config import METRICS, Metric, TrialConfig, UserError
+from delta_tune.config import METRICS, Metric, TrialConfig, UserError, as_utf8
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Scalar, Text, check, parse_json
@@ -272,6 +272,7 @@ class StudyTables:
             found = {type(value) for value in values} - {type(None)}
             if column.type is None and len(found) > 1 and found != {int, float}:
                 values = [None if v is None else str(v) for v in values]  # a helper with values of several types
+            values = [as_utf8(v) if isinstance(v, str) else v for v in values]  # errors name files
             columns[column.name] = pa.array(values, type=column.type)
         return pa.table(columns)
 

@@ -156,7 +156,7 @@ def _run(
         cause = "".join(traceback.format_exception_only(error)).strip()
         where = traceback.extract_tb(error.__traceback__)[-1]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR_FILE).write_text(traceback.format_exc())
+        (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         if mirror is not None:
             push_with_retries(mirror)
         place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"

@@ -52,10 +52,11 @@ def confirm_and_retrain(study: Study, session: Session) -> Outcome:
         max_epochs=config.max_epochs,
         left=left,
     )
-    study.save_record()
     if confirmation is None:
+        study.save_record()
         return Outcome(interrupted=not whole)
     study.record.set_confirmation(confirmation_to_json(confirmation))
+    study.save_record()
     retrained = retrain_best(study, session, confirmation, final_seconds)
     return Outcome(interrupted=not whole, confirmation=confirmation, retrained=retrained)
 

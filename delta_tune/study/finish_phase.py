@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from delta_tune.results.layout import (
     BEST,
     BEST_FILE,
     CHECKPOINTS,
+    CONFIG_FILE,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     STUDY_FILE,
     trial_name,
 )
+from delta_tune.results.log import may_fail
 from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
@@ -49,21 +52,23 @@ def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
     """
     record, tables, best = study.record, study.tables, study.folder / BEST
     winner = record.winner if outcome.retrained else save_searched(study)
+    say = study.progress.say
     # An interrupted study must not look at its test split yet.
-    if winner is not None and not outcome.interrupted and record.scoring is None:
-        score_final_model(study.task, study.folder, record, device, retrained=outcome.retrained)
+    if winner is not None and not outcome.interrupted:
+        score_final_model(study.task, study.folder, record, device, retrained=outcome.retrained, say=say)
     record.end("interrupted" if outcome.interrupted else "finished")
     study.save_record()
     confirmed = outcome.confirmation.sentences if outcome.confirmation else ()
     if winner is not None:
-        update_model_config(best, {"versions": dict(record.versions)})
-        write_model_card(best, record, confirmed, retrained=outcome.retrained)
+        with may_fail("The model card", study.folder, say):
+            update_model_config(best, {"versions": dict(record.versions)})
+            write_model_card(best, record, confirmed, retrained=outcome.retrained)
     page = study.reporter.write()
     study.progress.methods(tables)
     remarks = [text for text in (*confirmed, record.attention_verdict) if text]
     lines = study_summary(tables, study.folder, record, remarks, out=study.out)
     for line in lines:
-        study.progress.say(line)
+        say(line)
     if study.mirror is not None:
         push_or_raise(study.mirror, whole=True)
     test_scores = {} if record.scoring is None else dict(record.scoring.content)
@@ -137,8 +142,19 @@ def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
     }
 
 
-def score_final_model(task: Task, folder: Path, record: StudyRecord, device: str, *, retrained: bool) -> None:
+def score_final_model(
+    task: Task,
+    folder: Path,
+    record: StudyRecord,
+    device: str,
+    *,
+    retrained: bool,
+    say: Callable[[str], None] = print,
+) -> None:
     """Score the final model on test; if there is no test split, predict validation, unless it was trained on it.
+
+    The scoring is in `study.json` before anything else is written. A model that was scored is not scored again; what
+    an earlier session did not write after its scoring is written now.
 
     Args:
         task: of the study.
@@ -146,16 +162,24 @@ def score_final_model(task: Task, folder: Path, record: StudyRecord, device: str
         record: of the study; the scoring of a test split is added.
         device: where the model computes.
         retrained: whether the model was trained on validation too.
+        say: prints a sentence about predictions or images that cannot be written.
     """
     name, best = "val" if task.dataset.test is None else "test", folder / BEST
+    drawn = (folder / PICTURES_FILE).exists() or not (folder / ATTENTION_FILE).exists()
+    if record.scoring is not None and (folder / PREDICTIONS_FILE).exists() and drawn:
+        return
     network = load(best, device).network
     if name == "test" or not retrained:
         logits = split_logits(task, task.dataset.for_name(name), network)
-        if name == "test":
-            scored = score_test(task, best, logits)
-            record.add_scoring(scored)
-            update_model_config(best, {"test": scored})
-        save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
-    save_feature_map_images(
-        task, read_attention_weights(folder / ATTENTION_FILE), network.cpu(), folder / PICTURES_FILE
-    )
+        if name == "test" and record.scoring is None:
+            record.add_scoring(score_test(task, best, logits))
+            record.write(folder)
+        if record.scoring is not None:
+            scored = {k: v for k, v in record.scoring.content.items() if k not in ("trial", "model")}
+            with may_fail(f"The test score in {best / CONFIG_FILE}", folder, say):
+                update_model_config(best, {"test": scored})
+        with may_fail("The predictions for the report", folder, say):
+            save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
+    with may_fail("The images of feature maps for the report", folder, say):
+        attention = read_attention_weights(folder / ATTENTION_FILE)
+        save_feature_map_images(task, attention, network.cpu(), folder / PICTURES_FILE)

@@ -10,6 +10,7 @@ from pathlib import Path
 from optuna.distributions import BaseDistribution, distribution_to_json
 
 from delta_tune.config import UserError
+from delta_tune.console.escape import flag, shell_command
 from delta_tune.filesystem.atomic import PARTIAL
 from delta_tune.results.columns import FINISHED, REPORTED
 from delta_tune.results.layout import LOCK, RAY, WANDB
@@ -55,7 +56,8 @@ def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: Che
         UserError: data, weights or space differ.
     """
     ours = study_identity(task, checked)
-    anew = f"start a new study, with --start-from {folder.name} to begin with what this one found"
+    begin_with = shell_command(flag("--start-from", folder.name))
+    anew = f"start a new study, with {begin_with} to begin with what this one found"
     changed = [name for name, was in record.fingerprints.items() if ours.fingerprints[name] != was]
     if changed:
         sizes = (record.images, ours.images)

@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import StudyConfig, UserError, mask_secrets, study_config
+from delta_tune.config import StudyConfig, UserError, as_utf8, mask_secrets, study_config
+from delta_tune.console.escape import flag, folder_name, shell_command
 from delta_tune.console.progress import Progress
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.backbones import resolve_layers
@@ -100,11 +101,12 @@ def resolve_settings(
     folder = config.out / config.name
     place = place or str(folder.resolve())
     record = StudyRecord.read(folder)
+    begin_with = shell_command(flag("--start-from", config.name))
     for name, value in settings_for_json(config, config.out).items():
         if name in given and name not in CHANGEABLE and value != record.settings.get(name):
             raise UserError(
                 f"{folder} was begun with {name} {record.settings.get(name)!r} and cannot be resumed "
-                f"with {value!r}; leave it out, or start a new study, with --start-from {config.name} to begin with "
+                f"with {value!r}; leave it out, or start a new study, with {begin_with} to begin with "
                 f"what this one found."
             )
     known = known_study(record.study_id)
@@ -120,9 +122,25 @@ def resolve_settings(
     return config, record, notes
 
 
+def check_paths(config: StudyConfig) -> None:
+    """Refuse places for results that are not UTF-8: Arrow and Ray cannot open them.
+
+    Raises:
+        UserError: names the setting.
+    """
+    places = {"out": config.out.absolute(), "name": config.name, "cache": config.cache}
+    for setting, place in places.items():
+        if as_utf8(str(place)) != str(place):
+            raise UserError(
+                f"--{setting} {place} has bytes that are not UTF-8, which Arrow and Ray cannot open; give another."
+            )
+
+
 def new_name(task: Task) -> str:
     """A name of the form data-model-date-time."""
-    return f"{task.dataset.name}-{task.backbone.model.removeprefix('timm:')}-{datetime.now():%Y%m%d-%H%M%S}"
+    return (
+        f"{folder_name(task.dataset.name)}-{task.backbone.model.removeprefix('timm:')}-{datetime.now():%Y%m%d-%H%M%S}"
+    )
 
 
 def claim_new_name(config: StudyConfig, task: Task, remote: RemoteStudies | None, claim: Callable[[str], None]) -> str:
@@ -207,6 +225,7 @@ def begin_session(
     """
     address = str(settings.get("out", ""))
     config = study_config({name: value for name, value in settings.items() if name != "out" or not is_uri(address)})
+    check_paths(config)
     if config.resume and config.name is None:
         raise UserError("--resume needs the --name of the study to carry on; give the folder's name under --out.")
     remote = RemoteStudies(address, for_plan=session is None) if is_uri(address) else None

@@ -10,7 +10,9 @@ from delta_tune.cluster.connection import ray_cluster
 from delta_tune.cluster.failures import as_user_error, exit_if_head_dies
 from delta_tune.cluster.resources import wait_for_resources
 from delta_tune.cluster.shared_folder_check import check_shared_folder
+from delta_tune.console.escape import resume_command
 from delta_tune.report.page import INTERVAL_S as REPORT_INTERVAL_S
+from delta_tune.results.log import crash_logged
 from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import Session, start_session
@@ -58,9 +60,10 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
         with session:  # releases the claim last
             keep_best(study)
 
+    resume = resume_command(folder.name, study.out)
     told = as_user_error(folder, study.out)
     watch = exit_if_head_dies(folder, study.out, study.progress.close, save_and_release)
-    with told, ray_cluster(study.config.address) as cluster, watch:
+    with crash_logged(folder, resume), told, ray_cluster(study.config.address) as cluster, watch:
         resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
         for line in plan_lines(study, resources):
@@ -71,7 +74,7 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
         page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with push_in_background(study.mirror, study.progress.say), page:
             outcome = run_phases(study, workers)
-    with as_user_error(folder, study.out):
+    with crash_logged(folder, resume), as_user_error(folder, study.out):
         return finish(study, workers.device, outcome)
 
 

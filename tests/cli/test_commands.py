@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from helpers.studies import add_trial, study_json, tables_in
 from PIL import Image
 
 from delta_tune.cli import commands
+from delta_tune.config import visible
 from delta_tune.inference import export
 from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
@@ -171,3 +173,18 @@ def test_module_without_a_command_shows_its_help():
     done = subprocess.run([sys.executable, "-m", "delta_tune"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "predict" in done.stdout
+
+
+@pytest.mark.parametrize("name", [":cat: [b]x.png", "caf\udce9.png", "\x1b[2J.png"])
+def test_predict_shows_names_as_they_are(folder, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "400")
+    Image.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / name)
+    status, out, _ = run(capsys, "predict", folder, tmp_path / name)
+    assert status == 0
+    assert visible(name) in out
+    assert out == visible(out, keep="\n")
+
+
+def test_report_prints_a_path_that_can_be_printed(folder, tmp_path, capsys):
+    copy = shutil.copytree(folder, tmp_path / "a\x1b[2J")
+    assert run(capsys, "report", copy) == (0, f"{visible(str(copy / 'report.html'))}\n", "")

@@ -302,15 +302,59 @@ def test_mistake_resume_of_nothing_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("launch.py: There is no study in")
 
 
-def test_mistake_of_ours_is_not_hidden(monkeypatch):
+def test_fault_of_ours_is_a_sentence_and_its_traceback_is_in_a_file(monkeypatch, capsys, tmp_path):
     from delta_tune.study import tune as tune_module
 
     def breaks(**settings):
-        raise ZeroDivisionError
+        raise ZeroDivisionError("by \x1b[2J nothing")
 
     monkeypatch.setattr(tune_module, "tune", breaks)
-    with pytest.raises(ZeroDivisionError):
-        launch.main([])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert launch.main([]) == 1
+    (file,) = tmp_path.iterdir()
+    assert capsys.readouterr().err == (
+        f"launch.py: An unexpected error ended the program (ZeroDivisionError: by \\x1b[2J nothing). "
+        f"Its traceback is in {file}.\n"
+    )
+    assert "in breaks" in file.read_text()
+
+
+def test_fault_of_a_study_names_its_log_and_how_to_go_on(monkeypatch, capsys, tmp_path):
+    from delta_tune.results.log import crash_logged
+    from delta_tune.study import tune as tune_module
+
+    (tmp_path / "study.json").write_text("{}")
+
+    def breaks(**settings):
+        with crash_logged(tmp_path, "python launch.py --resume"):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(tune_module, "tune", breaks)
+    assert launch.main([]) == 1
+    said = capsys.readouterr().err
+    assert f"Its traceback is in {tmp_path / 'study.log'}. Everything finished is saved in {tmp_path}; " in said
+    assert said.endswith("continue with: python launch.py --resume\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_help_is_printed_in_any_alphabet(encoding):
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch.py", "--help"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).startswith("usage: launch.py")
+
+
+@pytest.mark.parametrize("into", ["| true", ">&-", "> /dev/full"])
+def test_help_ends_well_whatever_its_output_is(into):
+    command = f'"{sys.executable}" "{ROOT / "launch.py"}" --help {into}; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "0\n"
+    assert "Exception" not in done.stderr
 
 
 class FakeResult:
@@ -347,3 +391,10 @@ def test_main_dry_run_prints_the_plan(monkeypatch, capsys):
     monkeypatch.setattr(tune_module, "dry_run", lambda **settings: ["Study     a", f"Given     {settings}"])
     assert launch.main(["--dry-run", "--seed", "3"]) == 0
     assert capsys.readouterr().out == "Study     a\nGiven     {'seed': 3}\n"
+
+
+@pytest.mark.parametrize("flag", ["out", "name", "cache"])
+def test_mistake_place_that_is_not_utf8_is_one_sentence(mistake, flag):
+    said = mistake(**{flag: "caf\udce9"})
+    assert said.startswith(f"--{flag} ")
+    assert r"caf\xe9 has bytes that are not UTF-8" in said

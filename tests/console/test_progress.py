@@ -1,14 +1,19 @@
 """What is printed: lines, dated in a file, under a view in a terminal."""
 
 import io
+import json
 import re
+from pathlib import Path
 
 import pytest
+from helpers.names import NAMES, cases
+from hypothesis import given
 from rich.console import Console
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import TrialConfig, visible
 from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
+from delta_tune.console.streams import tolerant
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.tables import StudyTables
 
@@ -113,3 +118,64 @@ def test_dumb_terminal_has_no_view(tables):
     tell(progress, tables)
     assert "\x1b" not in out.getvalue()
     assert "trials done" not in out.getvalue()
+
+
+@cases(100)
+@given(NAMES)
+def test_names_are_shown_as_they_are_everywhere(name):
+    named = StudyTables(Path(), "val_accuracy")
+    config = TrialConfig(regularizer="l2", max_epochs=1)
+    for number, state in enumerate(("completed", "failed")):
+        named.trials[number] = trial_row(number, config, name, state)
+        named.epochs[number] = [dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1}]
+    named.leader = 0
+    shown = visible(name)
+    for made in (
+        lambda: printing(2, width=1000),
+        lambda: printing(2, force_terminal=True, color_system=None, width=1000),
+    ):
+        progress, out = made()
+        progress.say(f"({name})")
+        assert f"({shown})" in out.getvalue()
+        progress.trial(named, 1, 2)
+        assert shown in out.getvalue().splitlines()[-1]
+        out.truncate(0)
+        with progress.live(RunProgress(named, 2), named, name), progress.bar(name, 1):
+            pass
+        progress.methods(named)
+        told = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|[\r\n\0]", "", out.getvalue())  # the view's own
+        assert told == visible(told)
+        assert shown.strip() in told
+
+
+def trial_row(number, config, name, state):
+    row = {"number": number, "state": state, "error": name, "epochs": 1, "train_seconds": 0.0}
+    return row | {f"config.{k}": v for k, v in config.record().items()} | {"suggested": json.dumps({"_choice": name})}
+
+
+def test_output_of_another_alphabet_gets_lines_and_no_view(tables):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(file=tolerant(file), force_terminal=True, color_system=None, width=100)
+    tell(Progress(console=console), tables)
+    file.flush()
+    text = file.buffer.getvalue().decode("ascii")
+    assert "Best by val_accuracy" in text
+    assert "trials done" not in text
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 20])
+def test_narrow_terminal_is_enough(tables, width):
+    progress, out = printing(force_terminal=True, width=width, height=2, color_system=None)
+    tell(progress, tables)
+    assert out.getvalue()
+
+
+def test_study_goes_on_where_nobody_reads_its_output(tables, monkeypatch):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Pipe())
+    tell(Progress(), tables)
+    monkeypatch.setattr("sys.stdout", None)
+    tell(Progress(), tables)

@@ -4,7 +4,10 @@ import json
 
 import pytest
 import yaml
+from helpers.names import NAMES, cases
 from helpers.studies import study_json
+from hypothesis import given
+from markdown_it import MarkdownIt
 
 from delta_tune.inference.model_card import write_model_card
 from delta_tune.results.study_record import StudyRecord
@@ -91,3 +94,29 @@ def test_card_says_that_the_test_split_was_used_before(card):
     first = {"model": "trial 3", "images": 60, "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9]}
     second = {"model": "trial 0", "images": 60, "test_accuracy": 0.9, "test_accuracy_interval": [0.8, 0.95]}
     assert "scoring 2 of this split, so not an unseen one" in card(test_scorings=[first, second])
+
+
+def shape(text):
+    """Of the Markdown after the front matter: its blocks, and what stands in their lines."""
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(text.split("---\n", 2)[2])
+    inline = {child.type for token in tokens for child in token.children or ()}
+    return [token.type for token in tokens], inline - {"text", "code_inline", "softbreak"}
+
+
+@cases(60)
+@given(NAMES, NAMES, NAMES)
+def test_names_are_names_in_the_card(tmp_path, name, data, method):
+    study_json(tmp_path, name=name, model="trial 0", winner=0)
+    record = StudyRecord.read(tmp_path)
+    record.content["settings"]["data"] = data
+    texts = []
+    for classes, regularizer in ((["a", "b"], "delta"), ([name, data], method)):
+        config = CONFIG | {"classes": classes, "config": {"regularizer": regularizer, "lr": 0.01}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        write_model_card(tmp_path, record, (), retrained=False)
+        texts.append((tmp_path / "README.md").read_text(encoding="utf-8"))
+        record.content["settings"] |= {"name": name}
+    usual, odd = texts
+    assert yaml.safe_load(odd.split("---\n")[1])["tags"][2] == method
+    assert shape(odd) == shape(usual)
+    assert not shape(odd)[1]

@@ -486,3 +486,12 @@ def test_tables_have_the_same_types_and_values_in_other_libraries(filled, name, 
             expected[column] = "float" if expected[column] == "int" else "text"
     assert kinds == expected
     assert rows == table.to_pylist()
+
+
+def test_errors_that_name_files_of_any_name_are_written(tmp_path):
+    tables = StudyTables(tmp_path, "val_accuracy")
+    add(tables, 0)
+    tables.finish(0, "failed", "caf\udce9.png is damaged")
+    tables.write()
+    read = StudyTables.read(tmp_path, "val_accuracy")
+    assert read.trials[0]["error"] == r"caf\xe9.png is damaged"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -13,7 +15,14 @@ from delta_tune.attention.layer_attention import LayerAttention, attention_table
 from delta_tune.inference.model import load
 from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.predictions import split_logits
-from delta_tune.results.layout import ATTENTION_FILE, PICTURES_FILE, STUDY_FILE
+from delta_tune.results.layout import (
+    ATTENTION_FILE,
+    CONFIG_FILE,
+    LOG_FILE,
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    STUDY_FILE,
+)
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.study import finish_phase
 from delta_tune.study.finish_phase import keep_best, score_final_model, score_test
@@ -86,3 +95,73 @@ def test_nothing_is_kept_of_a_study_that_did_not_begin(tmp_path, monkeypatch):
     (tmp_path / STUDY_FILE).unlink()
     keep_best(study)
     assert (study.saved, study.said, list(tmp_path.iterdir())) == (0, [], [])
+
+
+@pytest.fixture
+def judged(best, task, tmp_path):
+    """A function that scores a fresh study's model, again with each call: what was said, and the record on disk."""
+    shutil.copytree(best, tmp_path / "best")
+    (tmp_path / ATTENTION_FILE).parent.mkdir()
+    measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
+    pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
+    StudyRecord({"settings": {}, "winner": 0, "model": "trial 0", "test_scorings": []}).write(tmp_path)
+
+    def judge(of=task):
+        said = []
+        record = StudyRecord.read(tmp_path)
+        score_final_model(of.on(of.dataset), tmp_path, record, "cpu", retrained=False, say=said.append)
+        return said, StudyRecord.read(tmp_path)
+
+    return judge
+
+
+def broken(*args, **kwargs):
+    raise RuntimeError("it broke\nin two lines")
+
+
+@pytest.mark.parametrize("step", ["save_predictions", "save_feature_map_images", "update_model_config"])
+def test_step_that_fails_costs_neither_the_score_nor_the_other_steps(judged, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(finish_phase, step, broken)
+    said, record = judged()
+    assert len(said) == 1
+    assert "cannot be written (RuntimeError: it broke); the model and its scores are kept." in said[0]
+    assert record.scoring is not None
+    assert (tmp_path / PREDICTIONS_FILE).exists() == (step != "save_predictions")
+    assert (tmp_path / PICTURES_FILE).exists() == (step != "save_feature_map_images")
+    assert "Traceback" in (tmp_path / LOG_FILE).read_text()
+    assert str(tmp_path / LOG_FILE) in said[0]
+
+
+def test_scoring_is_written_before_anything_else_can_end_the_session(judged, tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise SystemExit
+
+    for step in ("update_model_config", "save_predictions", "save_feature_map_images"):
+        monkeypatch.setattr(finish_phase, step, killed)
+    with pytest.raises(SystemExit):
+        judged()
+    assert len(StudyRecord.read(tmp_path).content["test_scorings"]) == 1
+    monkeypatch.undo()
+    said, record = judged()
+    assert said == []
+    assert len(record.content["test_scorings"]) == 1, "it is not scored again"
+    assert (tmp_path / PREDICTIONS_FILE).exists()
+    assert (tmp_path / PICTURES_FILE).exists()
+    told = json.loads((tmp_path / "best" / CONFIG_FILE).read_text())["test"]
+    assert told["test_accuracy"] == record.scoring.accuracy
+
+
+def test_model_whose_files_are_all_there_is_not_loaded_again(judged, monkeypatch):
+    judged()
+    monkeypatch.setattr(finish_phase, "load", broken)
+    judged()
+
+
+def test_names_that_are_no_utf8_do_not_end_the_study(judged, task):
+    dataset = task.dataset
+    names = {split: tuple(f"caf\udce9/{n}" for n in range(len(getattr(dataset, split)))) for split in ("val", "test")}
+    splits = {split: dataclasses.replace(getattr(dataset, split), names=named) for split, named in names.items()}
+    named = dataclasses.replace(task, dataset=dataclasses.replace(dataset, classes=("a\udcff", "b", "c"), **splits))
+    said, record = judged(named)
+    assert said == []
+    assert record.scoring is not None
