@@ -36,7 +36,7 @@ def write_study(folder, task, names):
     }
     study_json(
         folder,
-        name=data,
+        name=f"study {data}".replace("/", " "),
         winner=0,
         space=space,
         command=["launch.py", "--data", data],

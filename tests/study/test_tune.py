@@ -22,7 +22,7 @@ from delta_tune.config import UserError, study_config
 from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner
 from delta_tune.study import plan
-from delta_tune.study.setup import settings_for_json
+from delta_tune.study.settings import settings_for_json
 from delta_tune.training.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
