@@ -11,7 +11,7 @@ import pytest
 
 from delta_tune.config import UserError
 from delta_tune.results.study_record import StudyRecord
-from delta_tune.study import setup
+from delta_tune.study import begin_session
 from delta_tune.study.known_studies import known_study, remember_study, state_folder
 from delta_tune.study.setup import open_study, prepare_study
 
@@ -265,7 +265,7 @@ def test_study_is_in_use_until_its_session_ends(begun):
 
 
 def test_automatic_names_of_one_second_differ(settings, monkeypatch):
-    monkeypatch.setattr(setup, "new_name", lambda task: "photos-20260101-000000")
+    monkeypatch.setattr(begin_session, "new_name", lambda task: "photos-20260101-000000")
     unnamed = {name: value for name, value in settings.items() if name != "name"}
     with ExitStack() as one, ExitStack() as two:
         names = [prepare_study(unnamed, session).folder.name for session in (one, two)]
