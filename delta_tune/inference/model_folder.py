@@ -79,9 +79,28 @@ class ModelTrial(BaseModel):
     regularizer: Text
 
 
-class StudyModelConfig(ModelConfig):
-    """`config.json` of a study, which the model card needs whole."""
+class NamedBackbone(BaseModel):
+    """Which network it is, for people."""
 
+    model: Text
+
+
+class ToldPreprocessing(BaseModel):
+    """What images were trained on, for people."""
+
+    image_size: int
+    stored_size: int
+    mean: list[Number]
+    std: list[Number]
+    interpolation: Interpolation
+
+
+class StudyModelConfig(BaseModel):
+    """What the model card tells of `config.json`. Whether a network can be built of it is checked when it is loaded."""
+
+    backbone: NamedBackbone
+    classes: list[Text]
+    preprocessing: ToldPreprocessing
     epoch: Count | None = None
     config: ModelTrial
     metrics: dict[Text, Number]
