@@ -179,15 +179,16 @@ class StudyLock:
         Raises:
             StudyInUseError: another session holds the study, or asks for it too and comes first.
         """
-        told = False
+        looks, told = 0, False
         while others := self._others():
+            looks += 1
             for name, claim, lives in others:
                 if lives and claim is not None and (claim.state == "holding" or name < self._name):
                     raise StudyInUseError(
                         f"{self._study} is in use by {claim}; wait for its end, stop it, or give another --name."
                     )
             silent = [str(claim or "another session") for _, claim, lives in others if lives is None]
-            if silent and not told:
+            if silent and looks > 1 and not told:  # what S3 gives while it is written may be cut off at the first look
                 told = True
                 say(
                     f"{self._study} was in use by {silent[0]}; waiting up to {SILENCE_S:.0f} s for a sign of life "
