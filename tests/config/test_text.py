@@ -3,7 +3,8 @@
 import unicodedata
 
 import pytest
-from helpers.names import FILE_NAMES, NAMES, cases
+from helpers.fuzz import cases
+from helpers.names import FILE_NAMES, NAMES
 from hypothesis import given
 
 from delta_tune.config import UserError, as_utf8, visible

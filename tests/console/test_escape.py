@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 import yaml
-from helpers.names import FILE_NAMES, NAMES, cases
+from helpers.fuzz import cases
+from helpers.names import FILE_NAMES, NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.names import NAMES, cases
+from helpers.fuzz import cases
+from helpers.names import NAMES
 from hypothesis import given
 from rich.console import Console
 

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers.names import NAMES, cases
+from helpers.fuzz import cases
+from helpers.names import NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,7 +11,8 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers.fuzz import cases
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -119,7 +120,7 @@ def test_orientation_is_read_beside_an_odd_tag(tag):
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None, derandomize=True)
+@cases(400)
 def test_changed_metadata_cannot_change_the_pixels(data):
     change = st.binary(max_size=40)
     content = data.draw(
@@ -194,7 +195,7 @@ def damaged_files(draw):
 
 
 @given(content=damaged_files())
-@settings(max_examples=500, deadline=None, derandomize=True)
+@cases(500)
 def test_a_damaged_file_gives_an_image_or_one_sentence(content):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Pillow's warnings do not reach the user

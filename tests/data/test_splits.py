@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers.fuzz import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_tune.config import UserError
@@ -81,7 +82,7 @@ def old_cut(train, val_fraction, test_fraction, seed):
     return split
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@cases(200)
 @given(
     counts=st.lists(st.one_of(st.integers(1, 4), st.integers(1, 80)), min_size=2, max_size=12),
     fractions=st.tuples(st.floats(0.01, 0.6), st.one_of(st.just(0.0), st.floats(0.01, 0.39))),

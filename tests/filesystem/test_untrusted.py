@@ -11,7 +11,8 @@ import pickle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from helpers.fuzz import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_tune.filesystem import rows
@@ -43,7 +44,7 @@ def test_json_may_hold_numbers_that_are_not_finite_where_that_is_allowed():
     assert parse_json("[Infinity, -Infinity]", list, finite=False) == [float("inf"), -float("inf")]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@cases(300)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_json_of_any_bytes_is_parsed_or_refused(content):
     with contextlib.suppress(ValueError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 MEANINGFUL = (
@@ -78,15 +77,3 @@ FILE_NAMES = st.binary(min_size=1, max_size=12).map(
     lambda b: os.fsdecode(b.replace(b"\0", b"").replace(b"/", b"") or b"x")
 )
 """As `os.listdir` gives them, bytes that are not UTF-8 included."""
-
-
-def cases(count):
-    """Settings of a test that draws so many names, the same ones each time."""
-    return settings(
-        max_examples=count,
-        database=None,
-        derandomize=True,
-        deadline=None,
-        phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )

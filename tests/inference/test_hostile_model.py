@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.fuzz import cases
 from helpers.hostile import MISSING, VALUES, changed, paths
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_tune.config import UserError
@@ -29,7 +30,7 @@ def write(folder, config):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@cases(25)
 @given(st.data())
 def test_any_field_of_its_config_may_be_changed(best, copy, data):
     config = json.loads((best / "config.json").read_text())

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import yaml
-from helpers.names import NAMES, cases
+from helpers.fuzz import cases
+from helpers.names import NAMES
 from helpers.studies import study_json
 from hypothesis import assume, given
 from markdown_it import MarkdownIt

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers.fuzz import cases
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -91,7 +92,7 @@ WRAPPERS = st.one_of(
 )
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@cases(200)
 @given(st.lists(WRAPPERS, max_size=6))
 def test_tensors_are_found_in_any_nest_of_wrappers(wrappers: list[Wrapper]) -> None:
     content: Content = TENSORS
@@ -120,7 +121,7 @@ CONTENTS = st.recursive(
 )
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@cases(200)
 @given(CONTENTS)
 def test_any_content_gives_one_networks_tensors_or_one_sentence(content: Content) -> None:
     found, refusal = None, "one sentence about FILE"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import browser
-from helpers.names import NAMES, cases
+from helpers.fuzz import cases
+from helpers.names import NAMES
 from helpers.studies import MAX_EPOCHS, attention_file, epoch_row, level, study_json, tables_in
 from hypothesis import given
 from hypothesis import strategies as st

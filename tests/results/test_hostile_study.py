@@ -6,9 +6,10 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.fuzz import cases
 from helpers.hostile import MISSING, VALUES, changed, columns, paths
 from helpers.studies import add_trial, attention_file, study_json, tables_in
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_tune.config import UserError
@@ -26,12 +27,7 @@ CONFIRMATION = {
 }
 TIME_USE = {"total": 9.0, "training": 5.0, "validation": 1.0, "inside": 1.0, "between": 1.0, "tail": 1.0}
 TABLES = ("trials.parquet", "epochs.parquet", str(ATTENTION_FILE))
-quick = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+quick = cases(40)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from helpers.fuzz import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_tune.config import UserError
@@ -308,7 +309,7 @@ TREES = st.lists(st.tuples(st.lists(FOLDERS, max_size=4), FILES), min_size=1, ma
 
 
 @given(TREES)
-@settings(max_examples=200, derandomize=True, deadline=None)
+@cases(200)
 def test_any_folder_is_read_as_its_names_say_or_refused(tree):
     """No image is in another split than its folders say, and all that are not read are counted."""
     with tempfile.TemporaryDirectory() as folder:

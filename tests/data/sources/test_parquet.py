@@ -11,16 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from helpers.fuzz import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_tune.config import UserError
 from delta_tune.data.sources import parquet_columns, parquet_rows
 from delta_tune.data.sources.find import find_source
 
-FUZZ = settings(
-    derandomize=True, deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = cases(300)
 
 
 def table_of(labels, *, names=None, metadata=None):
