@@ -43,6 +43,7 @@ def settings(image_folder, tiny_weights, bucket):
     }
 
 
+@pytest.mark.slow
 def test_study_at_an_address_is_whole_there_and_is_resumed_on_another_machine(
     ray_cluster, settings, tmp_path, monkeypatch, bucket
 ):

@@ -269,6 +269,7 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
     assert [row["out_of_memory"] for row in rows] == [0, 1, 0]
 
 
+@pytest.mark.faults
 def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(settings, monkeypatch):
     def sluggish(config, worker_settings):
         from ray import tune
@@ -306,6 +307,7 @@ def test_tune_says_where_torch_cannot_use_the_gpus_that_ray_counts(settings):
         delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": "auto"})
 
 
+@pytest.mark.slow
 def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
     many = {"space": plain, "num_trials": 1000, "time_budget": "30s", "confirm": 1000}
     result = delta_tune.tune(**{**settings, **many})
