@@ -15,6 +15,8 @@ from delta_tune.cli import launch
 
 DRIVER = """
 import signal, sys, time, types
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in these tests where they run under nohup
+signal.signal(signal.SIGINT, signal.default_int_handler)
 {first}
 stub = types.ModuleType("delta_tune.study.tune")
 def tune(**settings):
