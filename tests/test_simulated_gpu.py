@@ -94,7 +94,7 @@ def test_calls_are_put_down_to_our_line_and_to_torch_optim():
         weight.grad = x
         torch.optim.SGD([weight], lr=0.1).step()
     lines = by_line(gpu.launches)
-    assert any(line.startswith("delta_tune/models/devices.py:") for line in lines)
+    assert any(line.startswith("delta_tune/data/device_copies.py:") for line in lines)
     assert any(line.startswith("via sgd.py:") for line in lines)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 import delta_tune
 
@@ -58,8 +58,8 @@ _VIEWS = {
 _COPIES = {"copy_", "_to_copy"}
 _INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_"}  # these take indices on the CPU, and wait for them
 _READ_BY_THE_HOST = {
-    *("_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "bincount", "repeat_interleave"),
-    *("_unique2", "unique_dim", "unique_consecutive"),
+    *("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "allclose", "bincount"),
+    *("repeat_interleave", "_unique2", "unique_dim", "unique_consecutive"),
 }
 _NO_FLOAT64 = {"mps", "xpu"}  # of Intel's, the Arc cards
 _DEVICE_GETTERS = {
@@ -204,7 +204,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs, name = self._gpu, dict(kwargs or {}), func._schema.name.split("::")[1]
-        operands = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        operands = [*_tensors(args), *_tensors(kwargs.values())]
         there = [x for x in operands if gpu.holds(x)]
         here = [x for x in operands if not gpu.holds(x)]
         result_there = gpu.holds(args[0]) if name == "copy_" else bool(there)
@@ -219,10 +219,10 @@ class _Operators(TorchDispatchMode):
         copied = self._copied(name, operands, result_there)
         waits = self._waits(name, args, kwargs, there, copied)
         kwargs.pop("pin_memory", None)
-        if gpu.tf32 and there and name.startswith("convolution") and torch.backends.cudnn.conv.fp32_precision == "tf32":
+        if gpu.tf32 and there and name.startswith("conv") and torch.backends.cudnn.conv.fp32_precision == "tf32":
             args = tree_map(_rounded_to_tf32, args)
         result = func(*args, **kwargs)
-        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        made = list(_tensors([result]))
         if result_there:
             self._take(name, made)
         if not (there or result_there):
@@ -302,9 +302,20 @@ class _PythonCalls(TorchFunctionMode):
         if device == before and dtype in (None, tensor.dtype) and laid_out and not copy:
             return tensor
         how = {"dtype": dtype, "device": device, "non_blocking": non_blocking, "memory_format": memory_format}
-        with mock.patch.object(gpu, "_python_asks", True):
+        gpu._python_asks = True
+        try:
             result: Tensor = torch.ops.aten._to_copy.default(tensor, **how)
+        finally:
+            gpu._python_asks = False
         return result
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _among(storages: dict[int, StorageWeakRef], tensor: Tensor) -> bool:
