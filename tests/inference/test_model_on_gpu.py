@@ -21,9 +21,13 @@ def test_predictions_are_those_of_the_cpu(best, image_folder, kind):
         assert ours.probabilities == pytest.approx(theirs.probabilities, rel=1e-4)
 
 
-def test_the_scores_of_the_test_split_are_those_of_the_cpu(best, task):
-    expected = split_logits(task, best, "test", "cpu")
-    with simulated_gpu():
-        found = split_logits(task, best, "test", "cuda")
-    assert found.device.type == "cpu"
+def test_a_split_is_scored_as_on_the_cpu_without_waits_between_batches(best, task, monkeypatch):
+    monkeypatch.setattr("delta_tune.data.batches.EVAL_BATCH_SIZE", 3)
+    test = task.dataset.for_name("test")
+    expected = split_logits(task, test, load(best).network)
+    with simulated_gpu() as gpu:
+        network = load(best, "cuda").network
+        gpu.clear()
+        found = split_logits(task, test, network)
+    assert gpu.waits.total() == 1
     assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
