@@ -80,7 +80,7 @@ def split_logits(task: Task, split: Split, network: nn.Module) -> Tensor:
     device = next(network.parameters()).device
     with torch.inference_mode():
         batches = evaluation_batches(split, task.backbone.preprocessing, device)
-        return torch.cat([network(images).float().cpu() for images in batches])
+        return torch.cat([network(images) for images in batches]).float().cpu()
 
 
 def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:

@@ -44,13 +44,14 @@ class Task:
     def source_model(self, device: torch.device, layers: tuple[str, ...]) -> nn.Module:
         """The frozen source in eval mode, for the outputs of `layers`, built once in this process.
 
-        Its batch norms are folded into the convolutions, those of `layers` aside, and on CPUs the activations fused.
+        On CPUs its batch norms are folded into the convolutions, those of `layers` aside, and the activations fused. In
+        half precision a folded batch norm would round otherwise than the target's: maps would differ at equal weights.
         """
         key = f"{device} {layers}"
         if key not in self._sources:
             source = build_source(self.backbone)
-            fold_batch_norms(source, layers)
             if device.type == "cpu":
+                fold_batch_norms(source, layers)
                 fuse_activations(source, layers)
             self._sources[key] = source.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._sources[key]

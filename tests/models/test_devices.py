@@ -5,9 +5,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers.simulated_gpu import simulated_gpu
 
 from delta_tune.data.batches import read_ahead
-from delta_tune.models.devices import autocast, to_device
+from delta_tune.models.devices import autocast, half_precision, in_float64, to_device, without_tf32
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
@@ -55,3 +56,48 @@ def test_on_device_copies_to_the_gpu():
 def test_the_cpu_computes_in_full_precision():
     with autocast(torch.device("cpu")):
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "expected"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float16),  # a T4 says that it supports bfloat16, and emulates it
+        ("xpu", True, torch.bfloat16),
+        ("xpu", False, None),
+        ("mps", True, None),
+    ],
+)
+def test_half_precision_is_what_the_hardware_computes_in(kind, bfloat16, expected):
+    with simulated_gpu(kind, bfloat16=bfloat16):
+        assert half_precision(torch.device(kind)) == expected
+
+
+def test_autocast_computes_in_half_precision():
+    x = torch.ones(2, 2)
+    for bfloat16, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        with simulated_gpu(bfloat16=bfloat16), autocast(torch.device("cuda")):
+            assert (x @ x).dtype == expected
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_to_device_does_not_wait_for_cuda(kind):
+    with simulated_gpu(kind) as gpu:
+        assert gpu.holds(to_device(np.ones(3, np.float32), torch.device(kind)))
+        assert gpu.waits.total() == (kind != "cuda")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_float64_is_had_everywhere(kind):
+    with simulated_gpu(kind):
+        assert in_float64(torch.ones(2, device=kind)).dtype == torch.float64
+
+
+def test_without_tf32_changes_nothing_else_and_nothing_for_long():
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    with cudnn.flags(cudnn.enabled, benchmark=True, deterministic=True, allow_tf32=True):
+        with without_tf32():
+            assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (True, True, False)
+        assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (True, True, True)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
