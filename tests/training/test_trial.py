@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -219,16 +220,18 @@ def test_run_killed_at_any_epoch_ends_with_the_same_rows_and_best_weights(
     config, whole = eight_epochs
     table = {}
 
-    def hear(row):
-        table[row["epoch"]] = row
-        if ends == row["epoch"]:
-            raise _Interrupt
+    def session(ends=None):
+        def hear(row):
+            table[row["epoch"]] = row
+            if row["epoch"] == ends:
+                raise _Interrupt
 
-    for ends in killed:
+        return run_trial(task, config, hear, checkpoint=tmp_path, decisive=decisive)
+
+    for epoch in killed:
         with pytest.raises(_Interrupt):
-            run_trial(task, config, hear, checkpoint=tmp_path, decisive=decisive)
-    ends = None
-    resumed = run_trial(task, config, hear, checkpoint=tmp_path, decisive=decisive)
+            session(epoch)
+    resumed = session()
     assert without_times(resumed.epochs) == without_times(whole.epochs)
     assert without_times(table[epoch] for epoch in sorted(table)) == without_times(whole.epochs)
     assert resumed.best_epoch == whole.best_epoch
@@ -238,7 +241,7 @@ def test_run_killed_at_any_epoch_ends_with_the_same_rows_and_best_weights(
 def saves(task, folder, monkeypatch, seconds, **settings):
     """Epochs after which a run of six was saved, where an epoch takes so many seconds."""
     done = []
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: seconds * len(done))
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: seconds * len(done)))
     found = []
     run_trial(
         task, quick(regularizer="l2", max_epochs=6), done.append, checkpoint=folder, saved=found.append, **settings
