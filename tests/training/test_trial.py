@@ -211,8 +211,7 @@ def eight_epochs(task):
     return config, result
 
 
-@pytest.mark.parametrize("decisive", [(), (1, 3), (2, 5)])
-@pytest.mark.parametrize("killed", [(1,), (4,), (6, 7), (8,), (3, 3, 8)])
+@pytest.mark.parametrize(("decisive", "killed"), [((), (1, 8)), ((1, 3), (4,)), ((2, 5), (3, 3, 7)), ((6,), (6, 7))])
 def test_run_killed_at_any_epoch_ends_with_the_same_rows_and_best_weights(
     task, eight_epochs, tmp_path, decisive, killed
 ):
