@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from delta_tune.data.batches import read_ahead
+from delta_tune.data.batches import evaluation_batches, read_ahead
+from delta_tune.data.dataset import Split
+from delta_tune.data.images import DecodedImages, Preprocessing
 from delta_tune.models.devices import autocast, to_device
 
 
@@ -55,3 +57,13 @@ def test_on_device_copies_to_the_gpu():
 def test_the_cpu_computes_in_full_precision():
     with autocast(torch.device("cpu")):
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [64, 64, 64, 64, 44]), ("meta", [256, 44])])
+def test_evaluation_takes_larger_batches_off_the_cpu(device, sizes):
+    preprocessing = Preprocessing(
+        image_size=4, stored_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
+    )
+    images = DecodedImages(np.zeros((300, 4, 4, 3), np.uint8))
+    split = Split(images=images, labels=np.zeros(300, np.int64), names=("",) * 300)
+    assert [len(batch) for batch in evaluation_batches(split, preprocessing, torch.device(device))] == sizes
