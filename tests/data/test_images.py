@@ -11,7 +11,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from delta_tune.config import UserError
-from delta_tune.data import images
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
@@ -19,6 +18,7 @@ from delta_tune.data.images import (
     Preprocessing,
     open_image,
     pack_files,
+    set_decoding_threads,
     to_png,
     to_square,
 )
@@ -252,15 +252,15 @@ def test_encoded_images_are_decoded_by_as_many_threads_as_are_set_with_the_same_
     split = EncodedImages(pack_files([to_png(square) for square in squares]), 8, "bilinear")
     at_once, meeting = set(), threading.Barrier(threads)
 
-    def decode(*args, real=images.to_square):
+    def decode(*args, real=to_square):
         if len(at_once) < threads:
             at_once.add(threading.get_ident())
             meeting.wait(60)
         return real(*args)
 
-    monkeypatch.setattr(images, "_threads", None)
-    images.set_decoding_threads(threads)
-    monkeypatch.setattr(images, "to_square", decode)
+    monkeypatch.setattr("delta_tune.data.images._threads", None)
+    set_decoding_threads(threads)
+    monkeypatch.setattr("delta_tune.data.images.to_square", decode)
     found = split.batch(np.array([6, 0, 3, 3, 1, 2, 4]))
     assert np.array_equal(found, np.stack([squares[i] for i in (6, 0, 3, 3, 1, 2, 4)]))
     assert len(at_once) == threads
