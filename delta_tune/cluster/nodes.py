@@ -68,6 +68,16 @@ class Cluster:
         raise UserError(f"{asked} asks for more {kind} than a node of {self} has ({most:g}); {allowed}{later}.")
 
 
+def cpus_to_spare(cpus_per_trial: float, gpus_per_trial: float) -> int:
+    """CPUs that each trial may use on this process's node if as many trials as fit run there; at least 1."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    found = [each["Resources"] for each in ray.nodes() if each["NodeID"] == own]
+    node = Node(found[0].get("CPU", 0.0), found[0].get("GPU", 0.0)) if found else Node(0.0, 0.0)
+    return max(1, int(node.cpus / max(1, node.slots(cpus_per_trial, gpus_per_trial))))
+
+
 def alive_nodes() -> tuple[Node, ...]:
     """The nodes of the joined Ray that are alive now."""
     import ray

@@ -113,10 +113,10 @@ class Progress:
 
         yield advance
 
-    def epoch(self, tables: StudyTables, number: int) -> None:
-        """Print the latest epoch of a trial, at `verbose` 2."""
+    def epoch(self, tables: StudyTables, number: int, epoch: int) -> None:
+        """Print an epoch of a trial, at `verbose` 2."""
         if self.verbose >= 2:
-            row = tables.epochs[number][-1]
+            row = tables.epochs[number][epoch - 1]
             score = format_score(tables.metric, row[tables.metric])
             self.say(f"  trial {number} epoch {row['epoch']}: train loss {row['train_loss']:.4f}, {score}")
 

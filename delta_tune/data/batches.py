@@ -17,7 +17,15 @@ from delta_tune.data.device_copies import to_device
 from delta_tune.data.images import Preprocessing
 
 EVAL_BATCH_SIZE = 64
-"""Images per forward pass wherever no gradients are wanted."""
+"""Images per forward pass wherever no gradients are wanted, on a CPU,"""
+ACCELERATOR_EVAL_BATCH_SIZE = 256
+"""and elsewhere, where a small network's batch of 64 takes less time to compute than to launch."""
+
+
+def eval_batch_size(device: torch.device) -> int:
+    """Images per forward pass on `device` wherever no gradients are wanted."""
+    return EVAL_BATCH_SIZE if device.type == "cpu" else ACCELERATOR_EVAL_BATCH_SIZE
+
 
 _Batch = TypeVar("_Batch")
 
@@ -38,8 +46,9 @@ def evaluation_batches(
 ) -> Iterator[Tensor]:
     """Un-augmented images (of `indices`) in order: normalised float32 (B, 3, S, S) batches, channels last."""
     indices = np.arange(len(split)) if indices is None else indices
-    for start in range(0, len(indices), EVAL_BATCH_SIZE):
-        pixels = split.images.batch(indices[start : start + EVAL_BATCH_SIZE])
+    size = eval_batch_size(device)
+    for start in range(0, len(indices), size):
+        pixels = split.images.batch(indices[start : start + size])
         yield center_crop(to_device(pixels, device), preprocessing)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -164,9 +165,8 @@ class EncodedImages:
             image = open_image(self.encoded[int(indices[row])].as_py())
             pixels[row] = to_square(image, self.stored_size, self.interpolation)
 
-        with ThreadPoolExecutor(num_decoding_threads()) as pool:
-            for _ in pool.map(decode, range(len(indices))):
-                pass
+        for _ in _decoders(num_decoding_threads()).map(decode, range(len(indices))):
+            pass
         return pixels
 
 
@@ -194,7 +194,24 @@ def pack_files(files: list[bytes]) -> Any:
     return pa.array(files, type=pa.large_binary())
 
 
+_threads: int | None = None
+
+
+def set_decoding_threads(count: int) -> None:
+    """Decode with so many threads in this process from now on; the pixels stay the same."""
+    global _threads
+    _threads = count
+
+
+@cache
+def _decoders(count: int) -> ThreadPoolExecutor:
+    """Threads that wait for the next batch: starting them for each would take longer than decoding a small image."""
+    return ThreadPoolExecutor(count)
+
+
 def num_decoding_threads() -> int:
-    """Number of decoding threads: OMP_NUM_THREADS (Ray sets it to a worker's CPUs), else all CPUs."""
+    """Number of decoding threads: as set, else OMP_NUM_THREADS (Ray sets it to a worker's CPUs), else all CPUs."""
+    if _threads is not None:
+        return _threads
     share = os.environ.get("OMP_NUM_THREADS", "")
     return int(share) if share.isdigit() and int(share) > 0 else os.cpu_count() or 1

@@ -31,7 +31,7 @@ EPOCH_COLUMNS = {
     **SCORES,
     "lr": "Learning rate of the backbone at the last step",
     "seconds": "Seconds of training, waiting for data and the source's forward passes included",
-    "eval_seconds": "Seconds of scoring the validation split and of writing the checkpoint",
+    "eval_seconds": "Seconds of scoring the validation split",
 }
 """What a trial reports of an epoch: name → meaning."""
 REPORTED = "reported"

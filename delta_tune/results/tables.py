@@ -43,7 +43,8 @@ class StudyTables:
 
     Each event is appended to the journal before it takes effect, so a killed process loses none. Now and then, and at
     the end, both tables are written and the journal is removed. Files are replaced atomically and may be read while the
-    study runs. A row shows a finished trial or epoch only after everything that a resume needs of it is on disk.
+    study runs. A row shows a finished trial only after everything that a resume needs of it is on disk; epochs of an
+    unfinished trial may be trained again, and then take the place of their rows.
     """
 
     def __init__(self, folder: Path, metric: Metric) -> None:
@@ -165,13 +166,22 @@ class StudyTables:
         """A running trial continues on another node after its worker or node was lost."""
         self._tell(number, {"node": node})
 
-    def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> None:
-        """Add an epoch of a trial.
+    def report(self, number: int, row: Mapping[str, Any], ended: float | None = None) -> bool:
+        """Add an epoch of a trial, and return whether the tables lacked it.
 
-        A repeated epoch (after a worker died) replaces that epoch and all later ones.
+        An epoch that is trained again, because a worker died, takes the place of the one before and keeps its time of
+        report: the order in which epochs were reported is the one in which rungs decided. One that is only told again
+        changes nothing.
         """
         told = {"trial_id": trial_name(number), "epoch": row["epoch"], **{k: row[k] for k in EPOCH_COLUMNS}}
-        self._tell(number, {"ended": ended}, told | {REPORTED: time.time()})
+        reported = time.time()
+        if row["epoch"] <= len(self.epochs[number]):
+            before = self.epochs[number][row["epoch"] - 1]
+            if told.items() <= before.items():
+                return False
+            reported = before.get(REPORTED) or reported
+        self._tell(number, {"ended": ended}, told | {REPORTED: reported})
+        return True
 
     def run_out_of_memory(self, number: int) -> None:
         """Mark a trial to run again with more of a GPU."""
@@ -202,8 +212,7 @@ class StudyTables:
         row |= trial
         (self.open.add if row.get("state") in OPEN else self.open.discard)(number)
         if epoch is not None:
-            del rows[epoch["epoch"] - 1 :]
-            rows.append(epoch)
+            rows[epoch["epoch"] - 1 : epoch["epoch"]] = [epoch]
             self._sum_up(number)
 
     def _update_leader(self, number: int) -> None:

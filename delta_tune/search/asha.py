@@ -10,7 +10,7 @@ import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from delta_tune.config import METHODS, METRICS, Metric
-from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs
 
 
 def rung_epochs(max_epochs: int, grace_period: int, reduction_factor: float) -> list[int]:
@@ -65,7 +65,8 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         self._compared: Metric = metric
         self._max_epochs, self._reduction_factor = max_epochs, reduction_factor
         self._num_val = num_val if metric == "val_accuracy" else None
-        self._rungs = rung_epochs(max_epochs, grace_period, reduction_factor)
+        self.rungs = rung_epochs(max_epochs, grace_period, reduction_factor)
+        """The epochs after which a trial may be stopped."""
         self._scores: dict[tuple[str, int], dict[int, float]] = {}  # of each group's rungs: trial → score, best largest
         self.pruned: set[str] = set()
         """Tune ids of trials that were stopped at a rung."""
@@ -78,11 +79,14 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         return self._compared
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Called by Tune after each epoch: continue or stop the trial."""
-        if TrialOutcome.from_result(result) is not None or result["epoch"] >= self._max_epochs:
+        """Called by Tune after each report: continue or stop the trial."""
+        if TrialOutcome.from_result(result) is not None:
             return str(TrialScheduler.STOP)
         assignment = TrialAssignment.from_config(trial.config)
-        if self._goes_on(assignment.number, assignment.hyperparameters["regularizer"], result):
+        stops = self.replay(assignment.hyperparameters["regularizer"], assignment.number, reported_epochs(result))
+        if result["epoch"] >= self._max_epochs:
+            return str(TrialScheduler.STOP)
+        if not stops:
             return str(TrialScheduler.CONTINUE)
         self.pruned.add(trial.trial_id)
         return str(TrialScheduler.STOP)
@@ -104,20 +108,17 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         self.live.pop(trial.trial_id, None)
 
     def replay(self, regularizer: str, number: int, rows: Iterable[Mapping[str, Any]]) -> bool:
-        """Enter epochs of a trial of an earlier session into its rungs, in the order in which they were reported.
+        """Enter epochs of a trial into its rungs, in the order in which they were reported.
 
         Returns:
-            Whether the last of them was stopped at a rung: the earlier session may have ended before it wrote it down.
+            Whether a rung stops the trial. If these are epochs of an earlier session, it may have ended before it wrote
+            that down.
         """
-        goes_on = True
-        for row in rows:
-            if row["epoch"] < self._max_epochs:
-                goes_on = self._goes_on(number, regularizer, row)
-        return not goes_on
+        return any(not self._goes_on(number, regularizer, row) for row in rows if row["epoch"] < self._max_epochs)
 
     def _goes_on(self, number: int, regularizer: str, row: Mapping[str, Any]) -> bool:
         """Compare the trial at the rung that it has reached; once, also if it is resumed or repeats an epoch."""
-        rung = next((epoch for epoch in reversed(self._rungs) if epoch <= row["epoch"]), None)
+        rung = next((epoch for epoch in reversed(self.rungs) if epoch <= row["epoch"]), None)
         if rung is None or not METHODS[regularizer].has_rungs:
             return True
         scores = self._scores.setdefault((self._group_of(regularizer), rung), {})

@@ -1,6 +1,7 @@
 """Messages that Tune carries between the study and its workers: a trial's assignment, and the outcome of a bad end.
 
-An epoch is reported as it is: its columns, with `node` and `began` of the trial and when it `ended`.
+A report has the columns of the last epoch, `node` and `began` of the trial, and as `epochs` the columns of each epoch
+since the last report, with the time when it `ended`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,26 @@ class TrialAssignment:
         hyperparameters = dict(config)
         own = {name: hyperparameters.pop(name) for name in ("number", "gpus", "task")}
         return cls(**own, hyperparameters=hyperparameters)
+
+
+def reported_epochs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The epochs that a result of Tune's holds, in order: each as a result of its own."""
+    own = {name: value for name, value in result.items() if name not in ("epochs", "outcome", "error")}
+    if "epochs" not in result:
+        return [] if "outcome" in result else [own]
+    return [own | row for row in result["epochs"]]
+
+
+class EachEpoch:
+    """Mixed into a logger callback of Tune's: it is told of each epoch of a report, with the epoch as iteration."""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported."""
+        for row in reported_epochs(result):
+            told = row | {"training_iteration": row["epoch"]}
+            super().on_trial_result(iteration, trials, trial, told, **info)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler
-from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs
 from delta_tune.search.optuna_storage import create_study, remove_stale_studies
 from delta_tune.search.samplers import make_sampler, space_for
 from delta_tune.spaces.space import Answer, Proposal, Space
@@ -49,13 +49,13 @@ class _Running:
     study: optuna.Study
     trial: optuna.Trial
     values: dict[int, float] = field(default_factory=dict)
-    """Epoch → metric, as reported to Optuna."""
+    """Epoch → metric, as in the tables; Optuna has the first that was reported."""
 
     def report(self, epoch: int, value: float) -> None:
         """Give Optuna the metric of an epoch."""
         if epoch not in self.values:  # an epoch is repeated if the worker died after it
             self.trial.report(value, epoch)
-            self.values[epoch] = value
+        self.values[epoch] = value
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
@@ -181,15 +181,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return TrialAssignment(number=number, gpus=gpus, hyperparameters=proposal.config.record()).to_config()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Called by Tune after an epoch that does not end the trial."""
-        if TrialOutcome.from_result(result) is None:
-            self._running[trial_id].report(result["epoch"], result[self.metric])
+        """Called by Tune after a report that does not end the trial."""
+        for row in reported_epochs(result):
+            self._running[trial_id].report(row["epoch"], row[self.metric])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Called by Tune when a trial ends; only this call has the last result."""
         running = self._running.pop(trial_id)
         study, trial = running.study, running.trial
         outcome = TrialOutcome.from_result(result or {})
+        for row in reported_epochs(result) if result else ():
+            running.report(row["epoch"], row[self.metric])
         if outcome is not None and outcome.kind == "out of memory":
             self._gpus_of[running.number] = doubled_share(running.gpus)
             self.run_again(Unfinished(number=running.number, params=running.params, values=running.values))
@@ -199,12 +201,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         elif outcome is not None:
             trial.set_constraint(INFEASIBLE, 1.0)
             study.tell(trial, state=TrialState.PRUNED)
+        elif result["epoch"] >= self._max_epochs:
+            study.tell(trial, self._best(running.values))
         else:
-            running.report(result["epoch"], result[self.metric])
-            if result["epoch"] >= self._max_epochs:
-                study.tell(trial, self._best(running.values))
-            else:
-                study.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""

@@ -19,7 +19,7 @@ from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
-from delta_tune.search.messages import TrialAssignment, TrialOutcome, worker_death
+from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs, worker_death
 
 
 class Recorder(Callback):  # type: ignore[misc]
@@ -68,7 +68,7 @@ class Recorder(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reported an epoch or a bad end."""
+        """A trial reported epochs or a bad end, or both."""
         assignment, outcome = TrialAssignment.from_config(trial.config), TrialOutcome.from_result(result)
         number = assignment.number
         if outcome is not None and outcome.kind == "blocked":
@@ -79,10 +79,10 @@ class Recorder(Callback):  # type: ignore[misc]
             self._tables.start(number, result["node"], result["began"], max(0.0, waited), assignment.gpus)
         elif result["node"] != self._tables.trials[number]["node"]:
             self._tables.move(number, result["node"])
-        if outcome is None:
-            self._tables.report(number, result, result["ended"])
-            self.standing.reported(number, result["epoch"])
-            self._progress.epoch(self._tables, number)
+        for row in reported_epochs(result):
+            if self._tables.report(number, row, row["ended"]):
+                self._progress.epoch(self._tables, number, row["epoch"])
+            self.standing.reported(number, row["epoch"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial completed, was stopped at a rung, or reported a bad end."""

@@ -26,7 +26,7 @@ from delta_tune.config import Metric
 from delta_tune.console.live_view import RunProgress
 from delta_tune.results.layout import LOG_FILE, RAY, trial_name
 from delta_tune.search.asha import AshaScheduler
-from delta_tune.search.messages import TrialAssignment
+from delta_tune.search.messages import EachEpoch, TrialAssignment
 from delta_tune.search.recorder import Recorder
 from delta_tune.search.session import Session
 from delta_tune.search.worker import WorkerSettings, run_tune_trial
@@ -81,6 +81,8 @@ def run_trials(
         threads=resources.threads,
         device=resources.device,
         maps=f"{name}-maps" if share_maps else None,
+        rungs=tuple(scheduler.rungs),
+        cpus=resources.cpus_per_trial,
     )
 
     def trial(config: dict[str, Any]) -> None:
@@ -112,7 +114,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
-            callbacks=[recorder, TBXLoggerCallback(), *loggers],
+            callbacks=[recorder, _TensorBoard(), *loggers],
             stop=_Stopper(left, room, recorder.standing),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
@@ -161,6 +163,10 @@ class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
         return {}
+
+
+class _TensorBoard(EachEpoch, TBXLoggerCallback):  # type: ignore[misc]
+    """Tune's, with a point for each epoch."""
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]

@@ -32,6 +32,13 @@ class Watchdog:
         self._began = 0.0
         self.begin()
 
+    @contextmanager
+    def epoch(self) -> Iterator[None]:
+        """Watch over the block, an epoch."""
+        self.begin()
+        yield
+        self.end()
+
     def begin(self) -> None:
         """An epoch begins."""
         limit = self._first_s if _longest is None else max(self._least_s, self._factor * _longest)

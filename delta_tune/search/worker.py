@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ import ray
 import torch
 from ray import tune
 
+from delta_tune.background import TimeShare
 from delta_tune.cluster.failures import ExternalFailure, external_cause
 from delta_tune.cluster.gpu_sharing import memory_fraction
+from delta_tune.cluster.nodes import cpus_to_spare
 from delta_tune.cluster.shared_objects import get_shared
 from delta_tune.cluster.source_map_store import RaySourceMaps
-from delta_tune.config import Metric, TrialConfig, UserError
+from delta_tune.config import Metric, UserError
 from delta_tune.console.format import format_duration
+from delta_tune.data.images import set_decoding_threads
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.results.layout import ERROR_FILE, HUNG_BEFORE_FILE, HUNG_FILE, traceback_file, trial_name
 from delta_tune.results.mirror import Mirror, local_copy
@@ -43,17 +47,27 @@ class WorkerSettings:
     device: str
     maps: str | None
     """Name of the index of shared source feature maps; None if maps are not shared."""
+    rungs: tuple[int, ...] = ()
+    """Epochs after which a trial may be stopped."""
+    cpus: float = 1.0
+    """CPUs of a trial."""
+
+
+REPORT_S = 1.0
+"""Seconds from a report to the next, unless an epoch comes with which the trial may end;"""
+REPORTING_SHARE = 0.05
+"""or more, so that a trial spends at most this share of its time on waiting for a busy driver."""
 
 
 TRIES, WAIT_S = 5, 10.0
-"""Attempts to push an epoch to an address, and seconds between them."""
+"""Attempts to push a checkpoint to an address, and seconds between them."""
 
 _tasks: tuple[str, Any] | None = None
 """Tasks of the study that this process last worked for; processes are reused between trials."""
 
 
 def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> None:
-    """Run one trial and report each epoch.
+    """Run one trial and report its epochs.
 
     Exceptions inside the trial are reported as its outcome, not raised: Tune would restart the trial, which only makes
     sense if a worker or node died.
@@ -63,7 +77,8 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     assignment = TrialAssignment.from_config(tune_config)
     torch.set_num_threads(settings.threads)
-    reporter = _Reporter(settings.metric)
+    decisive = {*settings.rungs, assignment.config.max_epochs}
+    reporter = _Reporter(settings.metric, decisive)
     place = settings.checkpoints
     if not is_uri(place) and not Path(place).parent.exists():  # a node that joined after the study's check
         unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
@@ -79,20 +94,36 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
 
 
 class _Reporter:
-    """Reports one trial to Tune: its epochs and, if it ends badly, its outcome."""
+    """Reports one trial to Tune: its epochs, short ones together, and its outcome if it ends badly.
 
-    def __init__(self, metric: Metric) -> None:
+    Args:
+        metric: the one that Tune asks for.
+        decisive: epochs that are reported at once.
+    """
+
+    def __init__(self, metric: Metric, decisive: Collection[int]) -> None:
+        self._decisive, self._waiting = decisive, list[Row]()
+        self._share, self._sent_at = TimeShare(REPORTING_SHARE), -REPORT_S
         self._origin = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
         self._last: Row = {"epoch": 0, metric: float("nan")}
 
     def epoch(self, row: Row) -> None:
-        """Report an epoch."""
+        """Report an epoch, now or with later ones."""
         self._last = row
-        tune.report({**row, **self._origin, "ended": time.time()})
+        self._waiting.append({**row, "ended": time.time()})
+        rested = time.monotonic() - self._sent_at >= REPORT_S and self._share.free
+        if rested or row["epoch"] in self._decisive:
+            with self._share.taken():
+                self._send(row)
+            self._sent_at = time.monotonic()
 
     def end(self, kind: OutcomeKind, error: str) -> None:
         """Report that the trial ended badly, after the last epoch that was reported."""
-        tune.report(TrialOutcome(kind=kind, error=error).to_result({**self._last, **self._origin}))
+        self._send(TrialOutcome(kind=kind, error=error).to_result(self._last))
+
+    def _send(self, content: Row) -> None:
+        epochs, self._waiting = self._waiting, []
+        tune.report({**content, **self._origin, "epochs": epochs})
 
 
 def _run(
@@ -110,6 +141,9 @@ def _run(
             return
         note.replace(before)  # once may be the machine's fault: a paused container, a virtual machine that moved
     point = read_resume_point(folder)
+    if mirror is not None and point is not None and not config.same_as(point.config):
+        mirror.clear()  # the study knows nothing of that run any more
+        point = None
     known_epochs = 0 if point is None else point.epoch
 
     try:
@@ -122,20 +156,20 @@ def _run(
         for other in _tasks[1]:
             if other is not task:
                 other.forget_networks()
+        set_decoding_threads(max(settings.threads, cpus_to_spare(settings.cpus, gpus)))
         with watch_epochs(note) as watch:
 
             def report(row: Row) -> None:
-                watch.end(row["seconds"] + row["eval_seconds"])
-                if row["epoch"] > known_epochs:
+                if row["epoch"] <= known_epochs:
+                    watch.end(row["seconds"] + row["eval_seconds"])
+                reporter.epoch(row)
+
+            def saved(epoch: int) -> None:
+                if epoch > known_epochs:
                     before.unlink(missing_ok=True)
                 if mirror is not None:
                     push_with_retries(mirror)
-                reporter.epoch(row)
-                watch.begin()
 
-            # The tables at an address may lack some of these epochs; report them now.
-            for row in _earlier_rows(config, folder, mirror) if mirror is not None else ():
-                report(row)
             result = run_trial(
                 task,
                 config,
@@ -144,6 +178,9 @@ def _run(
                 device=settings.device,
                 checkpoint=folder,
                 maps=None if settings.maps is None else RaySourceMaps(settings.maps),
+                decisive=settings.rungs,
+                saved=saved,
+                watch=watch.epoch,
             )
     except torch.cuda.OutOfMemoryError as error:
         kind: OutcomeKind = "out of memory" if 0 < gpus < 1 else "failed"
@@ -166,20 +203,6 @@ def _run(
         release_memory()
     if result.state == "diverged":
         reporter.end("diverged", result.error or "")
-
-
-def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row]:
-    """Rows of the run that is resumed, except the last, which the run reports itself.
-
-    A run of another configuration is unknown to the study and is removed.
-    """
-    point = read_resume_point(folder)
-    if point is None:
-        return []
-    if not config.same_as(point.config):
-        mirror.clear()
-        return []
-    return point.rows[:-1]
 
 
 def push_with_retries(mirror: Mirror) -> None:

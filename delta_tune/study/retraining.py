@@ -113,5 +113,5 @@ def _epochs_done(checkpoint: str) -> int:
 def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:
     torch.set_num_threads(threads)
     with local_copy(checkpoint) as (folder, mirror):
-        report = None if mirror is None else lambda row: push_with_retries(mirror)
-        return run_trial(task, config, report, checkpoint=folder, device=device).error
+        saved = None if mirror is None else lambda epoch: push_with_retries(mirror)
+        return run_trial(task, config, checkpoint=folder, device=device, saved=saved).error

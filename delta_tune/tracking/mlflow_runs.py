@@ -19,7 +19,7 @@ from sqlalchemy.exc import SADeprecationWarning, SQLAlchemyError
 from delta_tune.config import UserError, mask_secrets
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.tables import StudyTables
-from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.search.messages import EachEpoch, TrialAssignment
 
 # A silent server must not block Tune's loop for MLflow's default of seven tries of two minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -51,7 +51,7 @@ def check_mlflow(uri: str) -> None:
         ) from error
 
 
-class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
+class MlflowRuns(EachEpoch, MLflowLoggerCallback):  # type: ignore[misc]
     """Tune callback: one request per epoch; a resumed study continues its runs.
 
     A run has the trial's hyperparameters, the columns of `epochs.parquet` by epoch, and the trial's state as a tag.
@@ -78,11 +78,10 @@ class MlflowRuns(MLflowLoggerCallback):  # type: ignore[misc]
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         """Log an epoch."""
-        if TrialOutcome.from_result(result) is None:
-            now = round(1000 * time.time())
-            known = {name: float(result[name]) for name in EPOCH_COLUMNS if result[name] is not None}
-            figures = [Metric(name, value, now, result["epoch"]) for name, value in known.items()]
-            self._send(lambda: self._client.log_batch(self._trial_runs[trial], metrics=figures))
+        now = round(1000 * time.time())
+        known = {name: float(result[name]) for name in EPOCH_COLUMNS if result[name] is not None}
+        figures = [Metric(name, value, now, result["epoch"]) for name, value in known.items()]
+        self._send(lambda: self._client.log_batch(self._trial_runs[trial], metrics=figures))
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         """End the run with the trial's state."""

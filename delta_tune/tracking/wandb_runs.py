@@ -8,6 +8,8 @@ from typing import Any
 
 from ray.air.integrations.wandb import WandbLoggerCallback
 
+from delta_tune.search.messages import EachEpoch
+
 KEY = "WANDB_API_KEY"
 # Keys of Tune or of the study, which are neither metrics nor hyperparameters.
 EXCLUDED = (
@@ -16,7 +18,7 @@ EXCLUDED = (
 )
 
 
-class WandbRuns(WandbLoggerCallback):  # type: ignore[misc]
+class WandbRuns(EachEpoch, WandbLoggerCallback):  # type: ignore[misc]
     """Ray's callback: one run per trial, grouped by study.
 
     The key is passed to wandb as a setting: Ray would make it an environment variable and log it in plain text.

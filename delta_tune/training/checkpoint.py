@@ -1,6 +1,7 @@
-"""A run on disk: what is saved after each epoch, so that the run can be resumed from a state that is never half new.
+"""A run on disk: what is saved now and then, so that the run can be resumed from a state that is never half new.
 
-First the weights and the optimizer are written, under names of their epoch, then `resume.json`, which names the epoch.
+First the weights and the optimizer are written, under names of their epoch, and the best weights, under the name of
+theirs; then `resume.json`, which names both epochs.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import json
 import os
 import pickle
 import shutil
+import time
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 import safetensors.torch
 import torch
 from pydantic import BaseModel, Field
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from delta_tune.filesystem.atomic import atomic_write
@@ -29,6 +30,8 @@ from delta_tune.models.backbones import load_state
 from delta_tune.results.columns import check_epochs
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 
+INTERVAL_S = 30.0
+"""Seconds of training after which a run is saved again, at the end of the epoch: what a crash loses of its work."""
 ADVICE = "remove the folder that it lies in, and the run begins anew"
 
 
@@ -86,9 +89,17 @@ def last_weights(folder: Path) -> Path:
 
 
 class Checkpoint:
-    """Writes the folder of one run: weights and optimizer after its last epoch, its resume point, its best weights.
+    """Saves one run to its folder, from a copy and in a thread of its own, while the run goes on; a context manager.
 
     If the run scores an average of its weights, the average is saved too, and the best weights are the average's.
+
+    Args:
+        folder: the run's.
+        model: what is trained.
+        optimizer: its optimizer.
+        scaler: its gradient scaler.
+        average: the average of its weights, if there is one.
+        saved: called in that thread with the epoch once it is on disk; the run is not saved again until it returns.
     """
 
     def __init__(
@@ -98,44 +109,76 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         average: AveragedModel | None = None,
+        saved: Callable[[int], None] | None = None,
     ) -> None:
         self.folder = folder
         self._model, self._optimizer, self._scaler, self._average = model, optimizer, scaler, average
+        self._saved = saved
+        self._thread = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
+        self._saved_at = time.monotonic()
+        self._best_epoch: int | None = None  # whose weights are in the folder
 
-    @contextmanager
-    def writing(self, epoch: int) -> Iterator[None]:
-        """Write the state after `epoch` in another thread while the block runs, which must leave that state alone."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(self._write_state, epoch)
-            yield
-            writing.result()
-
-    def save_best(self, epoch: int) -> None:
-        """Save the weights of that epoch, whose state was written last, as the best so far."""
-        with atomic_write(self.folder / BEST_FILE) as partial:
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(self._files(epoch)[-1], partial)
-            except OSError:  # a file system without links
-                shutil.copyfile(self._files(epoch)[-1], partial)
-
-    def save(self, point: ResumePoint) -> None:
-        """Make this where the run resumes, and delete the states of earlier epochs."""
-        with atomic_write(self.folder / RESUME_FILE) as partial:
-            partial.write_text(json.dumps(asdict(point)))
-        for pattern in ("weights-*", "optimizer-*", "average-*"):
-            for file in self.folder.glob(pattern):
-                if file not in self._files(point.epoch):
-                    file.unlink()
-
-    def load(self, epoch: int, device: torch.device) -> None:
-        """Bring model, optimizer and scaler to the state after `epoch`.
+    @property
+    def due(self) -> bool:
+        """Whether the last save is over, and began `INTERVAL_S` ago or earlier.
 
         Raises:
-            UserError: a file is damaged, or another run's.
+            Exception: the last save failed.
         """
-        optimizer, weights, *average = self._files(epoch)
+        if self._saving is not None and self._saving.done():
+            self.wait()
+        return self._saving is None and time.monotonic() - self._saved_at >= INTERVAL_S
+
+    def save(self, point: ResumePoint, best: Mapping[str, Tensor] | None, *, final: bool = False) -> None:
+        """Copy the state now, and make it where the run resumes from while the run goes on.
+
+        Args:
+            point: the state's.
+            best: weights of its best epoch on the CPU, which nobody changes; None if they are in the folder.
+            final: whether the run is over: its best weights get the name that they are known by.
+        """
+        self.wait()
+        self._saved_at = time.monotonic()
+        networks = [self._model] if self._average is None else [self._model, self._average.module]
+        if best is not None and point.best_epoch == point.epoch:  # a copy of the last of them
+            weights = [*(cpu_copy(network.state_dict()) for network in networks[:-1]), best]
+        else:
+            weights = [cpu_copy(network.state_dict()) for network in networks]
+        state = cpu_copy({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()})
+        content = json.dumps(asdict(point))
+        self._saving = self._thread.submit(self._write, point, content, weights, state, best, final)
+
+    def wait(self) -> None:
+        """Wait for a save that is on its way.
+
+        Raises:
+            Exception: it failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for a save that is on its way, whatever comes of it."""
+        self._thread.shutdown()
+
+    def keep_best(self, epoch: int, best: Mapping[str, Tensor] | None) -> None:
+        """Give the weights of the best epoch the name that they are known by; `best` is as in `save`."""
+        self.wait()
+        self._write_best(epoch, best, None)
+        _link(self._best_file(epoch), self.folder / BEST_FILE)
+
+    def load(self, point: ResumePoint, device: torch.device) -> None:
+        """Bring model, optimizer and scaler to the state of `point`.
+
+        Raises:
+            UserError: a file is missing, damaged, or another run's.
+        """
+        optimizer, weights, *average = self._files(point.epoch)
         _load_weights(self._model, weights, device)
         if self._average is not None:
             _load_weights(self._average.module, average[0], device)
@@ -150,6 +193,10 @@ class Checkpoint:
                     self._scaler.load_state_dict(state["scaler"])
             except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        self._best_epoch = point.best_epoch
+        if point.best_epoch is not None and not (best := self._best_file(point.best_epoch)).exists():
+            with refusing(best, ADVICE):
+                (self.folder / BEST_FILE).replace(best)  # an earlier version's
 
     def _files(self, epoch: int) -> list[Path]:
         """The optimizer's, the weights', the average's if there is one: the last is what was scored."""
@@ -157,15 +204,74 @@ class Checkpoint:
         names += [] if self._average is None else [f"average-{epoch}.safetensors"]
         return [self.folder / name for name in names]
 
-    def _write_state(self, epoch: int) -> None:
-        optimizer, *weights = self._files(epoch)
-        networks = [self._model] if self._average is None else [self._model, self._average.module]
-        for file, network in zip(weights, networks, strict=True):
-            with atomic_write(file) as partial:
-                safetensors.torch.save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
+    def _best_file(self, epoch: int) -> Path:
+        return self.folder / f"best-{epoch}.safetensors"
+
+    def _write(
+        self,
+        point: ResumePoint,
+        content: str,
+        weights: list[Mapping[str, Tensor]],
+        state: dict[str, Any],
+        best: Mapping[str, Tensor] | None,
+        final: bool,
+    ) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        optimizer, *files = kept = self._files(point.epoch)
+        for file, tensors in zip(files, weights, strict=True):
+            _save_weights(tensors, file)
         # An open file, because torch's own does not tell why it cannot be written.
         with atomic_write(optimizer) as partial, partial.open("wb") as opened:
-            torch.save({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}, opened)
+            torch.save(state, opened)
+        if point.best_epoch is not None:
+            self._write_best(point.best_epoch, best, files[-1] if point.best_epoch == point.epoch else None)
+            kept.append(self._best_file(point.best_epoch))
+        with atomic_write(self.folder / RESUME_FILE) as partial:
+            partial.write_text(content)
+        for pattern in ("weights-*", "optimizer-*", "average-*", "best-*"):
+            for file in self.folder.glob(pattern):
+                if file not in kept:
+                    file.unlink()
+        if final and point.best_epoch is not None:
+            _link(self._best_file(point.best_epoch), self.folder / BEST_FILE)
+        if self._saved is not None:
+            self._saved(point.epoch)
+
+    def _write_best(self, epoch: int, best: Mapping[str, Tensor] | None, same: Path | None) -> None:
+        """Write the best weights, unless they are there; `same` is a file that holds them."""
+        if epoch == self._best_epoch:
+            return
+        if same is not None:
+            _link(same, self._best_file(epoch))
+        else:
+            assert best is not None, f"the weights of epoch {epoch} are neither in memory nor in {self.folder}"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _save_weights(best, self._best_file(epoch))
+        self._best_epoch = epoch
+
+
+def cpu_copy(value: Any) -> Any:
+    """A copy on the CPU of the tensors in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: cpu_copy(each) for name, each in value.items()}
+    return [cpu_copy(each) for each in value] if isinstance(value, list) else value
+
+
+def _save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    with atomic_write(file) as partial:
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name."""
+    with atomic_write(name) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(file, partial)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, partial)
 
 
 def _load_weights(network: nn.Module, file: Path, device: torch.device) -> None:

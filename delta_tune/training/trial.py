@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import augment, center_crop
-from delta_tune.data.batches import EVAL_BATCH_SIZE, read_ahead, shuffled_batches
+from delta_tune.data.batches import eval_batch_size, read_ahead, shuffled_batches
 from delta_tune.data.device_copies import pinned
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, fork_rng, half_precision, synchronize, to_device
 from delta_tune.models.feature_maps import head_function
-from delta_tune.training.checkpoint import Checkpoint, ResumePoint, read_resume_point
+from delta_tune.training.checkpoint import Checkpoint, ResumePoint, cpu_copy, read_resume_point
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import Objective
 from delta_tune.training.source_map_index import StepKey
@@ -75,17 +75,23 @@ def run_trial(
     maps: SourceMapStore | None = None,
     compile_with: str | None = None,
     also_score: Mapping[Literal["train", "test"], Collection[int]] | None = None,
+    decisive: Collection[int] = (),
+    saved: Callable[[int], None] | None = None,
+    watch: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TrialResult:
     """Fine-tune one configuration and score it on the validation split after every epoch.
 
     All randomness comes from `config.seed`: on the CPU the same seed, versions and number of threads give the same
     numbers bit for bit, interrupted and resumed or not.
 
+    With a checkpoint folder the run is saved every `checkpoint.INTERVAL_S`, after decisive epochs and at its end. After
+    a crash the epochs since then are trained, and reported, again.
+
     Args:
         task: data and source; what the configuration needs beyond them is measured first, unless it has been.
         config: the configuration.
-        report: called with each epoch's row once all that a resume needs of that epoch is on disk; a resumed run first
-            reports the last row again.
+        report: called with each epoch's row; with the last one's once the run's end is on disk. A resumed run first
+            reports the rows up to where it continues again: its listener may have died before it got them.
         metric: chooses the best epoch.
         device: where to train.
         checkpoint: folder of this run; if it holds the same run unfinished, that run is resumed.
@@ -93,6 +99,10 @@ def run_trial(
         compile_with: backend of torch.compile for the target, such as "inductor"; minutes before the first epoch.
         also_score: further splits and the epochs after which to score them, into columns of their names. For studies
             of the search itself: what is chosen by a test split has no test split left.
+        decisive: epochs whose report may end the run. Nothing is being written to the folder while they are reported;
+            a run that goes on is saved.
+        saved: called with the epoch each time the run is on disk, in the thread that saves; if it raises, so does this.
+        watch: entered for each epoch's training and scoring.
 
     Returns:
         `completed`, or `diverged` with the reason in `error` and the rows of the epochs before.
@@ -108,16 +118,25 @@ def run_trial(
     device = torch.device(device)
     with fork_rng(device):
         task.measurements.measure([config], device)
-        run = _Run(task, config, metric, device, checkpoint, maps, also_score or {})
-        with run.compiled(compile_with) if compile_with else nullcontext():
+        run = _Run(task, config, metric, device, checkpoint, maps, also_score or {}, saved)
+        report = report or (lambda row: None)
+        saves = run.checkpoint
+        with run.compiled(compile_with) if compile_with else nullcontext(), saves or nullcontext():
             run.restore()
-            if run.rows and report is not None:  # its listener may have died before it got this row
-                report(dict(run.rows[-1]))
+            for row in run.rows:
+                report(dict(row))
             try:
                 for epoch in range(len(run.rows) + 1, config.max_epochs + 1):
-                    run.train_and_score(epoch)
-                    if report is not None:
-                        report(dict(run.rows[-1]))
+                    with watch():
+                        run.train_and_score(epoch)
+                    ends, may_end = epoch == config.max_epochs, epoch in decisive
+                    if saves is not None and ends:
+                        run.save(saves, final=True)
+                    if saves is not None and (ends or may_end):
+                        saves.wait()
+                    report(dict(run.rows[-1]))
+                    if saves is not None and not ends and (saves.due or may_end):
+                        run.save(saves)
             except Diverged as reason:
                 return run.result("diverged", str(reason))
             return run.result("completed")
@@ -145,6 +164,7 @@ class _Run:
         checkpoint: Path | None,
         maps: SourceMapStore | None,
         also_score: Mapping[Literal["train", "test"], Collection[int]],
+        saved: Callable[[int], None] | None,
     ) -> None:
         self.task, self.config, self.metric, self.device = task, config, metric, device
         self.also_score = also_score
@@ -187,7 +207,7 @@ class _Run:
             average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         state = (self.model, self.optimizer, self.scaler, self.average)
-        self.checkpoint = Checkpoint(checkpoint, *state) if checkpoint else None
+        self.checkpoint = Checkpoint(checkpoint, *state, saved) if checkpoint else None
         self.rows: list[Row] = []
         self.first_loss: float | None = None
         self.best_epoch: int | None = None
@@ -211,11 +231,11 @@ class _Run:
             raise UserError(
                 f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
             )
-        self.checkpoint.load(point.epoch, self.device)
+        self.checkpoint.load(point, self.device)
         self.rows, self.first_loss, self.best_epoch = point.rows, point.first_loss, point.best_epoch
 
     def train_and_score(self, epoch: int) -> None:
-        """Train and score one epoch, append its row, and save the checkpoint.
+        """Train and score one epoch, append its row, and keep its weights in memory if it is the best.
 
         Raises:
             Diverged: no row is appended.
@@ -227,10 +247,9 @@ class _Run:
         losses, lr = self._train(epoch, generator)
         synchronize(self.device)
         trained = time.perf_counter()
-        with self.checkpoint.writing(epoch) if self.checkpoint else nullcontext():  # scoring changes no weight
-            scores = self._score("val")
-            due = [split for split, epochs in self.also_score.items() if epoch in epochs]
-            also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
+        scores = self._score("val")
+        due = [split for split, epochs in self.also_score.items() if epoch in epochs]
+        also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
         row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
         row |= {part: losses.get(part) for part in LOSS_PARTS}
         row |= {f"val_{name}": value for name, value in scores.items()} | also
@@ -241,21 +260,20 @@ class _Run:
         sign = 1 if METRICS[self.metric] == "max" else -1
         if self.best_epoch is None or sign * row[self.metric] > sign * self.rows[self.best_epoch - 1][self.metric]:
             self.best_epoch = epoch
-            if self.checkpoint is None:
-                scored = self.model if self.average is None else self.average.module
-                self.best_state = {k: v.detach().cpu().clone() for k, v in scored.state_dict().items()}
-            else:
-                self.checkpoint.save_best(epoch)
-        if self.checkpoint is not None:
-            self.checkpoint.save(
-                ResumePoint(
-                    config=self.config.record(),
-                    rows=self.rows,
-                    first_loss=self.first_loss,
-                    best_epoch=self.best_epoch,
-                    epoch=epoch,
-                )
-            )
+            scored = self.model if self.average is None else self.average.module
+            self.best_state = cpu_copy(scored.state_dict())
+
+    def save(self, checkpoint: Checkpoint, *, final: bool = False) -> None:
+        """Begin to save the state after the last epoch."""
+        point = ResumePoint(
+            config=self.config.record(),
+            rows=self.rows,
+            first_loss=self.first_loss,
+            best_epoch=self.best_epoch,
+            epoch=len(self.rows),
+        )
+        checkpoint.save(point, self.best_state, final=final)
+        self.best_state = None  # the checkpoint has it
 
     def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
         """One epoch of training; the means of the loss and its parts over the images, and the last learning rate."""
@@ -318,7 +336,8 @@ class _Run:
     def _score(self, split: SplitName) -> dict[str, float]:
         """Metrics of the network, or of the average of its weights if there is one, on a split."""
         labels = self.task.dataset.for_name(split).labels
-        batches = np.split(np.arange(len(labels)), range(EVAL_BATCH_SIZE, len(labels), EVAL_BATCH_SIZE))
+        size = eval_batch_size(self.device)
+        batches = np.split(np.arange(len(labels)), range(size, len(labels), size))
         self.model.eval()
         network = self.logits if self.average is None else self.average.module.eval()
         with torch.inference_mode():  # in float32: these scores are the saved model's, and it predicts in float32
@@ -346,6 +365,10 @@ class _Run:
 
     def result(self, state: Literal["completed", "diverged"], error: str | None = None) -> TrialResult:
         """The run so far."""
-        return TrialResult(
-            state=state, epochs=self.rows, best_epoch=self.best_epoch, error=error, model_state=self.best_state
-        )
+        if self.checkpoint is None:
+            return TrialResult(
+                state=state, epochs=self.rows, best_epoch=self.best_epoch, error=error, model_state=self.best_state
+            )
+        if state == "diverged" and self.best_epoch is not None:
+            self.checkpoint.keep_best(self.best_epoch, self.best_state)
+        return TrialResult(state=state, epochs=self.rows, best_epoch=self.best_epoch, error=error)

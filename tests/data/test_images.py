@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from delta_tune.data.images import (
     Preprocessing,
     open_image,
     pack_files,
+    set_decoding_threads,
     to_png,
     to_square,
 )
@@ -241,3 +243,24 @@ def test_images_pickle_their_content_out_of_band(both):
         assert len(stream) < 1000
         copy = pickle.loads(stream, buffers=[buffer.raw().toreadonly() for buffer in buffers])
         assert np.array_equal(copy.batch(np.arange(7)), images.batch(np.arange(7)))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_encoded_images_are_decoded_by_as_many_threads_as_are_set_with_the_same_pixels(monkeypatch, threads):
+    rng = np.random.default_rng(0)
+    squares = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(7)]
+    split = EncodedImages(pack_files([to_png(square) for square in squares]), 8, "bilinear")
+    at_once, meeting = set(), threading.Barrier(threads)
+
+    def decode(*args, real=to_square):
+        if len(at_once) < threads:
+            at_once.add(threading.get_ident())
+            meeting.wait(60)
+        return real(*args)
+
+    monkeypatch.setattr("delta_tune.data.images._threads", None)
+    set_decoding_threads(threads)
+    monkeypatch.setattr("delta_tune.data.images.to_square", decode)
+    found = split.batch(np.array([6, 0, 3, 3, 1, 2, 4]))
+    assert np.array_equal(found, np.stack([squares[i] for i in (6, 0, 3, 3, 1, 2, 4)]))
+    assert len(at_once) == threads

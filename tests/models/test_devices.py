@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers.simulated_gpu import simulated_gpu
 
-from delta_tune.data.batches import read_ahead
+from delta_tune.data.batches import evaluation_batches, read_ahead
+from delta_tune.data.dataset import Split
+from delta_tune.data.images import DecodedImages, Preprocessing
 from delta_tune.models.devices import autocast, half_precision, in_float64, to_device, without_tf32
 
 
@@ -101,3 +103,13 @@ def test_without_tf32_changes_nothing_else_and_nothing_for_long():
             assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (True, True, False)
         assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (True, True, True)
     assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [64, 64, 64, 64, 44]), ("meta", [256, 44])])
+def test_evaluation_takes_larger_batches_off_the_cpu(device, sizes):
+    preprocessing = Preprocessing(
+        image_size=4, stored_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
+    )
+    images = DecodedImages(np.zeros((300, 4, 4, 3), np.uint8))
+    split = Split(images=images, labels=np.zeros(300, np.int64), names=("",) * 300)
+    assert [len(batch) for batch in evaluation_batches(split, preprocessing, torch.device(device))] == sizes

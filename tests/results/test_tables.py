@@ -300,11 +300,56 @@ def test_tables_best_epoch_of_a_loss_is_its_least(tmp_path):
     assert (tables.best_row(0)["epoch"], tables.table()["best_val_accuracy"].to_pylist()) == (2, [0.75])
 
 
-def test_tables_repeated_epoch_replaces_what_was_known_from_there_on(tables):
+@pytest.fixture(params=["in memory", "on disk", "in the journal"])
+def after(request, tables, monkeypatch):
+    """The tables as they are, or as the next session reads them."""
+
+    def state():
+        if request.param == "on disk":
+            tables.write()
+        return tables if request.param == "in memory" else StudyTables.read(tables.folder, "val_accuracy")
+
+    if request.param == "in the journal":
+        monkeypatch.setattr(StudyTables, "catch_up", lambda self: None)
+    return state
+
+
+def test_tables_repeated_epoch_takes_the_place_of_the_one_before(tables, after):
+    """A trial goes on from its checkpoint; the epochs since then stay until they are trained again."""
     add(tables, 0, [0.5, 0.9, 0.6])
     tables.report(0, row(2, 0.75))
-    assert [(r["epoch"], r["val_accuracy"]) for r in tables.epochs[0]] == [(1, 0.5), (2, 0.75)]
-    assert (tables.trials[0]["epochs"], tables.trials[0]["best_val_accuracy"]) == (2, 0.75)
+    found = after()
+    assert [(r["epoch"], r["val_accuracy"]) for r in found.epochs[0]] == [(1, 0.5), (2, 0.75), (3, 0.6)]
+    assert (found.trials[0]["epochs"], found.trials[0]["best_val_accuracy"]) == (3, 0.75)
+
+
+def test_tables_repeated_epoch_keeps_the_time_of_its_first_report(tables, after):
+    """A resume asks the rungs in that order, in which they decided."""
+    add(tables, 0, [0.5, 0.9])
+    add(tables, 1, [0.7])
+    before = [r["reported"] for r in tables.epochs[0]]
+    tables.report(0, row(1, 0.5, seconds=9.0))
+    tables.report(0, row(2, 0.9, seconds=9.0))
+    found = after().epochs[0]
+    assert [r["reported"] for r in found] == before
+    assert [r["seconds"] for r in found] == [9.0, 9.0]
+
+
+def test_tables_epoch_that_is_only_told_again_changes_nothing(tables, tmp_path):
+    add(tables, 0, [0.5, 0.9])
+    events = tables._journal.count
+    assert not tables.report(0, row(1, 0.5))
+    assert not tables.report(0, row(2, 0.9))
+    assert tables._journal.count == events
+    assert tables.report(0, row(3, 0.9))
+
+
+def test_tables_with_an_epoch_twice_are_refused(filled):
+    """No session writes them: two may have worked on the study."""
+    epochs = pq.read_table(filled.folder / EPOCHS_FILE)
+    pq.write_table(pa.concat_tables([epochs, epochs.slice(1, 1)]), filled.folder / EPOCHS_FILE)
+    with pytest.raises(UserError, match="the epochs of trial 0 are not 1, 2, 3 and so on"):
+        StudyTables.read(filled.folder, "val_accuracy")
 
 
 def test_tables_keep_a_bad_end_with_its_cause(tables):

@@ -308,3 +308,28 @@ def test_rung_epochs_are_where_tunes_own_asks(grace_period, factor, epochs):
             if plain.on_trial_result(None, follower, result) == STOP:
                 stopped.add(epoch)
     assert sorted(stopped) == rung_epochs(epochs, grace_period, factor)
+
+
+@pytest.mark.parametrize(("score", "decision"), [(0.5, STOP), (0.9, CONTINUE)])
+def test_rungs_decide_on_several_epochs_in_a_report_as_on_each_alone(score, decision):
+    rows = [row(1, 0.9), row(2, 0.1), row(3, score)]
+    for reports in (rows, [rows[-1] | {"epochs": rows}]):
+        scheduler = rungs()
+        decisions(scheduler, [trial(0)], np.full((1, 3), 0.8))
+        assert [scheduler.on_trial_result(None, trial(1), each) for each in reports][-1] == decision
+
+
+def test_rungs_are_not_told_twice_of_a_trial_that_begins_again():
+    scheduler = rungs()
+    decisions(scheduler, [trial(0), trial(1)], np.array([[0.9, 0.9, 0.9], [0.95, 0.95, 0.95]]))
+    again = [row(epoch, 0.1) for epoch in (1, 2, 3)]
+    assert scheduler.on_trial_result(None, trial(1), again[-1] | {"epochs": again}) == CONTINUE
+    assert scheduler.on_trial_result(None, trial(2), row(1, 0.92)) == STOP, "compared with 0.95, not with 0.1"
+
+
+def test_rungs_of_a_report_that_ends_a_trial_count_for_others():
+    scheduler = rungs(max_epochs=4)
+    rows = [row(epoch, 0.8) for epoch in range(1, 5)]
+    assert scheduler.on_trial_result(None, trial(0), rows[-1] | {"epochs": rows}) == STOP
+    assert not scheduler.pruned
+    assert scheduler.on_trial_result(None, trial(1), row(1, 0.1)) == STOP

@@ -438,3 +438,36 @@ def test_storage_holds_what_optuna_was_told(tmp_path):
     there = {name: optuna.load_study(study_name=name, storage=storage) for name in ("mine-l2", "mine-delta")}
     numbers = sorted(trial.user_attrs[NUMBER] for each in there.values() for trial in each.trials)
     assert numbers == list(range(len(study.finished)))
+
+
+@pytest.mark.parametrize("then", ["complete", "diverged"])
+def test_search_learns_every_epoch_of_a_report_of_several(then):
+    told = []
+    for bundled in (False, True):
+        study = Study(sampler="random")
+        trial_id, _ = study.ask()
+        rows = [study.result(epoch, score) for epoch, score in enumerate((0.2, 0.6, 0.4, 0.5), 1)]
+        for reports in [rows[:2], rows[2:]] if bundled else [[each] for each in rows]:
+            result = reports[-1] | {"epochs": reports}
+            if reports[-1] is not rows[-1]:
+                study.search.on_trial_result(trial_id, result)
+            elif then == "diverged":
+                result = TrialOutcome(kind=then, error="it broke").to_result(result)
+                study.search.on_trial_complete(trial_id, result)
+            else:
+                study.search.on_trial_complete(trial_id, result)
+        (trial,) = study.study().trials
+        told.append((trial.intermediate_values, trial.state, trial.constraints))
+        assert len(trial.intermediate_values) == 4
+    assert told[0] == told[1]
+
+
+def test_search_takes_the_value_of_an_epoch_that_was_trained_again():
+    """On a GPU it may be another; the tables have the later one, and so has a resume."""
+    study = Study(sampler="random")
+    trial_id, _ = study.ask()
+    study.search.on_trial_result(trial_id, study.result(1, 0.9))
+    for epoch in range(1, EPOCHS):
+        study.search.on_trial_result(trial_id, study.result(epoch, 0.5))
+    study.search.on_trial_complete(trial_id, study.result(EPOCHS, 0.5))
+    assert study.study().trials[0].value == study.sign * 0.5

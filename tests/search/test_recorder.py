@@ -11,7 +11,7 @@ from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, TRIALS_FILE, trial_name
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
-from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.search.messages import EachEpoch, TrialAssignment, TrialOutcome
 from delta_tune.search.recorder import Recorder
 
 
@@ -116,3 +116,37 @@ def test_recorder_tells_the_node_that_a_trial_goes_on_on(recorder, tables):
         seen.append(tables.trials[0]["node"])
     assert seen == ["lost", "lost", "other"]
     assert (tables.trials[0]["state"], tables.trials[0]["began"], tables.trials[0]["epochs"]) == ("running", 5.0, 3)
+
+
+def test_recorder_writes_a_row_for_each_epoch_of_a_report(recorder, tables):
+    tables.add(0, TrialConfig(), {}, {})
+    rows = [dict.fromkeys(EPOCH_COLUMNS, 0.25 * epoch) | {"epoch": epoch, "ended": 5.0 + epoch} for epoch in (1, 2, 3)]
+    told = {"node": "n", "began": 5.0}
+    recorder.on_trial_result(0, [], tune_trial(0), rows[1] | told | {"epochs": rows[:2]})
+    assert recorder.standing.bought == 2
+    recorder.on_trial_result(0, [], tune_trial(0), rows[2] | told | {"epochs": rows})
+    assert [row["val_accuracy"] for row in tables.epochs[0]] == [0.25, 0.5, 0.75]
+    assert (recorder.standing.bought, tables.trials[0]["ended"]) == (3, 8.0)
+
+
+def test_recorder_writes_the_epochs_that_come_with_a_bad_end(recorder, tables):
+    tables.add(0, TrialConfig(), {}, {})
+    row = dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "ended": 6.0}
+    last = row | {"node": "n", "began": 5.0, "epochs": [row]}
+    recorder.on_trial_result(0, [], tune_trial(0), TrialOutcome(kind="diverged", error="nan").to_result(last))
+    assert len(tables.epochs[0]) == 1
+
+
+def test_logger_is_told_of_each_epoch_of_a_report():
+    heard = []
+
+    class Logger:
+        def on_trial_result(self, iteration, trials, trial, result):
+            heard.append((result["training_iteration"], result["val_loss"], result["node"]))
+
+    class Each(EachEpoch, Logger):
+        pass
+
+    rows = [{"epoch": epoch, "val_loss": 1 / epoch} for epoch in (4, 5)]
+    Each().on_trial_result(0, [], None, rows[-1] | {"node": "n", "training_iteration": 2, "epochs": rows})
+    assert heard == [(4, 0.25, "n"), (5, 0.2, "n")]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.objects import at
 
 from delta_tune.config import TrialConfig
 from delta_tune.results.layout import HUNG_BEFORE_FILE, HUNG_FILE
 from delta_tune.search import worker
-from delta_tune.search.messages import TrialAssignment, TrialOutcome
+from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs
+from delta_tune.training import checkpoint
+from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.trial import TrialResult
 
 
@@ -21,16 +27,17 @@ def reports(monkeypatch, task):
     context = SimpleNamespace(get_node_id=lambda: "node")
     monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(worker.tune, "report", told.append)
+    monkeypatch.setattr(worker, "cpus_to_spare", lambda cpus, gpus: 1)
     monkeypatch.setattr(worker, "get_shared", lambda name: [task])
     monkeypatch.setattr(worker, "_tasks", None)
     return told
 
 
-def run(folder, gpus=0.0, lr=0.01):
+def run(folder, gpus=0.0, lr=0.01, max_epochs=2, rungs=()):
     settings = worker.WorkerSettings(
-        shelf="study", checkpoints=str(folder), metric="val_accuracy", threads=1, device="cpu", maps=None
+        shelf="study", checkpoints=str(folder), metric="val_accuracy", threads=1, device="cpu", maps=None, rungs=rungs
     )
-    config = TrialConfig(regularizer="l2", lr=lr, batch_size=8, max_epochs=2)
+    config = TrialConfig(regularizer="l2", lr=lr, batch_size=8, max_epochs=max_epochs)
     assignment = TrialAssignment(number=3, gpus=gpus, hyperparameters=config.record())
     worker.run_tune_trial(assignment.to_config(), settings)
 
@@ -39,11 +46,54 @@ def outcome(report):
     return TrialOutcome.from_result(report)
 
 
+def epochs(reports):
+    return [[row["epoch"] for row in reported_epochs(report)] for report in reports]
+
+
+def test_short_epochs_are_reported_together_and_rungs_and_the_end_at_once(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "REPORT_S", 1000.0)
+    run(tmp_path, max_epochs=6, rungs=(3,))
+    assert epochs(reports) == [[1], [2, 3], [4, 5, 6]]
+    assert [report["epoch"] for report in reports] == [1, 3, 6]
+    rows = [row for report in reports for row in reported_epochs(report)]
+    assert [row["ended"] for row in rows] == sorted({row["ended"] for row in rows})
+    assert not any("epochs" in row for row in rows)
+
+
+def test_long_epochs_are_reported_one_by_one(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "REPORT_S", 0.0)
+    run(tmp_path, max_epochs=4)
+    assert epochs(reports) == [[1], [2], [3], [4]]
+
+
+def test_busy_driver_is_told_less_often(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "REPORT_S", 0.0)
+    monkeypatch.setattr(worker.tune, "report", lambda report: (reports.append(report), time.sleep(0.05)))
+    monkeypatch.setattr(worker, "REPORTING_SHARE", 1e-4)
+    run(tmp_path, max_epochs=4)
+    assert epochs(reports) == [[1], [2, 3, 4]]
+
+
+def test_bad_end_brings_the_epochs_that_were_waiting(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "REPORT_S", 1000.0)
+
+    def fail(task, config, report, **settings):
+        for epoch in (1, 2, 3):
+            report({"epoch": epoch, "seconds": 1.0, "eval_seconds": 0.0})
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(worker, "run_trial", fail)
+    run(tmp_path, max_epochs=6)
+    assert epochs(reports) == [[1], [2, 3]]
+    assert outcome(reports[-1]).kind == "failed"
+
+
 def test_each_epoch_is_reported_once_with_where_and_when(reports, tmp_path):
     run(tmp_path)
     assert [report["epoch"] for report in reports] == [1, 2]
     assert {report["node"] for report in reports} == {"node"}
-    assert reports[0]["began"] <= reports[0]["ended"] <= reports[1]["ended"]
+    first, second = (row for report in reports for row in reported_epochs(report))
+    assert first["began"] <= first["ended"] <= second["ended"]
     assert not any(map(outcome, reports))
 
 
@@ -58,7 +108,8 @@ def test_a_node_that_does_not_see_the_study_stops_it_and_leaves_nothing(reports,
 def test_a_run_continued_from_an_address_tells_all_its_epochs_again(reports, bucket):
     run(f"s3://{bucket}/checkpoints")
     run(f"s3://{bucket}/checkpoints")
-    rows = [{k: v for k, v in report.items() if k not in ("began", "ended")} for report in reports]
+    told = [row for report in reports for row in reported_epochs(report)]
+    rows = [{k: v for k, v in row.items() if k not in ("began", "ended")} for row in told]
     assert [row["epoch"] for row in rows] == [1, 2, 1, 2]
     assert rows[2:] == rows[:2], "it is not trained again: even the seconds are the same"
 
@@ -78,9 +129,34 @@ def test_an_address_that_does_not_answer_stops_the_study(reports, bucket, monkey
     monkeypatch.setattr(worker, "WAIT_S", 0.0)
     monkeypatch.setattr(worker.Mirror, "push", fail)
     run(f"s3://{bucket}/checkpoints")
-    (report,) = reports
-    assert outcome(report).kind == "blocked"
-    assert "/checkpoints/00003 cannot be written to (no answer)" in outcome(report).error
+    assert outcome(reports[-1]).kind == "blocked"
+    assert "/checkpoints/00003 cannot be written to (no answer)" in outcome(reports[-1]).error
+    assert [row["epoch"] for report in reports for row in reported_epochs(report)] == [1], "the end is not saved"
+
+
+def test_checkpoint_is_pushed_while_the_next_epoch_runs_and_one_at_a_time(reports, bucket, monkeypatch):
+    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
+    seen, goes_on, pushing = [], threading.Event(), threading.Lock()
+
+    def push(mirror, push=worker.Mirror.push):
+        assert pushing.acquire(blocking=False), "one is on its way"
+        if len(seen) == 0:
+            assert goes_on.wait(60), "the run waited for a push"
+        push(mirror)
+        seen.append(read_resume_point(mirror.folder).epoch)
+        pushing.release()
+
+    monkeypatch.setattr(worker.Mirror, "push", push)
+    monkeypatch.setattr(worker, "REPORT_S", 0.0)
+    monkeypatch.setattr(
+        worker.tune, "report", lambda report: (reports.append(report), report["epoch"] == 3 and goes_on.set())
+    )
+    run(f"s3://{bucket}/checkpoints", max_epochs=5)
+    assert not any(map(outcome, reports))
+    assert (seen[0], seen[-1]) == (1, 5)
+    found = at(f"s3://{bucket}/checkpoints/00003")
+    assert json.loads(found["resume.json"])["epoch"] == 5
+    assert {"weights-5.safetensors", "optimizer-5.pt", "best.safetensors"} <= set(found)
 
 
 def test_an_address_that_cannot_be_read_stops_the_study(reports, monkeypatch):

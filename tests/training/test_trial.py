@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional as F
 
@@ -14,7 +17,7 @@ from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
 from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import BEST_FILE
-from delta_tune.training import trial
+from delta_tune.training import checkpoint, trial
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.trial import lr_factor, run_trial
 
@@ -179,20 +182,129 @@ def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path
     config = quick(regularizer=method, max_epochs=4, **changes)
     whole = run_trial(task, config)
 
-    def stop_after_two(row):
-        if row["epoch"] == 2:
+    def stop_after_three(row):
+        if row["epoch"] == 3:
             raise _Interrupt
 
     with pytest.raises(_Interrupt):
-        run_trial(task, config, stop_after_two, checkpoint=tmp_path)
+        run_trial(task, config, stop_after_three, checkpoint=tmp_path, decisive=[2])
     heard = []
     resumed = run_trial(task, config, heard.append, checkpoint=tmp_path)
-    assert [row["epoch"] for row in heard] == [2, 3, 4]
+    assert [row["epoch"] for row in heard] == [1, 2, 3, 4], (
+        "what was saved is told again, what was not is trained again"
+    )
     assert without_times(resumed.epochs) == without_times(whole.epochs)
-    import safetensors.torch
+    assert_best_is(tmp_path, whole)
 
-    best = safetensors.torch.load_file(tmp_path / BEST_FILE)
-    assert all(torch.equal(best[k], v) for k, v in whole.model_state.items())
+
+def assert_best_is(folder, result):
+    best = safetensors.torch.load_file(folder / BEST_FILE)
+    assert all(torch.equal(best[k], v) for k, v in result.model_state.items())
+
+
+@pytest.fixture(scope="module")
+def eight_epochs(task):
+    """A run whose best epoch is neither the first nor the last."""
+    config = quick(regularizer="l2", lr=0.03, max_epochs=8, schedule="constant")
+    result = run_trial(task, config, metric="val_accuracy")
+    assert 1 < result.best_epoch < 8
+    return config, result
+
+
+@pytest.mark.parametrize(("decisive", "killed"), [((), (1, 8)), ((1, 3), (4,)), ((2, 5), (3, 3, 7)), ((6,), (6, 7))])
+def test_run_killed_at_any_epoch_ends_with_the_same_rows_and_best_weights(
+    task, eight_epochs, tmp_path, decisive, killed
+):
+    """Killed after the report of these epochs, one session each; saved only after decisive epochs, and at the end."""
+    config, whole = eight_epochs
+    table = {}
+
+    def session(ends=None):
+        def hear(row):
+            table[row["epoch"]] = row
+            if row["epoch"] == ends:
+                raise _Interrupt
+
+        return run_trial(task, config, hear, checkpoint=tmp_path, decisive=decisive)
+
+    for epoch in killed:
+        with pytest.raises(_Interrupt):
+            session(epoch)
+    resumed = session()
+    assert without_times(resumed.epochs) == without_times(whole.epochs)
+    assert without_times(table[epoch] for epoch in sorted(table)) == without_times(whole.epochs)
+    assert resumed.best_epoch == whole.best_epoch
+    assert_best_is(tmp_path, whole)
+
+
+def saves(task, folder, monkeypatch, seconds, **settings):
+    """Epochs after which a run of six was saved, where an epoch takes so many seconds."""
+    done = []
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: seconds * len(done)))
+    found = []
+    run_trial(
+        task, quick(regularizer="l2", max_epochs=6), done.append, checkpoint=folder, saved=found.append, **settings
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "decisive", "epochs"),
+    [(0.5, [], [6]), (0.5, [1, 3], [1, 3, 6]), (11.0, [], [3, 6]), (300.0, [], [1, 2, 3, 4, 5, 6])],
+)
+def test_run_is_saved_by_time_after_decisive_epochs_and_at_its_end(
+    task, tmp_path, monkeypatch, seconds, decisive, epochs
+):
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", _saved_at_once(checkpoint.Checkpoint.save))
+    assert saves(task, tmp_path, monkeypatch, seconds, decisive=decisive) == epochs
+
+
+def _saved_at_once(save):
+    def save_and_wait(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        self._saving.exception()
+
+    return save_and_wait
+
+
+def test_nothing_is_being_saved_while_a_decisive_epoch_is_reported(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
+    files = {}
+
+    def report(row):
+        before = sorted(tmp_path.iterdir())
+        time.sleep(0.05)
+        files[row["epoch"]] = before == sorted(tmp_path.iterdir()) and not list(tmp_path.glob(".*"))
+
+    slow = lambda epoch: time.sleep(0.02)  # noqa: E731
+    run_trial(task, quick(regularizer="l2", max_epochs=4), report, checkpoint=tmp_path, decisive=[2], saved=slow)
+    assert files[2]
+    assert files[4]
+
+
+def test_run_that_cannot_be_saved_ends_before_its_last_report(task, tmp_path):
+    def fails(epoch):
+        raise OSError("no space left on device")
+
+    heard = []
+    with pytest.raises(OSError, match="no space"):
+        run_trial(task, quick(regularizer="l2"), heard.append, checkpoint=tmp_path, saved=fails)
+    assert [row["epoch"] for row in heard] == [1]
+
+
+def test_diverged_run_leaves_the_weights_of_its_best_epoch(task, tmp_path, monkeypatch):
+    config = quick(regularizer="l2", max_epochs=5)
+
+    def explode(self, epoch, generator, train=trial._Run._train):
+        if epoch == 3:
+            raise trial.Diverged("the loss is inf")
+        return train(self, epoch, generator)
+
+    monkeypatch.setattr(trial._Run, "_train", explode)
+    alone, kept = run_trial(task, config), run_trial(task, config, checkpoint=tmp_path)
+    assert kept.state == "diverged"
+    assert kept.model_state is None
+    assert_best_is(tmp_path, alone)
 
 
 def test_run_trial_resumed_equals_uninterrupted_with_dropout(task, tmp_path: Path, monkeypatch):
@@ -210,7 +322,9 @@ def test_run_trial_resumed_equals_uninterrupted_with_dropout(task, tmp_path: Pat
         raise _Interrupt
 
     with pytest.raises(_Interrupt):
-        run_trial(task, config, stop_after_one, checkpoint=tmp_path)
+        run_trial(
+            task, config, lambda row: row["epoch"] == 2 and stop_after_one(row), checkpoint=tmp_path, decisive=[1]
+        )
     assert without_times(run_trial(task, config, checkpoint=tmp_path).epochs) == without_times(whole.epochs)
 
 
