@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 def head_l2(head: nn.Module) -> Tensor:
     """½(‖W‖² + ‖b‖²) of the new head, bias included; a float32 scalar."""
-    return 0.5 * _sum_of_squares(head.parameters())
+    return _HalfSquares.apply(*head.parameters())  # type: ignore[no-any-return]
 
 
 def weight_l2_sp(parameters: Iterable[Tensor], source: Iterable[Tensor]) -> Tensor:
     """½‖w − w*‖² over pairs of backbone parameters of equal shapes (L2-SP, arXiv 1802.01483, eq. 2)."""
-    pairs = list(zip(parameters, source, strict=True))
-    return 0.5 * _sum_of_squares(ours - theirs for ours, theirs in pairs)
+    return _HalfSquares.apply(*torch._foreach_sub(list(parameters), list(source)))  # type: ignore[no-any-return]
 
 
 WEIGHT_PENALTIES: dict[str, Callable[[Iterable[Tensor], Iterable[Tensor]], Tensor]] = {"weight_l2_sp": weight_l2_sp}
@@ -80,5 +79,16 @@ class _WeightedSquaredDistance(torch.autograd.Function):
         return difference * (2 * grads[0] * factor).view(1, -1, 1, 1), None, None
 
 
-def _sum_of_squares(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack([t.float().square().sum() for t in tensors]).sum()
+class _HalfSquares(torch.autograd.Function):
+    """½ Σ ‖t‖² in float32, whose gradient is one foreach product instead of some operators a tensor."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        if tensors[0].device.type == "cpu":  # foreach would round its sums otherwise
+            return 0.5 * torch.stack([t.float().square().sum() for t in tensors]).sum()
+        return 0.5 * torch.stack(torch._foreach_norm(tensors)).float().square().sum()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, ...]:
+        return torch._foreach_mul(ctx.saved_tensors, grads[0])  # type: ignore[attr-defined,no-any-return]
