@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_tune.attention.ablation_plan import Plan, Slice, Step
+from delta_tune.models.devices import in_float64, without_tf32
 from delta_tune.models.feature_maps import forward_hooks
 from delta_tune.models.fused_convolution import Conv
 from delta_tune.models.graph import Op, TraceFailed, trace
@@ -166,7 +167,7 @@ class Ablation:
         """`example`: one or two images (B, 3, H, W) on which each plan is checked against the model."""
         self.model = model
         self.notes: list[str] = []
-        with torch.inference_mode():
+        with torch.inference_mode(), without_tf32():  # that rounds plan and model apart by more than the tolerance
             self._program, self._plans, self.channels = _plans(model, example, tuple(layers), self.notes)
 
     def losses(
@@ -274,8 +275,8 @@ def _planned_losses(
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """(..., B, K) to (..., B), in float64: a fitted head's losses are far below float32's spacing near its logits."""
-    logits = logits.double()
-    picked = logits.gather(-1, targets.expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    logits = in_float64(logits)
+    picked = logits.gather(-1, targets.to(logits.device).expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     return logits.logsumexp(-1) - picked
 
 

@@ -25,6 +25,7 @@ from delta_tune.config import AttentionEstimator
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Preprocessing
 from delta_tune.models.backbones import Backbone, build_target
+from delta_tune.models.devices import to_device
 
 RELIABLE = 0.8
 """Split-half reliability at which a layer is done."""
@@ -85,8 +86,7 @@ class ProbeWorker:
         where = slice(positions.start, positions.stop)
         pixels, labels = self._prober.pixels[where].copy(), self._prober.labels[where].copy()
         preprocessing: Preprocessing = self._prober.backbone.preprocessing
-        images = center_crop(torch.from_numpy(pixels).to(self._device), preprocessing)
-        return images, torch.from_numpy(labels).to(self._device)
+        return center_crop(to_device(pixels, self._device), preprocessing), to_device(labels, self._device)
 
 
 def probe_network(backbone: Backbone, head: dict[str, np.ndarray], num_classes: int) -> nn.Module:

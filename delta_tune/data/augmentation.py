@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from delta_tune.config import Augmentation
+from delta_tune.data.device_copies import to_device
 from delta_tune.data.images import Preprocessing
 
 _AREA = (0.2, 1.0)
@@ -79,7 +80,7 @@ def _crop(images: Tensor, corners: Tensor, flipped: Tensor, size: int) -> Tensor
     steps = torch.arange(size)
     rows = torch.arange(num_images)[:, None] * stored + corners[:, :1] + steps
     columns = corners[:, 1:] + torch.where(flipped[:, None], size - 1 - steps, steps)
-    rows, columns = rows.to(images.device), columns.to(images.device)
+    rows, columns = to_device(torch.stack([rows, columns]), images.device).unbind()
     strips = images.reshape(num_images * stored, stored * 3).index_select(0, rows.flatten())
     bytes_of_columns = (columns[:, :, None] * 3 + torch.arange(3, device=images.device)).view(num_images, 1, size * 3)
     crops = strips.view(num_images, size, stored * 3).gather(2, bytes_of_columns.expand(-1, size, -1))
@@ -91,8 +92,8 @@ def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     num_images, size = images.shape[:2]
     std = torch.tensor(preprocessing.std)
     # One scale and shift per number in a row of pixels: broadcasting over rows is fast, over channels it is slow.
-    scale = (1 / (255 * std)).repeat(size).to(images.device)
-    shift = (-torch.tensor(preprocessing.mean) / std).repeat(size).to(images.device)
+    scale_and_shift = torch.stack([1 / (255 * std), -torch.tensor(preprocessing.mean) / std]).repeat(1, size)
+    scale, shift = to_device(scale_and_shift, images.device).unbind()
     rows = images.to(torch.float32, memory_format=torch.contiguous_format).view(num_images * size, size * 3)
     return rows.mul_(scale).add_(shift).view(num_images, size, size, 3).permute(0, 3, 1, 2)
 
@@ -122,12 +123,13 @@ def resized_crops(images: Tensor, boxes: Tensor, flipped: Tensor, preprocessing:
     centres = (torch.arange(size) + 0.5) / size
     inside = (centres * sides - 0.5).clamp(min=torch.zeros(1), max=sides - 1)  # (B, 2, S), pixels from the box's corner
     grid = (2 * (starts + inside) + 1) / stored - 1
-    vertical, horizontal = grid.to(images.device).unbind(1)
-    horizontal = torch.where(flipped[:, None].to(images.device), horizontal.flip(1), horizontal)
+    vertical, horizontal = grid.unbind(1)
+    horizontal = torch.where(flipped[:, None], horizontal.flip(1), horizontal)
+    vertical, horizontal = to_device(torch.stack([vertical, horizontal]), images.device).unbind()
     shape = (num_images, size, size)
     grid = torch.stack([horizontal[:, None, :].expand(shape), vertical[:, :, None].expand(shape)], dim=3)
     pixels = images.permute(0, 3, 1, 2).float()
     resized = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    mean = torch.tensor(preprocessing.mean, device=images.device)[:, None, None]
-    std = torch.tensor(preprocessing.std, device=images.device)[:, None, None]
-    return resized.sub_(255 * mean).div_(255 * std).contiguous(memory_format=torch.channels_last)
+    mean_and_std = 255 * torch.tensor([preprocessing.mean, preprocessing.std])[:, :, None, None]
+    mean, std = to_device(mean_and_std, images.device).unbind()
+    return resized.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +13,16 @@ from torch import Tensor
 
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.dataset import Split
+from delta_tune.data.device_copies import to_device
 from delta_tune.data.images import Preprocessing
 
 EVAL_BATCH_SIZE = 64
 """Images per forward pass wherever no gradients are wanted."""
 
+_Batch = TypeVar("_Batch")
 
-def read_ahead(read: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+
+def read_ahead(read: Callable[[np.ndarray], _Batch], batches: Sequence[np.ndarray]) -> Iterator[_Batch]:
     """Yield `read(batch)` for each batch, read by a thread two batches ahead, so decoding overlaps GPU work."""
     with ThreadPoolExecutor(1) as reader:
         coming = deque(reader.submit(read, batch) for batch in batches[:2])
@@ -36,7 +40,7 @@ def evaluation_batches(
     indices = np.arange(len(split)) if indices is None else indices
     for start in range(0, len(indices), EVAL_BATCH_SIZE):
         pixels = split.images.batch(indices[start : start + EVAL_BATCH_SIZE])
-        yield center_crop(torch.from_numpy(pixels).to(device), preprocessing)
+        yield center_crop(to_device(pixels, device), preprocessing)
 
 
 def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:

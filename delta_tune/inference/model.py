@@ -15,6 +15,7 @@ from torch import nn
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.batches import EVAL_BATCH_SIZE
+from delta_tune.data.device_copies import to_device
 from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, to_square
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import read_model
@@ -89,7 +90,7 @@ class Model:
     def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device
         with torch.inference_mode():
-            logits = self.network(center_crop(torch.from_numpy(pixels).to(device), self.preprocessing))
+            logits = self.network(center_crop(to_device(pixels, device), self.preprocessing))
             probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
         if not np.isfinite(probabilities).all():
             raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")

@@ -146,7 +146,8 @@ class Checkpoint:
                     warnings.simplefilter("ignore")
                     state = torch.load(optimizer, map_location=device, weights_only=True)
                 self._optimizer.load_state_dict(state["optimizer"])
-                self._scaler.load_state_dict(state["scaler"])
+                if state["scaler"]:  # a device that needs no scaling leaves none
+                    self._scaler.load_state_dict(state["scaler"])
             except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 

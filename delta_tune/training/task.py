@@ -13,7 +13,8 @@ from torch import nn
 from delta_tune.data.dataset import Dataset, load_dataset
 from delta_tune.filesystem.cache import Cache
 from delta_tune.models.backbones import Backbone, build_source, load_backbone
-from delta_tune.models.fusion import fold_batch_norms, fuse_activations
+from delta_tune.models.devices import half_precision
+from delta_tune.models.fusion import cast_weights, fold_batch_norms, fuse_activations
 from delta_tune.training.measurements import Measurements
 
 
@@ -44,14 +45,18 @@ class Task:
     def source_model(self, device: torch.device, layers: tuple[str, ...]) -> nn.Module:
         """The frozen source in eval mode, for the outputs of `layers`, built once in this process.
 
-        Its batch norms are folded into the convolutions, those of `layers` aside, and on CPUs the activations fused.
+        On CPUs its batch norms are folded into the convolutions, those of `layers` aside, and the activations fused. In
+        half precision a folded batch norm would round otherwise than the target's: maps would differ at equal weights.
+        Where trials compute in half precision its convolutions hold their weights in it: run it under `autocast`.
         """
         key = f"{device} {layers}"
         if key not in self._sources:
             source = build_source(self.backbone)
-            fold_batch_norms(source, layers)
             if device.type == "cpu":
+                fold_batch_norms(source, layers)
                 fuse_activations(source, layers)
+            elif (dtype := half_precision(device)) is not None:
+                cast_weights(source, dtype)
             self._sources[key] = source.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._sources[key]
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import EVAL_BATCH_SIZE, read_ahead, shuffled_batches
+from delta_tune.data.device_copies import pinned
 from delta_tune.models.backbones import build_target
-from delta_tune.models.devices import autocast, to_device
+from delta_tune.models.devices import autocast, fork_rng, half_precision, synchronize, to_device
 from delta_tune.models.feature_maps import head_function
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, read_resume_point
 from delta_tune.training.metrics import classification_metrics
@@ -105,7 +106,7 @@ def run_trial(
             f"also_score must be empty for {config.regularizer}, whose features of other splits are not measured."
         )
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with fork_rng(device):
         task.measurements.measure([config], device)
         run = _Run(task, config, metric, device, checkpoint, maps, also_score or {})
         with run.compiled(compile_with) if compile_with else nullcontext():
@@ -179,8 +180,7 @@ class _Run:
             self.objective = Objective(config, self.model, head, source, factors)
         else:
             self.objective = Objective(config, self.model, head)
-        half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
         self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
             steps = len(shuffled_batches(len(task.dataset.train), config.batch_size, torch.Generator()))
@@ -226,8 +226,7 @@ class _Run:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         start = time.perf_counter()
         losses, lr = self._train(epoch, generator)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         trained = time.perf_counter()
         with self.checkpoint.writing(epoch) if self.checkpoint else nullcontext():  # scoring changes no weight
             scores = self._score("val")
@@ -324,7 +323,7 @@ class _Run:
         batches = np.split(np.arange(len(labels)), range(EVAL_BATCH_SIZE, len(labels), EVAL_BATCH_SIZE))
         self.model.eval()
         network = self.logits if self.average is None else self.average.module.eval()
-        with torch.inference_mode(), autocast(self.device):
+        with torch.inference_mode():  # in float32: these scores are the saved model's, and it predicts in float32
             logits = [network(inputs) for inputs in self._inputs(split, batches, None)]
         return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
 
@@ -334,11 +333,12 @@ class _Run:
         """What enters `logits`: (B, 3, S, S) images, augmented if a generator is given, or the head's inputs."""
         preprocessing, images = self.task.backbone.preprocessing, self.task.dataset.for_name(split).images
 
-        def read(indices: np.ndarray) -> np.ndarray:
-            return self.task.measurements.features[split][indices] if self.frozen_features else images.batch(indices)
+        def read(indices: np.ndarray) -> Tensor:
+            features = self.task.measurements.features[split] if self.frozen_features else None
+            return pinned(images.batch(indices) if features is None else features[indices], self.device)
 
-        for array in read_ahead(read, batches) if self.device.type == "cuda" else map(read, batches):
-            inputs = to_device(array, self.device)
+        for batch in map(read, batches) if self.device.type == "cpu" else read_ahead(read, batches):
+            inputs = to_device(batch, self.device)
             if self.frozen_features:
                 yield inputs
             elif generator is None:
