@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from delta_tune.training.fused_behavior import fused_behavior, usable
 
 
 def head_l2(head: nn.Module) -> Tensor:
@@ -54,11 +56,15 @@ def behavior(
     Returns:
         A float32 scalar: a mean per image, so that alpha has the same meaning at every batch size (the reference sums).
     """
-    total = torch.zeros((), device=next(iter(factors.values())).device)
-    for layer, factor in factors.items():
-        target = target_maps[layer]
+    terms = [target_maps[x] for x in factors], [source_maps[x] for x in factors], list(factors.values())
+    return fused_behavior(*terms) if usable(*terms, _plain_behavior) else _plain_behavior(*terms)  # type: ignore[no-any-return]
+
+
+def _plain_behavior(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros((), device=factors[0].device)
+    for target, source, factor in zip(targets, sources, factors, strict=True):
         per_image = target.shape[0] * target.shape[2] * target.shape[3]
-        total = total + _WeightedSquaredDistance.apply(target, source_maps[layer], factor) / per_image
+        total = total + _WeightedSquaredDistance.apply(target, source, factor) / per_image
     return 0.5 * total
 
 
