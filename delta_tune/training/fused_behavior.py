@@ -59,13 +59,12 @@ _SCHEMA = "(Tensor[] targets, Tensor[] sources, Tensor[] factors) -> Tensor"
 _BACKWARD_SCHEMA = "(Tensor grad, Tensor[] targets, Tensor[] sources, Tensor[] factors) -> Tensor[]"
 
 
-@torch.library.custom_op("delta_tune::behavior", mutates_args=(), device_types="cuda", schema=_SCHEMA)
-def fused_behavior(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+def _on_device(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
     """½ · mean over images of Σ_layers Σ_channels factor_lj · ‖FM_t[j] − FM_s[j]‖² / (H·W), a float32 scalar.
 
     Args:
-        targets: (B, C, H, W) each, with gradient.
-        sources: of the same shapes, types and strides.
+        targets: (B, C, H, W) each.
+        sources: of the same shapes, types and strides, without gaps in memory.
         factors: (C,) each, float32.
     """
     sums = torch.empty(len(targets), _PROGRAMS, dtype=torch.float32, device=targets[0].device)
@@ -75,8 +74,7 @@ def fused_behavior(targets: Sequence[Tensor], sources: Sequence[Tensor], factors
     return sums.sum()
 
 
-@torch.library.custom_op("delta_tune::behavior_backward", mutates_args=(), device_types="cuda", schema=_BACKWARD_SCHEMA)
-def _fused_backward(
+def _backward_on_device(
     grad: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]
 ) -> list[Tensor]:
     results = [torch.empty_like(target) for target in targets]
@@ -87,8 +85,7 @@ def _fused_backward(
     return results
 
 
-@fused_behavior.register_kernel("cpu")
-def _plain(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+def _on_cpu(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
     terms = [
         _scale(t) * ((t.float() - s.float()).square().sum((0, 2, 3)) * f).sum()
         for t, s, f in zip(targets, sources, factors, strict=True)
@@ -96,8 +93,7 @@ def _plain(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequen
     return torch.stack(terms).sum()
 
 
-@_fused_backward.register_kernel("cpu")
-def _plain_backward(
+def _backward_on_cpu(
     grad: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]
 ) -> list[Tensor]:
     return [
@@ -106,15 +102,26 @@ def _plain_backward(
     ]
 
 
+# On the CPU for tests and simulated devices: real CPU trials compute the plain form, whose bits must not change
+fused_behavior = torch.library.custom_op(
+    "delta_tune::behavior", _on_device, mutates_args=(), device_types="cuda", schema=_SCHEMA
+)
+fused_behavior.register_kernel("cpu", _on_cpu)
+_fused_backward = torch.library.custom_op(
+    "delta_tune::behavior_backward", _backward_on_device, mutates_args=(), device_types="cuda", schema=_BACKWARD_SCHEMA
+)
+_fused_backward.register_kernel("cpu", _backward_on_cpu)
+
+
 def _keep(ctx: Any, inputs: tuple[list[Tensor], list[Tensor], list[Tensor]], output: Tensor) -> None:
     ctx.save_for_backward(*(x for group in inputs for x in group))
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], list[None], list[None]]:
     saved = ctx.saved_tensors
     count = len(saved) // 3
     groups = [list(saved[i : i + count]) for i in range(0, len(saved), count)]
-    return _fused_backward(grad, *groups), None, None
+    return _fused_backward(grad, *groups), [None] * count, [None] * count
 
 
 fused_behavior.register_autograd(_gradients, setup_context=_keep)
