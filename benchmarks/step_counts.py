@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,8 @@ METHODS: dict[str, dict[str, Any]] = {
 BATCH = 32
 COUNTED = (2, 4)
 """Sizes of the batches that are counted; bytes at `BATCH` follow from the straight line through both."""
+PIXELS = 64
+"""Side of the images that are counted: maps of these networks grow with the pixels, exactly at multiples of 32."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +84,21 @@ class NoConvolutions(TorchDispatchMode):
         return tree_map_only(torch.Tensor, lambda x: torch.zeros_like(x, device="cpu"), result)
 
 
-def count_step(net: str, image_size: int, method: str, *, fused: bool, batches: Sequence[int] = COUNTED) -> Step:
+def count_step(net: str, method: str, *, fused: bool) -> Step:
     """Count a step of a method.
 
     Args:
         net: as for `--model`.
-        image_size: pixels.
         method: key of `METHODS`.
         fused: whether the device has Triton and CUDA graphs.
-        batches: two sizes.
     """
-    found = [_counted(task_of(net, image_size, size), method, size, fused) for size in batches]
-    (launches, waits, small), (_, _, large) = found
-    per_image = (large - small) / (batches[1] - batches[0])
-    return Step(launches, waits, per_image, small - per_image * batches[0])
+    (launches, waits, small), (_, _, large) = (_counted(task_of(net, size), method, size, fused) for size in COUNTED)
+    per_image = (large - small) / (COUNTED[1] - COUNTED[0])
+    scale = (NETS.get(net, PIXELS) / PIXELS) ** 2
+    return Step(launches, waits, per_image * scale, small - per_image * COUNTED[0])
 
 
-def task_of(net: str, image_size: int, batch_size: int) -> Task:
+def task_of(net: str, batch_size: int) -> Task:
     """Random weights, and photos for three batches."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
@@ -106,11 +106,11 @@ def task_of(net: str, image_size: int, batch_size: int) -> Task:
             for i in range(count):
                 file = Path(folder, "photos", split, "ab"[i % 2], f"{i}.png")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)).save(file)
+                Image.fromarray(rng.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)).save(file)
         torch.manual_seed(0)
         weights = Path(folder, "weights.safetensors")
         safetensors.torch.save_file(build_unfilled(net).state_dict(), weights)
-        return prepare(Path(folder, "photos"), net, str(weights), image_size=image_size)
+        return prepare(Path(folder, "photos"), net, str(weights), image_size=PIXELS)
 
 
 def _counted(task: Task, method: str, batch_size: int, fused: bool) -> tuple[int, int, int]:
@@ -174,7 +174,7 @@ def _capture(gpu: SimulatedGPU) -> Callable[[cuda_graph.Forward, torch.Tensor], 
 def table(net: str, steps: dict[str, tuple[Step, Step]]) -> str:
     """A table of Markdown from method → its step with kernels and graphs, and without."""
     lines = [
-        f"| {net.removeprefix('timm:')}, {NETS.get(net, 64)} px, batch {BATCH} | launches before | now | of l2's "
+        f"| {net.removeprefix('timm:')}, {NETS.get(net, PIXELS)} px, batch {BATCH} | launches before | now | of l2's "
         "| without Triton, graphs | GB before | now | of l2's | waits before | now |",
         f"|{' --- |' * 10}",
     ]
@@ -197,7 +197,7 @@ def main() -> None:
     tables = []
     for net in nets:
         steps = {
-            method: (count_step(net, NETS[net], method, fused=True), count_step(net, NETS[net], method, fused=False))
+            method: (count_step(net, method, fused=True), count_step(net, method, fused=False))
             for method in METHODS
         }
         tables.append(table(net, steps))

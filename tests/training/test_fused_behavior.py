@@ -119,11 +119,11 @@ def test_other_maps_are_computed_by_the_plain_form(unchecked, monkeypatch, chang
         sources = [s.float() for s in sources]
     elif change == "layout":
         sources = [s.contiguous() for s in sources]
-    elif change == "gaps":
-        targets, sources = ([torch.cat((x, x), dim=3)[..., ::2] for x in group] for group in (targets, sources))
     elif change == "no triton":
         monkeypatch.setattr(fused_behavior, "triton", None)
     with simulated_gpu():
         if change != "cpu":
             targets, sources, factors = ([x.to("cuda") for x in group] for group in (targets, sources, factors))
+        if change == "gaps":
+            targets, sources = ([torch.cat((x, x), dim=3)[..., ::2] for x in group] for group in (targets, sources))
         assert not fused_behavior.usable(targets, sources, factors, regularizers._plain_behavior)
