@@ -42,6 +42,20 @@ class FeatureMaps(dict[str, Tensor]):
         self._model = model
         self._num_layers = num_layers
         self._stop = stop
+        self._copies: dict[str, Tensor] = {}  # with which the network went on
+        self._untouched: set[str] = set()  # layers whose maps nothing writes into
+        self._versions: dict[str, int] = {}  # of these maps, as they were made
+
+    def begin(self) -> None:
+        """Called before each forward pass: forget the maps of the pass before.
+
+        Where nothing wrote into the copy of a map in the first pass, later passes go on with the map itself.
+        """
+        for layer in self._untouched & self.keys():
+            assert self[layer]._version == self._versions[layer], f"{layer} is overwritten in some passes only"
+        self._untouched |= {layer for layer, copy in self._copies.items() if copy._version == 0}
+        self._copies.clear()
+        self.clear()
 
     def run(self, images: Tensor) -> FeatureMaps:
         """Run one forward pass of `images` (B, 3, H, W); with `stop` it ends at the last hooked layer."""
@@ -50,13 +64,19 @@ class FeatureMaps(dict[str, Tensor]):
         assert len(self) == self._num_layers, "a hooked layer did not run"
         return self
 
-    def record(self, layer: str, inputs: Any, output: Tensor) -> Tensor:
+    def record(self, layer: str, inputs: Any, output: Tensor) -> Tensor | None:
         """The hook that fills this."""
         self[layer] = output
         if self._stop and len(self) == self._num_layers:
             raise _Stop
-        # The network continues with a copy: `out += identity` or an in-place ReLU would otherwise overwrite ours.
-        return output.clone()
+        # Without a copy `out += identity` or an in-place ReLU would overwrite ours
+        if layer in self._untouched and not output.is_inference():
+            self._versions[layer] = output._version
+            return None
+        copy = output.clone()
+        if not (copy.is_inference() or torch.compiler.is_compiling()):
+            self._copies[layer] = copy
+        return copy
 
 
 @contextmanager
@@ -67,7 +87,7 @@ def feature_maps(model: nn.Module, layers: Sequence[str], *, stop: bool = False)
     computes nothing after the last hooked layer.
     """
     maps = FeatureMaps(model, len(set(layers)), stop)
-    with model.register_forward_pre_hook(lambda module, args: maps.clear()), forward_hooks(model, layers, maps.record):
+    with model.register_forward_pre_hook(lambda module, args: maps.begin()), forward_hooks(model, layers, maps.record):
         yield maps
 
 

@@ -1,10 +1,11 @@
-"""Make a frozen network faster: fold batch norms into convolutions and fuse activations."""
+"""Make a frozen network faster: fold batch norms into convolutions, fuse activations, cast weights."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
 
+import torch
 from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -57,6 +58,16 @@ def fuse_activations(model: nn.Module, keep: Collection[str]) -> int:
             _replace(model, after, nn.Identity())
         fused += 1
     return fused
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights that autocast to `dtype` would cast at each forward pass in that type, in place.
+
+    The values stay those of autocast. Norms keep float32, which autocast leaves them.
+    """
+    for module in model.modules():
+        if is_plain(module) or type(module) is nn.Linear:
+            module.to(dtype)
 
 
 def _followers(model: nn.Module, keep: Collection[str]) -> Iterator[tuple[str, str]]:

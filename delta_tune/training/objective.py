@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,11 +40,15 @@ class Objective:
         self.config, self._target, self._head = config, target, head
         self._source, self._factors = source, factors or {}
         self._maps: FeatureMaps | None = None
+        self._moving: list[nn.Parameter] = []
+        self._aliases: list[Tensor] = []
         if config.method.penalty is not None and not config.method.uses_behavior:
             self._weight_penalty = WEIGHT_PENALTIES[config.method.penalty]
             head_ids = {id(p) for p in head.parameters()}
             self._moving = [p for p in target.parameters() if id(p) not in head_ids]
             self._start = [p.detach().clone() for p in self._moving]
+            # The same memory as leaves of their own: autograd would add the two gradients of each weight one by one
+            self._aliases = [p.detach().requires_grad_() for p in self._moving]
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -63,7 +68,10 @@ class Objective:
             self._source.before(images, key)
 
     def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, key: StepKey) -> dict[str, Tensor]:
-        """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`."""
+        """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`.
+
+        After the loss's backward pass call `merge_gradients`.
+        """
         config, method = self.config, self.config.method
         parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
         loss = parts["cross_entropy"]
@@ -71,9 +79,20 @@ class Objective:
             parts["behavior"] = behavior(self._maps, self._source.after(images, key), self._factors)
             loss = loss + config.alpha * parts["behavior"]
         elif method.penalty is not None and not method.uses_behavior:
-            parts[method.penalty] = self._weight_penalty(self._moving, self._start)
+            parts[method.penalty] = self._weight_penalty(self._aliases, self._start)
             loss = loss + config.alpha * parts[method.penalty]
         if method.penalizes_head:
             parts["head_l2"] = head_l2(self._head)
             loss = loss + config.beta * parts["head_l2"]
         return {"train_loss": loss, **parts}
+
+    def merge_gradients(self) -> None:
+        """Add the gradients of the penalty on the weights to those of the rest of the loss, all at once."""
+        for p, alias in zip(self._moving, self._aliases, strict=True):
+            if p.grad is None:  # what the network did not use
+                p.grad = torch.zeros_like(p)
+            assert alias.grad is not None, "called after the backward pass"
+        if self._aliases:
+            torch._foreach_add_([p.grad for p in self._moving], [alias.grad for alias in self._aliases])
+        for alias in self._aliases:
+            alias.grad = None

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from delta_tune.training.fused_behavior import fused_behavior, usable
+
 
 def head_l2(head: nn.Module) -> Tensor:
     """½(‖W‖² + ‖b‖²) of the new head, bias included; a float32 scalar."""
-    return 0.5 * _sum_of_squares(head.parameters())
+    return _HalfSquares.apply(*head.parameters())  # type: ignore[no-any-return]
 
 
 def weight_l2_sp(parameters: Iterable[Tensor], source: Iterable[Tensor]) -> Tensor:
     """½‖w − w*‖² over pairs of backbone parameters of equal shapes (L2-SP, arXiv 1802.01483, eq. 2)."""
-    pairs = list(zip(parameters, source, strict=True))
-    return 0.5 * _sum_of_squares(ours - theirs for ours, theirs in pairs)
+    return _HalfSquares.apply(*torch._foreach_sub(list(parameters), list(source)))  # type: ignore[no-any-return]
 
 
 WEIGHT_PENALTIES: dict[str, Callable[[Iterable[Tensor], Iterable[Tensor]], Tensor]] = {"weight_l2_sp": weight_l2_sp}
@@ -55,11 +56,15 @@ def behavior(
     Returns:
         A float32 scalar: a mean per image, so that alpha has the same meaning at every batch size (the reference sums).
     """
-    total = torch.zeros((), device=next(iter(factors.values())).device)
-    for layer, factor in factors.items():
-        target = target_maps[layer]
+    terms = [target_maps[x] for x in factors], [source_maps[x] for x in factors], list(factors.values())
+    return fused_behavior(*terms) if usable(*terms, _plain_behavior) else _plain_behavior(*terms)  # type: ignore[no-any-return]
+
+
+def _plain_behavior(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros((), device=factors[0].device)
+    for target, source, factor in zip(targets, sources, factors, strict=True):
         per_image = target.shape[0] * target.shape[2] * target.shape[3]
-        total = total + _WeightedSquaredDistance.apply(target, source_maps[layer], factor) / per_image
+        total = total + _WeightedSquaredDistance.apply(target, source, factor) / per_image
     return 0.5 * total
 
 
@@ -80,5 +85,16 @@ class _WeightedSquaredDistance(torch.autograd.Function):
         return difference * (2 * grads[0] * factor).view(1, -1, 1, 1), None, None
 
 
-def _sum_of_squares(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack([t.float().square().sum() for t in tensors]).sum()
+class _HalfSquares(torch.autograd.Function):
+    """½ Σ ‖t‖² in float32, whose gradient is one foreach product instead of some operators a tensor."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        if tensors[0].device.type == "cpu":  # foreach would round its sums otherwise
+            return 0.5 * torch.stack([t.float().square().sum() for t in tensors]).sum()
+        return 0.5 * torch.stack(torch._foreach_norm(tensors)).float().square().sum()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, ...]:
+        return torch._foreach_mul(ctx.saved_tensors, grads[0])  # type: ignore[attr-defined,no-any-return]

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from delta_tune.models.cuda_graph import GraphedForward
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
 from delta_tune.training.source_map_index import StepKey
 
@@ -36,6 +37,8 @@ class SourceMaps:
     def __init__(self, source: nn.Module, layers: tuple[str, ...], store: SourceMapStore | None = None) -> None:
         self._source, self._layers, self._store = source, layers, store
         self._hooks: FeatureMaps | None = None
+        # Another trial may still read what is in the store: only maps that stay here may lie in a graph's memory
+        self._graphed = GraphedForward() if store is None else None
         self._patience_s = 0.0
         self._found: Mapping[str, Tensor] | None = None
 
@@ -75,10 +78,13 @@ class SourceMaps:
                 return found
             time.sleep(self._patience_s / 50)
 
-    def _compute(self, images: Tensor) -> dict[str, Tensor]:
-        assert self._hooks is not None, "maps are asked for within hooked()"
+    def _compute(self, images: Tensor) -> Mapping[str, Tensor]:
         start = time.perf_counter()
         with torch.no_grad():
-            maps = dict(self._hooks.run(images))
+            maps = self._run(images) if self._graphed is None else self._graphed(self._run, images)
         self._patience_s = (time.perf_counter() - start) / 2
         return maps
+
+    def _run(self, images: Tensor) -> Mapping[str, Tensor]:
+        assert self._hooks is not None, "maps are asked for within hooked()"
+        return dict(self._hooks.run(images))

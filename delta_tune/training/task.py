@@ -13,7 +13,8 @@ from torch import nn
 from delta_tune.data.dataset import Dataset, load_dataset
 from delta_tune.filesystem.cache import Cache
 from delta_tune.models.backbones import Backbone, build_source, load_backbone
-from delta_tune.models.fusion import fold_batch_norms, fuse_activations
+from delta_tune.models.devices import half_precision
+from delta_tune.models.fusion import cast_weights, fold_batch_norms, fuse_activations
 from delta_tune.training.measurements import Measurements
 
 
@@ -46,6 +47,7 @@ class Task:
 
         On CPUs its batch norms are folded into the convolutions, those of `layers` aside, and the activations fused. In
         half precision a folded batch norm would round otherwise than the target's: maps would differ at equal weights.
+        Where trials compute in half precision its convolutions hold their weights in it: run it under `autocast`.
         """
         key = f"{device} {layers}"
         if key not in self._sources:
@@ -53,6 +55,8 @@ class Task:
             if device.type == "cpu":
                 fold_batch_norms(source, layers)
                 fuse_activations(source, layers)
+            elif (dtype := half_precision(device)) is not None:
+                cast_weights(source, dtype)
             self._sources[key] = source.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._sources[key]
 

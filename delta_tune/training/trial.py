@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import augment, center_crop
@@ -32,6 +31,7 @@ from delta_tune.training.objective import Objective
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps, SourceMapStore
 from delta_tune.training.task import Task
+from delta_tune.training.weight_average import WeightAverage
 
 DIVERGED_FACTOR = 10
 """A run diverged if the mean training loss of an epoch is above this multiple of the first batch's."""
@@ -191,6 +191,7 @@ class _Run:
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.effective_weight_decay,
+            fused=device.type == "cuda",  # one kernel; the CPU's would round otherwise than versions before
         )
         if config.uses_behavior:
             factors = task.measurements.channel_factors(config, device)
@@ -200,12 +201,10 @@ class _Run:
         else:
             self.objective = Objective(config, self.model, head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
-        self.average: AveragedModel | None = None
+        self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
             steps = len(shuffled_batches(len(task.dataset.train), config.batch_size, torch.Generator()))
-            decay = math.exp(-1 / (config.average_epochs * steps))
-            average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.average = WeightAverage(self.model, math.exp(-1 / (config.average_epochs * steps)))
         state = (self.model, self.optimizer, self.scaler, self.average)
         self.checkpoint = Checkpoint(checkpoint, *state, saved) if checkpoint else None
         self.rows: list[Row] = []
@@ -232,6 +231,8 @@ class _Run:
                 f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
             )
         self.checkpoint.load(point, self.device)
+        for group in self.optimizer.param_groups:  # the run may have begun on another kind of device
+            group["fused"] = self.device.type == "cuda"
         self.rows, self.first_loss, self.best_epoch = point.rows, point.first_loss, point.best_epoch
 
     def train_and_score(self, epoch: int) -> None:
@@ -317,13 +318,14 @@ class _Run:
             losses = self.objective(self.logits(inputs), labels, inputs, key)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses["train_loss"]).backward()  # type: ignore[no-untyped-call]
+        self.objective.merge_gradients()
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update()
         return losses
 
     def _check(self, loss: float, epoch: int) -> None:

@@ -92,6 +92,29 @@ def test_feature_maps_are_what_each_family_makes_at_that_moment(name: str) -> No
         assert torch.equal(maps[layer], seen[layer])
 
 
+def test_feature_maps_are_copied_only_where_something_writes_into_them(chain: Chain) -> None:
+    into = {}
+    chain.relu.register_forward_pre_hook(lambda module, args: into.update(first=args[0]))
+    images = random_images(8)
+    with feature_maps(chain, ("first", "head")) as maps:
+        for _ in range(3):
+            logits = chain(images)
+    assert into["first"] is not maps["first"], "an in-place ReLU follows"
+    assert torch.equal(maps["first"], chain.first(images))
+    assert logits is maps["head"]
+
+
+def test_feature_maps_refuse_a_network_that_writes_into_them_later(chain: Chain) -> None:
+    chain.relu.inplace = False
+    with feature_maps(chain, ("first",)):
+        chain(random_images(8))
+        chain(random_images(8))
+        chain.relu.inplace = True
+        chain(random_images(8))
+        with pytest.raises(AssertionError, match="first"):
+            chain(random_images(8))
+
+
 def test_feature_maps_are_filled_anew_at_each_forward(chain: Chain) -> None:
     with feature_maps(chain, ("second",)) as maps:
         chain(random_images(8))

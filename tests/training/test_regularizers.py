@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.simulated_gpu import simulated_gpu
 from torch import nn
 
 from delta_tune.training import regularizers
@@ -110,3 +111,44 @@ def test_behavior_keeps_float32_under_autocast(maps):
     expected = regularizers.behavior(target, source, factors)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert regularizers.behavior(target, source, factors).item() == expected.item()
+
+
+def plain_l2_sp(parameters, source):
+    """The formula, tensor by tensor, as autograd differentiates it."""
+    return 0.5 * torch.stack([(p - s).square().sum() for p, s in zip(parameters, source, strict=True)]).sum()
+
+
+def l2_sp_and_gradients(penalty, parameters, source):
+    parameters = [p.detach().requires_grad_() for p in parameters]
+    value = penalty(parameters, source)
+    (0.3 * value).backward()
+    return value.detach(), [p.grad for p in parameters]
+
+
+@pytest.fixture
+def weights_and_source():
+    generator = torch.Generator().manual_seed(0)
+    source = [torch.randn(shape, generator=generator) for shape in ((64, 32, 3, 3), (64,), (1000, 64))]
+    return [s + 0.1 * torch.randn(s.shape, generator=generator) for s in source], source
+
+
+def test_weight_l2_sp_equals_the_plain_formula_bit_for_bit_on_the_cpu(weights_and_source):
+    expected, gradients = l2_sp_and_gradients(plain_l2_sp, *weights_and_source)
+    value, found = l2_sp_and_gradients(regularizers.weight_l2_sp, *weights_and_source)
+    assert torch.equal(value, expected)
+    assert all(map(torch.equal, found, gradients))
+
+
+def test_weight_l2_sp_on_a_gpu_equals_the_plain_formula_in_launches_that_do_not_grow(weights_and_source):
+    expected, gradients = l2_sp_and_gradients(plain_l2_sp, *weights_and_source)
+    counts = []
+    with simulated_gpu() as gpu:
+        for times in (1, 5):
+            weights, source = ([x.to("cuda") for x in group] * times for group in weights_and_source)
+            gpu.clear()
+            value, found = l2_sp_and_gradients(regularizers.weight_l2_sp, weights, source)
+            counts.append(gpu.launches.total())
+            assert value.item() == pytest.approx(times * expected.item(), rel=1e-5)
+            for one, other in zip(found, gradients * times, strict=True):
+                torch.testing.assert_close(one.cpu(), other)
+    assert counts[0] == counts[1] <= 10
