@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,14 @@ from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
-from delta_tune.search.messages import TrialAssignment, TrialOutcome, worker_death
+from delta_tune.search.messages import NOTICE, TrialAssignment, TrialOutcome, is_broken_twice, worker_death
+
+MAX_BROKEN = 3
+"""A GPU is lost once the context broke under so many trials in a row, each in two processes."""
+
+
+def _gpu(result: dict[str, Any]) -> tuple[str, str]:
+    return result["node"], result.get("gpu", "")
 
 
 class Recorder(Callback):  # type: ignore[misc]
@@ -43,6 +51,10 @@ class Recorder(Callback):  # type: ignore[misc]
         self._cleared = False
         self.interrupted = False
         """Whether the user has interrupted the run."""
+        self.on_lost_gpu: Callable[[str, str], None] | None = None
+        """Called with the node of a GPU that computes nothing any more, and a sentence about it."""
+        self._broken: Counter[tuple[str, str]] = Counter()
+        """Trials in a row that failed because a GPU's context broke, by node and GPU."""
         self.on_dropped_trial: Callable[[str], None] | None = None
         """Called with the Tune id of a trial whose end Tune did not report to the searcher."""
 
@@ -79,7 +91,10 @@ class Recorder(Callback):  # type: ignore[misc]
             self._tables.start(number, result["node"], result["began"], max(0.0, waited), assignment.gpus)
         elif result["node"] != self._tables.trials[number]["node"]:
             self._tables.move(number, result["node"])
+        if NOTICE in result:
+            self._progress.say(result[NOTICE])
         if outcome is None:
+            self._broken.pop(_gpu(result), None)
             self._tables.report(number, result, result["ended"])
             self.standing.reported(number, result["epoch"])
             self._progress.epoch(self._tables, number)
@@ -96,9 +111,15 @@ class Recorder(Callback):  # type: ignore[misc]
             self._progress.say(
                 f"Trial {number} ran out of memory with {gpus:g} of a GPU; it runs again with {doubled_share(gpus):g}."
             )
+        elif outcome.kind == "GPU lost":
+            self._tables.run_again(number)
+            self.standing.requeued(number)
+            self._lose_gpu(trial.last_result["node"], outcome.error)
         else:
             assert outcome.kind != "blocked", "its report ended the run"
             self._finish(number, outcome.kind, outcome.error)
+            if is_broken_twice(outcome.error):
+                self._blame_gpu(trial.last_result, outcome.error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's worker died too often; exceptions inside a trial are reported instead."""
@@ -117,6 +138,16 @@ class Recorder(Callback):  # type: ignore[misc]
             if self.on_dropped_trial is not None:
                 self.on_dropped_trial(trial.trial_id)
             self.on_trial_error(iteration, trials, trial)
+
+    def _blame_gpu(self, result: dict[str, Any], error: str) -> None:
+        """A trial failed because the GPU broke under it twice; lose the GPU if no trial comes to its end there."""
+        self._broken[_gpu(result)] += 1
+        if self._broken[_gpu(result)] >= MAX_BROKEN:
+            self._lose_gpu(result["node"], f"{MAX_BROKEN} trials in a row broke the context of a GPU ({error})")
+
+    def _lose_gpu(self, node: str, why: str) -> None:
+        if self.on_lost_gpu is not None:
+            self.on_lost_gpu(node, why)
 
     def stop_the_rest(self) -> bool:
         """Mark unfinished trials as stopped and write the tables; return whether there were any, or an interrupt."""

@@ -23,9 +23,25 @@ from delta_tune.cluster.source_map_store import RaySourceMaps
 from delta_tune.config import Metric, TrialConfig, UserError
 from delta_tune.console.format import format_duration
 from delta_tune.filesystem.uris import is_uri
-from delta_tune.results.layout import ERROR_FILE, HUNG_BEFORE_FILE, HUNG_FILE, traceback_file, trial_name
+from delta_tune.models.device_errors import find_device_fault
+from delta_tune.results.layout import (
+    BROKEN_BEFORE_FILE,
+    ERROR_FILE,
+    HUNG_BEFORE_FILE,
+    HUNG_FILE,
+    traceback_file,
+    trial_name,
+)
 from delta_tune.results.mirror import Mirror, local_copy
-from delta_tune.search.messages import OutcomeKind, TrialAssignment, TrialOutcome
+from delta_tune.search.messages import NOTICE, OutcomeKind, TrialAssignment, TrialOutcome
+from delta_tune.search.process_faults import (
+    ProcessMustEndError,
+    end_process,
+    gpus_of_process,
+    judge_note,
+    leave_note,
+    out_of_memory_text,
+)
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
 from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.trial import Row, run_trial
@@ -72,6 +88,12 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     try:
         with local_copy(f"{place}/{trial_name(assignment.number)}") as (folder, mirror):
             _run(assignment, settings, folder, mirror, reporter)
+    except ProcessMustEndError:
+        end_process()
+    except RuntimeError as error:  # of giving memory back after the trial's end
+        if find_device_fault(error) is None:
+            raise
+        end_process()
     except (OSError, UserError) as error:
         if not is_uri(place):
             raise
@@ -82,13 +104,20 @@ class _Reporter:
     """Reports one trial to Tune: its epochs and, if it ends badly, its outcome."""
 
     def __init__(self, metric: Metric) -> None:
-        self._origin = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
+        context = ray.get_runtime_context()
+        self._origin = {"node": context.get_node_id(), "gpu": ", ".join(gpus_of_process()), "began": time.time()}
+        self._notice: dict[str, str] = {}
         self._last: Row = {"epoch": 0, metric: float("nan")}
 
     def epoch(self, row: Row) -> None:
         """Report an epoch."""
         self._last = row
-        tune.report({**row, **self._origin, "ended": time.time()})
+        tune.report({**row, **self._origin, **self._notice, "ended": time.time()})
+        self._notice = {}
+
+    def say(self, sentence: str) -> None:
+        """Tell the user a sentence, with the next epoch."""
+        self._notice = {NOTICE: sentence}
 
     def end(self, kind: OutcomeKind, error: str) -> None:
         """Report that the trial ended badly, after the last epoch that was reported."""
@@ -109,9 +138,17 @@ def _run(
             reporter.end("failed", f"{cause} ({traceback_file(number)} says where)")
             return
         note.replace(before)  # once may be the machine's fault: a paused container, a virtual machine that moved
+    if (verdict := judge_note(folder, number, device=settings.device, gpus=gpus)) is not None:
+        if mirror is not None:
+            push_with_retries(mirror)
+        if verdict.outcome is not None:
+            reporter.end(verdict.outcome, verdict.sentence)
+            return
+        reporter.say(verdict.sentence)
     point = read_resume_point(folder)
     known_epochs = 0 if point is None else point.epoch
 
+    broken = False
     try:
         if settings.device == "cuda" and gpus < 1:
             total = torch.cuda.get_device_properties(0).total_memory
@@ -128,6 +165,7 @@ def _run(
                 watch.end(row["seconds"] + row["eval_seconds"])
                 if row["epoch"] > known_epochs:
                     before.unlink(missing_ok=True)
+                    (folder / BROKEN_BEFORE_FILE).unlink(missing_ok=True)
                 if mirror is not None:
                     push_with_retries(mirror)
                 reporter.epoch(row)
@@ -145,27 +183,45 @@ def _run(
                 checkpoint=folder,
                 maps=None if settings.maps is None else RaySourceMaps(settings.maps),
             )
-    except torch.cuda.OutOfMemoryError as error:
-        kind: OutcomeKind = "out of memory" if 0 < gpus < 1 else "failed"
-        reporter.end(kind, f"the GPU's memory is too small ({error})")
-        return
     except Exception as error:
-        if (blocked := external_cause(error)) is not None:
-            reporter.end("blocked", blocked)
-            return
-        cause = "".join(traceback.format_exception_only(error)).strip()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-        if mirror is not None:
-            push_with_retries(mirror)
-        place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
-        reporter.end("failed", f"{cause} ({place})")
+        broken = _end_badly(error, assignment, folder, mirror, reporter)
+        if broken:
+            raise ProcessMustEndError from error
         return
     finally:
-        release_memory()
+        if not broken:  # it would call into the broken context
+            release_memory()
     if result.state == "diverged":
         reporter.end("diverged", result.error or "")
+
+
+def _end_badly(
+    error: Exception, assignment: TrialAssignment, folder: Path, mirror: Mirror | None, reporter: _Reporter
+) -> bool:
+    """Report the end of a trial that raised; return whether the process must end: the next one reports it then."""
+    number = assignment.number
+    if (blocked := external_cause(error)) is not None:
+        reporter.end("blocked", blocked)
+        return False
+    fault = find_device_fault(error)
+    if fault is not None and fault.ends_process:
+        leave_note(folder, fault)
+        if mirror is not None:
+            push_with_retries(mirror)
+        return True
+    if fault is not None:
+        kind: OutcomeKind = "out of memory" if 0 < assignment.gpus < 1 else "failed"
+        reporter.end(kind, out_of_memory_text(fault.text))
+        return False
+    cause = "".join(traceback.format_exception_only(error)).strip()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+    if mirror is not None:
+        push_with_retries(mirror)
+    place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
+    reporter.end("failed", f"{cause} ({place})")
+    return False
 
 
 def _earlier_rows(config: TrialConfig, folder: Path, mirror: Mirror) -> list[Row]:

@@ -11,7 +11,20 @@ from ray.air.integrations.wandb import WandbLoggerCallback
 KEY = "WANDB_API_KEY"
 # Keys of Tune or of the study, which are neither metrics nor hyperparameters.
 EXCLUDED = (
-    *("number", "gpus", "task", "node", "began", "ended", "timestamp", "time_since_restore", "time_this_iter_s"),
+    *(
+        "number",
+        "gpus",
+        "task",
+        "avoid",
+        "gpu",
+        "notice",
+        "node",
+        "began",
+        "ended",
+        "timestamp",
+        "time_since_restore",
+        "time_this_iter_s",
+    ),
     *("iterations_since_restore", "checkpoint_dir_name", "hostname", "node_ip", "pid"),
 )
 
