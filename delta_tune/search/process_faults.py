@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import ray
-import torch
-
+from delta_tune.cluster.assigned_gpu import place_in_words
+from delta_tune.cluster.failures import LOOK_AT, out_of_memory_text
 from delta_tune.models.device_errors import DeviceFault, FaultKind, device_failure
 from delta_tune.results.layout import BROKEN_BEFORE_FILE, BROKEN_FILE, ERROR_FILE, traceback_file
 from delta_tune.search.messages import OutcomeKind, broken_twice
-
-ADVICE = {
-    "GPU memory": "a smaller batch_size or --image-size needs less, and a larger --gpus-per-trial gives more",
-    "host memory": "a smaller batch_size or --image-size needs less, and a smaller --max-concurrent-trials leaves more",
-}
-LOOK_AT = "`nvidia-smi` and the node's kernel log may say why"
 
 
 class ProcessMustEndError(Exception):
@@ -59,23 +51,6 @@ class Note:
         folder.mkdir(parents=True, exist_ok=True)
         content = f"{self.kind}\n{self.text}\n{self.traceback}"
         (folder / BROKEN_FILE).write_text(content, encoding="utf-8", errors="backslashreplace")
-
-
-def gpus_of_process() -> list[str]:
-    """Ray's ids of the GPUs that this worker has; none outside of a worker."""
-    return list(map(str, ray.get_gpu_ids())) if ray.is_initialized() else []
-
-
-def place_in_words() -> str:
-    """The node of this process and, if it has a GPU, which."""
-    node = f"node {socket.gethostname()}"
-    if not (ids := gpus_of_process()):
-        return node
-    unique = ""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        with suppress(RuntimeError, AttributeError):
-            unique = f" (GPU-{torch.cuda.get_device_properties(0).uuid})"
-    return f"GPU {', '.join(ids)}{unique} of {node}"
 
 
 def leave_note(folder: Path, fault: DeviceFault) -> None:
@@ -114,20 +89,9 @@ def judge_note(folder: Path, number: int, *, device: str, gpus: float) -> Verdic
         where = f"traceback in {traceback_file(number)}"
         if note.kind == "GPU":
             return Verdict(outcome="failed", sentence=broken_twice(f"{note.text}; {where}"))
-        sentence = out_of_memory_text(note.text) if note.kind == "GPU memory" else out_of_host_memory_text(note.text)
-        return Verdict(outcome="failed", sentence=f"{sentence} ({where})")
+        return Verdict(outcome="failed", sentence=f"{out_of_memory_text(note.text, note.kind)} ({where})")
     file.replace(before)  # once may be the machine's fault
     return Verdict(outcome=None, sentence=f"Trial {number} goes on in a new process; its last one ended: {note.text}.")
-
-
-def out_of_memory_text(text: str) -> str:
-    """The error of a trial for which a GPU's memory was too small."""
-    return f"the GPU's memory is too small ({text}); {ADVICE['GPU memory']}"
-
-
-def out_of_host_memory_text(text: str) -> str:
-    """The error of a trial for which the memory of its node was too small."""
-    return f"the node's memory is too small ({text}); {ADVICE['host memory']}"
 
 
 def end_process() -> None:

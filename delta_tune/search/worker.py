@@ -16,8 +16,9 @@ import ray
 import torch
 from ray import tune
 
-from delta_tune.cluster.failures import ExternalFailure, external_cause
-from delta_tune.cluster.gpu_sharing import memory_fraction
+from delta_tune.cluster.assigned_gpu import gpus_of_process, use_assigned_gpu
+from delta_tune.cluster.failures import ExternalFailure, external_cause, out_of_memory_text
+from delta_tune.cluster.gpu_sharing import limit_memory
 from delta_tune.cluster.shared_objects import get_shared
 from delta_tune.cluster.source_map_store import RaySourceMaps
 from delta_tune.config import Metric, TrialConfig, UserError
@@ -37,10 +38,8 @@ from delta_tune.search.messages import NOTICE, OutcomeKind, TrialAssignment, Tri
 from delta_tune.search.process_faults import (
     ProcessMustEndError,
     end_process,
-    gpus_of_process,
     judge_note,
     leave_note,
-    out_of_memory_text,
 )
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
 from delta_tune.training.checkpoint import read_resume_point
@@ -150,9 +149,9 @@ def _run(
 
     broken = False
     try:
-        if settings.device == "cuda" and gpus < 1:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
+        if settings.device != "cpu":
+            use_assigned_gpu()
+            limit_memory(gpus)
         if _tasks is None or _tasks[0] != settings.shelf:
             _tasks = settings.shelf, get_shared(settings.shelf)
         task = _tasks[1][assignment.task]
