@@ -25,8 +25,10 @@ DEVICE_MEMORY = re.compile(
 
 HOST_MEMORY = re.compile(
     r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|std::bad_alloc|Cannot allocate memory"
-    r"|running low on memory"  # Ray's memory monitor
 )
+
+KILLED_FOR_MEMORY = "running low on memory"
+"""In what Ray says of a process that its memory monitor killed, in errors that this layer does not know."""
 
 BROKEN = re.compile(
     r"\b(?:CUDA|HIP|XPU)(?: driver)? error\b|\bcuDNN(?: Frontend)? error|\bTriton Error \[(?:CUDA|HIP)\]"
@@ -93,7 +95,7 @@ def _kind(error: BaseException) -> FaultKind | None:
         return "GPU memory"
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "host memory"
-    if type(error).__name__ == "OutOfMemoryError":  # Ray's, which this layer does not know
+    if KILLED_FOR_MEMORY in text:
         return "host memory"
     if not isinstance(error, (RuntimeError, AssertionError, OSError)):
         return None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from delta_tune.cluster.gpu_sharing import (
     doubled_share,
     gpu_share,
     heaviest_config,
+    limit_memory,
     measure_footprint,
     memory_fraction,
     trials_per_gpu,
@@ -85,3 +87,13 @@ def test_footprint_says_what_was_measured():
     said = dataclasses.replace(footprint(), busy=0.42).sentence
     assert "2 GiB of 24 GiB" in said
     assert "42 %" in said
+
+
+@pytest.mark.parametrize(("gpus", "limits"), [(0.25, [0.25 - CONTEXT_BYTES / (24 * GIB)]), (1.0, []), (0.0, [])])
+def test_process_with_a_part_of_a_gpu_is_held_to_it(monkeypatch, gpus, limits):
+    found = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=24 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", found.append)
+    limit_memory(gpus)
+    assert found == limits
