@@ -15,7 +15,7 @@ from delta_tune.cluster.failures import ExternalFailure, out_of_memory_text
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
-from delta_tune.models.device_errors import find_device_fault
+from delta_tune.models.device_errors import KILLED_FOR_MEMORY
 from delta_tune.results.columns import OPEN, State
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_name
 from delta_tune.results.mirror import Mirror
@@ -124,11 +124,9 @@ class Recorder(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's worker died too often; exceptions inside a trial are reported instead."""
-        error = trial.get_error()
-        if (fault := find_device_fault(error)) is not None and fault.kind == "host memory":
-            cause = out_of_memory_text(fault.text, fault.kind)
-        else:
-            cause = str(error or "no cause is known").strip().splitlines()[-1]
+        lines = str(trial.get_error() or "no cause is known").strip().splitlines()
+        killed = [line.strip() for line in lines if KILLED_FOR_MEMORY in line]
+        cause = out_of_memory_text(killed[-1], "host memory") if killed else lines[-1]
         self._finish(TrialAssignment.from_config(trial.config).number, "failed", worker_death(cause))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from ray.exceptions import OutOfMemoryError
+from ray.tune import TuneError
 
 from delta_tune.config import TrialConfig
 from delta_tune.console.progress import Progress
@@ -160,7 +160,7 @@ def test_recorder_keeps_a_gpu_on_which_an_epoch_came_to_its_end_between(recorder
 
 def test_trial_that_ray_killed_for_its_node_s_memory_says_what_helps(recorder, tables):
     trial = begin(tables, 0, 0.5)
-    killed = OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node was 15 GB")
+    killed = TuneError("Failure # 4\nTask was killed due to the node running low on memory.\nMemory on it was 15 GB")
     trial.get_error = lambda: killed
     recorder.on_trial_error(0, [], trial)
     error = tables.trials[0]["error"]
