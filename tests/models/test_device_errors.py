@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, RayTaskError
 from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
+from ray.exceptions import RayError, RayTaskError
 
 from delta_tune.models.device_errors import device_failure, find_device_fault, is_out_of_memory
 
@@ -56,7 +56,7 @@ HOST_MEMORY = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to ..."),
     RuntimeError("std::bad_alloc"),
     OSError(12, "Cannot allocate memory"),
-    ActorDiedError("The actor died unexpectedly.\nTask was killed due to the node running low on memory."),
+    RayError("The actor died unexpectedly.\nTask was killed due to the node running low on memory."),
     RayOutOfMemoryError("Task was killed due to the node running low on memory."),
 ]
 OTHER = [
