@@ -12,7 +12,7 @@ import ray
 import torch
 
 from delta_tune.cluster.assigned_gpu import use_assigned_gpu
-from delta_tune.cluster.failures import BrokenGpuError, device_faults_named
+from delta_tune.cluster.failures import BrokenGpuError, ExternalFailure, device_faults_named, external_cause
 from delta_tune.config import HEAVIEST, TrialConfig, UserError
 from delta_tune.console.format import format_bytes
 from delta_tune.training.task import Task
@@ -126,11 +126,14 @@ def measure_footprint_on_cluster(task: Task, configs: Sequence[TrialConfig]) -> 
     """`measure_footprint` of the heaviest configuration, in a process of its own with a whole GPU of the cluster.
 
     Raises:
-        UserError: as there.
+        UserError: as there, or the configuration finds too little memory, or breaks the GPU's context twice.
     """
     again = {"max_retries": 1, "retry_exceptions": [BrokenGpuError]}
     remote: Any = ray.remote(num_gpus=1, max_calls=1, **again)(_measure)
-    footprint: Footprint = ray.get(remote.remote(task, heaviest_config(configs)))
+    try:
+        footprint: Footprint = ray.get(remote.remote(task, heaviest_config(configs)))
+    except ExternalFailure as error:
+        raise UserError(f"--gpus-per-trial auto found no share: {external_cause(error)}.") from error
     return footprint
 
 

@@ -78,6 +78,8 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     assignment = TrialAssignment.from_config(tune_config)
     torch.set_num_threads(settings.threads)
+    if settings.device != "cpu":
+        use_assigned_gpu()
     reporter = _Reporter(settings.metric)
     place = settings.checkpoints
     if not is_uri(place) and not Path(place).parent.exists():  # a node that joined after the study's check
@@ -150,7 +152,6 @@ def _run(
     broken = False
     try:
         if settings.device != "cpu":
-            use_assigned_gpu()
             limit_memory(gpus)
         if _tasks is None or _tasks[0] != settings.shelf:
             _tasks = settings.shelf, get_shared(settings.shelf)

@@ -136,3 +136,11 @@ def test_device_that_computes_has_no_failure():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_device_that_does_not_compute_says_why():
     assert device_failure("cuda")
+
+
+def test_device_that_others_have_filled_is_not_broken(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "ones", full)
+    assert device_failure("cuda") is None
