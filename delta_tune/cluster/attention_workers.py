@@ -6,6 +6,7 @@ never divided, and joined in image order.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayActorError
 from ray.util import ActorPool
 from torch import Tensor
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
-from delta_tune.attention.measurement import Ablate, ProbeJob, Runner
-from delta_tune.cluster.failures import ExternalFailure
+from delta_tune.attention.measurement import Ablate, ProbeJob, ProbeWorker, Runner
+from delta_tune.cluster.assigned_gpu import use_assigned_gpu
+from delta_tune.cluster.failures import BrokenGpuError, ExternalFailure, device_faults_named
+from delta_tune.cluster.gpu_sharing import limit_memory
 from delta_tune.cluster.resources import IDLE_S, NODE_WAIT_S
-from delta_tune.cluster.shared_objects import get_shared, put_shared
+from delta_tune.cluster.shared_objects import get_shared, leave_words, left_words, put_shared
 from delta_tune.data.dataset import Bar
 
 MAX_DEATHS = 3
@@ -29,20 +33,41 @@ _Work = tuple[range, tuple[str, ...]]
 
 
 class _Actor:
-    """A probe worker in its own process."""
+    """A probe worker in its own process; it ends the process if the GPU's context breaks, and Ray starts another."""
 
-    def __init__(self, shelf: str, device: str, threads: int) -> None:
+    def __init__(self, shelf: str, device: str, gpus: float, threads: int) -> None:
         torch.set_num_threads(threads)
-        job: ProbeJob = get_shared(shelf)  # not an argument: Ray could not pass it to a restarted actor
-        self._worker = job.on(torch.device(device))
+        self._shelf, self._device, self._gpus = shelf, device, gpus
+        self._ready: ProbeWorker | None = None
 
     def notes(self) -> list[str]:
         """Which layers are slow, and why."""
-        return self._worker.notes
+        with self._faults_named():
+            return self._worker().notes
 
     def losses(self, index: int, work: _Work) -> tuple[int, dict[str, Tensor]]:
         """The losses per image of one chunk, and the chunk's index."""
-        return index, self._worker.losses(*work)
+        with self._faults_named():
+            return index, self._worker().losses(*work)
+
+    def _worker(self) -> ProbeWorker:
+        """The probe worker, made at its first use: Ray raises what fails in a constructor without its class."""
+        if self._ready is None:
+            if self._device != "cpu":
+                use_assigned_gpu()
+                limit_memory(self._gpus)
+            job: ProbeJob = get_shared(self._shelf)  # not an argument: Ray could not pass it to a restarted actor
+            self._ready = job.on(torch.device(self._device))
+        return self._ready
+
+    @contextmanager
+    def _faults_named(self) -> Iterator[None]:
+        try:
+            with device_faults_named("attention"):
+                yield
+        except BrokenGpuError as error:
+            leave_words(self._shelf, str(error))
+            os._exit(1)
 
 
 def ray_runner(*, cpus: float, gpus: float, slots: int, threads: int, device: str, bar: Bar) -> Runner:
@@ -57,11 +82,15 @@ def ray_runner(*, cpus: float, gpus: float, slots: int, threads: int, device: st
         actors = []
         with put_shared(job, shelf):
             try:
-                actors = [actor_class.remote(shelf, device, threads) for _ in range(slots)]
+                actors = [actor_class.remote(shelf, device, gpus, threads) for _ in range(slots)]
                 started = _started(actors, say)
                 for note in ray.get(started[0].notes.remote()):
                     say(f"          {note}.")
                 yield _ablate_on(ActorPool(started), job, len(started), bar)
+            except RayActorError as error:
+                if not (words := left_words(shelf)):
+                    raise
+                raise ExternalFailure(f"{words[-1]} ({len(words)} processes ended so)") from error
             finally:
                 for actor in actors:
                     ray.kill(actor)

@@ -10,16 +10,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 
 from delta_tune.background import run_every
+from delta_tune.cluster.assigned_gpu import place_in_words
 from delta_tune.cluster.connection import RayMonitor
 from delta_tune.config import UserError, visible
 from delta_tune.console.escape import resume_command
+from delta_tune.models.device_errors import FaultKind, find_device_fault
 from delta_tune.results.layout import STUDY_FILE
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 HEAD_CHECK_S = 2.0
+ADVICE: dict[FaultKind, str] = {
+    "GPU memory": "a smaller batch_size or --image-size needs less, and a larger --gpus-per-trial gives more",
+    "host memory": "a smaller batch_size or --image-size needs less, and a smaller --max-concurrent-trials leaves more",
+}
+LOOK_AT = "`nvidia-smi` and the node's kernel log may say why"
 STORE_ERRORS = (ObjectStoreFullError, OutOfDiskError)
 
 
@@ -27,9 +34,52 @@ class ExternalFailure(Exception):
     """A trial or the search hit an external failure; the message names the cause."""
 
 
+class BrokenGpuError(ExternalFailure):
+    """The context of a GPU is broken; in a new process the same work may succeed."""
+
+
+def out_of_memory_text(text: str, kind: FaultKind = "GPU memory") -> str:
+    """What a user is told of too little memory: the error and what helps."""
+    whose = "the GPU's" if kind == "GPU memory" else "the node's"
+    return f"{whose} memory is too small ({text}); {ADVICE[kind]}"
+
+
+def device_cause(error: BaseException | None) -> str | None:
+    """In words, what a GPU, or too little memory, has to do with `error`; None if nothing."""
+    fault = find_device_fault(error)
+    if fault is None:
+        return None
+    if fault.kind == "GPU":
+        return f"a GPU cannot be used any more ({fault.text}); {LOOK_AT}"
+    return out_of_memory_text(fault.text, fault.kind)
+
+
+@contextmanager
+def device_faults_named(doing: str) -> Iterator[None]:
+    """For work in Ray's processes: raise faults of the GPU, and too little memory, as sentences.
+
+    Args:
+        doing: what the block does, as the beginning of the sentence.
+
+    Raises:
+        BrokenGpuError: a new process may succeed (`retry_exceptions` of Ray's tasks).
+        ExternalFailure: the memory is too small.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (cause := device_cause(error)) is None:
+            raise
+        fault = find_device_fault(error)
+        kind = BrokenGpuError if fault is not None and fault.kind == "GPU" else ExternalFailure
+        raise kind(f"{doing} on {place_in_words()}: {cause}") from None
+
+
 def external_cause(error: BaseException | None) -> str | None:
     """The external cause behind `error` in words; None if there is none."""
     while error is not None:
+        if isinstance(error, RayTaskError) and (cause := external_cause(error.cause)) is not None:
+            return cause  # its own text is the whole traceback of the other process
         if isinstance(error, ExternalFailure):
             return str(error)
         if isinstance(error, STORE_ERRORS):
@@ -66,7 +116,7 @@ def as_user_error(folder: Path, out: str) -> Iterator[None]:
             raise
         raise KeyboardInterrupt(f"interrupted; continue with: {resume_command(folder.name, out)}") from None
     except Exception as error:
-        cause = external_cause(error)
+        cause = external_cause(error) or device_cause(error)
         if cause is None:
             raise
         raise UserError(_stopped(cause, folder, out)) from error

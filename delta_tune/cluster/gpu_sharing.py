@@ -11,6 +11,8 @@ from typing import Any
 import ray
 import torch
 
+from delta_tune.cluster.assigned_gpu import use_assigned_gpu
+from delta_tune.cluster.failures import BrokenGpuError, ExternalFailure, device_faults_named, external_cause
 from delta_tune.config import HEAVIEST, TrialConfig, UserError
 from delta_tune.console.format import format_bytes
 from delta_tune.training.task import Task
@@ -66,6 +68,13 @@ def memory_fraction(gpus: float, total: int) -> float:
     return max(0.01, gpus - CONTEXT_BYTES / total)
 
 
+def limit_memory(gpus: float) -> None:
+    """Limit what torch may allocate in this process to its part of its GPU, if it has a part of one."""
+    if 0 < gpus < 1 and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
+
+
 def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
     """The configuration that needs most memory, changed to need no attention; with both networks if any has both."""
     largest = max(configs, key=lambda config: (config.method.trains_backbone, config.batch_size))
@@ -117,8 +126,18 @@ def measure_footprint_on_cluster(task: Task, configs: Sequence[TrialConfig]) -> 
     """`measure_footprint` of the heaviest configuration, in a process of its own with a whole GPU of the cluster.
 
     Raises:
-        UserError: as there.
+        UserError: as there, or the configuration finds too little memory, or breaks the GPU's context twice.
     """
-    measure: Any = ray.remote(num_gpus=1, max_calls=1)(measure_footprint)
-    footprint: Footprint = ray.get(measure.remote(task, heaviest_config(configs)))
+    again = {"max_retries": 1, "retry_exceptions": [BrokenGpuError]}
+    remote: Any = ray.remote(num_gpus=1, max_calls=1, **again)(_measure)
+    try:
+        footprint: Footprint = ray.get(remote.remote(task, heaviest_config(configs)))
+    except ExternalFailure as error:
+        raise UserError(f"--gpus-per-trial auto found no share: {external_cause(error)}.") from error
     return footprint
+
+
+def _measure(task: Task, config: TrialConfig) -> Footprint:
+    with device_faults_named("measuring what a trial needs"):
+        use_assigned_gpu()
+        return measure_footprint(task, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from delta_tune.config import UserError
@@ -78,9 +79,9 @@ def cpus_to_spare(cpus_per_trial: float, gpus_per_trial: float) -> int:
     return max(1, int(node.cpus / max(1, node.slots(cpus_per_trial, gpus_per_trial))))
 
 
-def alive_nodes() -> tuple[Node, ...]:
-    """The nodes of the joined Ray that are alive now."""
+def alive_nodes(without: Collection[str] = ()) -> tuple[Node, ...]:
+    """The nodes of the joined Ray that are alive now, except those with these ids."""
     import ray
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
     return tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)

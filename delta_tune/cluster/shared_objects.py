@@ -30,10 +30,19 @@ class _ObjectHolder:
 
     def __init__(self, boxed: list[Any]) -> None:
         self._boxed = boxed
+        self._words: list[str] = []
 
     def get(self) -> list[Any]:
         """The reference in a list; Ray would resolve a bare one here."""
         return self._boxed
+
+    def leave(self, words: str) -> None:
+        """Keep what a worker has to say before it ends."""
+        self._words.append(words)
+
+    def words(self) -> list[str]:
+        """What workers left, oldest first."""
+        return self._words
 
 
 @contextlib.contextmanager
@@ -57,3 +66,18 @@ def get_shared(name: str) -> Any:
 
     (reference,) = ray.get(ray.get_actor(name, namespace=NAMESPACE).get.remote())
     return ray.get(reference)
+
+
+def leave_words(name: str, words: str) -> None:
+    """Leave words beside the object `name`, for the process that stored it."""
+    import ray
+
+    ray.get(ray.get_actor(name, namespace=NAMESPACE).leave.remote(words))
+
+
+def left_words(name: str) -> list[str]:
+    """What was left beside the object `name`, oldest first."""
+    import ray
+
+    words: list[str] = ray.get(ray.get_actor(name, namespace=NAMESPACE).words.remote())
+    return words

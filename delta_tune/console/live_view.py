@@ -138,7 +138,7 @@ def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int
     running = progress.running
     to_come = max(0, progress.total - progress.done - len(running))
     left = "–" if progress.left is None else f"about {format_duration(progress.left)}"
-    use = f"CPU {psutil.cpu_percent():.0f} %"  # since the last call
+    use = cpu_use()
     if gpus and (busy := gpu_utilization(gpus)) is not None:
         use += f", GPU {busy:.0f} %"
     trials = [f"{n} (epoch {epochs} of {progress.max_epochs(n)})" for n, epochs in sorted(running.items())]
@@ -158,9 +158,21 @@ def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int
     return grid
 
 
+def cpu_use() -> str:
+    """Utilization of this machine's CPUs since the last call, in words; a dash where the system does not tell it."""
+    try:
+        return f"CPU {psutil.cpu_percent():.0f} %"
+    except (psutil.Error, OSError, RuntimeError, NotImplementedError):  # a /proc that is hidden or of another system
+        return "CPU –"
+
+
 def gpu_utilization(gpus: int) -> float | None:
-    """Mean utilization of this machine's GPUs in percent; None without the package nvidia-ml-py."""
+    """Mean utilization of this machine's GPUs in percent; None if it cannot be read.
+
+    That is so without the package nvidia-ml-py, and where NVML refuses: a part of a GPU (MIG), an old driver, a lost
+    GPU. Its errors are of classes that only this package knows.
+    """
     try:
         return statistics.mean(torch.cuda.utilization(index) for index in range(gpus))
-    except ModuleNotFoundError:
+    except Exception:  # a view must not end a study
         return None

@@ -25,6 +25,10 @@ HUNG_FILE = "hung.txt"
 """There too: where a trial's threads were when its process was ended because it hung."""
 HUNG_BEFORE_FILE = "hung-before.txt"
 """There too: the same of the epoch that now runs for the second time; the machine may have stood still."""
+BROKEN_FILE = "broken.txt"
+"""There too: the error after which a process ended itself, because of a broken GPU or too little memory."""
+BROKEN_BEFORE_FILE = "broken-before.txt"
+"""There too: the same of the epoch that now runs for the second time."""
 
 
 def trial_name(number: int) -> str:

@@ -187,6 +187,10 @@ class StudyTables:
         """Mark a trial to run again with more of a GPU."""
         self._tell(number, {"state": "waiting", "out_of_memory": (self.trials[number].get("out_of_memory") or 0) + 1})
 
+    def run_again(self, number: int) -> None:
+        """Mark a trial to run again as it is: its GPU was lost."""
+        self._tell(number, {"state": "waiting"})
+
     def finish(self, number: int, state: State, error: str | None = None) -> None:
         """Set how a trial ended."""
         self._tell(number, {"state": state, "error": error})

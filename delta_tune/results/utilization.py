@@ -55,13 +55,15 @@ def measure_time_use(
         since: seconds since 1970.
 
     Returns:
-        None if no trial finished an epoch.
+        None if no trial finished an epoch, or there were no slots.
     """
     rows = [row for row in trials if row.get("ended") and row["began"] >= since and row["train_seconds"] > 0]
     if not rows:
         return None
     first, last = min(row["began"] for row in rows), max(row["ended"] for row in rows)
     total = _slot_seconds(slots, first, last)
+    if total <= 0:
+        return None
     busy = sum(row["ended"] - row["began"] for row in rows)
     training, validation = (sum(row[name] for row in rows) for name in ("train_seconds", "eval_seconds"))
     final_start = max(row["began"] for row in rows)

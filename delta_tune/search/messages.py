@@ -12,8 +12,15 @@ from typing import Any, Literal
 
 from delta_tune.config import TrialConfig
 
-OutcomeKind = Literal["diverged", "failed", "out of memory", "blocked"]
+OutcomeKind = Literal["diverged", "failed", "out of memory", "GPU lost", "blocked"]
+RUNS_AGAIN: tuple[OutcomeKind, ...] = ("out of memory", "GPU lost")
+"""Ends after which a trial is proposed again under its number."""
+AVOID = "avoid"
+"""Key of `TrialAssignment.avoid` in Tune's configuration."""
+NOTICE = "notice"
+"""Key of an epoch's report: a sentence for the user."""
 _WORKER_DIED = "the worker died"
+_BROKEN_TWICE = "it broke its GPU's context twice"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +35,8 @@ class TrialAssignment:
     """Index of the task that it runs on, among the tasks of the run."""
     gpus: float = 0.0
     """Number of GPUs, or a fraction of one."""
+    avoid: str = ""
+    """Ray's ids of nodes that it must not run on, with commas: a GPU of theirs was lost."""
 
     @property
     def config(self) -> TrialConfig:
@@ -36,14 +45,15 @@ class TrialAssignment:
 
     def to_config(self) -> dict[str, Any]:
         """As Tune's configuration of the trial."""
-        return {"number": self.number, "gpus": self.gpus, "task": self.task, **self.hyperparameters}
+        own = {"number": self.number, "gpus": self.gpus, "task": self.task, AVOID: self.avoid}
+        return {**own, **self.hyperparameters}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TrialAssignment:
         """The inverse of `to_config`."""
         hyperparameters = dict(config)
         own = {name: hyperparameters.pop(name) for name in ("number", "gpus", "task")}
-        return cls(**own, hyperparameters=hyperparameters)
+        return cls(**own, avoid=hyperparameters.pop(AVOID, ""), hyperparameters=hyperparameters)
 
 
 def reported_epochs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -74,6 +84,7 @@ class TrialOutcome:
     """`diverged` and `failed` are the configuration's fault.
 
     `out of memory`: the trial's part of a GPU was too small, and it runs again with twice as much.
+    `GPU lost`: its GPU computes nothing any more, and it runs again on another node.
     `blocked`: an external cause such as a full disk; the whole run stops.
     """
     error: str
@@ -93,6 +104,16 @@ class TrialOutcome:
 def worker_death(cause: str) -> str:
     """The error of a trial whose worker or node died: not the fault of its configuration."""
     return f"{_WORKER_DIED}: {cause}"
+
+
+def broken_twice(cause: str) -> str:
+    """The error of a trial that broke the GPU's context in two processes, one after the other."""
+    return f"{_BROKEN_TWICE}: {cause}"
+
+
+def is_broken_twice(error: str) -> bool:
+    """Whether `broken_twice` made this error."""
+    return error.startswith(_BROKEN_TWICE)
 
 
 def is_worker_death(error: str) -> bool:

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler
-from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs
+from delta_tune.search.messages import RUNS_AGAIN, TrialAssignment, TrialOutcome, reported_epochs
 from delta_tune.search.optuna_storage import create_study, remove_stale_studies
 from delta_tune.search.samplers import make_sampler, space_for
 from delta_tune.spaces.space import Answer, Proposal, Space
@@ -162,9 +162,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             left = self._unfinished.popleft()
             number, point, values = left.number, left.params, left.values
         elif self._next >= self._num_trials:
-            # A trial that shares a GPU may need a larger share later
-            shared = any(0 < running.gpus < 1 for running in self._running.values())
-            return None if shared else str(Searcher.FINISHED)
+            # A trial on a GPU may run again later, with a larger share or on another node
+            on_gpus = any(running.gpus > 0 for running in self._running.values())
+            return None if on_gpus else str(Searcher.FINISHED)
         else:
             number = self._next
             self._next += 1
@@ -192,8 +192,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         outcome = TrialOutcome.from_result(result or {})
         for row in reported_epochs(result) if result else ():
             running.report(row["epoch"], row[self.metric])
-        if outcome is not None and outcome.kind == "out of memory":
-            self._gpus_of[running.number] = doubled_share(running.gpus)
+        if outcome is not None and outcome.kind in RUNS_AGAIN:
+            if outcome.kind == "out of memory":
+                self._gpus_of[running.number] = doubled_share(running.gpus)
             self.run_again(Unfinished(number=running.number, params=running.params, values=running.values))
             error = True  # to Optuna: no fault of the configuration
         if error or not result:

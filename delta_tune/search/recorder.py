@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ray.tune import Callback
 
-from delta_tune.cluster.failures import ExternalFailure
+from delta_tune.cluster.failures import ExternalFailure, out_of_memory_text
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
+from delta_tune.models.device_errors import KILLED_FOR_MEMORY
 from delta_tune.results.columns import OPEN, State
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, trial_name
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
-from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs, worker_death
+from delta_tune.search.messages import (
+    NOTICE,
+    TrialAssignment,
+    TrialOutcome,
+    is_broken_twice,
+    reported_epochs,
+    worker_death,
+)
+
+MAX_BROKEN = 3
+"""A GPU is lost once the context broke under so many trials in a row, each in two processes."""
+
+
+def _gpu(result: dict[str, Any]) -> tuple[str, str]:
+    return result["node"], result.get("gpu", "")
 
 
 class Recorder(Callback):  # type: ignore[misc]
@@ -43,6 +59,10 @@ class Recorder(Callback):  # type: ignore[misc]
         self._cleared = False
         self.interrupted = False
         """Whether the user has interrupted the run."""
+        self.on_lost_gpu: Callable[[str, str], None] | None = None
+        """Called with the node of a GPU that computes nothing any more, and a sentence about it."""
+        self._broken: Counter[tuple[str, str]] = Counter()
+        """Trials in a row that failed because a GPU's context broke, by node and GPU."""
         self.on_dropped_trial: Callable[[str], None] | None = None
         """Called with the Tune id of a trial whose end Tune did not report to the searcher."""
 
@@ -79,7 +99,12 @@ class Recorder(Callback):  # type: ignore[misc]
             self._tables.start(number, result["node"], result["began"], max(0.0, waited), assignment.gpus)
         elif result["node"] != self._tables.trials[number]["node"]:
             self._tables.move(number, result["node"])
-        for row in reported_epochs(result):
+        if NOTICE in result:
+            self._progress.say(result[NOTICE])
+        rows = reported_epochs(result)
+        if rows:
+            self._broken.pop(_gpu(result), None)
+        for row in rows:
             if self._tables.report(number, row, row["ended"]):
                 self._progress.epoch(self._tables, number, row["epoch"])
             self.standing.reported(number, row["epoch"])
@@ -96,14 +121,22 @@ class Recorder(Callback):  # type: ignore[misc]
             self._progress.say(
                 f"Trial {number} ran out of memory with {gpus:g} of a GPU; it runs again with {doubled_share(gpus):g}."
             )
+        elif outcome.kind == "GPU lost":
+            self._tables.run_again(number)
+            self.standing.requeued(number)
+            self._lose_gpu(trial.last_result["node"], outcome.error)
         else:
             assert outcome.kind != "blocked", "its report ended the run"
             self._finish(number, outcome.kind, outcome.error)
+            if is_broken_twice(outcome.error):
+                self._blame_gpu(trial.last_result, outcome.error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's worker died too often; exceptions inside a trial are reported instead."""
         lines = str(trial.get_error() or "no cause is known").strip().splitlines()
-        self._finish(TrialAssignment.from_config(trial.config).number, "failed", worker_death(lines[-1]))
+        killed = [line.strip() for line in lines if KILLED_FOR_MEMORY in line]
+        cause = out_of_memory_text(killed[-1], "host memory") if killed else lines[-1]
+        self._finish(TrialAssignment.from_config(trial.config).number, "failed", worker_death(cause))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Several times a second: write the tables if due, and look for trials that Tune dropped silently.
@@ -117,6 +150,16 @@ class Recorder(Callback):  # type: ignore[misc]
             if self.on_dropped_trial is not None:
                 self.on_dropped_trial(trial.trial_id)
             self.on_trial_error(iteration, trials, trial)
+
+    def _blame_gpu(self, result: dict[str, Any], error: str) -> None:
+        """A trial failed because the GPU broke under it twice; lose the GPU if no trial comes to its end there."""
+        self._broken[_gpu(result)] += 1
+        if self._broken[_gpu(result)] >= MAX_BROKEN:
+            self._lose_gpu(result["node"], f"{MAX_BROKEN} trials in a row broke the context of a GPU ({error})")
+
+    def _lose_gpu(self, node: str, why: str) -> None:
+        if self.on_lost_gpu is not None:
+            self.on_lost_gpu(node, why)
 
     def stop_the_rest(self) -> bool:
         """Mark unfinished trials as stopped and write the tables; return whether there were any, or an interrupt."""

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,23 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from delta_tune.cluster.connection import redirect_ray_logs
 from delta_tune.cluster.failures import ExternalFailure
-from delta_tune.cluster.resources import Capacity
+from delta_tune.cluster.nodes import alive_nodes
+from delta_tune.cluster.resources import Capacity, describe_request, trials_that_fit
 from delta_tune.cluster.shared_objects import put_shared
 from delta_tune.cluster.source_map_store import shared_source_maps, source_map_budget
 from delta_tune.config import Metric
 from delta_tune.console.live_view import RunProgress
 from delta_tune.results.layout import LOG_FILE, RAY, trial_name
 from delta_tune.search.asha import AshaScheduler
-from delta_tune.search.messages import EachEpoch, TrialAssignment
+from delta_tune.search.messages import AVOID, EachEpoch, TrialAssignment
 from delta_tune.search.recorder import Recorder
 from delta_tune.search.session import Session
 from delta_tune.search.worker import WorkerSettings, run_tune_trial
 from delta_tune.training.task import Task
 
 MAX_WORKER_DEATHS = 3
+NODE_LABEL = "ray.io/node-id"
+"""Ray's own label of each node."""
 NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
 """Environment variable that keeps Tune from handling SIGINT."""
 
@@ -91,14 +94,27 @@ def run_trials(
     cpus = resources.cpus_per_trial
 
     def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        gpus = TrialAssignment.from_config(config).gpus
-        return tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
+        assignment = TrialAssignment.from_config(config)
+        bundles = [{"CPU": cpus, **({"GPU": assignment.gpus} if assignment.gpus else {})}]
+        if not assignment.avoid:
+            return tune.PlacementGroupFactory(bundles)
+        elsewhere = {NODE_LABEL: f"!in({assignment.avoid})"}
+        return tune.PlacementGroupFactory(bundles, bundle_label_selector=[elsewhere])
 
     def runs() -> bool:
         return any(trial.status == trial.RUNNING for trial in scheduler.live.values())
 
-    room = Capacity(resources, session.progress.say, runs=runs)
-    limited = _Limiter(searcher, room)
+    avoided: set[str] = set()
+    room = Capacity(resources, session.progress.say, nodes=lambda: alive_nodes(avoided), runs=runs)
+    limited = _Limiter(searcher, room, avoided)
+
+    def avoid(node: str, why: str) -> None:
+        avoided.add(node)
+        if not trials_that_fit(resources, alive_nodes(avoided)):
+            raise ExternalFailure(f"{why}, and no other node has room for {describe_request(resources)}")
+        session.progress.say(f"{why[0].upper()}{why[1:]}. No more trials start on that node.")
+
+    recorder.on_lost_gpu = avoid
     recorder.on_dropped_trial = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
     ray_folder = folder / RAY
     tuner = tune.Tuner(
@@ -145,16 +161,20 @@ def _fit(tuner: tune.Tuner) -> bool:
 
 
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
-    """Limits concurrent trials to what the cluster holds now; Tune's own limiter is fixed."""
+    """Limits concurrent trials to what the cluster holds now, and keeps them off nodes whose GPU was lost.
 
-    def __init__(self, searcher: Searcher, room: Capacity) -> None:
+    Tune's own limiter is fixed.
+    """
+
+    def __init__(self, searcher: Searcher, room: Capacity, avoided: Collection[str]) -> None:
         super().__init__(searcher, max_concurrent=room.limit)
-        self._room = room
+        self._room, self._avoided = room, avoided
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, if there is room for it."""
         self.max_concurrent = self._room.limit
-        return super().suggest(trial_id)
+        config = super().suggest(trial_id)
+        return config | {AVOID: ",".join(sorted(self._avoided))} if isinstance(config, dict) else config
 
     def get_state(self) -> dict[str, Any]:
         """Empty: a resumed study is rebuilt from its tables."""

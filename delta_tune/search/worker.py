@@ -18,8 +18,9 @@ import torch
 from ray import tune
 
 from delta_tune.background import TimeShare
-from delta_tune.cluster.failures import ExternalFailure, external_cause
-from delta_tune.cluster.gpu_sharing import memory_fraction
+from delta_tune.cluster.assigned_gpu import gpus_of_process, use_assigned_gpu
+from delta_tune.cluster.failures import ExternalFailure, external_cause, out_of_memory_text
+from delta_tune.cluster.gpu_sharing import limit_memory
 from delta_tune.cluster.nodes import cpus_to_spare
 from delta_tune.cluster.shared_objects import get_shared
 from delta_tune.cluster.source_map_store import RaySourceMaps
@@ -27,9 +28,23 @@ from delta_tune.config import Metric, UserError
 from delta_tune.console.format import format_duration
 from delta_tune.data.images import set_decoding_threads
 from delta_tune.filesystem.uris import is_uri
-from delta_tune.results.layout import ERROR_FILE, HUNG_BEFORE_FILE, HUNG_FILE, traceback_file, trial_name
+from delta_tune.models.device_errors import find_device_fault
+from delta_tune.results.layout import (
+    BROKEN_BEFORE_FILE,
+    ERROR_FILE,
+    HUNG_BEFORE_FILE,
+    HUNG_FILE,
+    traceback_file,
+    trial_name,
+)
 from delta_tune.results.mirror import Mirror, local_copy
-from delta_tune.search.messages import OutcomeKind, TrialAssignment, TrialOutcome
+from delta_tune.search.messages import NOTICE, OutcomeKind, TrialAssignment, TrialOutcome
+from delta_tune.search.process_faults import (
+    ProcessMustEndError,
+    end_process,
+    judge_note,
+    leave_note,
+)
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
 from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.trial import Row, run_trial
@@ -77,6 +92,8 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     assignment = TrialAssignment.from_config(tune_config)
     torch.set_num_threads(settings.threads)
+    if settings.device != "cpu":
+        use_assigned_gpu()
     decisive = {*settings.rungs, assignment.config.max_epochs}
     reporter = _Reporter(settings.metric, decisive)
     place = settings.checkpoints
@@ -87,6 +104,12 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     try:
         with local_copy(f"{place}/{trial_name(assignment.number)}") as (folder, mirror):
             _run(assignment, settings, folder, mirror, reporter)
+    except ProcessMustEndError:
+        end_process()
+    except RuntimeError as error:  # of giving memory back after the trial's end
+        if find_device_fault(error) is None:
+            raise
+        end_process()
     except (OSError, UserError) as error:
         if not is_uri(place):
             raise
@@ -104,7 +127,9 @@ class _Reporter:
     def __init__(self, metric: Metric, decisive: Collection[int]) -> None:
         self._decisive, self._waiting = decisive, list[Row]()
         self._share, self._sent_at = TimeShare(REPORTING_SHARE), -REPORT_S
-        self._origin = {"node": ray.get_runtime_context().get_node_id(), "began": time.time()}
+        context = ray.get_runtime_context()
+        self._origin = {"node": context.get_node_id(), "gpu": ", ".join(gpus_of_process()), "began": time.time()}
+        self._notice: dict[str, str] = {}
         self._last: Row = {"epoch": 0, metric: float("nan")}
 
     def epoch(self, row: Row) -> None:
@@ -117,13 +142,17 @@ class _Reporter:
                 self._send(row)
             self._sent_at = time.monotonic()
 
+    def say(self, sentence: str) -> None:
+        """Tell the user a sentence, with the next report."""
+        self._notice = {NOTICE: sentence}
+
     def end(self, kind: OutcomeKind, error: str) -> None:
         """Report that the trial ended badly, after the last epoch that was reported."""
         self._send(TrialOutcome(kind=kind, error=error).to_result(self._last))
 
     def _send(self, content: Row) -> None:
-        epochs, self._waiting = self._waiting, []
-        tune.report({**content, **self._origin, "epochs": epochs})
+        (epochs, self._waiting), (notice, self._notice) = (self._waiting, []), (self._notice, {})
+        tune.report({**content, **self._origin, **notice, "epochs": epochs})
 
 
 def _run(
@@ -140,16 +169,23 @@ def _run(
             reporter.end("failed", f"{cause} ({traceback_file(number)} says where)")
             return
         note.replace(before)  # once may be the machine's fault: a paused container, a virtual machine that moved
+    if (verdict := judge_note(folder, number, device=settings.device, gpus=gpus)) is not None:
+        if mirror is not None:
+            push_with_retries(mirror)
+        if verdict.outcome is not None:
+            reporter.end(verdict.outcome, verdict.sentence)
+            return
+        reporter.say(verdict.sentence)
     point = read_resume_point(folder)
     if mirror is not None and point is not None and not config.same_as(point.config):
         mirror.clear()  # the study knows nothing of that run any more
         point = None
     known_epochs = 0 if point is None else point.epoch
 
+    broken = False
     try:
-        if settings.device == "cuda" and gpus < 1:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
+        if settings.device != "cpu":
+            limit_memory(gpus)
         if _tasks is None or _tasks[0] != settings.shelf:
             _tasks = settings.shelf, get_shared(settings.shelf)
         task = _tasks[1][assignment.task]
@@ -167,6 +203,7 @@ def _run(
             def saved(epoch: int) -> None:
                 if epoch > known_epochs:
                     before.unlink(missing_ok=True)
+                    (folder / BROKEN_BEFORE_FILE).unlink(missing_ok=True)
                 if mirror is not None:
                     push_with_retries(mirror)
 
@@ -182,27 +219,45 @@ def _run(
                 saved=saved,
                 watch=watch.epoch,
             )
-    except torch.cuda.OutOfMemoryError as error:
-        kind: OutcomeKind = "out of memory" if 0 < gpus < 1 else "failed"
-        reporter.end(kind, f"the GPU's memory is too small ({error})")
-        return
     except Exception as error:
-        if (blocked := external_cause(error)) is not None:
-            reporter.end("blocked", blocked)
-            return
-        cause = "".join(traceback.format_exception_only(error)).strip()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-        if mirror is not None:
-            push_with_retries(mirror)
-        place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
-        reporter.end("failed", f"{cause} ({place})")
+        broken = _end_badly(error, assignment, folder, mirror, reporter)
+        if broken:
+            raise ProcessMustEndError from error
         return
     finally:
-        release_memory()
+        if not broken:  # it would call into the broken context
+            release_memory()
     if result.state == "diverged":
         reporter.end("diverged", result.error or "")
+
+
+def _end_badly(
+    error: Exception, assignment: TrialAssignment, folder: Path, mirror: Mirror | None, reporter: _Reporter
+) -> bool:
+    """Report the end of a trial that raised; return whether the process must end: the next one reports it then."""
+    number = assignment.number
+    if (blocked := external_cause(error)) is not None:
+        reporter.end("blocked", blocked)
+        return False
+    fault = find_device_fault(error)
+    if fault is not None and fault.ends_process:
+        leave_note(folder, fault)
+        if mirror is not None:
+            push_with_retries(mirror)
+        return True
+    if fault is not None:
+        kind: OutcomeKind = "out of memory" if 0 < assignment.gpus < 1 else "failed"
+        reporter.end(kind, out_of_memory_text(fault.text))
+        return False
+    cause = "".join(traceback.format_exception_only(error)).strip()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+    if mirror is not None:
+        push_with_retries(mirror)
+    place = f"{Path(where.filename).name}:{where.lineno}, traceback in {traceback_file(number)}"
+    reporter.end("failed", f"{cause} ({place})")
+    return False
 
 
 def push_with_retries(mirror: Mirror) -> None:

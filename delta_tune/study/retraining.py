@@ -11,6 +11,8 @@ import numpy as np
 import ray
 import torch
 
+from delta_tune.cluster.assigned_gpu import use_assigned_gpu
+from delta_tune.cluster.failures import BrokenGpuError, device_faults_named
 from delta_tune.cluster.resources import wait_for_resources
 from delta_tune.config import TrialConfig
 from delta_tune.data.resampling import merge_val_into_train
@@ -91,7 +93,8 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, session: Session) 
     gpus = 1.0 if session.resources.gpus_per_trial else 0.0
     resources = dataclasses.replace(session.resources, gpus_per_trial=gpus)
     wait_for_resources(resources, session.progress.say)
-    remote: Any = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=gpus, max_retries=3)(_run)
+    again = {"max_retries": 3, "retry_exceptions": [BrokenGpuError]}
+    remote: Any = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=gpus, **again)(_run)
     run = remote.remote(task, config, checkpoint, resources.device, resources.threads)
     with session.progress.bar("Final training", config.max_epochs) as advance:
         known = 0
@@ -112,6 +115,8 @@ def _epochs_done(checkpoint: str) -> int:
 
 def _run(task: Task, config: TrialConfig, checkpoint: str, device: str, threads: int) -> str | None:
     torch.set_num_threads(threads)
-    with local_copy(checkpoint) as (folder, mirror):
+    with device_faults_named("the final training"), local_copy(checkpoint) as (folder, mirror):
+        if device != "cpu":
+            use_assigned_gpu()
         saved = None if mirror is None else lambda epoch: push_with_retries(mirror)
         return run_trial(task, config, checkpoint=folder, device=device, saved=saved).error

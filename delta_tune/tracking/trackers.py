@@ -65,7 +65,7 @@ def trackers(
     if config.wandb is not None:
         from delta_tune.tracking.wandb_runs import WandbRuns
 
-        found.append(WandbRuns(config.wandb, tables.folder))
+        found.append(WandbRuns(config.wandb, tables.folder, say))
     return found
 
 

@@ -5,12 +5,13 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
 from delta_tune.attention.measurement import in_this_process
 from delta_tune.cluster import attention_workers
 from delta_tune.cluster.attention_workers import chunk_work, ray_runner
-from delta_tune.cluster.failures import ExternalFailure
+from delta_tune.cluster.failures import ExternalFailure, external_cause
 from delta_tune.config import TrialConfig
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.task import Task
@@ -101,6 +102,45 @@ def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
     assert measured(task, runner(1, killing_bar)) == alone
     assert killed
     assert len(pieces) == 5  # 36 images in blocks of 8, each counted once
+
+
+def breaking_actors(monkeypatch, error, file=None):
+    """Actors in which `error` is raised; with `file` only the first process raises it."""
+
+    class Breaking(attention_workers._Actor):
+        def _worker(self):
+            if file is None or not file.exists():
+                if file is not None:
+                    file.touch()
+                raise error
+            return super()._worker()
+
+    monkeypatch.setattr(attention_workers, "_Actor", Breaking)
+
+
+BROKEN = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nfor more see")
+
+
+def test_broken_context_ends_its_worker_and_another_goes_on(task, alone, ray_cluster, monkeypatch, tmp_path):
+    breaking_actors(monkeypatch, BROKEN, tmp_path / "broke")
+    assert measured(task, runner(1)) == alone
+    assert (tmp_path / "broke").exists()
+
+
+def test_gpu_that_breaks_one_worker_after_the_other_is_told_with_its_error(task, ray_cluster, monkeypatch):
+    monkeypatch.setattr(attention_workers, "MAX_DEATHS", 1)
+    breaking_actors(monkeypatch, BROKEN)
+    words = r"^attention on node .*an illegal memory access.*\(2 processes ended so\)"
+    with pytest.raises(ExternalFailure, match=words):
+        measured(task, runner(1))
+
+
+def test_attention_that_runs_out_of_memory_is_told_with_advice(task, ray_cluster, monkeypatch):
+    breaking_actors(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    with pytest.raises(ExternalFailure) as told:
+        measured(task, runner(1))
+    assert "--gpus-per-trial gives more" in external_cause(told.value)
+    assert "Traceback" not in external_cause(told.value)
 
 
 def test_actors_are_gone_afterwards(task, ray_cluster):

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
+from ray.exceptions import RayTaskError
 
 from delta_tune.cluster import connection
 from delta_tune.cluster.connection import RayMonitor
-from delta_tune.cluster.failures import ExternalFailure, as_user_error
+from delta_tune.cluster.failures import BrokenGpuError, ExternalFailure, as_user_error, device_faults_named
 from delta_tune.config import UserError
 from delta_tune.results.layout import STUDY_FILE
 
@@ -122,3 +124,45 @@ def test_process_without_ray_ends_with_a_sentence_and_saves_what_it_can(folder, 
     assert (done.returncode, done.stdout) == (2, "closed\nsaved\n")
     assert done.stderr.startswith("launch.py: The study stopped: Ray is gone. Everything finished is saved in ")
     assert done.stderr.endswith("continue with: python launch.py --resume --name study --out results\n")
+
+
+def raised_in_a_task(error):
+    return RayTaskError("measure", "Traceback (most recent call last):", error, ip="127.0.0.1").as_instanceof_cause()
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, raised_in_a_task], ids=["here", "in a task"])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "a larger --gpus-per-trial gives more"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "a smaller batch_size or --image-size needs less"),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure\nSearch for"), "a GPU cannot be used any more"),
+        (MemoryError("Unable to allocate 8 GiB"), "a smaller --max-concurrent-trials leaves more"),
+    ],
+)
+def test_fault_of_a_device_outside_of_trials_is_one_sentence_with_advice(folder, wrap, error, words):
+    with pytest.raises(UserError, match=r"^The study stopped: ") as told:
+        fail_with(wrap(error), folder)
+    assert words in str(told.value)
+    assert "Traceback" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_sentence_of_another_process_comes_without_its_traceback(folder):
+    with pytest.raises(UserError, match=r"^The study stopped: no room\. Everything finished"):
+        fail_with(raised_in_a_task(ExternalFailure("no room")), folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(torch.AcceleratorError("CUDA error: misaligned address"), BrokenGpuError), (MemoryError(), ExternalFailure)],
+)
+def test_fault_in_a_task_says_what_was_done_and_where(error, kind):
+    where = f"^measuring on node {socket.gethostname()}: .*{type(error).__name__}"
+    with pytest.raises(kind, match=where), device_faults_named("measuring"):
+        raise error
+
+
+def test_other_errors_of_a_task_stay_as_they_are():
+    with pytest.raises(ZeroDivisionError), device_faults_named("measuring"):
+        raise ZeroDivisionError

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from delta_tune.cluster import gpu_sharing
+from delta_tune.cluster.failures import device_faults_named
 from delta_tune.cluster.gpu_sharing import (
     CONTEXT_BYTES,
     Footprint,
     doubled_share,
     gpu_share,
     heaviest_config,
+    limit_memory,
     measure_footprint,
+    measure_footprint_on_cluster,
     memory_fraction,
     trials_per_gpu,
 )
@@ -85,3 +91,39 @@ def test_footprint_says_what_was_measured():
     said = dataclasses.replace(footprint(), busy=0.42).sentence
     assert "2 GiB of 24 GiB" in said
     assert "42 %" in said
+
+
+@pytest.mark.parametrize(("gpus", "limits"), [(0.25, [0.25 - CONTEXT_BYTES / (24 * GIB)]), (1.0, []), (0.0, [])])
+def test_process_with_a_part_of_a_gpu_is_held_to_it(monkeypatch, gpus, limits):
+    found = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=24 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", found.append)
+    limit_memory(gpus)
+    assert found == limits
+
+
+@pytest.mark.parametrize(
+    ("error", "tries", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            1,
+            "a smaller batch_size or --image-size",
+        ),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), 2, "on GPU 0 of node"),
+    ],
+    ids=["memory", "broken"],
+)
+def test_measuring_that_fails_on_the_gpu_is_one_sentence(ray_cluster, monkeypatch, tmp_path, error, tries, words):
+    def measure(task, config):
+        with device_faults_named("measuring"):
+            (tmp_path / str(os.getpid())).touch()
+            raise error
+
+    monkeypatch.setattr(gpu_sharing, "_measure", measure)
+    with pytest.raises(UserError, match=r"^--gpus-per-trial auto found no share: measuring on GPU 0") as told:
+        measure_footprint_on_cluster(None, [TrialConfig()])
+    assert words in str(told.value)
+    assert "Traceback" not in str(told.value)
+    assert len(list(tmp_path.iterdir())) == tries, "each in a process of its own"

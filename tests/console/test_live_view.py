@@ -178,6 +178,31 @@ def test_view_shows_the_use_of_gpus_where_it_is_known(tables, time, monkeypatch)
     assert "GPU 50 %" in drawn(standing, gpus=2)
 
 
+class NVMLError_NotSupported(Exception):  # noqa: N801
+    """As in the package nvidia-ml-py, whose errors have no other base."""
+
+
+REFUSALS = [NVMLError_NotSupported("Not Supported"), RuntimeError("Can't initialize NVML"), OSError()]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=repr)
+def test_view_goes_on_without_gpu_use_where_nvml_refuses(tables, time, monkeypatch, error):
+    def refused(device):
+        raise error
+
+    monkeypatch.setattr(live_view.torch.cuda, "utilization", refused)
+    assert "GPU" not in drawn(make(tables, time), gpus=2)
+
+
+@pytest.mark.parametrize("error", [live_view.psutil.AccessDenied(), FileNotFoundError("/proc/stat")], ids=repr)
+def test_view_goes_on_without_cpu_use_where_the_system_hides_it(tables, time, monkeypatch, error):
+    def hidden():
+        raise error
+
+    monkeypatch.setattr(live_view.psutil, "cpu_percent", hidden)
+    assert "CPU –" in drawn(make(tables, time), gpus=0)
+
+
 def test_gpu_use_is_unknown_without_the_package_that_torch_asks(monkeypatch):
     def missing(device):
         raise ModuleNotFoundError("pynvml")

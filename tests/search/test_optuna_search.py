@@ -384,6 +384,18 @@ def test_trial_config_of_a_proposal_has_the_study_s_epochs_and_seed():
     assert {(c["max_epochs"], c["seed"]) for c in study.configs.values()} == {(EPOCHS, 5)}
 
 
+def test_trial_whose_gpu_was_lost_comes_again_as_it_was():
+    study = Study(num_trials=1)
+    study.search.gpus_per_trial = 1.0
+    first, number = study.ask()
+    config = study.configs[number]
+    study.go(first, [0.3], then="GPU lost")
+    again, same = study.ask()
+    assert (same, study.gpus, study.configs[number]) == (number, 1.0, config)
+    study.go(again, [0.3, 0.4, 0.5, 0.6])
+    assert study.search.suggest("more") == Searcher.FINISHED
+
+
 def test_trial_whose_part_of_a_gpu_was_too_small_comes_again_with_twice_as_much():
     study = Study(num_trials=2)
     study.search.gpus_per_trial = 0.25
@@ -399,8 +411,9 @@ def test_trial_whose_part_of_a_gpu_was_too_small_comes_again_with_twice_as_much(
     assert study.gpus == 0.25
     assert study.search.suggest("more") is None, "the second trial may still come back"
     study.go(other, [0.1] * EPOCHS)
-    assert study.search.suggest("more") == Searcher.FINISHED
+    assert study.search.suggest("more") is None, "it may lose its GPU"
     study.go(again, [0.3, 0.4, 0.5, 0.6])
+    assert study.search.suggest("more") == Searcher.FINISHED
 
 
 def test_optuna_is_not_told_that_a_small_part_of_a_gpu_is_a_bad_configuration():

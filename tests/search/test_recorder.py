@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from ray.tune import TuneError
 
 from delta_tune.config import TrialConfig
 from delta_tune.console.progress import Progress
@@ -11,7 +12,7 @@ from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, TRIALS_FILE, trial_name
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
-from delta_tune.search.messages import EachEpoch, TrialAssignment, TrialOutcome
+from delta_tune.search.messages import EachEpoch, TrialAssignment, TrialOutcome, broken_twice, is_worker_death
 from delta_tune.search.recorder import Recorder
 
 
@@ -150,3 +151,53 @@ def test_logger_is_told_of_each_epoch_of_a_report():
     rows = [{"epoch": epoch, "val_loss": 1 / epoch} for epoch in (4, 5)]
     Each().on_trial_result(0, [], None, rows[-1] | {"node": "n", "training_iteration": 2, "epochs": rows})
     assert heard == [(4, 0.25, "n"), (5, 0.2, "n")]
+
+
+def lost(recorder):
+    """The nodes whose GPU the recorder gave up, and why."""
+    told = []
+    recorder.on_lost_gpu = lambda node, why: told.append((node, why))
+    return told
+
+
+def on_gpu(trial, gpu="0"):
+    trial.last_result |= {"node": "a", "gpu": gpu, "began": 0.0, "ended": 1.0}
+    return trial
+
+
+def test_recorder_gives_up_a_gpu_that_computes_nothing_and_the_trial_waits(recorder, tables):
+    told = lost(recorder)
+    end(recorder, on_gpu(begin(tables, 0, 0.5)), TrialOutcome(kind="GPU lost", error="GPU 0 of node a"))
+    assert tables.trials[0]["state"] == "waiting"
+    assert told == [("a", "GPU 0 of node a")]
+
+
+def test_recorder_gives_up_a_gpu_under_which_trial_after_trial_breaks(recorder, tables):
+    told = lost(recorder)
+    for number in range(6):
+        trial = on_gpu(begin(tables, number, 0.5), gpu="0" if number % 2 else "1")
+        end(recorder, trial, TrialOutcome(kind="failed", error=broken_twice("an error")))
+        assert len(told) == max(0, number - 3)
+    assert "an error" in told[0][1]
+
+
+def test_recorder_keeps_a_gpu_on_which_an_epoch_came_to_its_end_between(recorder, tables):
+    told = lost(recorder)
+    for number in range(5):
+        trial = on_gpu(begin(tables, number, 0.5))
+        if number == 2:
+            row = dict.fromkeys(EPOCH_COLUMNS, 0.5) | trial.last_result | {"epoch": 2}
+            recorder.on_trial_result(0, [], trial, row)
+        end(recorder, trial, TrialOutcome(kind="failed", error=broken_twice("an error")))
+        assert bool(told) == (number == 4)
+
+
+def test_trial_that_ray_killed_for_its_node_s_memory_says_what_helps(recorder, tables):
+    trial = begin(tables, 0, 0.5)
+    killed = TuneError("Failure # 4\nTask was killed due to the node running low on memory.\nMemory on it was 15 GB")
+    trial.get_error = lambda: killed
+    recorder.on_trial_error(0, [], trial)
+    error = tables.trials[0]["error"]
+    assert is_worker_death(error)
+    assert "the node's memory is too small" in error
+    assert "--max-concurrent-trials" in error

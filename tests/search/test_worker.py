@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -12,12 +13,12 @@ import torch
 from helpers.objects import at
 
 from delta_tune.config import TrialConfig
-from delta_tune.results.layout import HUNG_BEFORE_FILE, HUNG_FILE
-from delta_tune.search import worker
+from delta_tune.results.layout import BROKEN_FILE, HUNG_BEFORE_FILE, HUNG_FILE
+from delta_tune.search import process_faults, worker
 from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs
 from delta_tune.training import checkpoint
 from delta_tune.training.checkpoint import read_resume_point
-from delta_tune.training.trial import TrialResult
+from delta_tune.training.trial import TrialResult, run_trial
 
 
 @pytest.fixture
@@ -233,3 +234,96 @@ def test_epoch_that_is_told_again_is_not_one_that_ended(reports, tmp_path, monke
     monkeypatch.setattr(worker, "run_trial", lambda task, config, report, **_: report(reports[-1]) or 1 / 0)
     run(tmp_path)
     assert (folder / HUNG_BEFORE_FILE).exists()
+
+
+class ProcessEndedError(BaseException):
+    """What `os._exit` is in these tests."""
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Runs a trial in one process after the other, until one does not end itself; returns how many there were."""
+
+    def end(status):
+        raise ProcessEndedError
+
+    monkeypatch.setattr(process_faults.os, "_exit", end)
+
+    def processes(folder, gpus=0.0):
+        for count in range(1, 9):
+            with contextlib.suppress(ProcessEndedError):
+                run(folder, gpus)
+                return count
+        raise AssertionError("it would go on for ever")
+
+    return processes
+
+
+def raise_always(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+BROKEN = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nfor more see")
+
+
+def test_broken_context_ends_the_process_and_the_trial_goes_on_in_another(reports, tmp_path, processes, monkeypatch):
+    calls = []
+
+    def once(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 1:
+            raise BROKEN
+        return run_trial(*args, **kwargs)
+
+    monkeypatch.setattr(worker, "run_trial", once)
+    assert processes(tmp_path, gpus=0.5) == 2
+    assert [report["epoch"] for report in reports] == [1, 2]
+    assert "an illegal memory access" in reports[0]["notice"]
+    assert "notice" not in reports[1]
+    assert not list((tmp_path / "00003").glob("broken*"))
+
+
+@pytest.mark.parametrize("error", [BROKEN, RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR")], ids=str)
+def test_trial_that_breaks_two_processes_is_failed_with_the_error(reports, tmp_path, processes, monkeypatch, error):
+    monkeypatch.setattr(worker, "run_trial", raise_always(error))
+    assert processes(tmp_path) == 3
+    (report,) = reports
+    assert outcome(report).kind == "failed"
+    assert str(error).splitlines()[0] in outcome(report).error
+    assert "Traceback" in (tmp_path / "00003" / "error.txt").read_text()
+
+
+def test_memory_is_not_given_back_in_a_broken_context(reports, tmp_path, processes, monkeypatch):
+    monkeypatch.setattr(worker, "release_memory", raise_always(BROKEN))
+    monkeypatch.setattr(worker, "run_trial", raise_always(BROKEN))
+    with pytest.raises(ProcessEndedError):
+        run(tmp_path)
+    assert (tmp_path / "00003" / BROKEN_FILE).exists()
+
+
+@pytest.mark.parametrize(("gpus", "kind"), [(0.25, "out of memory"), (1.0, "failed")])
+def test_memory_that_the_driver_refuses_ends_the_process_too(reports, tmp_path, processes, monkeypatch, gpus, kind):
+    error = torch.AcceleratorError("CUDA error: out of memory\nfor more see")
+    monkeypatch.setattr(worker, "run_trial", raise_always(error))
+    assert processes(tmp_path, gpus) == 2
+    (report,) = reports
+    assert outcome(report).kind == kind
+    assert "the GPU's memory is too small" in outcome(report).error
+
+
+def test_note_of_a_broken_context_is_found_at_an_address(reports, bucket, processes, monkeypatch):
+    monkeypatch.setattr(worker, "run_trial", raise_always(BROKEN))
+    assert processes(f"s3://{bucket}/checkpoints") == 3
+    (report,) = reports
+    assert outcome(report).kind == "failed"
+
+
+def test_too_little_memory_of_the_node_is_tried_again_in_a_new_process(reports, tmp_path, processes, monkeypatch):
+    monkeypatch.setattr(worker, "run_trial", raise_always(MemoryError()))
+    assert processes(tmp_path) == 3
+    (report,) = reports
+    assert outcome(report).kind == "failed"
+    assert "the node's memory is too small (MemoryError" in outcome(report).error

@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 from delta_tune.config import TrialConfig
 from delta_tune.results.columns import SCORES
 from delta_tune.results.tables import StudyTables
-from delta_tune.search.messages import TrialAssignment
+from delta_tune.search.messages import TrialAssignment, TrialOutcome
 from delta_tune.search.planned_runs import PlannedRuns
 from delta_tune.study.confirmation import compare_methods, contenders, plan_runs
 
@@ -86,6 +86,19 @@ def test_runs_are_handed_out_once_and_in_order(tables):
     assert (second.number, second.task) == (1, 1)
     assert search.suggest("c") == Searcher.FINISHED
     assert asked == runs
+
+
+@pytest.mark.parametrize(("kind", "gpus"), [("out of memory", 1.0), ("GPU lost", 0.5)])
+def test_run_that_lost_its_gpu_or_had_too_little_of_it_comes_again(tables, kind, gpus):
+    runs = plan_runs(tables, {"l2": add(tables, "l2", [0.5] * 3)}, 1, seed=0)
+    search = PlannedRuns([dataclasses.replace(run, gpus=0.5) for run in runs], "val_accuracy", lambda run: None)
+    first = TrialAssignment.from_config(search.suggest("a"))
+    assert search.suggest("b") is None, "it may come back"
+    search.on_trial_complete("a", TrialOutcome(kind=kind, error="of a test").to_result({"epoch": 1}))
+    again = TrialAssignment.from_config(search.suggest("c"))
+    assert (again.number, again.task, again.gpus) == (first.number, first.task, gpus)
+    search.on_trial_complete("c", {"epoch": 3})
+    assert search.suggest("d") == Searcher.FINISHED
 
 
 def compared(tables, scores, states=()):

@@ -313,6 +313,61 @@ def test_resume_after_all_losses_completes_the_study(losses):
     assert as_it_was(losses["head"], (trials, epochs))
 
 
+def _session_with_a_lost_gpu(flags, output, place):
+    """A session in which the first node that is met computes nothing: GPUs are names only."""
+    from delta_tune.cluster.resources import Resources
+    from delta_tune.search import runner
+
+    def on_lost_gpu(config, settings):
+        import contextlib
+
+        import ray
+
+        from delta_tune.search import worker
+
+        node = ray.get_runtime_context().get_node_id()
+        with contextlib.suppress(FileExistsError), (place / "node").open("x") as file:
+            file.write(node)
+        if (place / "node").read_text() == node:
+            worker._Reporter("val_loss").end("GPU lost", f"GPU 0 of node {node} cannot be used any more")
+        else:
+            worker.run_tune_trial(config, settings)
+
+    runner.run_tune_trial = on_lost_gpu
+    Resources.device = "cpu"
+    _session(flags, output, 30.0)
+
+
+@pytest.mark.parametrize("nodes_there", [2, 1])
+def test_node_with_a_lost_gpu_gets_no_more_trials_and_fails_none(flags, tmp_path, nodes_there):
+    output, folder = tmp_path / "output.txt", tmp_path / "study"
+    small = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 200 * 2**20}
+    nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    try:
+        if nodes_there == 2:
+            nodes.add_node(**small, node_ip_address="127.0.0.2")
+            nodes.wait_for_nodes()
+        given = [*flags, "--num-trials", "4", "--max-epochs", "1", "--max-concurrent-trials", "2", "--address"]
+        given += [nodes.address, "--gpus-per-trial", "1", "--name", "study", "--out", str(tmp_path)]
+        process = FORKS.Process(target=_session_with_a_lost_gpu, args=(given, output, tmp_path))
+        process.start()
+        process.join(LIMIT_S)
+        said = output.read_text()
+        assert process.exitcode == (0 if nodes_there == 2 else 2), said
+    finally:
+        nodes.shutdown()
+    lost = (tmp_path / "node").read_text()
+    assert f"GPU 0 of node {lost} cannot be used any more" in said
+    assert "Traceback" not in said
+    trials = left(folder)[0]
+    if nodes_there == 1:
+        assert "no other node has room" in said
+        assert "failed" not in {row["state"] for row in trials.values()}
+        return
+    assert {row["state"] for row in trials.values()} <= {"completed", "pruned", "diverged"}
+    assert lost not in {row["node"] for row in trials.values()}
+
+
 def begin_alone(flags, folder, output):
     """A driver with a Ray of its own, once a trial of its is completed."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}

@@ -269,6 +269,47 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
     assert [row["out_of_memory"] for row in rows] == [0, 1, 0]
 
 
+def break_worker(tmp_path, monkeypatch, *, numbers=()):
+    """The first worker's context is broken from its first trial on, as that of any that runs trials of `numbers`."""
+
+    def breaking(config, worker_settings):
+        import contextlib
+        import os
+
+        import torch
+
+        from delta_tune.search import worker
+
+        with contextlib.suppress(FileExistsError), (tmp_path / "broken").open("x") as file:
+            file.write(str(os.getpid()))
+
+        def broken(*args, **kwargs):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        if (tmp_path / "broken").read_text() == str(os.getpid()) or config["number"] in numbers:
+            worker.run_trial = broken
+        worker.run_tune_trial(config, worker_settings)
+
+    monkeypatch.setattr(runner, "run_tune_trial", breaking)
+
+
+SLOTS = {"num_trials": 4, "max_epochs": 1, "max_concurrent_trials": 2}
+
+
+def test_tune_loses_no_trial_to_a_worker_whose_gpu_context_is_broken(settings, named_gpus, monkeypatch, tmp_path):
+    break_worker(tmp_path, monkeypatch)
+    result = delta_tune.tune(**{**settings, **SLOTS, "gpus_per_trial": 0.5, "space": plain})
+    assert result.trials["state"].to_pylist() == ["completed"] * 4
+
+
+@pytest.mark.faults
+def test_tune_fails_a_trial_that_breaks_every_worker_and_no_other(settings, named_gpus, monkeypatch, tmp_path):
+    break_worker(tmp_path, monkeypatch, numbers=[1])
+    result = delta_tune.tune(**{**settings, **SLOTS, "gpus_per_trial": 0.5, "space": plain})
+    assert result.trials["state"].to_pylist() == ["completed", "failed", "completed", "completed"]
+    assert "AcceleratorError: CUDA error: an illegal memory access" in result.trials["error"][1].as_py()
+
+
 @pytest.mark.faults
 def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(settings, monkeypatch):
     def sluggish(config, worker_settings):
