@@ -16,6 +16,7 @@ import ray
 import torch
 from ray import tune
 
+from delta_tune.cluster.devices import lasting_fault
 from delta_tune.cluster.failures import ExternalFailure, external_cause
 from delta_tune.cluster.gpu_sharing import memory_fraction
 from delta_tune.cluster.shared_objects import get_shared
@@ -68,6 +69,9 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     if not is_uri(place) and not Path(place).parent.exists():  # a node that joined after the study's check
         unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
         reporter.end("blocked", unseen)
+        return
+    if fault := lasting_fault(settings.device):
+        reporter.end("blocked", f"node {socket.gethostname()}, which trials were given to, cannot use its GPU: {fault}")
         return
     try:
         with local_copy(f"{place}/{trial_name(assignment.number)}") as (folder, mirror):
