@@ -70,7 +70,8 @@ def device_without_gpus(cluster: Cluster, *, asked_for_cpus: bool) -> Device:
     if asked_for_cpus:
         return Device(type="cpu", why="trains on the CPU: 0 GPUs per trial were asked for")
     if len(cluster.nodes) == 1 and torch.backends.mps.is_available():
-        answer = _ask({"this machine": ray.remote(num_cpus=0, max_calls=1)(_answer).remote("mps")})["this machine"]
+        check: Any = ray.remote(num_cpus=0, max_calls=1)(_answer)
+        answer = ask({"this machine": check.remote("mps")}).get("this machine", "it did not answer")
         if isinstance(answer, Accelerator):
             return Device(type="mps", why=f"trains on mps: {answer}", accelerators=(answer,))
         return Device(type="cpu", why=f"trains on the CPU: torch cannot use Apple's GPU ({answer})")
@@ -97,7 +98,7 @@ def device_with_gpus(gpus: float, where: str) -> Device:
     if (chosen := chosen_device()) is not None:
         return chosen
     check: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_calls=1, max_retries=1)(_answer)
-    answers = _ask(
+    answers = ask(
         {
             name: check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(None)
             for node, name in gpu_nodes().items()
@@ -132,16 +133,6 @@ def gpu_nodes() -> dict[str, str]:
     return {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})" for node in kinds.values()}
 
 
-def _answer(device: str | None) -> Accelerator | str:
-    """The GPU of this process, or why torch cannot use it."""
-    if os.environ.get(ALL_VISIBLE) and torch.cuda.device_count() > 1:
-        return f"{ALL_VISIBLE} is set there, so that all trials would use its first GPU; start Ray without it"
-    try:
-        return check_accelerator(device or gpu_device())
-    except DeviceFault as fault:
-        return str(fault)
-
-
 @cache
 def lasting_fault(device: str) -> str:
     """Why no trial of this node can use its GPU, found once in a process; empty if nothing is known of it.
@@ -157,7 +148,7 @@ def lasting_fault(device: str) -> str:
     return ""
 
 
-def _ask(questions: dict[str, Any]) -> dict[str, Accelerator | str]:
+def ask(questions: dict[str, Any]) -> dict[str, Accelerator | str]:
     """Node → its answer; without the nodes that are silent."""
     names = {question: name for name, question in questions.items()}
     ready, waiting = _wait(list(names), 1, ANSWER_S)
@@ -172,6 +163,16 @@ def _ask(questions: dict[str, Any]) -> dict[str, Accelerator | str]:
         except RayError as error:
             answers[names[question]] = f"the process that tried it ended ({str(error).strip().splitlines()[-1]:.200})"
     return answers
+
+
+def _answer(device: str | None) -> Accelerator | str:
+    """The GPU of this process, or why torch cannot use it."""
+    if os.environ.get(ALL_VISIBLE) and torch.cuda.device_count() > 1:
+        return f"{ALL_VISIBLE} is set there, so that all trials would use its first GPU; start Ray without it"
+    try:
+        return check_accelerator(device or gpu_device())
+    except DeviceFault as fault:
+        return str(fault)
 
 
 def _wait(questions: list[Any], count: int, seconds: float) -> tuple[list[Any], list[Any]]:

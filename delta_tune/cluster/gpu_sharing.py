@@ -122,7 +122,7 @@ def measure_footprint(task: Task, config: TrialConfig, copies: int = 1) -> Footp
     if not torch.cuda.is_available():
         raise UserError(
             f"Ray counts GPUs that torch {torch.__version__} cannot measure there with CUDA; give --gpus-per-trial 1 "
-            f"or a fraction of 1, or 0 to train on CPUs."
+            f"or a fraction of 1, or --gpus-per-trial 0 to train on CPUs."
         )
     device = torch.device("cuda")
     total = torch.cuda.get_device_properties(device).total_memory

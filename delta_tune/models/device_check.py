@@ -76,6 +76,18 @@ def gpu_device() -> str:
         return "xpu" if not torch.cuda.is_available() and torch.xpu.is_available() else "cuda"
 
 
+def gradients(device: torch.device) -> Tensor:
+    """The gradients of a convolution and a matrix product, each scaled to norm 1, on the CPU."""
+    random = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=random).to(device).requires_grad_() for shape in SHAPES]
+    images, kernels, matrix = inputs
+    with autocast(device):
+        scores = F.conv2d(images, kernels, padding=1).mean((2, 3)) @ matrix
+    scores.float().square().mean().backward()  # type: ignore[no-untyped-call]
+    found = [each.grad.cpu() for each in inputs if each.grad is not None]
+    return torch.cat([(gradient / gradient.norm()).flatten() for gradient in found])
+
+
 def check_accelerator(device: str) -> Accelerator:
     """Train a tiny network for a step on a device, in the precision of trials, and compare with the CPU.
 
@@ -88,7 +100,7 @@ def check_accelerator(device: str) -> Accelerator:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found, expected = _gradients(torch.device(device)), _gradients(torch.device("cpu"))
+            found, expected = gradients(torch.device(device)), gradients(torch.device("cpu"))
             accelerator = _describe(device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without code for such devices
         raise _fault(error) from error
@@ -97,18 +109,6 @@ def check_accelerator(device: str) -> Accelerator:
         wrong = f"{accelerator.name} computes wrong numbers ({distance:.2g} off); replace it, or its driver"
         raise DeviceFault(wrong, lasting=True)
     return accelerator
-
-
-def _gradients(device: torch.device) -> Tensor:
-    """The gradients of a convolution and a matrix product, each scaled to norm 1, on the CPU."""
-    random = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=random).to(device).requires_grad_() for shape in SHAPES]
-    images, kernels, matrix = inputs
-    with autocast(device):
-        scores = F.conv2d(images, kernels, padding=1).mean((2, 3)) @ matrix
-    scores.float().square().mean().backward()  # type: ignore[no-untyped-call]
-    gradients = [each.grad.cpu() for each in inputs if each.grad is not None]
-    return torch.cat([(gradient / gradient.norm()).flatten() for gradient in gradients])
 
 
 def _describe(device: str) -> Accelerator:

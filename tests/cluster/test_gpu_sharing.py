@@ -8,12 +8,15 @@ import torch
 from delta_tune.cluster.gpu_sharing import (
     CONTEXT_BYTES,
     Footprint,
+    cpus_of_sharer,
     doubled_share,
     gpu_share,
     heaviest_config,
     measure_footprint,
     memory_fraction,
+    source_copies,
     trials_per_gpu,
+    whole_units,
 )
 from delta_tune.config import TrialConfig, UserError
 
@@ -44,6 +47,41 @@ def test_as_many_trials_share_a_gpu_as_the_scarcest_allows(asked, cpus, trials):
 def test_so_many_shares_fit_and_no_more(trials):
     assert trials * gpu_share(trials) <= 1
     assert (trials + 1) * gpu_share(trials) > 1
+
+
+@pytest.mark.parametrize(
+    ("cpus_per_gpu", "gpus", "cpus"),
+    [
+        (8, 1, 8),
+        (8, 0.5, 4),
+        (8, 0.3333, 2),
+        (8, 1 / 3, 2),
+        (8, 0.3, 2),
+        (2, 0.25, 0.5),
+        (1, 0.3333, 0.3333),
+        (0, 1, 1),
+    ],
+)
+def test_cpus_are_shared_out_like_the_gpu(cpus_per_gpu, gpus, cpus):
+    assert cpus_of_sharer(cpus_per_gpu, gpus) == cpus
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.3333, 0.0001, 0.07, 0.2841])
+def test_shares_in_rays_units_stay_as_they_are(share):
+    assert whole_units(share) == share
+
+
+def test_three_thirds_fit():
+    assert whole_units(1 / 3) == 0.3333
+
+
+def test_each_choice_of_layers_has_a_source_of_its_own():
+    configs = [
+        TrialConfig(regularizer="l2"),
+        *(TrialConfig(regularizer="delta", layers=layers) for layers in ("all", "last", "all")),
+    ]
+    assert source_copies(configs) == 2
+    assert source_copies(configs[:1]) == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.1, 0.2), (0.25, 0.5), (0.3333, 1.0), (0.5, 1.0), (0.2, 0.5)])

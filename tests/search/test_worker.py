@@ -157,3 +157,12 @@ def test_epoch_that_is_told_again_is_not_one_that_ended(reports, tmp_path, monke
     monkeypatch.setattr(worker, "run_trial", lambda task, config, report, **_: report(reports[-1]) or 1 / 0)
     run(tmp_path)
     assert (folder / HUNG_BEFORE_FILE).exists()
+
+
+def test_a_node_whose_gpu_no_trial_can_use_stops_the_study_and_leaves_nothing(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "lasting_fault", lambda device: "torch says: the driver is too old; update it")
+    run(tmp_path)
+    (report,) = reports
+    assert outcome(report).kind == "blocked"
+    assert "cannot use its GPU: torch says: the driver is too old; update it" in outcome(report).error
+    assert list(tmp_path.iterdir()) == []
