@@ -163,6 +163,7 @@ CONTAINER = record(
     image=TEXT,
     envFrom={"type": "array", "items": record(["secretRef"], secretRef=record(["name"], name=TEXT))},
     ports={"type": "array", "items": record(["containerPort"], name=TEXT, containerPort=COUNT)},
+    lifecycle=record([], postStart=record([], exec=record(["command"], command={"type": "array", "items": TEXT}))),
     resources=record(["requests", "limits"], requests=TEXTS, limits=TEXTS),
 )
 TOLERATION = record(
