@@ -252,7 +252,7 @@ def test_rayjob_workers_number_from_none_to_all_concurrent_trials():
 def mps_commands(name):
     """The command with which each GPU node of the file starts NVIDIA's MPS daemon."""
     if name == "rayjob.yaml":
-        return [pods()[1]["lifecycle"]["postStart"]["exec"]["command"][-1]]
+        return [pods()[1]["containers"][0]["lifecycle"]["postStart"]["exec"]["command"][-1]]
     if name == "slurm.sh":
         return re.findall(r"^start_mps='(.+)'$", SLURM.read_text(), re.MULTILINE)
     return [command for command in load(name)["worker_start_ray_commands"] if "mps" in command]
