@@ -26,8 +26,6 @@ ANSWER_S = 300.0
 OTHERS_S = 30.0
 """For the other kinds of GPUs after that: others may use them, and their first trials ask them again."""
 LOOK_S = 1.0
-ALL_VISIBLE = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-"""Environment variable: Ray hides no GPU from a trial, so that all would train on the first."""
 ACCELERATOR_TYPE = "accelerator_type:"
 """Prefix of the resource with which Ray names a node's kind of GPU."""
 
@@ -167,8 +165,6 @@ def ask(questions: dict[str, Any]) -> dict[str, Accelerator | str]:
 
 def _answer(device: str | None) -> Accelerator | str:
     """The GPU of this process, or why torch cannot use it."""
-    if os.environ.get(ALL_VISIBLE) and torch.cuda.device_count() > 1:
-        return f"{ALL_VISIBLE} is set there, so that all trials would use its first GPU; start Ray without it"
     try:
         return check_accelerator(device or gpu_device())
     except DeviceFault as fault:

@@ -114,14 +114,14 @@ def check_accelerator(device: str) -> Accelerator:
 def _describe(device: str) -> Accelerator:
     name, memory, capability, runtime = "Apple GPU", 0, "", ""
     if device == "cuda":
-        cuda = torch.cuda.get_device_properties(0)
+        cuda = torch.cuda.get_device_properties(torch.cuda.current_device())
         name, memory = cuda.name, cuda.total_memory
         if torch.version.hip is None:
             capability, runtime = f"{cuda.major}.{cuda.minor}", f"CUDA {torch.version.cuda}"
         else:
             runtime = f"ROCm {torch.version.hip}"
     elif device == "xpu":
-        xpu = torch.xpu.get_device_properties(0)
+        xpu = torch.xpu.get_device_properties(torch.xpu.current_device())
         name, memory, runtime = xpu.name, xpu.total_memory, "XPU"
     elif device == "mps":
         memory = torch.mps.recommended_max_memory()

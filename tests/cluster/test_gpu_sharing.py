@@ -1,18 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 
+from delta_tune.cluster import gpu_sharing
+from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.cluster.gpu_sharing import (
     CONTEXT_BYTES,
+    STEPS,
     Footprint,
     cpus_of_sharer,
     doubled_share,
     gpu_share,
     heaviest_config,
     measure_footprint,
+    measure_footprint_on_cluster,
     memory_fraction,
     source_copies,
     trials_per_gpu,
@@ -123,3 +130,76 @@ def test_footprint_says_what_was_measured():
     said = dataclasses.replace(footprint(), busy=0.42).sentence
     assert "2 GiB of 24 GiB" in said
     assert "42 %" in said
+
+
+@pytest.fixture
+def measured(task, monkeypatch):
+    """Measures a trial on a GPU that is a name only; tells the configuration that was trained."""
+    events, trained = [SimpleNamespace(self_device_time_total=1.0)], []
+    profiler = SimpleNamespace(start=lambda: None, stop=lambda: None, key_averages=lambda: events)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profiler)
+    for name, answer in {
+        "is_available": True,
+        "get_device_properties": SimpleNamespace(total_memory=2**33),
+        "reset_peak_memory_stats": None,
+        "synchronize": None,
+        "max_memory_reserved": 2**30,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, answer=answer: answer)
+
+    def run_trial(task, config, report, device):
+        trained.append(config)
+        rows = [{"epoch": epoch, "seconds": 0.5} for epoch in range(1, config.max_epochs + 1)]
+        for row in rows:
+            report(row)
+        return SimpleNamespace(epochs=rows)
+
+    monkeypatch.setattr(gpu_sharing, "run_trial", run_trial)
+    return SimpleNamespace(
+        events=events, trained=trained, of=lambda config, *more: measure_footprint(task, config, *more)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 4096])
+def test_enough_steps_are_measured_where_images_are_few(measured, task, batch_size):
+    found = measured.of(TrialConfig(batch_size=batch_size))
+    images = min(len(task.dataset.train), STEPS * batch_size)
+    (config,) = measured.trained
+    assert (config.max_epochs - 1) * math.ceil(images / batch_size) >= STEPS
+    assert found.images_per_second == images / 0.5
+
+
+def test_sources_of_all_choices_of_layers_are_counted(measured, task):
+    one, three, none = (measured.of(TrialConfig(), copies).peak for copies in (1, 3, 0))
+    assert one == none == 2**30
+    assert three - one == 2 * sum(array.nbytes for array in task.backbone.state.values())
+
+
+def test_gpu_whose_time_nobody_may_measure_is_not_shared(measured):
+    measured.events.clear()
+    assert trials_per_gpu(measured.of(TrialConfig()), 16, 1) == 1
+
+
+def test_gpu_that_the_heaviest_trial_does_not_fit_in_is_not_shared(measured, monkeypatch):
+    def starve(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_sharing, "run_trial", starve)
+    found = measured.of(TrialConfig())
+    assert trials_per_gpu(found, 16, 1) == 1
+    assert found.sentence == "measured: the heaviest trial ran out of the 8 GiB of a GPU"
+
+
+def test_measurement_gives_up_where_no_gpu_becomes_free(task, ray_cluster, monkeypatch):
+    class Service:
+        def answer(self):
+            return 1
+
+    service = ray.remote(num_gpus=1)(Service).remote()
+    ray.get(service.answer.remote())
+    monkeypatch.setattr(gpu_sharing, "MEASURE_S", 0.5)
+    try:
+        with pytest.raises(ExternalFailure, match="no GPU was free for .* to measure a trial on; end what uses them"):
+            measure_footprint_on_cluster(task, [TrialConfig(regularizer="l2")])
+    finally:
+        ray.kill(service)

@@ -65,6 +65,7 @@ def computes(monkeypatch, change):
         device_check, "gradients", lambda device: change(compute(torch.device("cpu")), device.type == "cuda")
     )
     properties = SimpleNamespace(name="Tesla T4", total_memory=15 * 2**30, major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
@@ -91,10 +92,11 @@ def test_gpu_that_computes_wrong_numbers_is_a_lasting_fault(monkeypatch, factor)
     assert raised.value.lasting
 
 
-def test_bfloat16_is_well_within_the_tolerance():
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_is_well_within_the_tolerance(precision):
     compute = device_check.gradients
     exact = compute(torch.device("cpu"))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=precision):
         rounded = compute(torch.device("cpu"))
     assert 0 < (rounded - exact).norm() / exact.norm() < device_check.TOLERANCE / 5
 
