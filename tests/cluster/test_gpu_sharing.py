@@ -199,7 +199,7 @@ def test_measurement_gives_up_where_no_gpu_becomes_free(task, ray_cluster, monke
     ray.get(service.answer.remote())
     monkeypatch.setattr(gpu_sharing, "MEASURE_S", 0.5)
     try:
-        with pytest.raises(ExternalFailure, match="no GPU was free for .* to measure a trial on; end what uses them"):
+        with pytest.raises(ExternalFailure, match=r"no GPU was free for .* to measure a trial on; end what uses them"):
             measure_footprint_on_cluster(task, [TrialConfig(regularizer="l2")])
     finally:
         ray.kill(service)
