@@ -218,7 +218,7 @@ def find_gpus(config: StudyConfig, cluster: Cluster, say: Callable[[str], None] 
     asked = config.gpus_per_trial
     if asked == 0 or (cluster.gpus < 1 and (asked is None or (asked == "auto" and not cluster.may_grow))):
         return cluster, device_without_gpus(cluster, asked_for_cpus=asked == 0)
-    share = asked if isinstance(asked, float | int) else 1.0
+    share = whole_units(asked) if isinstance(asked, float | int) else 1.0
     least = config.cpus_per_trial or cpus_of_sharer(cluster.cpus_per_gpu, share)
     if not _may_come(config, cluster):
         cluster.slots(least, share)

@@ -97,7 +97,7 @@ def dry_run(**settings: Any) -> list[str]:
         UserError: like `tune`.
     """
     study = prepare_study({**settings, "storage": None, "mlflow": None, "wandb": None})
-    with ray_cluster(study.config.address) as cluster:
+    with as_user_error(study.folder, study.out), ray_cluster(study.config.address) as cluster:
         check_shared_folder(study.out, study.progress.say)
         resources = study_resources(study, cluster, None)
     return [*plan_lines(study, resources), estimate(study, resources)]
