@@ -7,8 +7,8 @@
 #   If nodes have several networks, set HEAD_IP below to the first node's address in the network that connects them.
 #
 # Run, in the root of the checkout, with its environment activated (pip install -e ".[cluster]")
-#   sbatch deploy/slurm.sh --data /shared/photos --model resnet50 --gpus-per-trial 1 --num-trials 64 \
-#       --out /shared/results --name photos
+#   sbatch deploy/slurm.sh --data /shared/photos --model resnet50 --num-trials 64 --out /shared/results \
+#       --name photos
 #   tail -f delta-tune-JOBID.log
 #   scancel --batch --signal=INT JOBID    # like Ctrl-C; Slurm also does this three minutes before the time limit
 # Arguments of slurm.sh are passed to launch.py. To continue an interrupted study, add --resume to the same command.
@@ -35,8 +35,15 @@ finish() {
     trap '' INT TERM
     kill "${started[@]}" 2> /dev/null || true # some may have ended already
     wait "${started[@]}" || true
+    if command -v nvidia-cuda-mps-control > /dev/null; then echo quit | nvidia-cuda-mps-control || true; fi
+    rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
     rm -f "$RAY_AUTH_TOKEN_PATH"
 }
+
+# NVIDIA's MPS daemon lets trials share a GPU without turns. Each node's is the job's own.
+export CUDA_MPS_PIPE_DIRECTORY="/tmp/nvidia-mps-$SLURM_JOB_ID" CUDA_MPS_LOG_DIRECTORY="/tmp/nvidia-mps-$SLURM_JOB_ID"
+# shellcheck disable=SC2016 # expanded on each node
+start_mps='mkdir -p "$CUDA_MPS_PIPE_DIRECTORY"; ! command -v nvidia-cuda-mps-control || nvidia-cuda-mps-control -d || true'
 
 # All nodes read the token from a file that only its owner can read. It appears on no command line and in no log.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$HOME/.ray/delta-tune-$SLURM_JOB_ID.token"
@@ -44,6 +51,7 @@ trap finish EXIT
 mkdir -p "$HOME/.ray"
 (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH")
 
+bash -c "$start_mps"
 ray start --head --node-ip-address="$host" --port="$port" --num-cpus="$SLURM_CPUS_PER_TASK" \
     --include-dashboard=false --disable-usage-stats --block &
 started+=($!)
@@ -55,6 +63,7 @@ done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     others=$((SLURM_JOB_NUM_NODES - 1))
     srun --relative=1 --nodes="$others" --ntasks="$others" --cpus-per-task="$SLURM_CPUS_PER_TASK" --no-kill \
+        bash -c "$start_mps"'; exec "$0" "$@"' \
         ray start --address="$host:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
     started+=($!)
     timeout 120 python -c "

@@ -163,6 +163,7 @@ CONTAINER = record(
     image=TEXT,
     envFrom={"type": "array", "items": record(["secretRef"], secretRef=record(["name"], name=TEXT))},
     ports={"type": "array", "items": record(["containerPort"], name=TEXT, containerPort=COUNT)},
+    lifecycle=record([], postStart=record([], exec=record(["command"], command={"type": "array", "items": TEXT}))),
     resources=record(["requests", "limits"], requests=TEXTS, limits=TEXTS),
 )
 TOLERATION = record(
@@ -246,6 +247,30 @@ def test_rayjob_workers_number_from_none_to_all_concurrent_trials():
     (group,) = load("rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     concurrent = parser().parse_args(launches("rayjob.yaml")[0]).max_concurrent_trials
     assert (group["minReplicas"], group["maxReplicas"]) == (0, concurrent)
+
+
+def mps_commands(name):
+    """The command with which each GPU node of the file starts NVIDIA's MPS daemon."""
+    if name == "rayjob.yaml":
+        return [pods()[1]["containers"][0]["lifecycle"]["postStart"]["exec"]["command"][-1]]
+    if name == "slurm.sh":
+        return re.findall(r"^start_mps='(.+)'$", SLURM.read_text(), re.MULTILINE)
+    return [command for command in load(name)["worker_start_ray_commands"] if "mps" in command]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("daemon", [None, "exit 0", "echo it runs already >&2; exit 1"])
+def test_gpu_nodes_start_the_mps_daemon_where_there_is_one(name, daemon, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for tool in ("sh", "bash", "mkdir", "touch"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    if daemon is not None:
+        (tmp_path / "bin" / "nvidia-cuda-mps-control").write_text(f"#!/bin/sh\ntouch {tmp_path}/$1\n{daemon}\n")
+        (tmp_path / "bin" / "nvidia-cuda-mps-control").chmod(0o755)
+    environment = {"PATH": str(tmp_path / "bin"), "CUDA_MPS_PIPE_DIRECTORY": str(tmp_path / "pipe")}
+    (command,) = mps_commands(name)
+    subprocess.run(["sh", "-ec", command], env=environment, check=True, capture_output=True)
+    assert (tmp_path / "-d").exists() == (daemon is not None)
 
 
 def test_slurm_script_is_bash():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,14 @@ CONTEXT_BYTES = 600 * 2**20
 SPARE = 1.1
 """Factor on the measured peak: other images, other kernels."""
 STEPS = 16
+"""Least number of steps that are measured."""
+MEASURE_S = 600.0
+"""For the measurement, with the wait for a GPU that is free."""
+LOOK_S = 1.0
+SAFE_LR = 1e-6
+"""The measured trial must not diverge, and its time does not depend on it."""
+SMALLEST_SHARE = 0.0001
+"""Ray counts in units of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +45,13 @@ class Footprint:
     busy: float
     """Share of an epoch's wall clock in which the GPU computed, in (0, 1]."""
     images_per_second: float
+    """0 if the trial ran out of memory."""
 
     @property
     def sentence(self) -> str:
         """A sentence for the study's plan."""
+        if not self.images_per_second:
+            return f"measured: the heaviest trial ran out of the {format_bytes(self.total)} of a GPU"
         return (
             f"measured: a trial needs {format_bytes(self.peak)} of {format_bytes(self.total)} and keeps the GPU busy "
             f"{100 * self.busy:.0f} % of the time ({self.images_per_second:.0f} images per second)"
@@ -56,6 +68,22 @@ def trials_per_gpu(footprint: Footprint, cpus_per_gpu: float, cpus_per_trial: fl
 def gpu_share(trials: int) -> float:
     """The fraction of a GPU for each of `trials`, in Ray's units of 1/10,000, rounded down so that all fit."""
     return 10_000 // trials / 10_000
+
+
+def whole_units(share: float) -> float:
+    """A share rounded down to Ray's units, so that three thirds fit."""
+    return int(share / SMALLEST_SHARE + 1e-6) / 10_000
+
+
+def sharers(gpus: float) -> int:
+    """How many trials with this share fit on a GPU."""
+    return int(1 / gpus + 1e-9)
+
+
+def cpus_of_sharer(cpus_per_gpu: float, gpus: float) -> float:
+    """A trial's part of the CPUs beside its GPU: whole ones where there is one for each, and 1 where there is none."""
+    part = cpus_per_gpu / sharers(gpus)
+    return float(int(part)) if part >= 1 else whole_units(part) or 1.0
 
 
 def doubled_share(gpus: float) -> float:
@@ -80,45 +108,63 @@ def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
     largest = max(configs, key=lambda config: (config.method.trains_backbone, config.batch_size))
     if any(config.uses_behavior for config in configs):
         largest = dataclasses.replace(largest, regularizer=HEAVIEST, behavior_scale="raw")
-    return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0)
+    return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0, lr=SAFE_LR)
 
 
-def measure_footprint(task: Task, config: TrialConfig) -> Footprint:
-    """Train two short epochs on this process's GPU and measure the second.
+def source_copies(configs: Sequence[TrialConfig]) -> int:
+    """How many copies of the source a process may hold at a time: one for each choice of layers."""
+    return len({config.layers for config in configs if config.uses_behavior})
+
+
+def measure_footprint(task: Task, config: TrialConfig, copies: int = 1) -> Footprint:
+    """Train a short epoch on this process's GPU, and measure as many more as `STEPS` steps need.
+
+    Args:
+        task: the data, of which the first images are used, and the source.
+        config: of the trial.
+        copies: of the source that trials of the study leave in their process.
 
     Raises:
-        UserError: torch cannot use the GPU that Ray counts here.
+        UserError: torch cannot use the GPU that Ray counts here, or it is none that can be measured.
     """
     if not torch.cuda.is_available():
         raise UserError(
-            f"Ray counts GPUs that torch {torch.__version__} cannot use there; install a torch with CUDA on all "
-            f"nodes, or give --gpus-per-trial 0 to train on CPUs."
+            f"Ray counts GPUs that torch {torch.__version__} cannot measure there with CUDA; give --gpus-per-trial 1 "
+            f"or a fraction of 1, or --gpus-per-trial 0 to train on CPUs."
         )
     device = torch.device("cuda")
+    total = torch.cuda.get_device_properties(device).total_memory
     train, val = (split.first(STEPS * config.batch_size) for split in (task.dataset.train, task.dataset.val))
     # No cache: it would keep features of a few images under the key of all.
     short = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, train=train, val=val), cache=None)
+    epochs = math.ceil(STEPS / math.ceil(len(train) / config.batch_size))
     torch.cuda.reset_peak_memory_stats(device)
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
     start = wall = 0.0
 
     def report(row: Row) -> None:
         nonlocal start, wall
-        torch.cuda.synchronize(device)
         if row["epoch"] == 1:
+            torch.cuda.synchronize(device)
             profiler.start()
             start = time.perf_counter()
-        else:
+        elif row["epoch"] == 1 + epochs:
+            torch.cuda.synchronize(device)
             wall = time.perf_counter() - start
             profiler.stop()
 
-    result = run_trial(short, config, report, device=device)
+    try:
+        result = run_trial(short, dataclasses.replace(config, max_epochs=1 + epochs), report, device=device)
+    except torch.OutOfMemoryError:  # trials may be smaller than the heaviest, and have the GPU to themselves
+        return Footprint(peak=total, total=total, busy=1.0, images_per_second=0.0)
     computed = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+    source = sum(array.nbytes for array in task.backbone.state.values())
     return Footprint(
-        peak=torch.cuda.max_memory_reserved(device),
-        total=torch.cuda.get_device_properties(device).total_memory,
-        busy=min(1.0, max(0.01, computed / wall)),
-        images_per_second=len(train) / result.epochs[-1]["seconds"],
+        peak=torch.cuda.max_memory_reserved(device) + max(0, copies - 1) * source,
+        total=total,
+        # A driver that lets nobody profile reports no time: then the GPU is not shared.
+        busy=min(1.0, max(0.01, computed / wall)) if computed else 1.0,
+        images_per_second=epochs * len(train) / sum(row["seconds"] for row in result.epochs[1:]),
     )
 
 
@@ -127,17 +173,27 @@ def measure_footprint_on_cluster(task: Task, configs: Sequence[TrialConfig]) -> 
 
     Raises:
         UserError: as there, or the configuration finds too little memory, or breaks the GPU's context twice.
+        ExternalFailure: no GPU was free for `MEASURE_S`.
     """
     again = {"max_retries": 1, "retry_exceptions": [BrokenGpuError]}
     remote: Any = ray.remote(num_gpus=1, max_calls=1, **again)(_measure)
+    measured = remote.remote(task, heaviest_config(configs), source_copies(configs))
+    deadline = time.monotonic() + MEASURE_S
+    while not ray.wait([measured], timeout=LOOK_S)[0]:
+        if time.monotonic() >= deadline:
+            ray.cancel(measured, force=True)
+            raise ExternalFailure(
+                f"no GPU was free for {MEASURE_S / 60:g} minutes to measure a trial on; end what uses them, or give "
+                f"--gpus-per-trial 1 or a fraction of 1"
+            )
     try:
-        footprint: Footprint = ray.get(remote.remote(task, heaviest_config(configs)))
+        footprint: Footprint = ray.get(measured)
     except ExternalFailure as error:
         raise UserError(f"--gpus-per-trial auto found no share: {external_cause(error)}.") from error
     return footprint
 
 
-def _measure(task: Task, config: TrialConfig) -> Footprint:
+def _measure(task: Task, config: TrialConfig, copies: int) -> Footprint:
     with device_faults_named("measuring what a trial needs"):
         use_assigned_gpu()
-        return measure_footprint(task, config)
+        return measure_footprint(task, config, copies)

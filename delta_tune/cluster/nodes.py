@@ -45,6 +45,11 @@ class Cluster:
         """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
+    @property
+    def cpus_per_gpu(self) -> float:
+        """CPUs for each GPU, where they are fewest; 0 without GPUs."""
+        return min((node.cpus / node.gpus for node in self.nodes if node.gpus), default=0.0)
+
     def __str__(self) -> str:
         many = f"{len(self.nodes)} nodes, " if len(self.nodes) != 1 else ""
         return f"{self.where} ({many}{format_count(self.cpus, 'CPU')}, {format_count(self.gpus, 'GPU')})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from delta_tune.cluster.devices import Device, device_with_gpus, device_without_gpus
 from delta_tune.cluster.failures import ExternalFailure
-from delta_tune.cluster.gpu_sharing import Footprint, gpu_share, trials_per_gpu
+from delta_tune.cluster.gpu_sharing import Footprint, cpus_of_sharer, gpu_share, trials_per_gpu, whole_units
 from delta_tune.cluster.nodes import Cluster, Node, alive_nodes
 from delta_tune.config import StudyConfig, UserError
 from delta_tune.console.format import format_count
+from delta_tune.models.device_check import Accelerator
 
 CHECK_INTERVAL_S = 2.0
 LOOK_S = 1.0
@@ -170,19 +173,23 @@ class Resources:
 
     Attributes:
         cpus_per_trial: logical CPUs.
-        gpus_per_trial: GPUs; a fraction below 1.
+        gpus_per_trial: GPUs: 0, 1 or a fraction.
         slots: concurrent trials on the cluster as it is at the start of the study.
+        device: type of the device that a trial trains on: `cpu`, `cuda`, `xpu` or `mps`.
         most: upper bound of concurrent trials, however the cluster grows; None for no bound.
         where: the cluster in words.
-        why: how GPUs are shared, if that was measured.
+        why: sentences for the plan: the device, and how GPUs are shared.
+        accelerators: the GPUs, one of each kind that was asked.
     """
 
     cpus_per_trial: float
     gpus_per_trial: float
     slots: int
+    device: str = "cpu"
     most: int | None = None
     where: str = "this machine"
-    why: str = ""
+    why: tuple[str, ...] = ()
+    accelerators: tuple[Accelerator, ...] = ()
 
     @property
     def threads(self) -> int:
@@ -195,37 +202,94 @@ class Resources:
         gpus = f" and {format_count(self.gpus_per_trial, 'GPU')}" if self.gpus_per_trial else ""
         return f"{format_count(self.cpus_per_trial, 'CPU')}{gpus}"
 
-    @property
-    def device(self) -> str:
-        """The device that a trial trains on."""
-        return "cuda" if self.gpus_per_trial > 0 else "cpu"
+
+def find_gpus(config: StudyConfig, cluster: Cluster, say: Callable[[str], None] | None) -> tuple[Cluster, Device]:
+    """The cluster with a GPU that is free for a trial, if trials are to have one, and the device of trials.
+
+    Args:
+        config: the settings.
+        cluster: the nodes as they are.
+        say: prints what is waited for; None does not wait for a node that an autoscaler is to add.
+
+    Raises:
+        UserError: there is no GPU and none can come, or torch cannot use those that there are.
+        ExternalFailure: no GPU was free, or none answered, in time.
+    """
+    asked = config.gpus_per_trial
+    if asked == 0 or (cluster.gpus < 1 and (asked is None or (asked == "auto" and not cluster.may_grow))):
+        return cluster, device_without_gpus(cluster, asked_for_cpus=asked == 0)
+    share = whole_units(asked) if isinstance(asked, float | int) else 1.0
+    least = config.cpus_per_trial or cpus_of_sharer(cluster.cpus_per_gpu, share)
+    if not _may_come(config, cluster):
+        cluster.slots(least, share)
+    if cluster.gpus == 0 and say is None:
+        if asked == "auto":
+            raise UserError(
+                "--gpus-per-trial auto measures a trial on a GPU, and no node with one is up; start one, or give "
+                "--gpus-per-trial 1 or a fraction of 1."
+            )
+        return cluster, Device(type="cuda", why="trains on GPUs that are still to come, and were not asked")
+    first = Resources(cpus_per_trial=least, gpus_per_trial=share, slots=1, where=str(cluster))
+    wait_for_resources(first, say or (lambda text: None))
+    if cluster.gpus == 0:
+        cluster = dataclasses.replace(cluster, nodes=alive_nodes())
+    return cluster, device_with_gpus(share, cluster.where)
 
 
-def allocate(config: StudyConfig, cluster: Cluster, num_trials: int, measure: Callable[[], Footprint]) -> Resources:
-    """Decide what one trial gets; `measure` is called to find out how many trials share a GPU (`auto`).
+def _may_come(config: StudyConfig, cluster: Cluster) -> bool:
+    """Whether an autoscaler may add the nodes that trials need: the user says how many trials to grow to."""
+    return cluster.may_grow and config.max_concurrent_trials is not None
+
+
+def allocate(
+    config: StudyConfig, cluster: Cluster, num_trials: int, device: Device, measure: Callable[[], Footprint]
+) -> Resources:
+    """Decide what one trial gets.
+
+    Args:
+        config: the settings.
+        cluster: the nodes.
+        num_trials: of the study.
+        device: what trials train on.
+        measure: called to find out how many trials share a GPU (`auto`).
 
     Raises:
         UserError: a trial needs more than any node has.
     """
-    gpus, why = config.gpus_per_trial, ""
-    if gpus == "auto" and cluster.gpus >= 1:
-        footprint = measure()
-        gpus = gpu_share(trials_per_gpu(footprint, cluster.cpus / cluster.gpus, config.cpus_per_trial))
-        why = footprint.sentence
-    elif gpus is None or gpus == "auto":
-        gpus = 1.0 if cluster.gpus >= 1 else 0.0
-    most = config.max_concurrent_trials
+    gpus, why = _share_of_trial(config, cluster, device, measure)
+    cpus, most = config.cpus_per_trial, config.max_concurrent_trials
+    if device.type == "mps":  # Ray does not count it, and trials on it would only take turns
+        cpus, most = cpus or max(1.0, cluster.cpus), most or 1
+    elif cpus is None:
+        cpus = cpus_of_sharer(cluster.cpus_per_gpu, gpus) if gpus else 1.0
     try:
-        slots = min(cluster.slots(config.cpus_per_trial, gpus), num_trials)
+        slots = min(cluster.slots(cpus, gpus), num_trials)
     except UserError:
-        if not (cluster.may_grow and most):
+        if not _may_come(config, cluster):
             raise
         slots = 1  # `wait_for_resources` asks for a node before the study begins
     return Resources(
-        cpus_per_trial=config.cpus_per_trial,
+        cpus_per_trial=cpus,
         gpus_per_trial=gpus,
         slots=slots if most is None else min(slots, most),
+        device=device.type,
         most=most,
         where=str(cluster),
-        why=why,
+        why=(device.why, *why),
+        accelerators=device.accelerators,
     )
+
+
+def _share_of_trial(
+    config: StudyConfig, cluster: Cluster, device: Device, measure: Callable[[], Footprint]
+) -> tuple[float, tuple[str, ...]]:
+    """The GPUs of one trial, and how they were decided, in sentences."""
+    asked = config.gpus_per_trial
+    if isinstance(asked, float | int):
+        return whole_units(asked), ()
+    if cluster.gpus < 1:
+        return 0.0, ()
+    if asked is None and device.type != "cuda":
+        return 1.0, ()  # only CUDA says what a trial needs
+    footprint = measure()
+    return gpu_share(trials_per_gpu(footprint, cluster.cpus_per_gpu, config.cpus_per_trial or 1)), (footprint.sentence,)

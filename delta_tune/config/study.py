@@ -13,6 +13,8 @@ from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import Range, field, fields_of
 from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, check_names
 
+SMALLEST_PART = 0.0001
+"""Ray counts CPUs and GPUs in units of it."""
 Sampler = Literal["tpe", "gp", "random", "cmaes", "grid"]
 
 
@@ -105,12 +107,19 @@ class StudyConfig:
         group="search",
         metavar="N",
     )
-    cpus_per_trial: float = field(1, "CPUs per trial", range=Range(0, low_open=True), group="resources", metavar="N")
+    cpus_per_trial: float | None = field(
+        None,
+        "CPUs per trial",
+        range=Range(SMALLEST_PART),
+        unset="1; on GPUs, a node's CPUs shared out among its trials",
+        group="resources",
+        metavar="N",
+    )
     gpus_per_trial: float | Literal["auto"] | None = field(
         None,
-        "GPUs per trial: a fraction shares a GPU, `auto` measures how many trials fit on one",
+        "GPUs per trial, at most 1: a fraction shares a GPU, `auto` measures how many trials fit on one",
         range=Range(0),
-        unset="1 if there are GPUs, else 0",
+        unset="auto if there are GPUs, else 0",
         group="resources",
         metavar="N|auto",
     )
@@ -234,5 +243,21 @@ def study_config(given: Mapping[str, Any]) -> StudyConfig:
                 f"the settings are {', '.join(STUDY_FIELDS)}."
             )
     refuse_secrets(given)
+    _check_gpus(given.get("gpus_per_trial"))
     defaults = DEMO if given.get("data", "demo") == "demo" and given.get("model") is None else {}
     return StudyConfig(**{**defaults, **given})
+
+
+def _check_gpus(asked: Any) -> None:
+    """Refuse shares of GPUs that a trial cannot have; studies of early versions that had them can still be read.
+
+    Raises:
+        UserError: the share is above 1, or below Ray's unit.
+    """
+    allowed = f"give 1, a fraction of 1 from {SMALLEST_PART:f}".rstrip("0") + ", auto, or 0 to train on CPUs"
+    if not isinstance(asked, int | float):
+        return
+    if asked > 1:
+        raise UserError(f"--gpus-per-trial {asked:g} is not possible, because one trial trains on one GPU; {allowed}.")
+    if 0 < asked < SMALLEST_PART:
+        raise UserError(f"--gpus-per-trial {asked:g} is less than Ray can share out; {allowed}.")

@@ -54,7 +54,7 @@ PICTURES_FILE = Path("report") / "feature_maps.parquet"
 PREDICTIONS_FILE = Path("report") / "predictions.parquet"
 
 FILES: dict[str, str] = {
-    STUDY_FILE: "Settings as resolved, fingerprints of data and weights, versions, the command, every test scoring",
+    STUDY_FILE: "Settings as resolved, fingerprints of data and weights, versions, GPUs, command, every test scoring",
     TRIALS_FILE: "One row per trial",
     EPOCHS_FILE: "One row per trial and epoch",
     JOURNAL_FILE: "Events that the two tables do not have yet, one per line; only while the study runs",

@@ -219,6 +219,20 @@ class StudyRecord:
             value = value[name]
         return value
 
+    def set_accelerators(self, device: str, accelerators: Sequence[Mapping[str, Any]]) -> None:
+        """Note the type of the device that this session's trials train on, and the GPUs, one of each kind."""
+        self.content |= {"device": device, "accelerators": [dict(each) for each in accelerators]}
+
+    @property
+    def device(self) -> str | None:
+        """Type of the device of the last session's trials; early versions did not write it."""
+        return self.content.get("device")
+
+    @property
+    def accelerators(self) -> Sequence[Mapping[str, Any]]:
+        """The fields of each `Accelerator` of the last session, one of each kind that was asked."""
+        return list(self.content.get("accelerators", ()))
+
     # How far it has come
 
     def set_time(self, spent_seconds: float) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from delta_tune.config import Metric, StudyConfig, fields_of
-from delta_tune.filesystem.untrusted import Amount, MeanOfShares, Number, Scalar, Share, Text
+from delta_tune.filesystem.untrusted import Amount, Count, MeanOfShares, Number, Scalar, Share, Text
 
 MAX_TRIALS = 100_000
 """Numbers of trials are below it."""
@@ -77,6 +77,17 @@ class StartingPoint(BaseModel):
     lr: Number
 
 
+class AcceleratorRecord(BaseModel):
+    """The fields of `Accelerator`."""
+
+    device: Text
+    name: Text
+    memory: Count
+    capability: Text = ""
+    torch: Text = ""
+    runtime: Text = ""
+
+
 class TimeUseRecord(BaseModel):
     """The fields of `TimeUse`."""
 
@@ -119,6 +130,8 @@ class StudyContent(BaseModel):
     images: dict[Text, Images] = {}
     distributions: dict[Text, Distribution] = {}
     git_commit: Text | None = None
+    device: Text | None = None
+    accelerators: list[AcceleratorRecord] = []
     start_from: list[StartingPoint] | None = None
     spent_seconds: Amount | None = None
     spent_seconds_at: Amount | None = None

@@ -19,6 +19,7 @@ from ray import tune
 
 from delta_tune.background import TimeShare
 from delta_tune.cluster.assigned_gpu import gpus_of_process, use_assigned_gpu
+from delta_tune.cluster.devices import lasting_fault
 from delta_tune.cluster.failures import ExternalFailure, external_cause, out_of_memory_text
 from delta_tune.cluster.gpu_sharing import limit_memory
 from delta_tune.cluster.nodes import cpus_to_spare
@@ -100,6 +101,9 @@ def run_tune_trial(tune_config: dict[str, Any], settings: WorkerSettings) -> Non
     if not is_uri(place) and not Path(place).parent.exists():  # a node that joined after the study's check
         unseen = f"{Path(place).parent} is not seen by node {socket.gethostname()}, which trials were given to"
         reporter.end("blocked", unseen)
+        return
+    if fault := lasting_fault(settings.device):
+        reporter.end("blocked", f"node {socket.gethostname()}, which trials were given to, cannot use its GPU: {fault}")
         return
     try:
         with local_copy(f"{place}/{trial_name(assignment.number)}") as (folder, mirror):

@@ -6,10 +6,11 @@ import dataclasses
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
-from delta_tune.cluster.resources import Resources, allocate
+from delta_tune.cluster.resources import Resources, allocate, find_gpus
 from delta_tune.config import HEAVIEST, METHODS, StudyConfig, TrialConfig
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.models.devices import torch_threads
@@ -45,14 +46,21 @@ def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
         return time.perf_counter() - start
 
 
-def study_resources(study: Study, cluster: Cluster) -> Resources:
+def study_resources(study: Study, cluster: Cluster, say: Callable[[str], None] | None) -> Resources:
     """What one trial gets.
 
+    Args:
+        study: the study.
+        cluster: the nodes.
+        say: prints what is waited for; None does not wait for nodes, for a plan.
+
     Raises:
-        UserError: more than the cluster has.
+        UserError: more than the cluster has, or GPUs that torch cannot use.
+        ExternalFailure: no GPU was free in time.
     """
+    cluster, device = find_gpus(study.config, cluster, say)
     return allocate(
-        study.config, cluster, study.num_trials, lambda: measure_footprint_on_cluster(study.task, study.configs)
+        study.config, cluster, study.num_trials, device, lambda: measure_footprint_on_cluster(study.task, study.configs)
     )
 
 
@@ -91,7 +99,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
         f"Resources {format_count(resources.slots, 'trial')} at a time, each with {resources.for_one_trial}, "
         f"on {resources.where}",
-        *([f"          {resources.why}"] if resources.why else []),
+        *(f"          {sentence}" for sentence in resources.why),
         *(f"          {note}" for note in study.notes),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from typing import Any
 
@@ -64,8 +65,9 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
     told = as_user_error(folder, study.out)
     watch = exit_if_head_dies(folder, study.out, study.progress.close, save_and_release)
     with crash_logged(folder, resume), told, ray_cluster(study.config.address) as cluster, watch:
-        resources = study_resources(study, cluster)
         check_shared_folder(study.out, study.progress.say)
+        resources = study_resources(study, cluster, study.progress.say)
+        study.record.set_accelerators(resources.device, [dataclasses.asdict(each) for each in resources.accelerators])
         for line in plan_lines(study, resources):
             study.progress.say(line)
         wait_for_resources(resources, study.progress.say)
@@ -95,7 +97,7 @@ def dry_run(**settings: Any) -> list[str]:
         UserError: like `tune`.
     """
     study = prepare_study({**settings, "storage": None, "mlflow": None, "wandb": None})
-    with ray_cluster(study.config.address) as cluster:
-        resources = study_resources(study, cluster)
+    with as_user_error(study.folder, study.out), ray_cluster(study.config.address) as cluster:
         check_shared_folder(study.out, study.progress.say)
+        resources = study_resources(study, cluster, None)
     return [*plan_lines(study, resources), estimate(study, resources)]

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 
 from delta_tune.cluster import gpu_sharing
-from delta_tune.cluster.failures import device_faults_named
+from delta_tune.cluster.failures import ExternalFailure, device_faults_named
 from delta_tune.cluster.gpu_sharing import (
     CONTEXT_BYTES,
+    STEPS,
     Footprint,
+    cpus_of_sharer,
     doubled_share,
     gpu_share,
     heaviest_config,
@@ -19,7 +23,9 @@ from delta_tune.cluster.gpu_sharing import (
     measure_footprint,
     measure_footprint_on_cluster,
     memory_fraction,
+    source_copies,
     trials_per_gpu,
+    whole_units,
 )
 from delta_tune.config import TrialConfig, UserError
 
@@ -50,6 +56,41 @@ def test_as_many_trials_share_a_gpu_as_the_scarcest_allows(asked, cpus, trials):
 def test_so_many_shares_fit_and_no_more(trials):
     assert trials * gpu_share(trials) <= 1
     assert (trials + 1) * gpu_share(trials) > 1
+
+
+@pytest.mark.parametrize(
+    ("cpus_per_gpu", "gpus", "cpus"),
+    [
+        (8, 1, 8),
+        (8, 0.5, 4),
+        (8, 0.3333, 2),
+        (8, 1 / 3, 2),
+        (8, 0.3, 2),
+        (2, 0.25, 0.5),
+        (1, 0.3333, 0.3333),
+        (0, 1, 1),
+    ],
+)
+def test_cpus_are_shared_out_like_the_gpu(cpus_per_gpu, gpus, cpus):
+    assert cpus_of_sharer(cpus_per_gpu, gpus) == cpus
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.3333, 0.0001, 0.07, 0.2841])
+def test_shares_in_rays_units_stay_as_they_are(share):
+    assert whole_units(share) == share
+
+
+def test_three_thirds_fit():
+    assert whole_units(1 / 3) == 0.3333
+
+
+def test_each_choice_of_layers_has_a_source_of_its_own():
+    configs = [
+        TrialConfig(regularizer="l2"),
+        *(TrialConfig(regularizer="delta", layers=layers) for layers in ("all", "last", "all")),
+    ]
+    assert source_copies(configs) == 2
+    assert source_copies(configs[:1]) == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.1, 0.2), (0.25, 0.5), (0.3333, 1.0), (0.5, 1.0), (0.2, 0.5)])
@@ -116,7 +157,7 @@ def test_process_with_a_part_of_a_gpu_is_held_to_it(monkeypatch, gpus, limits):
     ids=["memory", "broken"],
 )
 def test_measuring_that_fails_on_the_gpu_is_one_sentence(ray_cluster, monkeypatch, tmp_path, error, tries, words):
-    def measure(task, config):
+    def measure(task, config, copies):
         with device_faults_named("measuring"):
             (tmp_path / str(os.getpid())).touch()
             raise error
@@ -127,3 +168,76 @@ def test_measuring_that_fails_on_the_gpu_is_one_sentence(ray_cluster, monkeypatc
     assert words in str(told.value)
     assert "Traceback" not in str(told.value)
     assert len(list(tmp_path.iterdir())) == tries, "each in a process of its own"
+
+
+@pytest.fixture
+def measured(task, monkeypatch):
+    """Measures a trial on a GPU that is a name only; tells the configuration that was trained."""
+    events, trained = [SimpleNamespace(self_device_time_total=1.0)], []
+    profiler = SimpleNamespace(start=lambda: None, stop=lambda: None, key_averages=lambda: events)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profiler)
+    for name, answer in {
+        "is_available": True,
+        "get_device_properties": SimpleNamespace(total_memory=2**33),
+        "reset_peak_memory_stats": None,
+        "synchronize": None,
+        "max_memory_reserved": 2**30,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, answer=answer: answer)
+
+    def run_trial(task, config, report, device):
+        trained.append(config)
+        rows = [{"epoch": epoch, "seconds": 0.5} for epoch in range(1, config.max_epochs + 1)]
+        for row in rows:
+            report(row)
+        return SimpleNamespace(epochs=rows)
+
+    monkeypatch.setattr(gpu_sharing, "run_trial", run_trial)
+    return SimpleNamespace(
+        events=events, trained=trained, of=lambda config, *more: measure_footprint(task, config, *more)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 4096])
+def test_enough_steps_are_measured_where_images_are_few(measured, task, batch_size):
+    found = measured.of(TrialConfig(batch_size=batch_size))
+    images = min(len(task.dataset.train), STEPS * batch_size)
+    (config,) = measured.trained
+    assert (config.max_epochs - 1) * math.ceil(images / batch_size) >= STEPS
+    assert found.images_per_second == images / 0.5
+
+
+def test_sources_of_all_choices_of_layers_are_counted(measured, task):
+    one, three, none = (measured.of(TrialConfig(), copies).peak for copies in (1, 3, 0))
+    assert one == none == 2**30
+    assert three - one == 2 * sum(array.nbytes for array in task.backbone.state.values())
+
+
+def test_gpu_whose_time_nobody_may_measure_is_not_shared(measured):
+    measured.events.clear()
+    assert trials_per_gpu(measured.of(TrialConfig()), 16, 1) == 1
+
+
+def test_gpu_that_the_heaviest_trial_does_not_fit_in_is_not_shared(measured, monkeypatch):
+    def starve(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_sharing, "run_trial", starve)
+    found = measured.of(TrialConfig())
+    assert trials_per_gpu(found, 16, 1) == 1
+    assert found.sentence == "measured: the heaviest trial ran out of the 8 GiB of a GPU"
+
+
+def test_measurement_gives_up_where_no_gpu_becomes_free(task, ray_cluster, monkeypatch):
+    class Service:
+        def answer(self):
+            return 1
+
+    service = ray.remote(num_gpus=1)(Service).remote()
+    ray.get(service.answer.remote())
+    monkeypatch.setattr(gpu_sharing, "MEASURE_S", 0.5)
+    try:
+        with pytest.raises(ExternalFailure, match=r"no GPU was free for .* to measure a trial on; end what uses them"):
+            measure_footprint_on_cluster(task, [TrialConfig(regularizer="l2")])
+    finally:
+        ray.kill(service)

@@ -248,6 +248,28 @@ def test_study_config_takes_the_ends_of_its_ranges(name, value):
     assert getattr(StudyConfig(**{name: value}), name) == value
 
 
+@pytest.mark.parametrize(
+    ("gpus", "reason"),
+    [
+        (2, "--gpus-per-trial 2 is not possible, because one trial trains on one GPU; give 1, a fraction of 1 "),
+        (1.5, "--gpus-per-trial 1.5 is not possible, because one trial trains on one GPU"),
+        (0.00001, "--gpus-per-trial 1e-05 is less than Ray can share out; give 1, a fraction of 1 from 0.0001, auto"),
+    ],
+)
+def test_study_config_refuses_gpus_that_a_trial_cannot_have(gpus, reason):
+    with pytest.raises(UserError, match=f"^{re.escape(reason)}"):
+        study_config({"gpus_per_trial": gpus})
+
+
+def test_study_of_an_early_version_with_two_gpus_is_still_read():
+    assert StudyConfig(gpus_per_trial=2).gpus_per_trial == 2
+
+
+def test_cpus_below_rays_unit_are_refused():
+    with pytest.raises(UserError, match=r"^cpus_per_trial must be ≥ 0\.0001, but got 1e-05"):
+        StudyConfig(cpus_per_trial=0.00001)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_study_config_refuses_the_mode_that_contradicts_the_metric(metric):
     wrong = {"max": "min", "min": "max"}[METRICS[metric]]

@@ -84,6 +84,17 @@ def test_session_that_resumes_keeps_what_the_first_wrote_but_its_settings_and_it
     }
 
 
+def test_gpus_of_the_last_session_are_noted_and_early_versions_have_none(begun, tmp_path):
+    assert (begun.device, begun.accelerators) == (None, [])
+    gpu = {"device": "cuda", "name": "Tesla T4", "memory": 2**38, "capability": "7.5", "torch": "2.14", "runtime": ""}
+    begun.set_accelerators("cuda", [gpu])
+    begun.write(tmp_path)
+    read = StudyRecord.read(tmp_path)
+    assert (read.device, read.accelerators) == ("cuda", [gpu])
+    read.set_accelerators("cpu", [])
+    assert (read.device, read.accelerators) == ("cpu", [])
+
+
 def test_record_of_a_study_that_runs_is_neither_finished_nor_interrupted(begun):
     assert (begun.running, begun.ended, begun.winner, begun.model, begun.scoring) == (True, None, None, None, None)
     begun.end("interrupted")

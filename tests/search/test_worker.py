@@ -327,3 +327,12 @@ def test_too_little_memory_of_the_node_is_tried_again_in_a_new_process(reports, 
     (report,) = reports
     assert outcome(report).kind == "failed"
     assert "the node's memory is too small (MemoryError" in outcome(report).error
+
+
+def test_a_node_whose_gpu_no_trial_can_use_stops_the_study_and_leaves_nothing(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "lasting_fault", lambda device: "torch says: the driver is too old; update it")
+    run(tmp_path)
+    (report,) = reports
+    assert outcome(report).kind == "blocked"
+    assert "cannot use its GPU: torch says: the driver is too old; update it" in outcome(report).error
+    assert list(tmp_path.iterdir()) == []

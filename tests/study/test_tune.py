@@ -16,8 +16,8 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 import delta_tune
+from delta_tune.cluster.devices import DEVICE_VARIABLE
 from delta_tune.cluster.gpu_sharing import Footprint
-from delta_tune.cluster.resources import Resources
 from delta_tune.config import UserError, study_config
 from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner
@@ -243,7 +243,7 @@ def test_tune_carries_nothing_over_from_trial_to_trial(settings, tmp_path):
 @pytest.fixture
 def named_gpus(monkeypatch):
     """Trials are scheduled on the GPU that is a name only, and train on the CPU."""
-    monkeypatch.setattr(Resources, "device", "cpu")
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
 
 
 def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small(settings, named_gpus, monkeypatch):
