@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 
 import psutil
 import pytest
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
-from delta_tune.attention.measurement import in_this_process
-from delta_tune.cluster import attention_workers
-from delta_tune.cluster.attention_workers import chunk_work, ray_runner
+from delta_tune.cluster import measuring_workers
 from delta_tune.cluster.failures import ExternalFailure
+from delta_tune.cluster.measuring_workers import WorkerPool, chunk_work
+from delta_tune.cluster.resources import Resources
 from delta_tune.config import TrialConfig
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.task import Task
@@ -23,21 +24,35 @@ def no_bar(text, total):
     yield lambda count: None
 
 
-def runner(slots, bar=no_bar):
-    return ray_runner(cpus=1, gpus=0, slots=slots, threads=1, device="cpu", bar=bar)
+@contextlib.contextmanager
+def pool(slots, bar=no_bar, cpus=1):
+    place = WorkerPool(Resources(cpus_per_trial=cpus, gpus_per_trial=0, slots=slots), print, bar)
+    try:
+        yield place
+    finally:
+        place.close()
 
 
-def measured(task, runner, estimator="exact"):
+def measured(task, place, estimator="exact"):
+    """All that is measured for one configuration of each kind: features, mean squares, attention."""
     fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0)
-    fresh.measurements.measure([TrialConfig(layers=LAYERS, attention_estimator=estimator)], runner=runner)
-    return {layer: each.losses.tolist() for layer, each in fresh.measurements.attention[estimator].items()}
+    configs = [TrialConfig(layers=LAYERS, attention_estimator=estimator), TrialConfig(regularizer="l2_fe")]
+    with place as workplace:
+        fresh.measurements.measure(configs, workplace=workplace)
+    found = fresh.measurements
+    features = {split: each.tolist() for split, each in found.features.items()}
+    attention = {layer: dataclasses.asdict(each) for layer, each in found.attention[estimator].items()}
+    for each in attention.values():
+        each["losses"] = each["losses"].tolist()
+        each["first_order_agreement"] = repr(each["first_order_agreement"])  # NaN where there is none
+    return features, found.mean_squares, attention
 
 
 @pytest.fixture(scope="module")
 def alone(task):
     """What one process finds, with as many threads as an actor has."""
     with torch_threads(1):
-        yield measured(task, in_this_process)
+        yield measured(task, contextlib.nullcontext())
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
@@ -50,24 +65,23 @@ def test_split_covers_every_image_and_layer_once_in_whole_blocks(slots):
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_losses_do_not_depend_on_where_they_are_computed(task, alone, ray_cluster, slots):
-    assert measured(task, runner(slots)) == alone
+    assert measured(task, pool(slots)) == alone
 
 
 def test_first_order_losses_do_not_depend_on_it_either(task, alone, ray_cluster):
-    assert measured(task, runner(2), "first_order") == measured(task, in_this_process, "first_order")
+    assert measured(task, pool(2), "first_order") == measured(task, contextlib.nullcontext(), "first_order")
 
 
 def test_losses_do_not_depend_on_workers_that_have_no_room(task, alone, ray_cluster, monkeypatch):
-    monkeypatch.setattr(attention_workers, "START_S", 1.0)
-    assert measured(task, runner(4)) == alone, "Ray has two CPUs"
+    monkeypatch.setattr(measuring_workers, "START_S", 1.0)
+    assert measured(task, pool(4)) == alone, "Ray has two CPUs"
 
 
 def test_attention_that_no_worker_has_room_for_is_told_and_given_up(task, ray_cluster, monkeypatch):
-    monkeypatch.setattr(attention_workers, "IDLE_S", 0.2)
-    monkeypatch.setattr(attention_workers, "NODE_WAIT_S", 0.3)
-    asked = ray_runner(cpus=3, gpus=0, slots=1, threads=1, device="cpu", bar=no_bar)
+    monkeypatch.setattr(measuring_workers, "IDLE_S", 0.2)
+    monkeypatch.setattr(measuring_workers, "NODE_WAIT_S", 0.3)
     with pytest.raises(ExternalFailure, match="others used what the cluster has"):
-        measured(task, asked)
+        measured(task, pool(1, cpus=3))
 
 
 def test_progress_reaches_the_announced_total(task, ray_cluster):
@@ -79,7 +93,7 @@ def test_progress_reaches_the_announced_total(task, ray_cluster):
         yield done.append
         totals.append((sum(done), total))
 
-    measured(task, runner(1, bar))
+    measured(task, pool(1, bar))
     assert totals
     assert all(done == total > 0 for done, total in totals)
 
@@ -98,13 +112,13 @@ def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
 
         yield advance
 
-    assert measured(task, runner(1, killing_bar)) == alone
+    assert measured(task, pool(1, killing_bar)) == alone
     assert killed
     assert len(pieces) == 5  # 36 images in blocks of 8, each counted once
 
 
 def test_actors_are_gone_afterwards(task, ray_cluster):
-    measured(task, runner(2))
+    measured(task, pool(2))
     deadline = time.monotonic() + 30
     while actors() and time.monotonic() < deadline:
         time.sleep(0.1)
