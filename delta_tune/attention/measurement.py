@@ -138,7 +138,9 @@ def measure_layers(
     estimator: AttentionEstimator = "exact",
     reliable: float = RELIABLE,
 ) -> Iterator[dict[str, LayerAttention]]:
-    """Probe each layer until its weights reach the wanted reliability or the images run out; yield layers that are done.
+    """Probe each layer until its weights reach the wanted reliability, or the images run out.
+
+    Yields the layers that are done, each once.
 
     A layer's result does not depend on which other layers are measured with it.
     """

@@ -70,7 +70,7 @@ def test_job_that_fails_ends_the_others():
         raise UserError("it cannot be measured")
 
     jobs = [broken, *(lambda place, say, n=n: begun.append(n) for n in range(20))]
-    with pytest.raises(UserError, match="^it cannot be measured$"):
+    with pytest.raises(UserError, match=r"^it cannot be measured$"):
         measuring(slots=1).side_by_side(jobs, "Jobs")
     assert len(begun) < 20
 
