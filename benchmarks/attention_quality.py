@@ -106,7 +106,8 @@ def measure(name: str, *, quick: bool) -> tuple[list[QualityRow], list[str]]:
         drawn = ProbeImages.draw(train.labels[ours], scores[ours], seed)
         given = prober(task, head, ours[drawn.order], layers)
         start = time.perf_counter()
-        adaptive = measure_layers(drawn, layers, given.on(CPU).losses, seed=seed)
+        rounds = measure_layers(drawn, layers, given.on(CPU).losses, seed=seed)
+        adaptive = {layer: measured for done in rounds for layer, measured in done.items()}
         times.append(time.perf_counter() - start)
         counts.append([adaptive[layer].images for layer in layers])
         first = drawn.order[:FIRST_ROUND]

@@ -55,7 +55,7 @@ def study(nodes: int, trials: int, epoch_seconds: float) -> dict[str, float]:
             driver = Driver(Path(out), trials, epochs=EPOCHS, grace_period=EPOCHS)
             slots = nodes * SLOTS_PER_NODE
             resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
-            session = Session(resources=resources, runner=None, progress=driver.progress)  # type: ignore[arg-type]
+            session = Session(resources=resources, measuring=None, progress=driver.progress)  # type: ignore[arg-type]
             runner.run_trials(
                 [], driver.searcher, driver.rungs, driver.recorder, session, folder=Path(out), metric=METRIC,
                 share_maps=False,

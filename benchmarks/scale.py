@@ -267,7 +267,7 @@ def ours(slots: int, minutes: float, epoch_seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as out:
         driver = Driver(Path(out), MANY)
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=slots)
-        session = Session(resources=resources, runner=None, progress=driver.progress)  # type: ignore[arg-type]
+        session = Session(resources=resources, measuring=None, progress=driver.progress)  # type: ignore[arg-type]
         watch = Watch(lambda: len(driver.tables.trials) - len(driver.tables.open))
         with run_every(LOOK_S, watch.sample):
             runner.run_trials(

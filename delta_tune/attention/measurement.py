@@ -7,10 +7,11 @@ images would be biased, because rounds end when the weights look good. The weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,8 +34,18 @@ FIRST_ROUND = 56
 MAX_PROBE_IMAGES = 512
 BYTE_BUDGET = 2**30
 
-Ablate = Callable[[range, tuple[str, ...]], dict[str, Tensor]]
+Losses = Callable[[range, tuple[str, ...]], dict[str, Tensor]]
 """Computes losses per image, {layer: float32 (B, C)}, of the probe images at these positions."""
+
+
+class Prober(Protocol):
+    """Computes losses of a job's probe images."""
+
+    def losses(self, positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        """Losses of the images at these positions: {layer: float32 (B, C)}."""
+
+    def first_order(self, positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        """The first-order estimate of the same losses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +83,13 @@ class ProbeWorker:
         """Which layers are slow, and why."""
         return self._ablation.notes if self._prober.estimator == "exact" else []
 
-    def losses(self, positions: range, layers: Sequence[str]) -> dict[str, Tensor]:
+    def losses(self, positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """Losses of the images at these positions: {layer: float32 (B, C)}."""
         if self._prober.estimator == "exact":
             return self._ablation.losses(*self._batch(positions), layers, BYTE_BUDGET)
         return self.first_order(positions, layers)
 
-    def first_order(self, positions: range, layers: Sequence[str]) -> dict[str, Tensor]:
+    def first_order(self, positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """The first-order estimate of the same losses."""
         return first_order_losses_per_image(self.model, *self._batch(positions), layers, batch_size=IMAGES_AT_ONCE)
 
@@ -97,17 +108,17 @@ def probe_network(backbone: Backbone, head: dict[str, np.ndarray], num_classes: 
     return model
 
 
-Runner = Callable[[ProbeJob, torch.device, Callable[[str], None]], AbstractContextManager[Ablate]]
+Runner = Callable[[ProbeJob, torch.device, Callable[[str], None]], AbstractContextManager[Prober]]
 """Decides where losses are computed; takes the job, the device and a function that prints notes."""
 
 
 @contextmanager
-def in_this_process(prober: ProbeJob, device: torch.device, say: Callable[[str], None]) -> Iterator[Ablate]:
+def in_this_process(job: ProbeJob, device: torch.device, say: Callable[[str], None]) -> Iterator[Prober]:
     """A runner that computes in this process."""
-    ready = prober.on(device)
+    ready = job.on(device)
     for note in ready.notes:
         say(f"          {note}.")
-    yield ready.losses
+    yield ready
 
 
 def round_sizes(images: int) -> list[int]:
@@ -121,47 +132,47 @@ def round_sizes(images: int) -> list[int]:
 def measure_layers(
     images: ProbeImages,
     layers: tuple[str, ...],
-    ablate: Ablate,
+    ablate: Losses,
     *,
     seed: int,
     estimator: AttentionEstimator = "exact",
     reliable: float = RELIABLE,
-) -> dict[str, LayerAttention]:
+) -> Iterator[dict[str, LayerAttention]]:
     """Probe each layer until its weights reach the wanted reliability, or the images run out.
+
+    Yields the layers that are done, each once.
 
     A layer's result does not depend on which other layers are measured with it.
     """
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    active, start = layers, 0
-    for stop in round_sizes(len(images)):
+    active, start, sizes = layers, 0, round_sizes(len(images))
+    for stop in sizes:
         for layer, losses in ablate(range(start, stop), active).items():
             found[layer].append(losses)
-        start, weights = stop, torch.from_numpy(images.weights(stop))
-        active = tuple(
-            layer for layer in active if not _half_reliability(torch.cat(found[layer]), weights, 0, seed) >= reliable
-        )
+        start, weights, done = stop, torch.from_numpy(images.weights(stop)), {}
+        for layer in active:
+            losses = torch.cat(found[layer])
+            if stop == sizes[-1] or _half_reliability(losses, weights, 0, seed) >= reliable:
+                done[layer] = LayerAttention(
+                    losses=population_mean(losses, weights, len(images)).float().numpy(),
+                    reliability=_half_reliability(losses, weights, 1, seed),
+                    images=len(losses),
+                    estimator=estimator,
+                )
+        active = tuple(layer for layer in active if layer not in done)
+        if done:
+            yield done
         if not active:
-            break
-    measured = {}
-    for layer in layers:
-        losses = torch.cat(found[layer])
-        weights = torch.from_numpy(images.weights(len(losses)))
-        measured[layer] = LayerAttention(
-            losses=population_mean(losses, weights, len(images)).float().numpy(),
-            reliability=_half_reliability(losses, weights, 1, seed),
-            images=len(losses),
-            estimator=estimator,
-        )
-    return measured
+            return
 
 
 def add_first_order_agreement(
-    ready: ProbeWorker, images: ProbeImages, measured: Mapping[str, LayerAttention]
+    prober: Prober, images: ProbeImages, measured: Mapping[str, LayerAttention]
 ) -> dict[str, LayerAttention]:
     """Add Spearman's correlation of the first-order estimate, on a first round of images, with the exact losses."""
     count = min(FIRST_ROUND, len(images))
     weights = torch.from_numpy(images.weights(count))
-    estimates = ready.first_order(range(count), tuple(measured))
+    estimates = prober.first_order(range(count), tuple(measured))
     return {
         layer: replace(
             each,

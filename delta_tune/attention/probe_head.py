@@ -18,25 +18,41 @@ from delta_tune.models.feature_maps import feature_maps, head_function, head_inp
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # candidate penalties of the probe head, chosen on held-out images
 
 
-def measure_features(
-    backbone: Backbone, split: Split, layers: Sequence[str], device: torch.device
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Run the source once over the un-augmented images of a split.
+SourcePass = tuple[np.ndarray, dict[str, list[float]]]
+"""The head's inputs, float32 (N, D) or (N, C, h, w); layer → for each batch its mean of FM_s² times its images."""
 
-    Returns:
-        The head's inputs, float32 (N, D) or (N, C, h, w), and for each layer the mean of FM_s² over images, channels
-        and positions (for the `relative` behaviour scale).
-    """
+
+def measure_features(
+    backbone: Backbone, split: Split, layers: Sequence[str], device: torch.device, part: range | None = None
+) -> SourcePass:
+    """Run the source once over the un-augmented images of a split, or of a part of it."""
     source = build_source(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features: list[np.ndarray] = []
-    sums = dict.fromkeys(layers, 0.0)
+    sums: dict[str, list[float]] = {layer: [] for layer in layers}
+    indices = np.arange(len(split)) if part is None else np.array(part)
     with torch.inference_mode(), feature_maps(source, layers) as maps:
-        for images in evaluation_batches(split, backbone.preprocessing, device):
+        for images in evaluation_batches(split, backbone.preprocessing, device, indices):
             features.append(head_inputs(source, backbone.head, images).float().cpu().numpy())
             with torch_threads(1):
                 for layer in layers:
-                    sums[layer] += maps[layer].float().square().mean().item() * len(images)
-    return np.concatenate(features), {layer: total / len(split) for layer, total in sums.items()}
+                    sums[layer].append(maps[layer].float().square().mean().item() * len(images))
+    return np.concatenate(features), sums
+
+
+def join_passes(passes: Sequence[SourcePass]) -> tuple[np.ndarray, dict[str, float]]:
+    """Join the parts of a split, in order.
+
+    Returns:
+        The head's inputs of all images, and for each layer the mean of FM_s² over images, channels and positions (for
+        the `relative` behaviour scale).
+    """
+    features = np.concatenate([each for each, _ in passes])
+    totals = dict.fromkeys(passes[0][1], 0.0)
+    for _, sums in passes:
+        for layer, of_batches in sums.items():
+            for value in of_batches:  # one by one: sum() rounds otherwise from Python 3.12 on
+                totals[layer] += value
+    return features, {layer: total / len(features) for layer, total in totals.items()}
 
 
 def fit_probe_head(

@@ -21,10 +21,12 @@ from delta_tune.data.images import Pixels
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Count, Number, Picture, Text, check_rows, refusing
-from delta_tune.models.backbones import build_source
+from delta_tune.models.backbones import Backbone, build_source
 from delta_tune.models.feature_maps import feature_maps
+from delta_tune.models.network_state import rebuild, state_arrays
 from delta_tune.report.predictions import thumbnail
 from delta_tune.training.task import Task
+from delta_tune.training.workplace import ThisProcess, Workplace
 
 COLUMNS: dict[str, Any] = {
     **{"image": Text, "photo": Picture, "layer": Text},
@@ -56,7 +58,13 @@ class FeatureMapImage:
     """PNG."""
 
 
-def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], model: nn.Module, file: Path) -> None:
+def save_feature_map_images(
+    task: Task,
+    attention: Mapping[str, np.ndarray],
+    model: nn.Module,
+    file: Path,
+    workplace: Workplace | None = None,
+) -> None:
     """Draw the maps of the first validation photos of different classes.
 
     Args:
@@ -64,17 +72,14 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], mod
         attention: layer → weights (C,); if empty, nothing is drawn.
         model: the final network, on CPU.
         file: Parquet file to write.
+        workplace: computes the maps; None is this process.
     """
     if not attention:
         return
     layers, val = list(attention), task.dataset.val
     chosen = np.sort(np.unique(val.labels, return_index=True)[1])[:PHOTOS]
     pixels = val.images.batch(chosen)
-    images = center_crop(torch.from_numpy(pixels), task.backbone.preprocessing)
-    maps = []
-    for network in (build_source(task.backbone), model):
-        with torch.inference_mode(), feature_maps(network, layers, stop=True) as reader:
-            maps.append({layer: values.float().numpy() for layer, values in reader.run(images).items()})
+    maps = (workplace or ThisProcess()).run(_maps, task.backbone, state_arrays(model), pixels, layers)
     rows = []
     for position, index in enumerate(chosen.tolist()):
         photo = thumbnail(pixels[position], task.backbone.preprocessing, 2 * TILE + GAP)
@@ -97,6 +102,17 @@ def save_feature_map_images(task: Task, attention: Mapping[str, np.ndarray], mod
     file.parent.mkdir(exist_ok=True)
     with atomic_write(file) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)
+
+
+def _maps(
+    backbone: Backbone, state: Mapping[str, np.ndarray], pixels: Pixels, layers: list[str], device: torch.device
+) -> list[dict[str, np.ndarray]]:
+    """Layer → maps (N, C, H, W) of the source, then of the final model; on the CPU, for they are few."""
+    images, found = center_crop(torch.from_numpy(pixels.copy()), backbone.preprocessing), []
+    for network in (build_source(backbone), rebuild(backbone, state, torch.device("cpu"))):
+        with torch.inference_mode(), feature_maps(network, layers, stop=True) as reader:
+            found.append({layer: values.float().numpy() for layer, values in reader.run(images).items()})
+    return found
 
 
 def read_feature_map_images(file: Path) -> list[FeatureMapImage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from delta_tune.data.images import Pixels, Preprocessing
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, parse_json, refusing
+from delta_tune.models.backbones import Backbone
+from delta_tune.models.network_state import rebuild, state_arrays
 from delta_tune.training.task import Task
+from delta_tune.training.workplace import Workplace, split_parts
 
 COLUMNS: dict[str, Any] = {
     "image": Text,
@@ -75,11 +79,31 @@ class Predictions:
         return rows
 
 
-def split_logits(task: Task, split: Split, network: nn.Module) -> Tensor:
-    """A network's logits for a split, in order: float32 (N, K) on CPU, computed on the network's device."""
+def split_logits(task: Task, split: Split, network: nn.Module, workplace: Workplace | None = None) -> Tensor:
+    """A network's logits for a split, in order: float32 (N, K) on CPU.
+
+    Args:
+        task: has the architecture and the preprocessing.
+        split: N images.
+        network: the final model's.
+        workplace: computes them; None computes on the network's device.
+    """
+    if workplace is None:
+        return _logits(network, task.backbone, split, None)
+    parts = split_parts(len(split), workplace.slots)
+    return torch.cat(workplace.map(_part_logits, parts, task.backbone, state_arrays(network), split))
+
+
+def _part_logits(
+    backbone: Backbone, state: Mapping[str, np.ndarray], split: Split, device: torch.device, part: range
+) -> Tensor:
+    return _logits(rebuild(backbone, state, device), backbone, split, np.array(part))
+
+
+def _logits(network: nn.Module, backbone: Backbone, split: Split, indices: np.ndarray | None) -> Tensor:
     device = next(network.parameters()).device
     with torch.inference_mode():
-        batches = evaluation_batches(split, task.backbone.preprocessing, device)
+        batches = evaluation_batches(split, backbone.preprocessing, device, indices)
         return torch.cat([network(images) for images in batches]).float().cpu()
 
 

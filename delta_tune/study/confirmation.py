@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from delta_tune.cluster.measuring import Job, Measuring
 from delta_tune.config import METRICS, Metric
 from delta_tune.data.resampling import resample_splits
 from delta_tune.results.columns import FINISHED
@@ -130,10 +131,7 @@ def confirm(
             f"{len(open_runs)} of {len(runs)} runs."
         )
         tasks = [task.on(resample_splits(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
-        for repetition in sorted({run.repetition for run in open_runs}):
-            configs = [run.config for run in open_runs if run.repetition == repetition]
-            # Measured for each split: labels of the new val must not influence the attention.
-            tasks[repetition].measurements.measure(configs, session.device, say, session.runner)
+        measure_splits(tasks, open_runs, session.measuring)
         scheduler = AshaScheduler(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)
 
@@ -158,6 +156,18 @@ def confirm(
             return None, False
     train, val = len(task.dataset.train), len(task.dataset.val)
     return compare_methods(found, runs, chosen, remark, train, val), True
+
+
+def measure_splits(tasks: Sequence[Task], runs: Sequence[Run], measuring: Measuring) -> None:
+    """Measure on each split what its runs need: labels of a new val must not influence the attention."""
+
+    def job(repetition: int) -> Job:
+        configs = [run.config for run in runs if run.repetition == repetition]
+        measurements = tasks[repetition].measurements
+        return lambda workplace, say: measurements.measure(configs, say=say, workplace=workplace)
+
+    jobs = [job(repetition) for repetition in sorted({run.repetition for run in runs})]
+    measuring.side_by_side(jobs, f"Measuring {len(jobs)} splits")
 
 
 def compare_methods(

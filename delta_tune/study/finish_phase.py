@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from delta_tune.attention.layer_attention import read_attention_weights
+from delta_tune.cluster.measuring import Measuring
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
 from delta_tune.inference.model_folder import save_model, update_model_config
@@ -40,22 +41,36 @@ from delta_tune.study.confirm_phase import Outcome
 from delta_tune.study.study import Study
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
+from delta_tune.training.workplace import Workplace
 
 
-def finish(study: Study, device: str, outcome: Outcome) -> StudyResult:
-    """Write the model and its card, score it on the test split, and sum up what the study found.
+def conclude(study: Study, measuring: Measuring, outcome: Outcome) -> int | None:
+    """Write the model and score it on the test split; return its trial, None if there is none.
 
     Args:
         study: the study.
-        device: where the model computes.
+        measuring: where the model computes.
         outcome: result of the earlier phases.
     """
-    record, tables, best = study.record, study.tables, study.folder / BEST
-    winner = record.winner if outcome.retrained else save_searched(study)
-    say = study.progress.say
+    winner = study.record.winner if outcome.retrained else save_searched(study)
     # An interrupted study must not look at its test split yet.
     if winner is not None and not outcome.interrupted:
-        score_final_model(study.task, study.folder, record, device, retrained=outcome.retrained, say=say)
+        with measuring.workplace() as place:
+            score_final_model(
+                study.task, study.folder, study.record, place, retrained=outcome.retrained, say=study.progress.say
+            )
+    return winner
+
+
+def finish(study: Study, winner: int | None, outcome: Outcome) -> StudyResult:
+    """Write the model's card and the report, and sum up what the study found.
+
+    Args:
+        study: the study.
+        winner: trial of the model; None if there is none.
+        outcome: result of the earlier phases.
+    """
+    record, tables, best, say = study.record, study.tables, study.folder / BEST, study.progress.say
     record.end("interrupted" if outcome.interrupted else "finished")
     study.save_record()
     confirmed = outcome.confirmation.sentences if outcome.confirmation else ()
@@ -146,7 +161,7 @@ def score_final_model(
     task: Task,
     folder: Path,
     record: StudyRecord,
-    device: str,
+    workplace: Workplace,
     *,
     retrained: bool,
     say: Callable[[str], None] = print,
@@ -160,7 +175,7 @@ def score_final_model(
         task: of the study.
         folder: the study's folder, where predictions and feature-map images are saved.
         record: of the study; the scoring of a test split is added.
-        device: where the model computes.
+        workplace: where the model computes.
         retrained: whether the model was trained on validation too.
         say: prints a sentence about predictions or images that cannot be written.
     """
@@ -168,9 +183,9 @@ def score_final_model(
     drawn = (folder / PICTURES_FILE).exists() or not (folder / ATTENTION_FILE).exists()
     if record.scoring is not None and (folder / PREDICTIONS_FILE).exists() and drawn:
         return
-    network = load(best, device).network
+    network = load(best).network
     if name == "test" or not retrained:
-        logits = split_logits(task, task.dataset.for_name(name), network)
+        logits = split_logits(task, task.dataset.for_name(name), network, workplace)
         if name == "test" and record.scoring is None:
             record.add_scoring(score_test(task, best, logits))
             record.write(folder)
@@ -182,4 +197,4 @@ def score_final_model(
             save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
     with may_fail("The images of feature maps for the report", folder, say):
         attention = read_attention_weights(folder / ATTENTION_FILE)
-        save_feature_map_images(task, attention, network.cpu(), folder / PICTURES_FILE)
+        save_feature_map_images(task, attention, network, folder / PICTURES_FILE, workplace)

@@ -60,7 +60,8 @@ def retrain_and_save(
     trial = confirmation.trials[confirmation.best]
     config, say = tables.config(trial), session.progress.say
     say(f"Training the final model: {describe_model(task, confirmation)}, {config.max_epochs} epochs.")
-    task.measurements.measure([config], session.device, say, session.runner)
+    with session.measuring.workplace(probes=config.method.uses_attention) as workplace:
+        task.measurements.measure([config], say=say, workplace=workplace)
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
         place = f"{session.checkpoints(folder)}/{checkpoint.name}"

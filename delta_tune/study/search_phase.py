@@ -87,7 +87,8 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
 def measure_attention(study: Study, session: Session) -> None:
     """Measure the attention of all layers that trials need, and write it to the study's folder."""
     began, measurements = time.monotonic(), study.task.measurements
-    measurements.measure(study.configs, session.device, study.progress.say, session.runner)
+    with session.measuring.workplace(probes=any(config.method.uses_attention for config in study.configs)) as workplace:
+        measurements.measure(study.configs, say=study.progress.say, workplace=workplace)
     seconds = time.monotonic() - began
     attention = measurements.attention.values()
     warnings = [noise_warning({name: layer.reliability for name, layer in layers.items()}) for layers in attention]

@@ -18,7 +18,7 @@ from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import Session, start_session
 from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
-from delta_tune.study.finish_phase import finish, keep_best
+from delta_tune.study.finish_phase import conclude, finish, keep_best
 from delta_tune.study.plan import estimate, plan_lines, study_resources
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
@@ -76,8 +76,9 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
         page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with push_in_background(study.mirror, study.progress.say), page:
             outcome = run_phases(study, workers)
+        winner = conclude(study, workers.measuring, outcome)
     with crash_logged(folder, resume), as_user_error(folder, study.out):
-        return finish(study, workers.device, outcome)
+        return finish(study, winner, outcome)
 
 
 def run_phases(study: Study, workers: Session) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +15,10 @@ from delta_tune.attention.layer_attention import LayerAttention, from_bytes, rel
 from delta_tune.attention.measurement import (
     MAX_PROBE_IMAGES,
     ProbeJob,
-    Runner,
     add_first_order_agreement,
-    in_this_process,
     measure_layers,
 )
-from delta_tune.attention.probe_head import fit_probe_head, measure_features
+from delta_tune.attention.probe_head import fit_probe_head, join_passes, measure_features
 from delta_tune.attention.probe_sample import ProbeImages, error_norm
 from delta_tune.attention.weights import attention_weights
 from delta_tune.config import AttentionEstimator, TrialConfig
@@ -29,14 +27,13 @@ from delta_tune.filesystem.cache import Cache, content_key
 from delta_tune.filesystem.rows import FILE_BYTES
 from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers
 from delta_tune.training.regularizers import channel_factors
+from delta_tune.training.workplace import Say, ThisProcess, Workplace, split_parts
 
 SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
 PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 4"
 
 SMALL_ARRAYS_BYTES = 2**20
 """At most, of a file of features in the cache without the features."""
-
-Say = Callable[[str], None]
 
 
 def _silent(message: str) -> None:
@@ -74,32 +71,35 @@ class Measurements:
         configs: Iterable[TrialConfig],
         device: torch.device | str = "cpu",
         say: Say = _silent,
-        runner: Runner = in_this_process,
+        workplace: Workplace | None = None,
     ) -> None:
         """Measure what these configurations need and what is missing.
 
+        The cache is read and written by this process. Each split's pass and each layer is written once it is there, so
+        an interrupt loses only what was under way.
+
         Args:
             configs: configurations of any methods.
-            device: where to compute.
+            device: of this process, to compute on if there is no workplace.
             say: called with a sentence about what is computed or was found in the cache.
-            runner: computes the ablation losses.
+            workplace: computes what is missing.
         """
-        device = torch.device(device)
+        workplace = workplace or ThisProcess(torch.device(device))
         configs = list(configs)
         relative = self._layers(c for c in configs if c.uses_behavior and c.behavior_scale == "relative")
         if relative - set(self.mean_squares):
-            self._measure_source("train", tuple(sorted(relative)), device, say)
+            self._measure_source("train", tuple(sorted(relative)), workplace, say)
         if not all(c.method.trains_backbone for c in configs):
             for split in ("train", "val"):
                 if split not in self.features:
-                    self._measure_source(split, (), device, say)
+                    self._measure_source(split, (), workplace, say)
         delta = [c for c in configs if c.method.uses_attention]
         for estimator in sorted({c.attention_estimator for c in delta}):
             wanted = self._layers(c for c in delta if c.attention_estimator == estimator)
             known = self.attention.setdefault(estimator, {})
             if wanted - set(known):
                 missing = resolve_layers(self.backbone, tuple(sorted(wanted - set(known))))
-                known |= self._measure_attention(estimator, missing, device, say, runner)
+                known |= self._measure_attention(estimator, missing, workplace, say)
 
     def channel_factors(self, config: TrialConfig, device: torch.device) -> dict[str, Tensor]:
         """Layer → factor of each channel in the behaviour term of a measured configuration, float32 (C,)."""
@@ -128,14 +128,17 @@ class Measurements:
     def _layers(self, configs: Iterable[TrialConfig]) -> set[str]:
         return {layer for c in configs for layer in resolve_layers(self.backbone, c.layers)}
 
-    def _measure_source(self, split: str, layers: tuple[str, ...], device: torch.device, say: Say) -> None:
+    def _measure_source(self, split: str, layers: tuple[str, ...], workplace: Workplace, say: Say) -> None:
         """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
         name = f"{self.source_key(split)}.safetensors"
         arrays = self._cached_source(split, name, say)
         wanted = {f"mean_square/{layer}" for layer in layers}
         if not wanted | {"features"} <= set(arrays):
-            say(f"Source: one pass over the {len(self.dataset.for_name(split))} un-augmented {split} images.")
-            features, mean_squares = measure_features(self.backbone, self.dataset.for_name(split), layers, device)
+            images = self.dataset.for_name(split)
+            say(f"Source: one pass over the {len(images)} un-augmented {split} images.")
+            parts = split_parts(len(images), workplace.slots)
+            passes = workplace.map(measure_features, parts, self.backbone, images, layers)
+            features, mean_squares = join_passes(passes)
             arrays |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
             arrays |= {"features": features, "key": _as_array(self.source_key(split))}
             self._write_to_cache(name, safetensors.numpy.save(arrays), say)
@@ -184,7 +187,7 @@ class Measurements:
             raise ValueError(f"features are {features.dtype}")
 
     def _measure_attention(
-        self, estimator: AttentionEstimator, layers: tuple[str, ...], device: torch.device, say: Say, runner: Runner
+        self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say
     ) -> dict[str, LayerAttention]:
         """Attention of these layers: from the cache as far as it has it."""
         attention = self._cached_attention(estimator, layers, say)
@@ -192,11 +195,13 @@ class Measurements:
         if missing:
             channels = sum(self.backbone.channels[layer] for layer in missing)
             say(f"Attention: {estimator} losses of {channels} channels in {len(missing)} layers.")
-            measured = self._probe(estimator, missing, device, say, runner)
-            attention |= measured
-            for layer, layer_attention in measured.items():
-                key = self.attention_key(estimator, layer)
-                self._write_to_cache(f"{key}.parquet", to_bytes(layer, layer_attention, key), say)
+            found: dict[str, LayerAttention] = {}
+            for measured in self._probe(estimator, missing, workplace, say):
+                found |= measured
+                for layer, layer_attention in measured.items():
+                    key = self.attention_key(estimator, layer)
+                    self._write_to_cache(f"{key}.parquet", to_bytes(layer, layer_attention, key), say)
+            attention |= {layer: found[layer] for layer in missing}
         for sentence in reliability_messages({layer: attention[layer] for layer in layers}):
             say(sentence)
         return attention
@@ -233,18 +238,22 @@ class Measurements:
             say(f"Cache: {self.cache.path(name)} cannot be written ({error}); this study goes on without.")
 
     def _probe(
-        self, estimator: AttentionEstimator, layers: tuple[str, ...], device: torch.device, say: Say, runner: Runner
-    ) -> dict[str, LayerAttention]:
-        """Train a probe head on the source's features, draw the probe images, and ablate the channels of `layers`."""
+        self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say
+    ) -> Iterator[dict[str, LayerAttention]]:
+        """Train a probe head on the source's features, draw the probe images, and ablate the channels of `layers`.
+
+        Yields:
+            Layers that are done.
+        """
         train, num_classes = self.dataset.train, len(self.dataset.classes)
         if "train" not in self.features:
-            self._measure_source("train", (), device, say)
-        head, logits = fit_probe_head(
-            self.backbone, self.features["train"], train.labels, num_classes, self.seed, device
+            self._measure_source("train", (), workplace, say)
+        head, logits = workplace.run(
+            fit_probe_head, self.backbone, self.features["train"], train.labels, num_classes, self.seed
         )
         images = ProbeImages.draw(train.labels, error_norm(logits, torch.tensor(train.labels)), self.seed)
         first = images.order[:MAX_PROBE_IMAGES]
-        prober = ProbeJob(
+        job = ProbeJob(
             backbone=self.backbone,
             head=head,
             num_classes=num_classes,
@@ -253,8 +262,6 @@ class Measurements:
             layers=layers,
             estimator=estimator,
         )
-        with runner(prober, device, say) as ablate:
-            measured = measure_layers(images, layers, ablate, seed=self.seed, estimator=estimator)
-        if estimator == "exact":
-            measured = add_first_order_agreement(prober.on(device), images, measured)
-        return measured
+        with workplace.probing(job, say) as prober:
+            for measured in measure_layers(images, layers, prober.losses, seed=self.seed, estimator=estimator):
+                yield add_first_order_agreement(prober, images, measured) if estimator == "exact" else measured

@@ -33,6 +33,11 @@ def recorded(images: ProbeImages, losses: dict[str, torch.Tensor], calls: list |
     return ablate
 
 
+def measured(*args, **kwargs):
+    """What `measure_layers` finds in all its rounds."""
+    return {layer: each for done in measure_layers(*args, **kwargs) for layer, each in done.items()}
+
+
 def test_rounds_grow_by_half_in_whole_blocks_until_the_images_run_out():
     sizes = round_sizes(1000)
     assert sizes[0] == FIRST_ROUND
@@ -46,7 +51,7 @@ def test_rounds_grow_by_half_in_whole_blocks_until_the_images_run_out():
 def test_layers_that_are_done_are_probed_no_further():
     images, calls = drawn(), []
     losses = {"clear": synthetic(3.0), "noisy": synthetic(0.0, 1)}
-    found = measure_layers(images, ("clear", "noisy"), recorded(images, losses, calls), seed=0)
+    found = measured(images, ("clear", "noisy"), recorded(images, losses, calls), seed=0)
     assert found["clear"].images == FIRST_ROUND
     assert found["noisy"].images == IMAGES
     assert calls[0] == (range(FIRST_ROUND), ("clear", "noisy"))
@@ -57,7 +62,7 @@ def test_layers_that_are_done_are_probed_no_further():
 def test_reliability_is_that_of_the_known_signal():
     images = drawn()
     losses = {"a": synthetic(0.15, channels=1000)}
-    found = measure_layers(images, ("a",), recorded(images, losses), seed=0, reliable=2.0)["a"]
+    found = measured(images, ("a",), recorded(images, losses), seed=0, reliable=2.0)["a"]
     variance = (0.15 * torch.linspace(-1, 1, 1000)).var().item()
     assert found.images == IMAGES
     assert found.reliability == pytest.approx(variance / (variance + 1 / IMAGES), abs=0.06)
@@ -69,7 +74,7 @@ def test_reliability_of_noise_that_looked_good_is_not_flattered():
     for seed in range(40):
         images = drawn()
         losses = {"a": synthetic(0.0, seed)}
-        found.append(measure_layers(images, ("a",), recorded(images, losses), seed=seed, reliable=0.3)["a"])
+        found.append(measured(images, ("a",), recorded(images, losses), seed=seed, reliable=0.3)["a"])
     stopped = [each.reliability for each in found if each.images < IMAGES]
     assert len(stopped) >= 5
     assert np.mean(stopped) < 0.25
@@ -78,14 +83,14 @@ def test_reliability_of_noise_that_looked_good_is_not_flattered():
 def test_losses_are_the_mean_over_all_images_where_they_run_out():
     images = drawn(30)
     losses = synthetic(0.0, images=30)
-    found = measure_layers(images, ("a",), recorded(images, {"a": losses}), seed=0)["a"]
+    found = measured(images, ("a",), recorded(images, {"a": losses}), seed=0)["a"]
     assert found.images == 30
     np.testing.assert_allclose(found.losses, losses.numpy().mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_stopping_early_keeps_the_weights_near_those_of_all_images():
     images, losses = drawn(), synthetic(0.5)
-    found = measure_layers(images, ("a",), recorded(images, {"a": losses}), seed=0)["a"]
+    found = measured(images, ("a",), recorded(images, {"a": losses}), seed=0)["a"]
     assert found.images < IMAGES
     ours, all_images = torch.from_numpy(found.losses), losses.double().mean(0)
     assert correlation(attention_weights(ours), attention_weights(all_images)) > 0.8
@@ -94,21 +99,28 @@ def test_stopping_early_keeps_the_weights_near_those_of_all_images():
 def test_a_layer_does_not_depend_on_what_is_measured_with_it():
     images = drawn()
     losses = {"a": synthetic(0.4), "b": synthetic(0.0, 1)}
-    alone = measure_layers(images, ("a",), recorded(images, losses), seed=0)["a"]
-    together = measure_layers(images, ("b", "a"), recorded(images, losses), seed=0)["a"]
+    alone = measured(images, ("a",), recorded(images, losses), seed=0)["a"]
+    together = measured(images, ("b", "a"), recorded(images, losses), seed=0)["a"]
     assert alone.losses.tolist() == together.losses.tolist()
     assert (alone.reliability, alone.images) == (together.reliability, together.images)
 
 
 def test_reliability_of_too_few_images_is_unknown():
     images = drawn(7)
-    assert np.isnan(
-        measure_layers(images, ("a",), recorded(images, {"a": synthetic(1, images=7)}), seed=0)["a"].reliability
-    )
+    assert np.isnan(measured(images, ("a",), recorded(images, {"a": synthetic(1, images=7)}), seed=0)["a"].reliability)
 
 
 def test_channels_without_any_loss_are_probed_to_the_end_and_unknown():
     images = drawn()
-    found = measure_layers(images, ("a",), recorded(images, {"a": torch.zeros(IMAGES, 8)}), seed=0)["a"]
+    found = measured(images, ("a",), recorded(images, {"a": torch.zeros(IMAGES, 8)}), seed=0)["a"]
     assert found.images == IMAGES
     assert np.isnan(found.reliability)
+
+
+def test_layer_that_is_done_is_told_before_the_others_are_probed_further():
+    images, calls = drawn(), []
+    rounds = measure_layers(
+        images, ("clear", "noisy"), recorded(images, {"clear": synthetic(3), "noisy": synthetic(0)}, calls), seed=0
+    )
+    assert list(next(rounds)) == ["clear"]
+    assert len(calls) == 1

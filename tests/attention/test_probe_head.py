@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from delta_tune.attention.probe_head import PENALTIES, fit_probe_head, measure_features
+from delta_tune.attention.probe_head import PENALTIES, fit_probe_head, join_passes, measure_features
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.models.backbones import load_backbone
 from delta_tune.models.devices import torch_threads
@@ -51,7 +51,7 @@ def test_mean_squares_are_those_of_all_values_whatever_the_threads(task):
     found = []
     for threads in (1, 2):
         with torch_threads(threads):
-            found.append(measure_features(task.backbone, task.dataset.train, LAYERS, CPU)[1])
+            found.append(join_passes([measure_features(task.backbone, task.dataset.train, LAYERS, CPU)])[1])
     assert found[0] == found[1]
     source = task.source_model(CPU, LAYERS)
     maps = {layer: [] for layer in LAYERS}

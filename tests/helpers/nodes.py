@@ -149,11 +149,17 @@ class Nodes:
         self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         self.start_head(cpus=0, autoscaling=file)
 
-    def add_node(self, cpus_then):
-        """A node with one CPU, when this returns it has joined; with how many CPUs the cluster has then."""
+    def add_node(self, cpus_then, gpus=0):
+        """A node with one CPU, and GPUs that are names only, when this returns it has joined.
+
+        Args:
+            cpus_then: how many CPUs the cluster has then.
+            gpus: how many GPUs.
+        """
         address, within = self._network.add() if self._network else (None, [])
         flags = ["--node-ip-address", address] if address else []
-        node = self.start("--address", self.address, "--num-cpus", "1", *flags, within=within)
+        flags += ["--num-cpus", "1", "--num-gpus", str(gpus)]
+        node = self.start("--address", self.address, *flags, within=within)
         self._wait_for_cpus(cpus_then)
         return node
 

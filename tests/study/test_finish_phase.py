@@ -26,6 +26,7 @@ from delta_tune.results.layout import (
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.study import finish_phase
 from delta_tune.study.finish_phase import keep_best, score_final_model, score_test
+from delta_tune.training.workplace import ThisProcess
 
 
 def test_score_test_equals_predicting_each_image(best, task):
@@ -45,7 +46,7 @@ def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best
     measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
     pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
     record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
-    score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
+    score_final_model(task.on(task.dataset), tmp_path, record, ThisProcess(), retrained=False)
     assert {picture.layer for picture in read_feature_map_images(tmp_path / PICTURES_FILE)} == {"layer1"}
     assert len(record.content["test_scorings"]) == 1
 
@@ -55,7 +56,7 @@ def test_judge_loads_the_model_once(best, task, tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr(finish_phase, "load", lambda *args: (loaded.append(args), load(*args))[1])
     record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
-    score_final_model(task.on(task.dataset), tmp_path, record, "cpu", retrained=False)
+    score_final_model(task.on(task.dataset), tmp_path, record, ThisProcess(), retrained=False)
     assert len(loaded) == 1
 
 
@@ -109,7 +110,7 @@ def judged(best, task, tmp_path):
     def judge(of=task):
         said = []
         record = StudyRecord.read(tmp_path)
-        score_final_model(of.on(of.dataset), tmp_path, record, "cpu", retrained=False, say=said.append)
+        score_final_model(of.on(of.dataset), tmp_path, record, ThisProcess(), retrained=False, say=said.append)
         return said, StudyRecord.read(tmp_path)
 
     return judge

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 
 import psutil
@@ -8,10 +9,10 @@ import pytest
 import torch
 
 from delta_tune.attention.ablation import IMAGES_AT_ONCE
-from delta_tune.attention.measurement import in_this_process
-from delta_tune.cluster import attention_workers
-from delta_tune.cluster.attention_workers import chunk_work, ray_runner
+from delta_tune.cluster import measuring_workers
 from delta_tune.cluster.failures import ExternalFailure, external_cause
+from delta_tune.cluster.measuring_workers import WorkerPool, chunk_work
+from delta_tune.cluster.resources import Resources
 from delta_tune.config import TrialConfig
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.task import Task
@@ -24,21 +25,35 @@ def no_bar(text, total):
     yield lambda count: None
 
 
-def runner(slots, bar=no_bar):
-    return ray_runner(cpus=1, gpus=0, slots=slots, threads=1, device="cpu", bar=bar)
+@contextlib.contextmanager
+def pool(slots, bar=no_bar, cpus=1):
+    place = WorkerPool(Resources(cpus_per_trial=cpus, gpus_per_trial=0, slots=slots), print, bar)
+    try:
+        yield place
+    finally:
+        place.close()
 
 
-def measured(task, runner, estimator="exact"):
+def measured(task, place, estimator="exact"):
+    """All that is measured for one configuration of each kind: features, mean squares, attention."""
     fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0)
-    fresh.measurements.measure([TrialConfig(layers=LAYERS, attention_estimator=estimator)], runner=runner)
-    return {layer: each.losses.tolist() for layer, each in fresh.measurements.attention[estimator].items()}
+    configs = [TrialConfig(layers=LAYERS, attention_estimator=estimator), TrialConfig(regularizer="l2_fe")]
+    with place as workplace:
+        fresh.measurements.measure(configs, workplace=workplace)
+    found = fresh.measurements
+    features = {split: each.tolist() for split, each in found.features.items()}
+    attention = {layer: dataclasses.asdict(each) for layer, each in found.attention[estimator].items()}
+    for each in attention.values():
+        each["losses"] = each["losses"].tolist()
+        each["first_order_agreement"] = repr(each["first_order_agreement"])  # NaN where there is none
+    return features, found.mean_squares, attention
 
 
 @pytest.fixture(scope="module")
 def alone(task):
     """What one process finds, with as many threads as an actor has."""
     with torch_threads(1):
-        yield measured(task, in_this_process)
+        yield measured(task, contextlib.nullcontext())
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
@@ -51,24 +66,23 @@ def test_split_covers_every_image_and_layer_once_in_whole_blocks(slots):
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_losses_do_not_depend_on_where_they_are_computed(task, alone, ray_cluster, slots):
-    assert measured(task, runner(slots)) == alone
+    assert measured(task, pool(slots)) == alone
 
 
 def test_first_order_losses_do_not_depend_on_it_either(task, alone, ray_cluster):
-    assert measured(task, runner(2), "first_order") == measured(task, in_this_process, "first_order")
+    assert measured(task, pool(2), "first_order") == measured(task, contextlib.nullcontext(), "first_order")
 
 
 def test_losses_do_not_depend_on_workers_that_have_no_room(task, alone, ray_cluster, monkeypatch):
-    monkeypatch.setattr(attention_workers, "START_S", 1.0)
-    assert measured(task, runner(4)) == alone, "Ray has two CPUs"
+    monkeypatch.setattr(measuring_workers, "START_S", 1.0)
+    assert measured(task, pool(4)) == alone, "Ray has two CPUs"
 
 
 def test_attention_that_no_worker_has_room_for_is_told_and_given_up(task, ray_cluster, monkeypatch):
-    monkeypatch.setattr(attention_workers, "IDLE_S", 0.2)
-    monkeypatch.setattr(attention_workers, "NODE_WAIT_S", 0.3)
-    asked = ray_runner(cpus=3, gpus=0, slots=1, threads=1, device="cpu", bar=no_bar)
+    monkeypatch.setattr(measuring_workers, "IDLE_S", 0.2)
+    monkeypatch.setattr(measuring_workers, "NODE_WAIT_S", 0.3)
     with pytest.raises(ExternalFailure, match="others used what the cluster has"):
-        measured(task, asked)
+        measured(task, pool(1, cpus=3))
 
 
 def test_progress_reaches_the_announced_total(task, ray_cluster):
@@ -80,7 +94,7 @@ def test_progress_reaches_the_announced_total(task, ray_cluster):
         yield done.append
         totals.append((sum(done), total))
 
-    measured(task, runner(1, bar))
+    measured(task, pool(1, bar))
     assert totals
     assert all(done == total > 0 for done, total in totals)
 
@@ -99,7 +113,7 @@ def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
 
         yield advance
 
-    assert measured(task, runner(1, killing_bar)) == alone
+    assert measured(task, pool(1, killing_bar)) == alone
     assert killed
     assert len(pieces) == 5  # 36 images in blocks of 8, each counted once
 
@@ -107,15 +121,15 @@ def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
 def breaking_actors(monkeypatch, error, file=None):
     """Actors in which `error` is raised; with `file` only the first process raises it."""
 
-    class Breaking(attention_workers._Actor):
-        def _worker(self):
+    class Breaking(measuring_workers._Actor):
+        def _prober(self, shelf):
             if file is None or not file.exists():
                 if file is not None:
                     file.touch()
                 raise error
-            return super()._worker()
+            return super()._prober(shelf)
 
-    monkeypatch.setattr(attention_workers, "_Actor", Breaking)
+    monkeypatch.setattr(measuring_workers, "_Actor", Breaking)
 
 
 BROKEN = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nfor more see")
@@ -123,28 +137,28 @@ BROKEN = torch.AcceleratorError("CUDA error: an illegal memory access was encoun
 
 def test_broken_context_ends_its_worker_and_another_goes_on(task, alone, ray_cluster, monkeypatch, tmp_path):
     breaking_actors(monkeypatch, BROKEN, tmp_path / "broke")
-    assert measured(task, runner(1)) == alone
+    assert measured(task, pool(1)) == alone
     assert (tmp_path / "broke").exists()
 
 
 def test_gpu_that_breaks_one_worker_after_the_other_is_told_with_its_error(task, ray_cluster, monkeypatch):
-    monkeypatch.setattr(attention_workers, "MAX_DEATHS", 1)
+    monkeypatch.setattr(measuring_workers, "MAX_DEATHS", 1)
     breaking_actors(monkeypatch, BROKEN)
-    words = r"^attention on node .*an illegal memory access.*\(2 processes ended so\)"
+    words = r"^measuring on node .*an illegal memory access.*\(2 processes ended so\)"
     with pytest.raises(ExternalFailure, match=words):
-        measured(task, runner(1))
+        measured(task, pool(1))
 
 
 def test_attention_that_runs_out_of_memory_is_told_with_advice(task, ray_cluster, monkeypatch):
     breaking_actors(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     with pytest.raises(ExternalFailure) as told:
-        measured(task, runner(1))
+        measured(task, pool(1))
     assert "--gpus-per-trial gives more" in external_cause(told.value)
     assert "Traceback" not in external_cause(told.value)
 
 
 def test_actors_are_gone_afterwards(task, ray_cluster):
-    measured(task, runner(2))
+    measured(task, pool(2))
     deadline = time.monotonic() + 30
     while actors() and time.monotonic() < deadline:
         time.sleep(0.1)

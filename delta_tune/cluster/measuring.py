@@ -1,0 +1,93 @@
+"""Measure on the cluster: workers with one trial's resources compute, the driver plans, prints and caches.
+
+The driver's node needs no GPU for that, and its process never opens one: `Measurements.measure` runs in the driver, its
+workplace is a pool of workers. Workers on other nodes do not see the driver's cache, so the driver reads and writes it.
+What a worker was computing when it or its node died is computed again elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+
+from delta_tune.cluster.measuring_workers import WorkerPool
+from delta_tune.cluster.resources import Resources
+from delta_tune.data.dataset import Bar
+from delta_tune.training.workplace import Say, Workplace
+
+Job = Callable[[Workplace, Say], None]
+"""Measures something at a workplace and prints sentences."""
+
+
+class Measuring:
+    """Where a study's driver has things measured.
+
+    Args:
+        resources: what one trial gets; so does each worker.
+        say: prints a sentence to the user.
+        bar: shows progress.
+    """
+
+    def __init__(self, resources: Resources, say: Say, bar: Bar) -> None:
+        self._resources, self._say, self._bar = resources, say, bar
+
+    @contextmanager
+    def workplace(self, *, probes: bool = False) -> Iterator[Workplace]:
+        """Workers that start with the first work and end with the block.
+
+        Args:
+            probes: whether attention may be measured, for which all slots get their workers at once.
+        """
+        pool = WorkerPool(self._resources, self._say, self._bar, at_once=self._resources.slots if probes else 1)
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+    def side_by_side(self, jobs: Sequence[Job], title: str) -> None:
+        """Run jobs side by side, each on a share of the slots; print their sentences job by job, in order.
+
+        An interrupt or a failure ends all of them at once.
+
+        Args:
+            jobs: each measures at the workplace that it is given.
+            title: of the progress bar over the jobs.
+        """
+        together = min(len(jobs), self._resources.slots)
+        free: SimpleQueue[WorkerPool] = SimpleQueue()
+        sentences: list[SimpleQueue[str | None]] = [SimpleQueue() for _ in jobs]
+
+        def run(job: Job, said: SimpleQueue[str | None]) -> None:
+            pool = free.get()
+            try:
+                job(pool, said.put)
+            finally:
+                free.put(pool)
+                said.put(None)
+
+        with self._bar(title, len(jobs)) as advance, ThreadPoolExecutor(together) as threads, ExitStack() as pools:
+            for share in shares(self._resources.slots, together):
+                # Without bars: a terminal shows one at a time.
+                pool = WorkerPool(self._resources, self._say, _no_bar, slots=share, at_once=share)
+                pools.callback(pool.close)
+                free.put(pool)
+            # At an exception this comes first, then the pools, whose end ends what the threads wait for.
+            pools.callback(threads.shutdown, wait=False, cancel_futures=True)
+            futures = [threads.submit(run, *each) for each in zip(jobs, sentences, strict=True)]
+            for future, said in zip(futures, sentences, strict=True):
+                for sentence in iter(said.get, None):
+                    self._say(sentence)
+                future.result()
+                advance(1)
+
+
+def shares(slots: int, jobs: int) -> list[int]:
+    """How many of the slots each of `jobs` ≤ `slots` jobs gets."""
+    return [slots // jobs + (job < slots % jobs) for job in range(jobs)]
+
+
+@contextmanager
+def _no_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda count: None

@@ -1,0 +1,63 @@
+"""Where measurements are computed: in this process, or wherever else a `Workplace` sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from delta_tune.attention.measurement import ProbeJob, Prober, in_this_process
+from delta_tune.data.batches import EVAL_BATCH_SIZE
+
+T = TypeVar("T")
+
+Say = Callable[[str], None]
+PART_BATCHES = 4
+"""Batches of a part of a split at least: a small split is not worth a second process."""
+
+
+class Workplace(Protocol):
+    """Computes functions whose arguments and results are plain arrays."""
+
+    @property
+    def slots(self) -> int:
+        """How many parts are computed side by side."""
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args, device)`."""
+
+    def map(self, function: Callable[..., T], parts: Iterable[Any], *args: Any) -> list[T]:
+        """`function(*args, device, part)` of each part, in order."""
+
+    def probing(self, job: ProbeJob, say: Say) -> AbstractContextManager[Prober]:
+        """What computes losses of probe images while the block runs."""
+
+
+@dataclass(frozen=True)
+class ThisProcess:
+    """Computes all in this process."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    slots = 1
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args, device)`."""
+        return function(*args, self.device)
+
+    def map(self, function: Callable[..., T], parts: Iterable[Any], *args: Any) -> list[T]:
+        """`function(*args, device, part)` of each part, in order."""
+        return [function(*args, self.device, part) for part in parts]
+
+    def probing(self, job: ProbeJob, say: Say) -> AbstractContextManager[Prober]:
+        """What computes losses of probe images while the block runs."""
+        return in_this_process(job, self.device, say)
+
+
+def split_parts(num_images: int, slots: int) -> list[range]:
+    """At most `slots` parts of a split's images, in order: whole batches, so that no sum depends on the parts."""
+    batches = -(-num_images // EVAL_BATCH_SIZE)
+    size = EVAL_BATCH_SIZE * max(PART_BATCHES, -(-batches // slots))
+    return [range(start, min(start + size, num_images)) for start in range(0, num_images, size)]
