@@ -37,12 +37,22 @@ def name_of(case):
 
 
 def alone(task):
-    """The task without networks and measurements: those of another device must not be found."""
-    return dataclasses.replace(task)
+    """The task and its measurements, without the networks: those of another device must not be found."""
+    fresh = dataclasses.replace(task)
+    fresh.measurements = task.measurements
+    return fresh
 
 
 def config_of(case, **others):
     return TrialConfig(**({"max_epochs": 2, "batch_size": 6} | case | others))
+
+
+@pytest.fixture(scope="module")
+def task(task):
+    """Measured on the CPU; tests/attention measures on GPUs."""
+    measured = dataclasses.replace(task)
+    measured.measurements.measure(config_of(case) for case in CASES)
+    return measured
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +77,7 @@ def counted(gpu, method):
         gpu.clear()
         result = original(run, *args)
         calls.append((gpu.waits, gpu.launches))
+        gpu.clear()
         return result
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,8 +87,7 @@ def counted(gpu, method):
 
 @pytest.fixture(scope="module")
 def on_cuda(task):
-    """Trials of the cases on a simulated CUDA device, each computed once: its last row, waits and launches of the last
-    epoch's training."""
+    """Trials of the cases on a simulated CUDA device, each computed once: row, waits and launches of the last epoch."""
     known = {}
 
     def find(case):
@@ -136,7 +146,7 @@ def test_scoring_waits_for_its_logits_alone(task):
 
 @pytest.mark.parametrize("bfloat16", [True, False], ids=["bfloat16", "float16"])
 def test_a_resumed_trial_equals_one_that_was_not_interrupted(task, tmp_path, bfloat16):
-    config = config_of(AVERAGED, max_epochs=3, batch_size=12)
+    config = config_of(AVERAGED, batch_size=12)
     with simulated_gpu(bfloat16=bfloat16):
         whole = run_trial(alone(task), config, device="cuda").epochs
         interrupted(task, config, tmp_path / "trial")
