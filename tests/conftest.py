@@ -40,6 +40,14 @@ TINY = "test_resnet"
 IMAGE_SIZE = 64
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` skip where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real photos (`data/`) and weights (`weights/`) that DELTA_TUNE_TEST_DATA names."""

@@ -121,7 +121,7 @@ def test_gpu_that_torch_cannot_use_is_a_clear_error(task):
         measure_footprint(task, TrialConfig())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_footprint_is_of_the_trial(task):
     small, large = (measure_footprint(task, heaviest_config([TrialConfig(batch_size=size)])) for size in (4, 32))
     assert 0 < small.peak < large.peak < large.total

@@ -173,7 +173,7 @@ def test_augment_leaves_the_images_alone():
         assert torch.equal(images, batch())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_augment_agrees_on_cpu_and_gpu(kind):
     on_cpu = augment(batch(), kind, preprocessing(), generator())

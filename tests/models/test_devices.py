@@ -49,7 +49,7 @@ def test_on_device_keeps_values_and_shares_memory_on_the_cpu():
     assert tensor[0, 0] == 9
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_device_copies_to_the_gpu():
     array = np.arange(6.0).reshape(2, 3)
     assert torch.equal(to_device(array, torch.device("cuda")).cpu(), torch.from_numpy(array))
