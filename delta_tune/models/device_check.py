@@ -34,7 +34,7 @@ PASSING = {
 """The same, where the next trial may be able to."""
 
 
-class DeviceFault(Exception):
+class UnusableDeviceError(Exception):
     """Torch cannot compute on the GPU; the message says why and what to do.
 
     Args:
@@ -95,7 +95,7 @@ def check_accelerator(device: str) -> Accelerator:
         device: type of the device: `cuda`, `xpu` or `mps`.
 
     Raises:
-        DeviceFault: torch cannot use it, or it computes something else.
+        UnusableDeviceError: torch cannot use it, or it computes something else.
     """
     try:
         with warnings.catch_warnings():
@@ -107,7 +107,7 @@ def check_accelerator(device: str) -> Accelerator:
     distance = float((found - expected).norm() / expected.norm())
     if not distance <= TOLERANCE:  # NaN is not
         wrong = f"{accelerator.name} computes wrong numbers ({distance:.2g} off); replace it, or its driver"
-        raise DeviceFault(wrong, lasting=True)
+        raise UnusableDeviceError(wrong, lasting=True)
     return accelerator
 
 
@@ -130,14 +130,14 @@ def _describe(device: str) -> Accelerator:
     )
 
 
-def _fault(error: Exception) -> DeviceFault:
+def _fault(error: Exception) -> UnusableDeviceError:
     """The first sentence of torch's message, and what to do."""
     text = re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".")[:LONGEST] or type(error).__name__
     words = text.lower()
     known = next((advice for part, advice in {**LASTING, **PASSING}.items() if part in words), None)
     if "no kernel image" in words:
         text = f"{text} (it has code for {', '.join(torch.cuda.get_arch_list())})"
-    return DeviceFault(
+    return UnusableDeviceError(
         f"torch {torch.__version__} says: {text}; {known or 'check the GPU, its driver and torch'}",
         lasting=any(part in words for part in LASTING),
     )
