@@ -183,7 +183,8 @@ def table(net: str, steps: dict[str, tuple[Step, Step]]) -> str:
         launches, waits, gigabytes = BEFORE[net][method]
         lines.append(
             f"| {method} | {launches:,} | {step.launches:,} | {step.launches / base.launches:.2f} | {plain.launches:,} "
-            f"| {gigabytes:.1f} | {step.gigabytes:.1f} | {step.gigabytes / base.gigabytes:.2f} | {waits} | {step.waits} |"
+            f"| {gigabytes:.1f} | {step.gigabytes:.1f} "
+            f"| {step.gigabytes / base.gigabytes:.2f} | {waits} | {step.waits} |"
         )
     return "\n".join(lines) + "\n"
 

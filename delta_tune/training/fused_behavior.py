@@ -31,12 +31,12 @@ if triton is not None:
 
     @triton.jit
     def _forward_kernel(
-        target, source, factor, sums, count, inner, channels, scale, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr
+        target, source, factor, sums, count, inner, channels, scale, block: tl.constexpr, programs: tl.constexpr
     ):
         program = tl.program_id(0)
-        total = tl.zeros([BLOCK], dtype=tl.float32)
-        for start in range(program * BLOCK, count, PROGRAMS * BLOCK):
-            at = start + tl.arange(0, BLOCK)
+        total = tl.zeros([block], dtype=tl.float32)
+        for start in range(program * block, count, programs * block):
+            at = start + tl.arange(0, block)
             inside = at < count
             t = tl.load(target + at, mask=inside, other=0.0).to(tl.float32)
             s = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
@@ -44,8 +44,8 @@ if triton is not None:
         tl.store(sums + program, tl.sum(total) * scale)
 
     @triton.jit
-    def _backward_kernel(grad, target, source, factor, result, count, inner, channels, scale, BLOCK: tl.constexpr):
-        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    def _backward_kernel(grad, target, source, factor, result, count, inner, channels, scale, block: tl.constexpr):
+        at = tl.program_id(0) * block + tl.arange(0, block)
         inside = at < count
         t = tl.load(target + at, mask=inside, other=0.0).to(tl.float32)
         s = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
@@ -68,7 +68,7 @@ def _on_device(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Se
     sums = torch.empty(len(targets), _PROGRAMS, dtype=torch.float32, device=targets[0].device)
     for target, source, factor, own in zip(targets, sources, factors, sums, strict=True):
         layout = target.numel(), _inner(target), target.shape[1], _scale(target)
-        _forward_kernel[(_PROGRAMS,)](target, source, factor, own, *layout, BLOCK=_BLOCK, PROGRAMS=_PROGRAMS)
+        _forward_kernel[(_PROGRAMS,)](target, source, factor, own, *layout, block=_BLOCK, programs=_PROGRAMS)
     return sums.sum()
 
 
@@ -79,7 +79,7 @@ def _backward_on_device(
     for target, source, factor, result in zip(targets, sources, factors, results, strict=True):
         layout = target.numel(), _inner(target), target.shape[1], _scale(target)
         grid = (triton.cdiv(target.numel(), _BLOCK),)
-        _backward_kernel[grid](grad, target, source, factor, result, *layout, BLOCK=_BLOCK)
+        _backward_kernel[grid](grad, target, source, factor, result, *layout, block=_BLOCK)
     return results
 
 
