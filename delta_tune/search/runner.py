@@ -73,7 +73,7 @@ def run_trials(
         (seconds since 1970, concurrent trials from then on), as nodes came and went.
 
     Raises:
-        ExternalFailure: no trial has had room for a long time.
+        ExternalFailure: no trial has had room for a long time, or the only GPUs are lost.
     """
     resources = session.resources
     name = f"{folder}-{uuid.uuid4().hex}"
@@ -105,13 +105,16 @@ def run_trials(
         return any(trial.status == trial.RUNNING for trial in scheduler.live.values())
 
     avoided: set[str] = set()
+    ends: list[str] = []
     room = Capacity(resources, session.progress.say, nodes=lambda: alive_nodes(avoided), runs=runs)
     limited = _Limiter(searcher, room, avoided)
 
     def avoid(node: str, why: str) -> None:
         avoided.add(node)
         if not trials_that_fit(resources, alive_nodes(avoided)):
-            raise ExternalFailure(f"{why}, and no other node has room for {describe_request(resources)}")
+            # Not raised here: Tune swallows what is raised at a trial's end.
+            ends.append(f"{why}, and no other node has room for {describe_request(resources)}")
+            return
         session.progress.say(f"{why[0].upper()}{why[1:]}. No more trials start on that node.")
 
     recorder.on_lost_gpu = avoid
@@ -131,7 +134,7 @@ def run_trials(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
             callbacks=[recorder, _TensorBoard(), *loggers],
-            stop=_Stopper(left, room, recorder.standing),
+            stop=_Stopper(left, room, recorder.standing, ends),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
@@ -140,8 +143,8 @@ def run_trials(
     logs = redirect_ray_logs(folder / LOG_FILE)
     with put_shared(list(tasks), name), logs, _without_credentials(), maps, shown:
         recorder.interrupted = _fit(tuner)
-    if room.out_of_room is not None:
-        raise ExternalFailure(room.out_of_room)
+    if (why := next(iter(ends), room.out_of_room)) is not None:
+        raise ExternalFailure(why)
     return room.history
 
 
@@ -192,8 +195,10 @@ class _TensorBoard(EachEpoch, TBXLoggerCallback):  # type: ignore[misc]
 class _Stopper(tune.Stopper):  # type: ignore[misc]
     """Stops the run on time. Tune's own budget cannot change during a run and waits forever if no node has room."""
 
-    def __init__(self, left: Callable[[], float] | None, room: Capacity, standing: RunProgress) -> None:
-        self._left, self._room, self._standing = left, room, standing
+    def __init__(
+        self, left: Callable[[], float] | None, room: Capacity, standing: RunProgress, ends: Collection[str]
+    ) -> None:
+        self._left, self._room, self._standing, self._ends = left, room, standing, ends
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops single trials; the scheduler does."""
@@ -206,7 +211,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             self._standing.ends_in(left)
             if left <= 0:
                 return True
-        return self._room.out_of_room is not None
+        return bool(self._ends) or self._room.out_of_room is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""
