@@ -46,7 +46,7 @@ def tell(progress, tables):
     standing.begin(lambda: 1)
     progress.say("Two\nlines.")
     with progress.live(standing, tables, "Search"):
-        progress.epoch(tables, 0)
+        progress.epoch(tables, 0, len(tables.epochs[0]))
         progress.trial(tables, 0, 4)
         progress.trial(tables, 1, 4, 75.0)
     with progress.bar("Work", 1) as advance:
