@@ -128,7 +128,6 @@ def _loss_and_gradients(task: Task, config: TrialConfig, device: torch.device) -
             objective.before(images, key)
             loss = objective(model(images), labels, images, key)["train_loss"]
         loss.backward()
-    if merge := getattr(objective, "merge_gradients", None):
-        merge()
+    objective.merge_gradients()
     found = [p.grad for p in model.parameters() if p.grad is not None]
     return float(loss.detach()), torch.cat([each.float().cpu().flatten() for each in found])

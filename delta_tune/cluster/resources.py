@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from delta_tune.cluster.devices import Device, device_with_gpus, device_without_gpus
 from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.cluster.gpu_sharing import Footprint, cpus_of_sharer, gpu_share, trials_per_gpu, whole_units
 from delta_tune.cluster.nodes import Cluster, Node, alive_nodes
+from delta_tune.cluster.trial_device import Device, device_with_gpus, device_without_gpus
 from delta_tune.config import StudyConfig, UserError
 from delta_tune.console.format import format_count
 from delta_tune.models.device_check import Accelerator

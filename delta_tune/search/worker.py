@@ -19,12 +19,12 @@ from ray import tune
 
 from delta_tune.background import TimeShare
 from delta_tune.cluster.assigned_gpu import gpus_of_process, use_assigned_gpu
-from delta_tune.cluster.devices import lasting_fault
 from delta_tune.cluster.failures import ExternalFailure, external_cause, out_of_memory_text
 from delta_tune.cluster.gpu_sharing import limit_memory
 from delta_tune.cluster.nodes import cpus_to_spare
 from delta_tune.cluster.shared_objects import get_shared
 from delta_tune.cluster.source_map_store import RaySourceMaps
+from delta_tune.cluster.trial_device import lasting_fault
 from delta_tune.config import Metric, UserError
 from delta_tune.console.format import format_duration
 from delta_tune.data.images import set_decoding_threads

@@ -16,8 +16,8 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 import delta_tune
-from delta_tune.cluster.devices import DEVICE_VARIABLE
 from delta_tune.cluster.gpu_sharing import Footprint
+from delta_tune.cluster.trial_device import DEVICE_VARIABLE
 from delta_tune.config import UserError, study_config
 from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner

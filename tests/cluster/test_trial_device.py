@@ -6,12 +6,12 @@ import pytest
 import ray
 import torch
 
-from delta_tune.cluster import devices
-from delta_tune.cluster.devices import Device, chosen_device, device_without_gpus, gpu_nodes, lasting_fault
+from delta_tune.cluster import trial_device
 from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.cluster.gpu_sharing import Footprint
 from delta_tune.cluster.nodes import Cluster, Node
 from delta_tune.cluster.resources import allocate, find_gpus
+from delta_tune.cluster.trial_device import Device, chosen_device, device_without_gpus, gpu_nodes, lasting_fault
 from delta_tune.config import UserError, study_config
 from delta_tune.models.device_check import Accelerator, UnusableDeviceError
 
@@ -87,7 +87,7 @@ def mac(monkeypatch):
     """A Mac; what its check answers is set by hand."""
     answer = {}
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(devices, "ask", lambda questions: answer)
+    monkeypatch.setattr(trial_device, "ask", lambda questions: answer)
     return answer
 
 
@@ -161,7 +161,7 @@ def test_node_that_joins_is_asked_once_by_its_first_trial(fault, said, monkeypat
         if fault is not None:
             raise fault
 
-    monkeypatch.setattr(devices, "check_accelerator", check)
+    monkeypatch.setattr(trial_device, "check_accelerator", check)
     lasting_fault.cache_clear()
     assert [lasting_fault("cuda"), lasting_fault("cuda"), lasting_fault("cpu")] == [said, said, ""]
     assert asked == ["cuda"]

@@ -13,6 +13,7 @@ import torch
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from delta_tune.cluster.assigned_gpu import use_assigned_gpu
 from delta_tune.cluster.failures import ExternalFailure
 from delta_tune.cluster.nodes import Cluster
 from delta_tune.config import UserError
@@ -139,6 +140,7 @@ def lasting_fault(device: str) -> str:
     """
     if device == "cpu":
         return ""
+    use_assigned_gpu()
     try:
         check_accelerator(device)
     except UnusableDeviceError as fault:
@@ -165,6 +167,7 @@ def ask(questions: dict[str, Any]) -> dict[str, Accelerator | str]:
 
 def _answer(device: str | None) -> Accelerator | str:
     """The GPU of this process, or why torch cannot use it."""
+    use_assigned_gpu()
     try:
         return check_accelerator(device or gpu_device())
     except UnusableDeviceError as fault:
