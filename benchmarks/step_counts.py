@@ -1,6 +1,6 @@
 """Kernel launches, waits and bytes of a training step of each method, counted on a simulated GPU.
 
-    python benchmarks/step_counts.py [--nets resnet50 timm:tf_efficientnet_lite0] [--write]
+    python benchmarks/step_counts.py [--nets resnet50 timm:tf_efficientnet_lite0]
 
 No GPU is needed and none is timed. `tests/helpers/simulated_gpu.py` counts what `run_trial(device="cuda")` asks of the
 device between one optimizer step and the next, in the second epoch; what an operator launches beyond one kernel is not
@@ -8,7 +8,7 @@ seen. Convolutions, whose values do not matter here, return zeros. Bytes are tho
 per image and a part per step, from batches of two sizes. Weights and photos are random.
 
 Counted twice: as on a GPU with Triton and CUDA graphs, where the replay of the source's graph is one launch, and
-without both. `--write` puts the tables into docs/explanation/performance.md.
+without both.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from helpers.simulated_gpu import Call, SimulatedGPU, by_operator, simulated_gpu  # noqa: E402
 
-PAGE = ROOT / "docs" / "explanation" / "performance.md"
-BEGIN, END = "<!-- Written by benchmarks/step_counts.py. -->\n", "<!-- End of what it wrote. -->\n"
 NETS = {"resnet50": 224, "timm:tf_efficientnet_lite0": 224}
 METHODS: dict[str, dict[str, Any]] = {
     "l2": {"regularizer": "l2"},
@@ -173,18 +171,17 @@ def _capture(gpu: SimulatedGPU) -> Callable[[cuda_graph.Forward, torch.Tensor], 
 
 def table(net: str, steps: dict[str, tuple[Step, Step]]) -> str:
     """A table of Markdown from method → its step with kernels and graphs, and without."""
+    name = f"{net.removeprefix('timm:')}, {NETS.get(net, PIXELS)} px, batch {BATCH}"
     lines = [
-        f"| {net.removeprefix('timm:')}, {NETS.get(net, PIXELS)} px, batch {BATCH} | launches before | now | of l2's "
-        "| without Triton, graphs | GB before | now | of l2's | waits before | now |",
-        f"|{' --- |' * 10}",
+        f"| {name} | launches | of l2's | waits | GB | of l2's | without both: launches | GB |",
+        f"|{' --- |' * 8}",
     ]
     base = steps["l2"][0]
     for method, (step, plain) in steps.items():
-        launches, waits, gigabytes = BEFORE[net][method]
         lines.append(
-            f"| {method} | {launches:,} | {step.launches:,} | {step.launches / base.launches:.2f} | {plain.launches:,} "
-            f"| {gigabytes:.1f} | {step.gigabytes:.1f} "
-            f"| {step.gigabytes / base.gigabytes:.2f} | {waits} | {step.waits} |"
+            f"| {method} | {step.launches:,} | {step.launches / base.launches:.2f} | {step.waits} "
+            f"| {step.gigabytes:.1f} | {step.gigabytes / base.gigabytes:.2f} "
+            f"| {plain.launches:,} | {plain.gigabytes:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -192,24 +189,12 @@ def table(net: str, steps: dict[str, tuple[Step, Step]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--write", action="store_true", help="put the tables of all networks into the page")
-    arguments = parser.parse_args()
-    nets = list(NETS) if arguments.write else arguments.nets
-    tables = []
-    for net in nets:
+    for net in parser.parse_args().nets:
         steps = {
             method: (count_step(net, method, fused=True), count_step(net, method, fused=False)) for method in METHODS
         }
-        tables.append(table(net, steps))
-        print(tables[-1], flush=True)
-    if arguments.write:
-        text = PAGE.read_text()
-        before, rest = text.split(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n" + "\n".join(tables) + "\n" + END + rest.split(END)[1])
+        print(table(net, steps), flush=True)
 
-
-BEFORE: dict[str, dict[str, tuple[int, int, float]]] = {}
-"""Launches, waits and gigabytes of a step at commit a9905ba, counted in the same way."""
 
 if __name__ == "__main__":
     main()
