@@ -76,7 +76,7 @@ def capture_graph(forward: Forward, images: Tensor) -> Captured:
     Raises:
         RuntimeError: it cannot be captured.
     """
-    stream = torch.cuda.Stream(images.device)
+    stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
     fixed = images.clone()
     stream.wait_stream(torch.cuda.current_stream(images.device))
     with torch.cuda.stream(stream):  # libraries set themselves up at the first call on a stream

@@ -29,8 +29,8 @@ _checked: dict[tuple[object, ...], bool] = {}
 
 if triton is not None:
 
-    @triton.jit
-    def _forward_kernel(
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _forward_kernel(  # type: ignore[no-untyped-def]
         target, source, factor, sums, count, inner, channels, scale, block: tl.constexpr, programs: tl.constexpr
     ):
         program = tl.program_id(0)
@@ -43,8 +43,10 @@ if triton is not None:
             total += tl.load(factor + (at // inner) % channels) * (t - s) * (t - s)
         tl.store(sums + program, tl.sum(total) * scale)
 
-    @triton.jit
-    def _backward_kernel(grad, target, source, factor, result, count, inner, channels, scale, block: tl.constexpr):
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _backward_kernel(  # type: ignore[no-untyped-def]
+        grad, target, source, factor, result, count, inner, channels, scale, block: tl.constexpr
+    ):
         at = tl.program_id(0) * block + tl.arange(0, block)
         inside = at < count
         t = tl.load(target + at, mask=inside, other=0.0).to(tl.float32)

@@ -88,11 +88,13 @@ class Objective:
 
     def merge_gradients(self) -> None:
         """Add the gradients of the penalty on the weights to those of the rest of the loss, all at once."""
+        gradients, penalty_gradients = [], []
         for p, alias in zip(self._moving, self._aliases, strict=True):
             if p.grad is None:  # what the network did not use
                 p.grad = torch.zeros_like(p)
             assert alias.grad is not None, "called after the backward pass"
-        if self._aliases:
-            torch._foreach_add_([p.grad for p in self._moving], [alias.grad for alias in self._aliases])
-        for alias in self._aliases:
+            gradients.append(p.grad)
+            penalty_gradients.append(alias.grad)
             alias.grad = None
+        if gradients:
+            torch._foreach_add_(gradients, penalty_gradients)

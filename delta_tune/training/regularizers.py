@@ -57,7 +57,7 @@ def behavior(
         A float32 scalar: a mean per image, so that alpha has the same meaning at every batch size (the reference sums).
     """
     terms = [target_maps[x] for x in factors], [source_maps[x] for x in factors], list(factors.values())
-    return fused_behavior(*terms) if usable(*terms, _plain_behavior) else _plain_behavior(*terms)  # type: ignore[no-any-return]
+    return fused_behavior(*terms) if usable(*terms, _plain_behavior) else _plain_behavior(*terms)
 
 
 def _plain_behavior(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
@@ -97,4 +97,4 @@ class _HalfSquares(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, ...]:
-        return torch._foreach_mul(ctx.saved_tensors, grads[0])  # type: ignore[attr-defined,no-any-return]
+        return torch._foreach_mul(ctx.saved_tensors, grads[0])  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ class WeightAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         """`decay` ∈ [0, 1): the share of the old average that each update keeps."""
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        super().__init__(model, multi_avg_fn=average, use_buffers=True)  # type: ignore[no-untyped-call]
+        super().__init__(model, multi_avg_fn=average, use_buffers=True)
         self._average = average
         self._pairs = tuple(zip(_floats_and_integers(self.module), _floats_and_integers(model), strict=True))
 
