@@ -2,20 +2,22 @@
 
 The driver's node needs no GPU for that, and its process never opens one: `Measurements.measure` runs in the driver, its
 workplace is a pool of workers. Workers on other nodes do not see the driver's cache, so the driver reads and writes it.
-What a worker was computing when it or its node died is computed again elsewhere.
+What a worker was computing when it or its node died is computed again elsewhere. On a single machine without a GPU this
+process computes what one process computes as fast as another: a worker takes seconds to start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from queue import SimpleQueue
 
+from delta_tune.attention.measurement import ProbeJob, Prober
 from delta_tune.cluster.measuring_workers import WorkerPool
 from delta_tune.cluster.resources import Resources
 from delta_tune.data.dataset import Bar
-from delta_tune.training.workplace import Say, Workplace
+from delta_tune.training.workplace import Say, ThisProcess, Workplace
 
 Job = Callable[[Workplace, Say], None]
 """Measures something at a workplace and prints sentences."""
@@ -28,10 +30,11 @@ class Measuring:
         resources: what one trial gets; so does each worker.
         say: prints a sentence to the user.
         bar: shows progress.
+        here: whether this process computes all but attention, whose parts the workers share.
     """
 
-    def __init__(self, resources: Resources, say: Say, bar: Bar) -> None:
-        self._resources, self._say, self._bar = resources, say, bar
+    def __init__(self, resources: Resources, say: Say, bar: Bar, *, here: bool = False) -> None:
+        self._resources, self._say, self._bar, self._here = resources, say, bar, here
 
     @contextmanager
     def workplace(self, *, probes: bool = False) -> Iterator[Workplace]:
@@ -42,7 +45,7 @@ class Measuring:
         """
         pool = WorkerPool(self._resources, self._say, self._bar, at_once=self._resources.slots if probes else 1)
         try:
-            yield pool
+            yield _Here(pool) if self._here else pool
         finally:
             pool.close()
 
@@ -55,14 +58,14 @@ class Measuring:
             jobs: each measures at the workplace that it is given.
             title: of the progress bar over the jobs.
         """
-        together = min(len(jobs), self._resources.slots)
+        together = 1 if self._here else min(len(jobs), self._resources.slots)
         free: SimpleQueue[WorkerPool] = SimpleQueue()
         sentences: list[SimpleQueue[str | None]] = [SimpleQueue() for _ in jobs]
 
         def run(job: Job, said: SimpleQueue[str | None]) -> None:
             pool = free.get()
             try:
-                job(pool, said.put)
+                job(_Here(pool) if self._here else pool, said.put)
             finally:
                 free.put(pool)
                 said.put(None)
@@ -81,6 +84,18 @@ class Measuring:
                     self._say(sentence)
                 future.result()
                 advance(1)
+
+
+class _Here(ThisProcess):
+    """This process, and a pool for attention."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        super().__init__()
+        self._pool = pool
+
+    def probing(self, job: ProbeJob, say: Say) -> AbstractContextManager[Prober]:
+        """What computes losses of probe images while the block runs."""
+        return self._pool.probing(job, say)
 
 
 def shares(slots: int, jobs: int) -> list[int]:

@@ -84,6 +84,14 @@ def cpus_to_spare(cpus_per_trial: float, gpus_per_trial: float) -> int:
     return max(1, int(node.cpus / max(1, node.slots(cpus_per_trial, gpus_per_trial))))
 
 
+def is_only_node() -> bool:
+    """Whether the joined Ray has no other node than this process's."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]] == [own]
+
+
 def alive_nodes(without: Collection[str] = ()) -> tuple[Node, ...]:
     """The nodes of the joined Ray that are alive now, except those with these ids."""
     import ray

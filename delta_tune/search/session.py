@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from delta_tune.cluster.measuring import Measuring
+from delta_tune.cluster.nodes import is_only_node
 from delta_tune.cluster.resources import Resources
 from delta_tune.console.progress import Progress
 from delta_tune.results.layout import CHECKPOINTS
@@ -37,5 +38,6 @@ class Session:
 
 def start_session(resources: Resources, progress: Progress, mirror: Mirror | None = None) -> Session:
     """Start a session with these resources."""
-    measuring = Measuring(resources, progress.say, progress.bar)
+    here = resources.device == "cpu" and is_only_node()
+    measuring = Measuring(resources, progress.say, progress.bar, here=here)
     return Session(resources=resources, measuring=measuring, progress=progress, mirror=mirror)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -36,12 +35,13 @@ class Workplace(Protocol):
         """What computes losses of probe images while the block runs."""
 
 
-@dataclass(frozen=True)
 class ThisProcess:
     """Computes all in this process."""
 
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     slots = 1
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """`function(*args, device)`."""

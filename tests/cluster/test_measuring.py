@@ -103,8 +103,16 @@ def test_driver_runs_no_network(task, tmp_path, ray_cluster, monkeypatch):
     assert (tmp_path / "maps.parquet").exists()
 
 
-def test_worker_has_the_share_of_a_gpu_that_a_trial_has(ray_cluster, monkeypatch):
-    monkeypatch.setattr(Resources, "device", "cpu")  # the GPU is a name only
+def test_machine_alone_computes_in_this_process():
+    resources, said = Resources(cpus_per_trial=1, gpus_per_trial=0, slots=2), []
+    alone = Measuring(resources, said.append, no_bar, here=True)
+    alone.side_by_side([lambda place, say: say(place.run(lambda device: os.getpid()))] * 2, "Jobs")
+    with alone.workplace() as place:
+        said.append(place.run(lambda device: os.getpid()))
+    assert said == [os.getpid()] * 3
+
+
+def test_worker_has_the_share_of_a_gpu_that_a_trial_has(ray_cluster):
     with measuring(gpus=0.5).workplace() as place:
         gpus, threads = place.run(
             lambda device: (__import__("ray").get_gpu_ids(), __import__("torch").get_num_threads())
@@ -152,9 +160,7 @@ DRIVER = """
 import json, sys
 import ray, torch
 from delta_tune import tune
-from delta_tune.cluster.resources import Resources
 
-Resources.device = "cpu"  # the nodes' GPUs are names only
 forward, seen = torch.nn.Module.__call__, []
 
 def counted(module, *args, **kwargs):
@@ -189,7 +195,10 @@ def test_study_from_a_head_without_gpu_runs_every_network_on_the_nodes(image_fol
         nodes.add_node(2, gpus=1)
         done = subprocess.run(
             [sys.executable, "-c", DRIVER, json.dumps(settings), str(tmp_path / "told.json")],
-            **{"env": nodes.environment | {"PYTHONPATH": str(CHECKOUT)}, "cwd": tmp_path / "nodes" / "elsewhere"},
+            **{
+                "env": nodes.environment | {"PYTHONPATH": str(CHECKOUT), "DELTA_TUNE_DEVICE": "cpu"},
+                "cwd": tmp_path / "nodes" / "elsewhere",
+            },
             **{"capture_output": True, "text": True, "timeout": LIMIT_S, "check": False},
         )
     finally:

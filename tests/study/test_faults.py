@@ -315,7 +315,6 @@ def test_resume_after_all_losses_completes_the_study(losses):
 
 def _session_with_a_lost_gpu(flags, output, place):
     """A session in which the first node that is met computes nothing: GPUs are names only."""
-    from delta_tune.cluster.resources import Resources
     from delta_tune.search import runner
 
     def on_lost_gpu(config, settings):
@@ -334,7 +333,7 @@ def _session_with_a_lost_gpu(flags, output, place):
             worker.run_tune_trial(config, settings)
 
     runner.run_tune_trial = on_lost_gpu
-    Resources.device = "cpu"
+    os.environ["DELTA_TUNE_DEVICE"] = "cpu"  # the GPUs are names only
     _session(flags, output, 30.0)
 
 
