@@ -51,10 +51,11 @@ class FeatureMaps(dict[str, Tensor]):
 
         Where nothing wrote into the copy of a map in the first pass, later passes go on with the map itself.
         """
-        for layer in self._untouched & self.keys():
-            assert self[layer]._version == self._versions[layer], f"{layer} is overwritten in some passes only"
-        self._untouched |= {layer for layer, copy in self._copies.items() if copy._version == 0}
-        self._copies.clear()
+        if not torch.compiler.is_compiling():  # compiled code goes on with copies
+            for layer in self._untouched & self.keys():
+                assert self[layer]._version == self._versions[layer], f"{layer} is overwritten in some passes only"
+            self._untouched |= {layer for layer, copy in self._copies.items() if copy._version == 0}
+            self._copies.clear()
         self.clear()
 
     def run(self, images: Tensor) -> FeatureMaps:
@@ -70,11 +71,13 @@ class FeatureMaps(dict[str, Tensor]):
         if self._stop and len(self) == self._num_layers:
             raise _Stop
         # Without a copy `out += identity` or an in-place ReLU would overwrite ours
+        if torch.compiler.is_compiling():
+            return output.clone()
         if layer in self._untouched and not output.is_inference():
             self._versions[layer] = output._version
             return None
         copy = output.clone()
-        if not (copy.is_inference() or torch.compiler.is_compiling()):
+        if not copy.is_inference():
             self._copies[layer] = copy
         return copy
 
