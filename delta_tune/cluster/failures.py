@@ -40,8 +40,8 @@ class BrokenGpuError(ExternalFailure):
 
 def out_of_memory_text(text: str, kind: FaultKind = "GPU memory") -> str:
     """What a user is told of too little memory: the error and what helps."""
-    whose = "the GPU's" if kind == "GPU memory" else "the node's"
-    return f"{whose} memory is too small ({text}); {ADVICE[kind]}"
+    cause = "the GPU's memory is too small" if kind == "GPU memory" else "the node's memory is too small"
+    return f"{cause} ({text}); {ADVICE[kind]}"
 
 
 def device_cause(error: BaseException | None) -> str | None:

@@ -296,6 +296,7 @@ def break_worker(tmp_path, monkeypatch, *, numbers=()):
 SLOTS = {"num_trials": 4, "max_epochs": 1, "max_concurrent_trials": 2}
 
 
+@pytest.mark.faults
 def test_tune_loses_no_trial_to_a_worker_whose_gpu_context_is_broken(settings, named_gpus, monkeypatch, tmp_path):
     break_worker(tmp_path, monkeypatch)
     result = delta_tune.tune(**{**settings, **SLOTS, "gpus_per_trial": 0.5, "space": plain})
