@@ -328,7 +328,7 @@ def _session_with_a_lost_gpu(flags, output, place):
         with contextlib.suppress(FileExistsError), (place / "node").open("x") as file:
             file.write(node)
         if (place / "node").read_text() == node:
-            worker._Reporter("val_loss").end("GPU lost", f"GPU 0 of node {node} cannot be used any more")
+            worker._Reporter("val_loss", ()).end("GPU lost", f"GPU 0 of node {node} cannot be used any more")
         else:
             worker.run_tune_trial(config, settings)
 
