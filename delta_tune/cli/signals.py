@@ -37,13 +37,16 @@ def signals_like_ctrl_c() -> Iterator[None]:
         repeated, last = time.monotonic() - last < REPEAT_S, time.monotonic()
         if repeated:
             return
-        time.sleep(READERS_END_S)
-        _close_outputs_without_readers()
-        os.write(2, f"launch.py: {signal.Signals(number).name}: the study ends; --resume continues it\n".encode())
-        handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # a shell's background job ignores SIGINT
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
+        try:
+            time.sleep(READERS_END_S)
+            _close_outputs_without_readers()
+            os.write(2, f"launch.py: {signal.Signals(number).name}: the study ends; --resume continues it\n".encode())
+            handler = signal.getsignal(signal.SIGINT)
+            if not callable(handler):  # a shell's background job ignores SIGINT
+                raise KeyboardInterrupt
+            handler(signal.SIGINT, frame)
+        finally:
+            last = time.monotonic()  # Python may call this for one that came at the beginning only now
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as under nohup

@@ -68,8 +68,9 @@ def test_signal_is_told_at_once(number):
     assert err.splitlines()[0] == f"launch.py: {number.name}: the study ends; --resume continues it"
 
 
-def test_signal_that_comes_twice_is_one():
-    slow = "signal.signal(signal.SIGINT, lambda *_: (print('once', flush=True), time.sleep(1), sys.exit(7)))"
+@pytest.mark.parametrize("seconds", [0.5, 2.5])
+def test_signal_that_comes_twice_is_one(seconds):
+    slow = f"signal.signal(signal.SIGINT, lambda *_: (print('once', flush=True), time.sleep({seconds}), sys.exit(7)))"
     process = begin(before=slow, **PIPES)
     out, _ = ended(process, signal.SIGTERM, signal.SIGHUP)
     assert (process.returncode, out) == (7, "once\n")
