@@ -14,14 +14,14 @@ import pytest
 from delta_tune.cli import launch
 
 DRIVER = """
-import signal, sys, time, types
+import os, signal, sys, time, types
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in these tests where they run under nohup
 signal.signal(signal.SIGINT, signal.default_int_handler)
 {first}
 stub = types.ModuleType("delta_tune.study.tune")
 def tune(**settings):
     {before}
-    print("ready", flush=True)
+    os.write(1, b"ready\\n")  # print would hold a lock while the signal's handler prints
     for _ in range(200):
         time.sleep(0.1)
 stub.tune = stub.dry_run = tune
@@ -70,7 +70,7 @@ def test_signal_is_told_at_once(number):
 
 @pytest.mark.parametrize("seconds", [0.5, 2.5])
 def test_signal_that_comes_twice_is_one(seconds):
-    slow = f"signal.signal(signal.SIGINT, lambda *_: (print('once', flush=True), time.sleep({seconds}), sys.exit(7)))"
+    slow = f"signal.signal(signal.SIGINT, lambda *_: (os.write(1, b'once\\n'), time.sleep({seconds}), sys.exit(7)))"
     process = begin(before=slow, **PIPES)
     out, _ = ended(process, signal.SIGTERM, signal.SIGHUP)
     assert (process.returncode, out) == (7, "once\n")
