@@ -258,9 +258,13 @@ class StudyTables:
         ]
         return sorted(full, key=self._rank)
 
+    def rank_of(self, scores: Mapping[str, Any]) -> tuple[float, float]:
+        """A key by which scores are ordered, best first."""
+        sign = 1 if METRICS[self.metric] == "max" else -1
+        return -sign * scores[self.metric], scores["val_loss"]
+
     def _rank(self, number: int) -> tuple[float, float, int]:
-        row, sign = self.best_row(number), 1 if METRICS[self.metric] == "max" else -1
-        return -sign * row[self.metric], row["val_loss"], number
+        return *self.rank_of(self.best_row(number)), number
 
     def config(self, number: int) -> TrialConfig:
         """The configuration of a trial.

@@ -15,7 +15,7 @@ from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.cluster.measuring import Measuring
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
-from delta_tune.inference.model_folder import update_model_config
+from delta_tune.inference.model_folder import read_config, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.report.sentences import study_summary
@@ -33,7 +33,7 @@ from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.study_result import StudyResult
-from delta_tune.study.best_model import model_name, save_searched
+from delta_tune.study.best_model import is_retrained, save_searched
 from delta_tune.study.confirm_phase import Outcome
 from delta_tune.study.study import Study
 from delta_tune.training.metrics import classification_metrics
@@ -83,10 +83,15 @@ def finish(study: Study, winner: int | None, outcome: Outcome) -> StudyResult:
         say(line)
     if study.mirror is not None:
         push_or_raise(study.mirror, whole=True)
-    test_scores = {} if record.scoring is None else dict(record.scoring.content)
+    metrics: dict[str, Any] = {}
+    if winner is not None:
+        row = tables.best_row(winner)
+        if not outcome.retrained:  # a stopped trial's epochs may have been better than those that were saved
+            row = tables.epochs[winner][read_config(best)["epoch"] - 1]
+        metrics = {name: row[name] for name in SCORES} | ({} if record.scoring is None else record.scoring.content)
     return StudyResult(
         best_config=None if winner is None else tables.config(winner),
-        best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,
+        best_metrics=metrics,
         trials=tables.table(),
         path=study.folder,
         report=page,
@@ -100,7 +105,7 @@ def keep_best(study: Study) -> None:
     record, best = study.record, study.folder / BEST
     if not (study.folder / STUDY_FILE).exists():
         return
-    if not best.exists() or record.model == model_name(record.winner):
+    if not best.exists() or not is_retrained(record.model or ""):
         save_searched(study)
     record.end("interrupted")
     study.save_record()
