@@ -88,7 +88,7 @@ def finish(study: Study, winner: int | None, outcome: Outcome) -> StudyResult:
         row = tables.best_row(winner)
         if not outcome.retrained:  # a stopped trial's epochs may have been better than those that were saved
             row = tables.epochs[winner][read_config(best)["epoch"] - 1]
-        metrics = {name: row[name] for name in SCORES} | ({} if record.scoring is None else record.scoring.content)
+        metrics = {name: row[name] for name in SCORES} | dict(record.scoring.content if record.scoring else {})
     return StudyResult(
         best_config=None if winner is None else tables.config(winner),
         best_metrics=metrics,
