@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler
+from delta_tune.results.study_schema import MAX_TRIALS
 from delta_tune.search.messages import RUNS_AGAIN, TrialAssignment, TrialOutcome, reported_epochs
 from delta_tune.search.optuna_storage import create_study, remove_stale_studies
 from delta_tune.search.samplers import make_sampler, space_for
@@ -77,7 +78,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         sampler: Sampler,
         seed: int,
         max_epochs: int,
-        num_trials: int,
+        num_trials: int | None,
         on_proposal: Callable[[int, Proposal], None],
         name: str = "study",
         storage: BaseStorage | None = None,
@@ -111,7 +112,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 pruner=optuna.pruners.NopPruner(),  # ASHA stops trials, in Tune
             )
         self._sampler, self._seed, self._max_epochs = sampler, seed, max_epochs
-        self._first, self._end, self._on_proposal = first, first + num_trials, on_proposal
+        self._first, self._on_proposal = first, on_proposal
+        self._end = MAX_TRIALS if num_trials is None else first + num_trials
         self.gpus_per_trial = 0.0
         """GPUs per trial when it first runs."""
         self._gpus_of: dict[int, float] = {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from optuna.storages import BaseStorage
 
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.progress import Progress
@@ -17,6 +20,7 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import Groups, comparison_groups
 from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
     PostSearchBudget,
     TimeBudget,
@@ -40,14 +44,18 @@ class Study:
         tables: trials and epochs of the search.
         task: the data and the pretrained network.
         checked: the search space.
-        num_trials: number of trials.
+        num_trials: number of trials; None for as many as the time budget allows.
         notes: sentences for the plan.
-        scheduler: stops trials early.
-        searcher: proposes trials.
-        recorder: writes the tables while trials run.
         progress: prints to the user.
         reporter: writes the report.
         budget: the time budget over all sessions.
+        left_open: names of the settings that are left to the time budget.
+        storage: Optuna's; None for memory.
+        schedule: what the time budget buys; None without one, and before a step has been timed.
+        why: sentences on how the schedule came about.
+        scheduler: stops trials early.
+        searcher: proposes trials.
+        recorder: writes the tables while trials run.
     """
 
     config: StudyConfig
@@ -58,14 +66,18 @@ class Study:
     tables: StudyTables
     task: Task
     checked: CheckedSpace
-    num_trials: int
+    num_trials: int | None
     notes: tuple[str, ...]
-    scheduler: AshaScheduler
-    searcher: OptunaSearcher
-    recorder: Recorder
     progress: Progress
     reporter: ReportWriter
     budget: TimeBudget
+    left_open: Collection[str] = ()
+    storage: BaseStorage | None = None
+    schedule: Schedule | None = None
+    why: tuple[str, ...] = ()
+    scheduler: AshaScheduler = field(init=False)
+    searcher: OptunaSearcher = field(init=False)
+    recorder: Recorder = field(init=False)
 
     @property
     def configs(self) -> list[TrialConfig]:

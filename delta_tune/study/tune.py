@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -42,8 +43,18 @@ def tune(**settings: Any) -> StudyResult:
             study.
         KeyboardInterrupt: the user interrupted before the study began, or while its results were written.
     """
+    return tune_since(time.monotonic(), **settings)
+
+
+def tune_since(started: float, **settings: Any) -> StudyResult:
+    """`tune`, with a time budget that began at `started`, by `time.monotonic`.
+
+    Raises:
+        UserError: like `tune`.
+        KeyboardInterrupt: like `tune`.
+    """
     with ExitStack() as session:
-        return run_study(prepare_study(settings, session), session)
+        return run_study(prepare_study(settings, session, started), session)
 
 
 def run_study(study: Study, session: ExitStack) -> StudyResult:
