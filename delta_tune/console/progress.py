@@ -121,7 +121,7 @@ class Progress:
             self.say(f"  trial {number} epoch {row['epoch']}: train loss {row['train_loss']:.4f}, {score}")
 
     def trial(self, tables: StudyTables, number: int, total: int | None, left: float | None = None) -> None:
-        """Print a trial that ended, of `total` (None: of as many as there is time for), and the estimated seconds `left`."""
+        """Print a trial that ended, of `total` if that is known, and the estimated seconds `left`."""
         if not self.verbose:
             return
         if not self._has_header:

@@ -143,7 +143,7 @@ class StudyRecord:
 
     @property
     def settled(self) -> frozenset[str]:
-        """Names of the settings in the file. `max_epochs` and `num_trials` are not while the time budget decides them."""
+        """Names of the settings in the file; those that are left to the time budget are not."""
         return frozenset(self.content.get("settings", ()))
 
     def settle(self, settings: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def run_trials(
     metric: Metric,
     share_maps: bool,
     left: Callable[[], float] | None = None,
+    least: float = 0.0,
     title: str = "Search",
     loggers: Sequence[LoggerCallback] = (),
 ) -> list[tuple[float, int]]:
@@ -65,7 +66,8 @@ def run_trials(
         folder: the study's folder.
         metric: the metric that searcher and scheduler use.
         share_maps: whether trials share the source's feature maps.
-        left: returns the seconds until all trials are stopped; None for no limit.
+        left: returns the seconds until all trials are stopped, wherever they are; None for no limit.
+        least: no trial is started any more when fewer seconds are left.
         title: the run's name in the live view.
         loggers: callbacks that run after the recorder.
 
@@ -107,7 +109,7 @@ def run_trials(
     avoided: set[str] = set()
     ends: list[str] = []
     room = Capacity(resources, session.progress.say, nodes=lambda: alive_nodes(avoided), runs=runs)
-    limited = _Limiter(searcher, room, avoided)
+    limited = _Limiter(searcher, room, avoided, lambda: left is not None and left() < least)
 
     def avoid(node: str, why: str) -> None:
         avoided.add(node)
@@ -134,7 +136,7 @@ def run_trials(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
             callbacks=[recorder, _TensorBoard(), *loggers],
-            stop=_Stopper(left, room, recorder.standing, ends),
+            stop=_Stopper(left, room, recorder.standing, ends, scheduler.live),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
@@ -166,15 +168,19 @@ def _fit(tuner: tune.Tuner) -> bool:
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
     """Limits concurrent trials to what the cluster holds now, and keeps them off nodes whose GPU was lost.
 
-    Tune's own limiter is fixed.
+    Tune's own limiter is fixed. Once it is too late for another trial, there are no more.
     """
 
-    def __init__(self, searcher: Searcher, room: Capacity, avoided: Collection[str]) -> None:
+    def __init__(
+        self, searcher: Searcher, room: Capacity, avoided: Collection[str], too_late: Callable[[], bool]
+    ) -> None:
         super().__init__(searcher, max_concurrent=room.limit)
-        self._room, self._avoided = room, avoided
+        self._room, self._avoided, self._too_late = room, avoided, too_late
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, if there is room for it."""
+        if self._too_late():
+            return Searcher.FINISHED
         self.max_concurrent = self._room.limit
         config = super().suggest(trial_id)
         return config | {AVOID: ",".join(sorted(self._avoided))} if isinstance(config, dict) else config
@@ -196,9 +202,14 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
     """Stops the run on time. Tune's own budget cannot change during a run and waits forever if no node has room."""
 
     def __init__(
-        self, left: Callable[[], float] | None, room: Capacity, standing: RunProgress, ends: Collection[str]
+        self,
+        left: Callable[[], float] | None,
+        room: Capacity,
+        standing: RunProgress,
+        ends: Collection[str],
+        live: Mapping[str, Any],
     ) -> None:
-        self._left, self._room, self._standing, self._ends = left, room, standing, ends
+        self._left, self._room, self._standing, self._ends, self._live = left, room, standing, ends, live
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops single trials; the scheduler does."""
@@ -210,8 +221,15 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             left = self._left()
             self._standing.ends_in(left)
             if left <= 0:
+                self._end_processes()
                 return True
         return bool(self._ends) or self._room.out_of_room is not None
+
+    def _end_processes(self) -> None:
+        """End the trials where they are; what they saved stays. Tune would wait for their epochs, up to 10 s."""
+        for trial in self._live.values():
+            if (actor := trial.temporary_state.ray_actor) is not None:
+                ray.kill(actor)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""

@@ -73,12 +73,14 @@ class Schedule:
         grace_period: the first rung of ASHA, in [1, max_epochs].
         num_trials: trials that are expected to end in time, ≥ 1.
         confirms: whether there is time for a confirmation.
+        epoch_seconds: of an epoch with its scoring.
     """
 
     max_epochs: int
     grace_period: int
     num_trials: int
     confirms: bool
+    epoch_seconds: float
 
 
 def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
@@ -101,6 +103,7 @@ def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
         grace_period=wishes.grace(epochs),
         num_trials=trials_that_fit(wishes, means, seconds, epochs),
         confirms=confirms,
+        epoch_seconds=means.epoch_seconds,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 
@@ -23,11 +24,11 @@ from delta_tune.tracking.trackers import trackers
 
 def search(study: Study, session: Session) -> bool:
     """Run the remaining trials; return whether the user interrupted them."""
-    to_run = study.num_trials - sum(row["state"] in FINISHED for row in study.tables.searched.values())
-    if to_run <= 0:
+    ended = sum(row["state"] in FINISHED for row in study.tables.searched.values())
+    if study.num_trials is not None and ended >= study.num_trials:
         return False
-    left = time_left(study, session)
-    if left is not None and left() <= 0:
+    left, least = time_left(study, session), study.least_seconds
+    if left is not None and left() <= least:
         study.progress.say(study.budget.search_is_over())
         return False
     resources = session.resources
@@ -50,11 +51,12 @@ def search(study: Study, session: Session) -> bool:
         # On a GPU, recomputing the source's maps is as fast as moving them through host memory.
         share_maps=resources.device == "cpu" and any(config.uses_behavior for config in study.configs),
         left=left,
+        least=least,
         loggers=trackers(study.config, study.tables, study.progress.say, study.record.study_id or ""),
     )
     study.save_record()
-    most = min(resources.most or study.num_trials, study.num_trials)
-    slots = [(since, min(many, most)) for since, many in slots]
+    most = min(resources.most or math.inf, study.num_trials or math.inf)
+    slots = [(since, int(min(many, most))) for since, many in slots]
     if used := measure_time_use(study.tables.searched.values(), slots, since=study.budget.began):
         study.record.set_time_use(used)
         study.progress.say(used.sentence())
@@ -69,7 +71,7 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     budget, confirm = study.budget, study.config.confirm
     if budget.total is None:
         return None
-    if not confirm:
+    if not study.confirms:
         return lambda: budget.left
     most, slots = LARGEST_SHARE * budget.total, session.resources.slots
     announced = False

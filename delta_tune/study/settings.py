@@ -51,8 +51,8 @@ def resolve_settings(
     record = StudyRecord.read(folder)
     begin_with = shell_command(flag("--start-from", config.name))
     for name, value in settings_for_json(config, config.out).items():
-        was = (record.settings.get(name), record.asked.get(name))
-        if name in given and name not in CHANGEABLE and value not in was:
+        same = value == record.settings.get(name) or (name in record.asked and value == record.asked[name])
+        if name in given and name not in CHANGEABLE and not same:
             raise UserError(
                 f"{folder} was begun with {name} {record.settings.get(name)!r} and cannot be resumed "
                 f"with {value!r}; leave it out, or start a new study, with {begin_with} to begin with "
@@ -83,7 +83,7 @@ def settings_left_open(config: StudyConfig, record: StudyRecord, given: Mapping[
     if config.time_budget is None:
         return frozenset()
     decided = {"num_trials"} if config.sampler == "grid" else set()
-    return frozenset(("max_epochs", "num_trials")) - given.keys() - record.settled - decided
+    return frozenset(("max_epochs", "grace_period", "num_trials")) - given.keys() - record.settled - decided
 
 
 def check_paths(config: StudyConfig) -> None:

@@ -61,9 +61,7 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def prepare_study(
-    settings: Mapping[str, Any], session: ExitStack | None = None, started: float | None = None
-) -> Study:
+def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None, started: float | None = None) -> Study:
     """Prepare a new study, or one to resume.
 
     Args:

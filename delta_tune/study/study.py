@@ -22,6 +22,7 @@ from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
+    START_S,
     PostSearchBudget,
     TimeBudget,
     final_training_growth,
@@ -88,6 +89,18 @@ class Study:
     def groups(self) -> Groups:
         """What the confirmation compares."""
         return comparison_groups(self.checked)
+
+    @property
+    def confirms(self) -> bool:
+        """Whether there is to be a confirmation, and has been time for one so far."""
+        return self.config.confirm > 0 and (self.schedule is None or self.schedule.confirms)
+
+    @property
+    def least_seconds(self) -> float:
+        """Seconds in which a new trial comes to its first rung; there is no use in starting one with less time."""
+        seconds = mean_epoch_seconds(self.tables, self.groups).values()
+        epoch = max(seconds, default=0.0 if self.schedule is None else self.schedule.epoch_seconds)
+        return START_S + self.config.grace_period * epoch
 
     def save_record(self) -> None:
         """Write `study.json`, with the time that the study has taken in all its sessions."""

@@ -36,7 +36,7 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
         config: the settings.
         record: the study's record. It stores the configurations of `--start-from`, so that a resumed study proposes
             the same ones even if the other study is gone.
-        left_open: settings that the time budget decides: `num_trials`, for no limit, and `max_epochs`, if not yet known.
+        left_open: settings that the time budget decides: `num_trials`, and `max_epochs` until it has.
 
     Raises:
         UserError: the space, sampler or earlier study is unusable.
