@@ -60,7 +60,7 @@ def merge_val_into_train(dataset: Dataset) -> Dataset:
 
 
 def first_images(dataset: Dataset, count: int) -> Dataset:
-    """A data set of at most the first `count` images of train and of val, copied: the others need not travel with it."""
+    """A data set of the first `count` images of train and val, copied: the others need not travel with it."""
     return dataclasses.replace(
         dataset,
         train=_copied(dataset.train, count),

@@ -9,6 +9,7 @@ from delta_tune.cluster.gpu_sharing import heaviest_config
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import ARM
+from delta_tune.study.plan import budget_lines, waits_for_speed
 from delta_tune.study.schedule import Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, written_settings
 from delta_tune.study.study import Study
@@ -22,18 +23,25 @@ SIDE_BY_SIDE = 1.2
 """Factor on the time of a step where other trials run beside: they share memory and caches."""
 
 
-def plan_by_budget(study: Study, session: Session, *, prepared: bool = True) -> None:
-    """Choose what the time budget leaves open, and shorten what does not fit into it, before the first trial.
+def plan_by_budget(study: Study, session: Session) -> None:
+    """Before the first trial: choose what is left to the time budget, shorten what does not fit into it, and say so.
 
     A study that has trials keeps its epochs: its rungs compare trials of as many.
+    """
+    if waits_for_speed(study):
+        choose_by_budget(study, session)
+        for line in budget_lines(study):
+            study.progress.say(line)
+
+
+def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -> None:
+    """Choose the schedule of a study with a time budget.
 
     Args:
         study: the study; its settings, space and search are those of the choice afterwards.
         session: where trials run.
         prepared: whether what trials share has been measured; else its time is estimated.
     """
-    if study.budget.total is None or study.tables.searched:
-        return
     speed = time_steps(study, session)
     study.budget.end = END_S + speed.scoring * test_images(study) / session.resources.slots
     means = means_of(study, session, speed)

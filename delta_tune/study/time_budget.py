@@ -94,7 +94,10 @@ class TimeBudget:
 
     def search_is_over(self) -> str:
         """A sentence on why no trial starts."""
-        return f"The search's part of the time budget of {self._total} is spent; a larger --time-budget goes on."
+        return (
+            f"What the search has left of the time budget of {self._total} is too short for another trial; a larger "
+            f"--time-budget goes on."
+        )
 
     def reserved_after_search(self, reserved: PostSearchBudget, confirm: int) -> str:
         """A sentence on what is reserved for confirmation and final model.

@@ -18,11 +18,11 @@ from delta_tune.results.log import crash_logged
 from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import Session, start_session
-from delta_tune.study.budget_plan import plan_by_budget
+from delta_tune.study.budget_plan import choose_by_budget, plan_by_budget
 from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
 from delta_tune.study.finish_phase import conclude, finish, keep_best
 from delta_tune.study.first_model import fit_first_model
-from delta_tune.study.plan import budget_lines, estimate, plan_lines, study_resources, waits_for_speed
+from delta_tune.study.plan import estimate, plan_lines, study_resources, waits_for_speed
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
 from delta_tune.study.study import Study
@@ -98,10 +98,7 @@ def run_phases(study: Study, workers: Session) -> Outcome:
     """Search, confirm and retrain; an interrupt ends them in order."""
     try:
         fit_first_model(study, workers)
-        if waits_for_speed(study):
-            plan_by_budget(study, workers)
-            for line in budget_lines(study):
-                study.progress.say(line)
+        plan_by_budget(study, workers)
         if search(study, workers):
             return Outcome(interrupted=True)
         return confirm_and_retrain(study, workers)
@@ -120,5 +117,5 @@ def dry_run(**settings: Any) -> list[str]:
         check_shared_folder(study.out, study.progress.say)
         resources = study_resources(study, cluster, None)
         if waits_for_speed(study):
-            plan_by_budget(study, start_session(resources, study.progress), prepared=False)
+            choose_by_budget(study, start_session(resources, study.progress), prepared=False)
     return [*plan_lines(study, resources), estimate(study, resources)]
