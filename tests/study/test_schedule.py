@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from helpers.fuzz import quick
+from helpers.fuzz import cases
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -48,7 +48,7 @@ def with_confirmation(means, share):
     return dataclasses.replace(means, confirming=7 * means.epoch_seconds, for_confirming=share)
 
 
-@quick
+@cases(100)
 @given(some_wishes, some_means, st.none() | st.floats(0, 1e5))
 def test_schedule_is_within_its_ranges(wishes, means, share):
     found = choose_schedule(wishes, means if share is None else with_confirmation(means, share))
@@ -58,7 +58,7 @@ def test_schedule_is_within_its_ranges(wishes, means, share):
     assert not found.confirms or share is not None
 
 
-@quick
+@cases(100)
 @given(some_wishes, some_means)
 def test_schedule_fits_if_an_epoch_of_each_trial_does(wishes, means):
     trials = wishes.num_trials or 1
@@ -69,7 +69,7 @@ def test_schedule_fits_if_an_epoch_of_each_trial_does(wishes, means):
     assert found.num_trials == trials or wishes.num_trials is None
 
 
-@quick
+@cases(100)
 @given(some_wishes, some_means, a_factor)
 def test_more_time_never_means_fewer_epochs(wishes, means, factor):
     assume(means.seconds > 0)
@@ -77,14 +77,14 @@ def test_more_time_never_means_fewer_epochs(wishes, means, factor):
     assert choose_schedule(wishes, more).max_epochs >= choose_schedule(wishes, means).max_epochs
 
 
-@quick
+@cases(100)
 @given(some_wishes, some_means, a_factor)
 def test_faster_machine_never_means_fewer_epochs(wishes, means, factor):
     faster = dataclasses.replace(means, epoch_seconds=means.epoch_seconds / factor)
     assert choose_schedule(wishes, faster).max_epochs >= choose_schedule(wishes, means).max_epochs
 
 
-@quick
+@cases(100)
 @given(some_means, a_factor)
 def test_more_time_never_means_fewer_trials_of_as_many_epochs(means, factor):
     assume(means.seconds > 0)
@@ -93,7 +93,7 @@ def test_more_time_never_means_fewer_trials_of_as_many_epochs(means, factor):
     assert other.num_trials >= one.num_trials or other.max_epochs > one.max_epochs
 
 
-@quick
+@cases(100)
 @given(some_means)
 def test_several_full_trials_fit_once_there_are_more_epochs_than_the_fewest(means):
     found = choose_schedule(OPEN, means)
@@ -148,7 +148,7 @@ def test_first_trials_at_a_rung_pass_more_often_than_later_ones():
     assert [passing(count, 4) for count in (1, 2, 4, 8)] == [1, 1.5, pytest.approx(25 / 12), pytest.approx(37 / 12)]
 
 
-@quick
+@cases(100)
 @given(st.floats(0, 1000), st.floats(1.01, 20))
 def test_no_more_trials_pass_than_came(trials, factor):
     assert 0 <= passing(trials, factor) <= trials + 1e-9
