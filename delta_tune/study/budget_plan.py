@@ -43,7 +43,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         prepared: whether what trials share has been measured; else its time is estimated.
     """
     speed = time_steps(study, session)
-    study.budget.end = END_S + speed.scoring * test_images(study) / session.resources.slots
+    study.budget.end = END_S * speed.waiting + speed.scoring * test_images(study) / session.resources.slots
     means = means_of(study, session, speed)
     if not prepared:
         passes = speed.scoring * (len(study.task.dataset.train) + len(study.task.dataset.val))

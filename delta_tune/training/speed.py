@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +31,12 @@ class Speed:
     Attributes:
         training: of a step of SGD.
         scoring: of the pass without gradients.
+        waiting: wall clock / CPU time of the measurement, ≥ 1: above it other programs use the CPU.
     """
 
     training: float
     scoring: float
+    waiting: float = 1.0
 
 
 def measure_speed(task: Task, config: TrialConfig, threads: int, device: torch.device) -> Speed:
@@ -48,11 +51,13 @@ def measure_speed(task: Task, config: TrialConfig, threads: int, device: torch.d
     with torch_threads(threads):
         if device.type != "cpu":
             return _timed(task, config, STEPS_ON_ACCELERATOR * config.batch_size, device)
+        wall, used = time.perf_counter(), time.process_time()
         first = min(FEW_IMAGES, config.batch_size)
         speed = _timed(task, dataclasses.replace(config, batch_size=first), first, device)
         if first < config.batch_size and speed.training * config.batch_size <= SHORT_S:
             speed = _timed(task, config, config.batch_size, device)
-        return speed
+        waiting = (time.perf_counter() - wall) / max(time.process_time() - used, 1e-3)
+        return dataclasses.replace(speed, waiting=max(1.0, waiting))
 
 
 def few(task: Task, config: TrialConfig) -> Task:
