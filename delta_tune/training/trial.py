@@ -153,6 +153,15 @@ def lr_factor(config: TrialConfig, time_in_epochs: float) -> float:
     return factor * min(1.0, time_in_epochs / config.warmup_epochs) if config.warmup_epochs else factor
 
 
+def far_above_start(loss: float, first_loss: float, num_classes: int) -> str | None:
+    """In words, what a diverged run's loss is far above: the first batch's, or that of guessing; None if it is not.
+
+    A run that begins with a fitted head begins far below guessing, and its first steps may well lead back above.
+    """
+    start, what = max((first_loss, "the first batch's"), (math.log(num_classes), "that of guessing,"))
+    return f"{what} {start:.4g}" if loss > DIVERGED_FACTOR * start else None
+
+
 class _Run:
     """One run: what is trained, and its progress so far (`rows`, `best_epoch`, `first_loss`)."""
 
@@ -309,12 +318,10 @@ class _Run:
         means = {name: total.item() / len(train.labels) for name, total in totals.items()}
         self._check(means["train_loss"], epoch)
         assert self.first_loss is not None
-        guessing = math.log(len(self.task.dataset.classes))  # a fitted head begins far below it
-        if means["train_loss"] > DIVERGED_FACTOR * max(self.first_loss, guessing):
-            what, start = max((guessing, "that of guessing"), (self.first_loss, "the first batch's"))[::-1]
+        if (start := far_above_start(means["train_loss"], self.first_loss, len(self.task.dataset.classes))) is not None:
             raise Diverged(
                 f"the mean training loss of epoch {epoch} is {means['train_loss']:.4g}, "
-                f"over {DIVERGED_FACTOR} times {what} {start:.4g}"
+                f"over {DIVERGED_FACTOR} times {start}"
             )
         return means, lr
 
