@@ -43,6 +43,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         prepared: whether what trials share has been measured; else its time is estimated.
     """
     speed = time_steps(study, session)
+    study.start_seconds = START_S * speed.waiting
     study.budget.end = END_S * speed.waiting + speed.scoring * test_images(study) / session.resources.slots
     means = means_of(study, session, speed)
     if not prepared:
@@ -92,7 +93,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
             growth=final_training_growth(config, study.task),
         ).total
     return Means(
-        seconds=budget.left - START_S - attention * ATTENTION_SHARE * budget.total,
+        seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,
         steps=math.ceil(len(data.train) / study.configs[0].batch_size),
         slots=slots,

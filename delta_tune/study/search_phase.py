@@ -30,6 +30,7 @@ def search(study: Study, session: Session) -> bool:
     left, least = time_left(study, session), study.least_seconds
     if left is not None and left() <= least:
         study.progress.say(study.budget.search_is_over())
+        study.tables.write()
         return False
     resources = session.resources
     study.searcher.gpus_per_trial = resources.gpus_per_trial

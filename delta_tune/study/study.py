@@ -54,6 +54,7 @@ class Study:
         storage: Optuna's; None for memory.
         schedule: what the time budget buys; None without one, and before a step has been timed.
         why: sentences on how the schedule came about.
+        start_seconds: from the proposal of a trial to its first step, where its process has to start.
         scheduler: stops trials early.
         searcher: proposes trials.
         recorder: writes the tables while trials run.
@@ -76,6 +77,7 @@ class Study:
     storage: BaseStorage | None = None
     schedule: Schedule | None = None
     why: tuple[str, ...] = ()
+    start_seconds: float = START_S
     scheduler: AshaScheduler = field(init=False)
     searcher: OptunaSearcher = field(init=False)
     recorder: Recorder = field(init=False)
@@ -100,7 +102,7 @@ class Study:
         """Seconds in which a new trial comes to its first rung; there is no use in starting one with less time."""
         seconds = mean_epoch_seconds(self.tables, self.groups).values()
         epoch = max(seconds, default=0.0 if self.schedule is None else self.schedule.epoch_seconds)
-        return START_S + self.config.grace_period * epoch
+        return self.start_seconds + self.config.grace_period * epoch
 
     def save_record(self) -> None:
         """Write `study.json`, with the time that the study has taken in all its sessions."""

@@ -29,10 +29,10 @@ LARGEST_SHARE = 0.5
 """Largest share of the budget for confirmation and final model; repetitions are cut to fit."""
 SLACK = 0.05
 """Share of the final model's time that may exceed the budget."""
-END_S = 6.0
+END_S = 5.0
 """CPU seconds that the end of a study takes at least: the model's pictures, the report, the end of Ray."""
-START_S = 4.0
-"""Seconds from the proposal of the first trials to their first step: their processes start."""
+START_S = 5.0
+"""CPU seconds from the proposal of the first trials to their first step: their processes start."""
 LOOK_AT_BUDGET_S = 1.0
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.tune.execution import class_cache
+from ray.tune.search import Searcher
 
 from delta_tune.search import runner
 
@@ -49,3 +50,26 @@ def test_keys_of_the_environment_are_no_part_of_what_ray_writes_down(monkeypatch
         actor = class_cache._ActorClassCache().get(type("Trainable", (), {}))
     assert "SEKRET" not in str(actor._default_options)
     assert "AWS_ACCESS_KEY_ID" in class_cache.ENV_VARS_TO_PROPAGATE, "as before"
+
+
+def test_trials_end_where_they_are_when_the_time_is_over(monkeypatch):
+    killed = []
+    monkeypatch.setattr(runner.ray, "kill", killed.append)
+    live = {name: SimpleNamespace(temporary_state=SimpleNamespace(ray_actor=name)) for name in ("one", None)}
+    seconds = [2.0]
+    standing = SimpleNamespace(ends_in=lambda left: None)
+    stopper = runner._Stopper(lambda: seconds[0], SimpleNamespace(out_of_room=None), standing, [], live)
+    assert not stopper.stop_all()
+    assert killed == []
+    seconds[0] = -0.1
+    assert stopper.stop_all()
+    assert killed == ["one"]
+
+
+def test_no_trial_starts_once_it_is_too_late():
+    proposes, late = Searcher(), [False]
+    proposes.suggest = lambda trial_id: {"lr": 0.1}
+    limiter = runner._Limiter(proposes, SimpleNamespace(limit=2), (), lambda: late[0])
+    assert limiter.suggest("one")["lr"] == 0.1
+    late[0] = True
+    assert limiter.suggest("two") == Searcher.FINISHED

@@ -1,0 +1,134 @@
+"""A study's epochs and trials by its time budget: what is chosen, shortened, kept and said."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from delta_tune.config import UserError
+from delta_tune.study import budget_plan
+from delta_tune.study.budget_plan import plan_by_budget
+from delta_tune.study.plan import budget_lines
+from delta_tune.study.setup import open_study, prepare_study
+from delta_tune.training.speed import Speed
+
+SPACE = (
+    "def space(trial):\n    trial.suggest_float('lr', 1e-4, 1e-3)\n    return {'regularizer': 'l2', 'batch_size': 4}\n"
+)
+
+
+@pytest.fixture
+def settings(image_folder, tiny_weights, tmp_path, monkeypatch):
+    """Those of a study with a time budget: train has 36 images, nine steps an epoch."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "space.py").write_text(SPACE)
+    return {
+        **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
+        **{"out": str(tmp_path / "results"), "name": "s", "verbose": 0, "time_budget": "1h"},
+        "space": str(tmp_path / "space.py"),
+    }
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """A function that prepares and opens a study and plans it where an epoch takes so many seconds."""
+
+    def plan(settings, epoch_seconds):
+        study = prepare_study(settings)
+        open_study(study)
+        speed = Speed(training=epoch_seconds / 36, scoring=0.0)
+        monkeypatch.setattr(budget_plan, "time_steps", lambda *args: speed)
+        plan_by_budget(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+        study.save_record()
+        return study
+
+    return plan
+
+
+def written(study):
+    return json.loads((study.folder / "study.json").read_text())["settings"]
+
+
+def test_epochs_and_trials_are_chosen_and_written_once_they_are(settings, planned):
+    before = prepare_study(settings)
+    open_study(before)
+    assert not {"max_epochs", "grace_period", "num_trials"} & written(before).keys()
+    study = planned({**settings, "name": "t"}, 10)
+    assert study.config.max_epochs == 30
+    assert {proposal.config.max_epochs for proposal in study.checked.drawn} == {30}
+    assert study.searcher.suggest("first")["max_epochs"] == 30
+    assert study.scheduler.rungs == [2, 8]
+    assert study.num_trials is None
+    assert (written(study)["max_epochs"], written(study)["grace_period"]) == (30, 2)
+    assert "num_trials" not in written(study)
+
+
+def test_search_goes_on_until_the_time_is_over(settings, planned):
+    study = planned(settings, 300)
+    assert study.schedule.num_trials < 20
+    assert all(isinstance(study.searcher.suggest(str(number)), dict) for number in range(20))
+
+
+def test_plan_says_what_fits(settings, planned):
+    waiting = budget_lines(prepare_study(settings))
+    assert waiting == ["Budget    1:00:00 in all; what fits into it is known once a step has been timed"]
+    line, why = budget_lines(planned(settings, 45))
+    assert line.startswith("Budget    trials of up to 19 epochs until the time is over, about ")
+    assert why.strip().endswith("a step takes 5 s and an epoch 0:45, 1 trial at a time.")
+
+
+@pytest.mark.parametrize(("epoch_seconds", "epochs", "grace"), [(1, 12, 3), (60, 9, 2)])
+def test_what_was_asked_for_is_shortened_only_where_it_does_not_fit(settings, planned, epoch_seconds, epochs, grace):
+    study = planned({**settings, "max_epochs": 12, "grace_period": 3, "num_trials": 24}, epoch_seconds)
+    assert (study.config.max_epochs, study.config.grace_period) == (epochs, grace)
+    assert study.num_trials == written(study)["num_trials"] == 24
+    shortened = [line for line in budget_lines(study) if "24 trials of up to 12 epochs would take about" in line]
+    assert len(shortened) == (epochs < 12)
+
+
+def test_resumed_study_keeps_its_epochs(settings, planned):
+    study = planned({**settings, "max_epochs": 12, "num_trials": 24}, 60)
+    study.searcher.suggest("first")
+    study.tables.write()
+    given = {**settings, "max_epochs": 12, "resume": True}
+    again = planned({**given, "time_budget": "9h"}, 0.1)
+    assert again.config.max_epochs == study.config.max_epochs < 12
+    assert again.schedule is None
+    with pytest.raises(UserError, match="was begun with max_epochs 9"):
+        prepare_study({**given, "max_epochs": 8})
+
+
+def test_resumed_study_that_had_no_trial_yet_chooses_again(settings, planned):
+    open_study(prepare_study(settings))
+    assert planned({**settings, "resume": True}, 300).config.max_epochs == 3
+
+
+def test_resumed_study_still_has_as_many_trials_as_there_is_time_for(settings, planned):
+    study = planned(settings, 10)
+    study.searcher.suggest("first")
+    study.tables.write()
+    assert prepare_study({**settings, "resume": True}).num_trials is None
+    assert prepare_study({**settings, "resume": True, "num_trials": 7}).num_trials == 7
+
+
+def test_without_a_time_budget_nothing_is_chosen(settings):
+    study = prepare_study({**settings, "time_budget": None})
+    assert (study.num_trials, study.config.max_epochs, study.left_open) == (16, 12, frozenset())
+    assert budget_lines(study)[0].startswith("Budget    16 trials of up to 12 epochs; ")
+
+
+def test_busy_machine_has_more_time_kept_for_its_end(settings, planned, monkeypatch):
+    study = planned(settings, 10)
+    quiet = study.budget.end
+    monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2, waiting=3.0))
+    budget_plan.choose_by_budget(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+    assert study.budget.end == pytest.approx(3 * quiet + 15 * 0.2)
+
+
+def test_confirmation_that_does_not_fit_is_left_out_at_the_start(settings, planned):
+    study = planned({**settings, "confirm": 5}, 900)
+    assert not study.confirms
+    assert any("too short to confirm and retrain" in line for line in budget_lines(study))
+    assert planned({**settings, "confirm": 5, "name": "t"}, 1).confirms
