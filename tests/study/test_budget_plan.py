@@ -79,7 +79,7 @@ def test_plan_says_what_fits(settings, planned):
     assert why.strip().endswith("a step takes 5 s and an epoch 0:45, 1 trial at a time.")
 
 
-@pytest.mark.parametrize(("epoch_seconds", "epochs", "grace"), [(1, 12, 3), (60, 9, 2)])
+@pytest.mark.parametrize(("epoch_seconds", "epochs", "grace"), [(1, 12, 3), (60, 5, 1)])
 def test_what_was_asked_for_is_shortened_only_where_it_does_not_fit(settings, planned, epoch_seconds, epochs, grace):
     study = planned({**settings, "max_epochs": 12, "grace_period": 3, "num_trials": 24}, epoch_seconds)
     assert (study.config.max_epochs, study.config.grace_period) == (epochs, grace)
