@@ -190,7 +190,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._has_proposed = True
         number, proposal = asked.number, asked.proposal
         if self.attention is not None:
-            proposal = replace(proposal, config=self.attention.runs_as(number, proposal.config))
+            config, proposed = self.attention.runs_as(number, proposal.config), proposal.config.regularizer
+            params = proposal.params | ({} if config.regularizer == proposed else {"regularizer": proposed})
+            proposal = replace(proposal, config=config, params=params)
         gpus = self._gpus_of.get(number, self.gpus_per_trial)
         study = self.studies[self._turns.choice(number)]
         running = _Running(number=number, params=proposal.params, gpus=gpus, study=study, trial=asked.trial)

@@ -83,9 +83,8 @@ def comparison_groups(checked: CheckedSpace) -> Groups:
 
     def groups(tables: StudyTables) -> dict[int, str]:
         methods = {number: row["config.regularizer"] for number, row in tables.searched.items()}
-        if choices is None:
-            return {number: proposed_method(tables.params(number), method) for number, method in methods.items()}
-        return {number: proposed_arm(tables.params(number), method, choices) for number, method in methods.items()}
+        methods = {number: proposed_method(tables.params(number), method) for number, method in methods.items()}
+        return methods if choices is None else {number: arm_of(method, choices) for number, method in methods.items()}
 
     return groups
 
@@ -108,12 +107,6 @@ def proposed_method(params: Mapping[str, Any], regularizer: str) -> str:
     """
     proposed = params.get("regularizer")
     return proposed if proposed in METHODS else regularizer
-
-
-def proposed_arm(params: Mapping[str, Any], regularizer: str, choices: tuple[Any, ...]) -> Any:
-    """The arm that a trial was proposed in, among `add_l2_baseline`'s choices; other arguments as `proposed_method`."""
-    proposed = params.get(ARM)  # an earlier session may not have had arms
-    return proposed if proposed in choices else arm_of(proposed_method(params, regularizer), choices)
 
 
 def arm_of(regularizer: str, choices: tuple[Any, ...]) -> Any:

@@ -19,7 +19,7 @@ from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import is_worker_death
 from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished
-from delta_tune.spaces.l2_baseline import ARM, proposed_arm
+from delta_tune.spaces.l2_baseline import ARM, arm_of, proposed_method
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.known_studies import check_same_text
 from delta_tune.training.task import Task
@@ -132,10 +132,11 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
             unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
     choices = searcher.checked.choices if searcher.checked.space.balance == ARM else None
     choice_of = None
-    if choices is not None:
-        choice_of = {
-            n: proposed_arm(tables.params(n), row["config.regularizer"], choices) for n, row in tables.searched.items()
+    if choices is not None:  # an earlier session may not have had arms
+        methods = {
+            n: proposed_method(tables.params(n), row["config.regularizer"]) for n, row in tables.searched.items()
         }
+        choice_of = {number: arm_of(method, choices) for number, method in methods.items()}
     searcher.restore_trials(finished, unfinished, choice_of)
 
 

@@ -36,7 +36,8 @@ def search(study: Study, session: Session) -> bool:
         attention.begin()
         ready_seconds = study.budget.session
         study.record.set_ready_seconds(ready_seconds)
-        study.progress.say(f"Ready after {ready_seconds:.0f} s; the first trials start.")
+        beside = ", and attention is measured beside them" if attention.is_under_way else ""
+        study.progress.say(f"Ready after {ready_seconds:.0f} s; the first trials start{beside}.")
         slots = run(study, session, attention, left)
         is_over = study.recorder.interrupted or (left is not None and left() <= 0)
         if attention.failed or (study.searcher.waits and not is_over):

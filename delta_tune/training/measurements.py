@@ -257,7 +257,7 @@ class Measurements:
                 key = self.attention_key(estimator, layer)
                 self._write_to_cache(f"{key}.parquet", to_bytes(layer, attention, key), say)
         in_order = {layer: found[layer] for layer in layers if layer in found}
-        for sentence in reliability_messages(in_order):
+        for sentence in reliability_messages(in_order) if in_order else ():
             say(sentence)
         return in_order
 
