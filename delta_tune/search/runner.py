@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -40,6 +40,22 @@ NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
 """Environment variable that keeps Tune from handling SIGINT."""
 
 
+class Beside(Protocol):
+    """What is measured beside the trials of a run, for those that need it."""
+
+    @property
+    def shelf(self) -> str:
+        """Under this name `put_shared` has it once such a trial is proposed."""
+
+    @property
+    def slots(self) -> int:
+        """How many trials less it leaves room for now."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has failed, and the run is to end."""
+
+
 def run_trials(
     tasks: Sequence[Task],
     searcher: Searcher,
@@ -51,6 +67,7 @@ def run_trials(
     metric: Metric,
     share_maps: bool,
     left: Callable[[], float] | None = None,
+    beside: Beside | None = None,
     title: str = "Search",
     loggers: Sequence[LoggerCallback] = (),
 ) -> list[tuple[float, int]]:
@@ -66,6 +83,7 @@ def run_trials(
         metric: the metric that searcher and scheduler use.
         share_maps: whether trials share the source's feature maps.
         left: returns the seconds until all trials are stopped; None for no limit.
+        beside: the attention that is measured meanwhile, if it is.
         title: the run's name in the live view.
         loggers: callbacks that run after the recorder.
 
@@ -84,6 +102,7 @@ def run_trials(
         threads=resources.threads,
         device=resources.device,
         maps=f"{name}-maps" if share_maps else None,
+        attention=None if beside is None else beside.shelf,
         rungs=tuple(scheduler.rungs),
         cpus=resources.cpus_per_trial,
     )
@@ -107,7 +126,7 @@ def run_trials(
     avoided: set[str] = set()
     ends: list[str] = []
     room = Capacity(resources, session.progress.say, nodes=lambda: alive_nodes(avoided), runs=runs)
-    limited = _Limiter(searcher, room, avoided)
+    limited = _Limiter(searcher, room, avoided, beside)
 
     def avoid(node: str, why: str) -> None:
         avoided.add(node)
@@ -134,7 +153,7 @@ def run_trials(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
             callbacks=[recorder, _TensorBoard(), *loggers],
-            stop=_Stopper(left, room, recorder.standing, ends),
+            stop=_Stopper(left, room, recorder.standing, ends, beside),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
@@ -164,18 +183,19 @@ def _fit(tuner: tune.Tuner) -> bool:
 
 
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
-    """Limits concurrent trials to what the cluster holds now, and keeps them off nodes whose GPU was lost.
+    """Limits concurrent trials to what the cluster has room for now, and keeps them off nodes whose GPU was lost.
 
     Tune's own limiter is fixed.
     """
 
-    def __init__(self, searcher: Searcher, room: Capacity, avoided: Collection[str]) -> None:
+    def __init__(self, searcher: Searcher, room: Capacity, avoided: Collection[str], beside: Beside | None) -> None:
         super().__init__(searcher, max_concurrent=room.limit)
-        self._room, self._avoided = room, avoided
+        self._room, self._avoided, self._beside = room, avoided, beside
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, if there is room for it."""
-        self.max_concurrent = self._room.limit
+        taken = 0 if self._beside is None else self._beside.slots
+        self.max_concurrent = max(1, self._room.limit - taken)
         config = super().suggest(trial_id)
         return config | {AVOID: ",".join(sorted(self._avoided))} if isinstance(config, dict) else config
 
@@ -196,9 +216,14 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
     """Stops the run on time. Tune's own budget cannot change during a run and waits forever if no node has room."""
 
     def __init__(
-        self, left: Callable[[], float] | None, room: Capacity, standing: RunProgress, ends: Collection[str]
+        self,
+        left: Callable[[], float] | None,
+        room: Capacity,
+        standing: RunProgress,
+        ends: Collection[str],
+        beside: Beside | None,
     ) -> None:
-        self._left, self._room, self._standing, self._ends = left, room, standing, ends
+        self._left, self._room, self._standing, self._ends, self._beside = left, room, standing, ends, beside
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops single trials; the scheduler does."""
@@ -211,7 +236,8 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             self._standing.ends_in(left)
             if left <= 0:
                 return True
-        return bool(self._ends) or self._room.out_of_room is not None
+        failed = self._beside is not None and self._beside.failed
+        return failed or bool(self._ends) or self._room.out_of_room is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""

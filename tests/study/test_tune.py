@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 import delta_tune
+from delta_tune.cluster import measuring_workers
 from delta_tune.cluster.gpu_sharing import Footprint
 from delta_tune.cluster.trial_device import DEVICE_VARIABLE
 from delta_tune.config import UserError, study_config
@@ -23,6 +26,7 @@ from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner
 from delta_tune.study import plan
 from delta_tune.study.settings import settings_for_json
+from delta_tune.training import measurements
 from delta_tune.training.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -356,6 +360,93 @@ def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
 def test_tune_says_where_torch_cannot_use_the_gpus_that_ray_counts(settings):
     with pytest.raises(UserError, match=r"torch .* cannot use"):
         delta_tune.tune(**{**settings, "space": plain, "gpus_per_trial": "auto"})
+
+
+def methods_in_turn(trial):
+    regularizer = trial.suggest_categorical("regularizer", ["delta", "l2"])
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    return {"regularizer": regularizer, "layers": "last"}
+
+
+@pytest.fixture
+def two_at_a_time(settings, tmp_path):
+    """A study that has to measure its attention, with a slot for that and another for trials."""
+    return settings | {"space": methods_in_turn, "cache": str(tmp_path / "cache"), "max_concurrent_trials": 2}
+
+
+def test_tune_begins_with_trials_that_need_no_attention_while_it_is_measured(two_at_a_time, tmp_path, monkeypatch):
+    begun, start, measure_layers = threading.Event(), StudyTables.start, measurements.measure_layers
+
+    def started(tables, number, *args, **kwargs):
+        start(tables, number, *args, **kwargs)
+        if tables.trials[number]["config.regularizer"] == "l2":
+            begun.set()
+
+    def late(*args, **kwargs):
+        assert begun.wait(120), "attention is to end after a trial has begun"
+        yield from measure_layers(*args, **kwargs)
+
+    monkeypatch.setattr(StudyTables, "start", started)
+    monkeypatch.setattr(measurements, "measure_layers", late)
+    result = delta_tune.tune(**two_at_a_time)
+    measured = (result.path / "attention" / "attention.parquet").stat().st_mtime
+    began = {}
+    for row in result.trials.to_pylist():
+        began.setdefault(row["config.regularizer"], []).append(row["began"])
+    assert min(began["l2"]) < measured < min(began["delta"])
+
+
+class Stuck(measuring_workers._Actor):
+    def losses(self, shelf, index, work):
+        time.sleep(3600)
+
+
+class Full(measuring_workers._Actor):
+    def losses(self, shelf, index, work):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.mark.faults
+def test_interrupt_ends_attention_beside_trials_at_once_and_a_resume_measures_it(two_at_a_time, monkeypatch):
+    monkeypatch.setattr(measuring_workers, "_Actor", Stuck)
+    start, since = StudyTables.start, []
+
+    def interrupted(tables, number, *args, **kwargs):
+        start(tables, number, *args, **kwargs)
+        if number:
+            since.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyTables, "start", interrupted)
+        delta_tune.tune(**two_at_a_time)
+    assert time.monotonic() - since[0] < 60
+    content = json.loads((two_at_a_time["out"] / "study" / "study.json").read_text())
+    assert "interrupted" in content
+    assert content["attention_wall_seconds"] > 0
+    monkeypatch.undo()
+    rows = delta_tune.tune(
+        out=two_at_a_time["out"], name="study", resume=True, space=methods_in_turn
+    ).trials.to_pylist()
+    assert [row["config.regularizer"] for row in rows[1:]] == ["delta", "l2"] * 2
+    assert {row["state"] for row in rows} <= {"completed", "pruned"}
+
+
+@pytest.mark.faults
+def test_failure_of_attention_beside_trials_ends_the_study_in_a_sentence(two_at_a_time, monkeypatch):
+    monkeypatch.setattr(measuring_workers, "_Actor", Full)
+    with pytest.raises(UserError, match=r"^The study stopped: measuring on .*memory is too small.*continue with"):
+        delta_tune.tune(**two_at_a_time)
+
+
+@pytest.mark.slow
+def test_time_budget_too_short_for_attention_runs_delta_with_uniform_weights(two_at_a_time, monkeypatch):
+    monkeypatch.setattr(measuring_workers, "_Actor", Stuck)
+    result = delta_tune.tune(**two_at_a_time, time_budget="300s")
+    rows = result.trials.to_pylist()
+    assert [row["config.regularizer"] for row in rows[1:]] == ["delta_uniform", "l2"] * 2
+    assert "delta_uniform runs in place of delta" in result.summary
+    assert not (result.path / "attention" / "attention.parquet").exists()
 
 
 @pytest.mark.slow
