@@ -56,8 +56,11 @@ def fit_first_model(study: Study, session: Session) -> None:
     tables.start(NUMBER, ray.get_runtime_context().get_node_id(), time.time(), 0.0)
     with session.measuring.workplace() as workplace:
         seconds = seconds_of_pass(study, workplace)
-        if seconds > longest_pass(study.budget.total):
-            sample = sample_task(study.task, longest_pass(study.budget.total) / 2 / seconds)
+        longest = longest_pass(study.budget.total)
+        sample = sample_task(study.task, longest / 2 / seconds) if seconds > longest else study.task
+        if images_of(sample) > images_of(study.task) / 2:
+            seconds = 0.0  # a sample with all classes would not take much less
+        if seconds > longest:
             say(f"The pass over all images would take {format_duration(seconds)}, so it begins with {_sizes(sample)}.")
             sample.measurements.measure_source([config, *study.configs], say, workplace)
             fit_and_save(study, session, sample, config)
@@ -70,6 +73,11 @@ def fit_first_model(study: Study, session: Session) -> None:
     tables.finish(NUMBER, "completed")
 
 
+def images_of(task: Task) -> int:
+    """Number of images of train and val."""
+    return len(task.dataset.train) + len(task.dataset.val)
+
+
 def longest_pass(budget: float | None) -> float:
     """Seconds that the pass over all images may take before the first model."""
     return LONGEST_S if budget is None else min(LONGEST_S, SHARE * budget)
@@ -77,15 +85,14 @@ def longest_pass(budget: float | None) -> float:
 
 def seconds_of_pass(study: Study, workplace: Workplace) -> float:
     """The seconds that the pass over train and val will take, by the time of a few images; 0 if it is known."""
-    dataset, backbone = study.task.dataset, study.task.backbone
-    images = len(dataset.train) + len(dataset.val)
+    images = images_of(study.task)
     if images <= 4 * TIMED_IMAGES or study.task.measurements.knows_source(study.progress.say):
         return 0.0
     took = 0.0
     for count in (1, TIMED_IMAGES):  # the first pass also pays for a worker's start
-        few = first_images(dataset, count).train
+        few = first_images(study.task.dataset, count).train
         began = time.monotonic()
-        workplace.run(measure_features, backbone, few, ())
+        workplace.run(measure_features, study.task.backbone, few, ())
         took = time.monotonic() - began
     return took * images / TIMED_IMAGES / workplace.slots
 
