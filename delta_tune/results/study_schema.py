@@ -137,6 +137,7 @@ class StudyContent(BaseModel):
     spent_seconds: Amount | None = None
     spent_seconds_at: Amount | None = None
     attention_seconds: Amount = 0.0
+    attention_wall_seconds: Amount = 0.0
     attention_verdict: Text | None = None
     ready_seconds: Amount | None = None
     time_use: TimeUseRecord | None = None

@@ -55,6 +55,7 @@ class Study:
         schedule: what the time budget buys; None without one, and before a step has been timed.
         why: sentences on how the schedule came about.
         start_seconds: from the proposal of a trial to its first step, where its process has to start.
+        sampled: whether the time budget is too short for a pass over all images: nothing then needs one.
         scheduler: stops trials early.
         searcher: proposes trials.
         recorder: writes the tables while trials run.
@@ -78,6 +79,7 @@ class Study:
     schedule: Schedule | None = None
     why: tuple[str, ...] = ()
     start_seconds: float = START_S
+    sampled: bool = False
     scheduler: AshaScheduler = field(init=False)
     searcher: OptunaSearcher = field(init=False)
     recorder: Recorder = field(init=False)

@@ -58,7 +58,7 @@ def test_trials_end_where_they_are_when_the_time_is_over(monkeypatch):
     live = {name: SimpleNamespace(temporary_state=SimpleNamespace(ray_actor=name)) for name in ("one", None)}
     seconds = [2.0]
     standing = SimpleNamespace(ends_in=lambda left: None)
-    stopper = runner._Stopper(lambda: seconds[0], SimpleNamespace(out_of_room=None), standing, [], live)
+    stopper = runner._Stopper(lambda: seconds[0], SimpleNamespace(out_of_room=None), standing, [], None, live)
     assert not stopper.stop_all()
     assert killed == []
     seconds[0] = -0.1
@@ -69,7 +69,7 @@ def test_trials_end_where_they_are_when_the_time_is_over(monkeypatch):
 def test_no_trial_starts_once_it_is_too_late():
     proposes, late = Searcher(), [False]
     proposes.suggest = lambda trial_id: {"lr": 0.1}
-    limiter = runner._Limiter(proposes, SimpleNamespace(limit=2), (), lambda: late[0])
+    limiter = runner._Limiter(proposes, SimpleNamespace(limit=2), (), None, lambda: late[0])
     assert limiter.suggest("one")["lr"] == 0.1
     late[0] = True
     assert limiter.suggest("two") == Searcher.FINISHED
