@@ -57,8 +57,9 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         reduction_factor=asked.reduction_factor,
     )
     schedule = choose_schedule(wishes, means)
-    study.why = tuple(reasons(study, wishes, means, schedule))
-    use_schedule(study, schedule)
+    study.schedule, study.why = schedule, tuple(reasons(study, wishes, means, schedule))
+    if schedule.num_trials:  # else the choice is left to a session with more time
+        use_schedule(study, schedule)
 
 
 def time_steps(study: Study, session: Session) -> Speed:
@@ -110,14 +111,16 @@ def reasons(study: Study, wishes: Wishes, means: Means, schedule: Schedule) -> l
         f"{format_duration(budget.total)} in all, of which {format_duration(max(0.0, means.seconds))} are left for "
         f"trials: a step takes {step:.2g} s and an epoch {format_duration(means.epoch_seconds)}, {slots} at a time"
     ]
-    if wishes.max_epochs is not None and schedule.max_epochs < wishes.max_epochs:
+    if not schedule.num_trials:
+        lines.append("that is too short for a trial; a larger --time-budget goes on")
+    elif wishes.max_epochs is not None and schedule.max_epochs < wishes.max_epochs:
         trials = study.num_trials or 1
         needed = search_seconds(wishes, means, trials, wishes.max_epochs)
         lines.append(
             f"{format_count(trials, 'trial')} of up to {wishes.max_epochs} epochs would take about "
             f"{format_duration(needed)}, so they have {format_count(schedule.max_epochs, 'epoch')}"
         )
-    if study.num_trials is not None and schedule.num_trials < study.num_trials:
+    if study.num_trials is not None and 0 < schedule.num_trials < study.num_trials:
         lines.append(f"about {schedule.num_trials} of the {study.num_trials} trials will end in time")
     if means.confirming and not schedule.confirms:
         lines.append(budget.too_short().rstrip("."))
@@ -133,7 +136,7 @@ def use_schedule(study: Study, schedule: Schedule) -> None:
         for name in ("max_epochs", "grace_period")
         if name not in study.left_open and getattr(before, name) != getattr(config, name)
     }
-    study.schedule, study.config = schedule, config
+    study.config = config
     study.left_open = frozenset(study.left_open) & {"num_trials"}
     study.checked = plan_trials(config, study.record, study.left_open).checked
     make_search(study)

@@ -30,7 +30,7 @@ class Outcome:
 def confirm_and_retrain(study: Study, session: Session) -> Outcome:
     """Compare the methods, if the settings ask for it, and retrain the best one's configuration."""
     config, budget, say = study.config, study.budget, study.progress.say
-    if not study.confirms or not study.tables.ranked():
+    if not study.confirms or not study.tables.searched.keys() & set(study.tables.ranked()):
         return Outcome()
     repetitions, left, final_seconds = config.confirm, None, 0.0
     if budget.total is not None:

@@ -112,6 +112,8 @@ def budget_lines(study: Study) -> list[str]:
     if waits_for_speed(study):
         total = format_duration(study.budget.total or 0.0)
         return [f"Budget    {total} in all; what fits into it is known once a step has been timed"]
+    if study.schedule is not None and not study.schedule.num_trials:
+        return [f"Budget    {study.why[0]}", *(f"          {sentence}" for sentence in study.why[1:])]
     rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
     balance = study.checked.space.balance
     apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(balance or "", "")

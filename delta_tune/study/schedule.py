@@ -71,7 +71,7 @@ class Schedule:
     Attributes:
         max_epochs: epochs of a full trial, ≥ 1.
         grace_period: the first rung of ASHA, in [1, max_epochs].
-        num_trials: trials that are expected to end in time, ≥ 1.
+        num_trials: trials that are expected to end in time; 0 if there is no time for one epoch.
         confirms: whether there is time for a confirmation.
         epoch_seconds: of an epoch with its scoring.
     """
@@ -86,7 +86,7 @@ class Schedule:
 def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
     """The longest schedule that fits, up to what was asked for or what the training set needs.
 
-    If not even one epoch fits, it has one. Confirmation is given up before that, not before epochs are.
+    Epochs are given up before the confirmation, and that before the last epoch.
     """
     longest = wishes.max_epochs or epochs_of_set(means.steps)
     seconds, confirms, epochs = means.seconds, False, 0
@@ -126,7 +126,9 @@ def epochs_that_fit(wishes: Wishes, means: Means, seconds: float) -> int:
 
 
 def trials_that_fit(wishes: Wishes, means: Means, seconds: float, epochs: int) -> int:
-    """The number of trials that are expected to end in time, at least 1 and no more than asked for."""
+    """The number of trials that are expected to end in time, no more than asked for."""
+    if seconds < means.epoch_seconds:
+        return 0
     most = min(wishes.num_trials or MOST_TRIALS, MOST_TRIALS)
     fits: Callable[[int], float] = lambda trials: search_seconds(wishes, means, trials, epochs)  # noqa: E731
     return max(1, bisect_right(range(1, most + 1), seconds, key=fits))

@@ -22,6 +22,9 @@ def search(study: Study, session: Session) -> bool:
     ended = sum(row["state"] in FINISHED for row in study.tables.searched.values())
     if study.num_trials is not None and ended >= study.num_trials:
         return False
+    if study.schedule is not None and not study.schedule.num_trials:
+        study.tables.write()
+        return False
     left, least = time_left(study, session), study.least_seconds
     if left is not None and left() <= least:
         study.progress.say(study.budget.search_is_over())

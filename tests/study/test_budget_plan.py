@@ -11,6 +11,7 @@ from delta_tune.config import UserError
 from delta_tune.study import budget_plan
 from delta_tune.study.budget_plan import plan_by_budget
 from delta_tune.study.plan import budget_lines
+from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
 from delta_tune.training.speed import Speed
 
@@ -111,6 +112,15 @@ def test_resumed_study_still_has_as_many_trials_as_there_is_time_for(settings, p
     study.tables.write()
     assert prepare_study({**settings, "resume": True}).num_trials is None
     assert prepare_study({**settings, "resume": True, "num_trials": 7}).num_trials == 7
+
+
+def test_budget_too_short_for_a_trial_leaves_the_choice_to_a_later_session(settings, planned):
+    study = planned({**settings, "time_budget": "30s"}, 100)
+    assert budget_lines(study)[1].strip() == "That is too short for a trial; a larger --time-budget goes on."
+    assert not search(study, None)
+    assert not study.tables.searched
+    assert not {"max_epochs", "grace_period", "num_trials"} & written(study).keys()
+    assert planned({**settings, "resume": True}, 10).config.max_epochs == 30
 
 
 def test_without_a_time_budget_nothing_is_chosen(settings):

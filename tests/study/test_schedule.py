@@ -54,7 +54,8 @@ def test_schedule_is_within_its_ranges(wishes, means, share):
     found = choose_schedule(wishes, means if share is None else with_confirmation(means, share))
     assert 1 <= found.grace_period <= found.max_epochs
     assert found.max_epochs <= (wishes.max_epochs or LONGEST)
-    assert 1 <= found.num_trials <= (wishes.num_trials or 1000)
+    assert 0 <= found.num_trials <= (wishes.num_trials or 1000)
+    assert found.num_trials or not found.confirms
     assert not found.confirms or share is not None
 
 
@@ -131,9 +132,10 @@ def test_rung_that_was_asked_for_stays_where_epochs_are_chosen():
     assert choose_schedule(asked, MEANS).grace_period == 2
 
 
-def test_budget_too_short_for_an_epoch_buys_one_trial_of_one():
-    found = choose_schedule(OPEN, dataclasses.replace(MEANS, seconds=-3.0))
-    assert (found.max_epochs, found.num_trials) == (1, 1)
+@pytest.mark.parametrize(("seconds", "trials"), [(-3.0, 0), (4.9, 0), (5.0, 2)])
+def test_budget_too_short_for_an_epoch_buys_no_trial(seconds, trials):
+    found = choose_schedule(OPEN, dataclasses.replace(MEANS, seconds=seconds))
+    assert (found.max_epochs, found.num_trials) == (1, trials)
 
 
 def test_confirmation_has_its_share_or_is_left_out():
