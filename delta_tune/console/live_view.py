@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from delta_tune.config import Metric, visible
-from delta_tune.console.format import format_duration, format_score
+from delta_tune.console.format import format_count, format_duration, format_score
 from delta_tune.results.tables import StudyTables
 
 BAR_WIDTH = 32
@@ -139,7 +139,7 @@ class RunProgress:
 def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int) -> RenderableType:
     """The live view: a progress bar and five lines, each cut to the terminal's width."""
     running = progress.running
-    done, now = f"{progress.done} trials done", f"{len(running)} running"
+    done, now = f"{format_count(progress.done, 'trial')} done", f"{len(running)} running"
     size, filled = progress.elapsed + (progress.left or 0.0), progress.elapsed
     if progress.total is not None:
         to_come = max(0, progress.total - progress.done - len(running))

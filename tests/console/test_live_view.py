@@ -130,6 +130,19 @@ def test_time_left_is_no_more_than_the_time_budget_s(tables, time):
     assert standing.left == pytest.approx(60)
 
 
+def test_run_without_a_number_of_trials_ends_with_its_time(tables, time):
+    standing = make(tables, time, total=None)
+    run(tables, standing, 0, 9, "completed")
+    assert standing.left is None
+    standing.ends_in(60)
+    time.now += 20
+    assert standing.left == pytest.approx(40)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(render_progress(standing, "val_accuracy", "Search", 0))
+    assert "1 trial done, 0 running" in console.file.getvalue()
+    assert "0:20 gone, about 0:40 left" in console.file.getvalue()
+
+
 def test_trial_that_gives_way_is_to_come_again(tables, time):
     standing = make(tables, time)
     propose(tables, 0)

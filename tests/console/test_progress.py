@@ -68,6 +68,12 @@ def test_lines_of_a_file_say_how_far_the_study_is(tables):
     assert re.search(r"best 50\.0 % \(trial 0\), 2/4 trials, 0:00, about 1:15 left$", out.getvalue().rstrip())
 
 
+def test_lines_of_a_study_without_a_number_of_trials_count_those_that_are_done(tables):
+    progress, out = printing()
+    progress.trial(tables, 0, None, 75.0)
+    assert re.search(r"best 50\.0 % \(trial 0\), 2 trials, 0:00, about 1:15 left$", out.getvalue().rstrip())
+
+
 def test_failed_trial_s_line_is_followed_by_its_error(tables):
     progress, out = printing()
     progress.trial(tables, 1, 4)
