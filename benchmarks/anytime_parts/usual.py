@@ -77,7 +77,8 @@ def fine_tune(config: dict[str, Any], options: argparse.Namespace) -> None:
         for split in ("train", "val")
     )
     train_loader, val_loader = DataLoader(train, BATCH, shuffle=True), DataLoader(val, BATCH)
-    model = build(options.model, options.weights, len(train.classes))
+    # Not train.classes: cloudpickle takes the word for torch.classes, which it cannot pickle
+    model = build(options.model, options.weights, len(train.class_to_idx))
     optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=0.9, weight_decay=config["weight_decay"])
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(train_loader))
     best, checkpoint = -1.0, os.path.join(tune.get_context().get_trial_dir(), "best.pth")
@@ -146,8 +147,7 @@ def main() -> None:
             storage_path=str(options.out), name="tune", verbose=0, callbacks=[Versions(versions)]
         ),
     )
-    best = tuner.fit().get_best_result()
-    print(f"{best.metrics['val_accuracy']:.4f} {best.config}")
+    tuner.fit()
 
 
 if __name__ == "__main__":
