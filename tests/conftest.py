@@ -98,7 +98,7 @@ def task(image_folder: Path, tiny_weights: Path) -> Task:
 @pytest.fixture(scope="session")
 def best(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `best` folder of a study of one trial."""
-    from delta_tune.study.finish_phase import save_winner  # not for tests that need no Ray
+    from delta_tune.study.best_model import completed_model, save_winner  # not for tests that need no Ray
 
     folder = tmp_path_factory.mktemp("study")
     config = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
@@ -108,7 +108,7 @@ def best(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in result.epochs:
         tables.report(0, row)
     tables.finish(0, "completed")
-    save_winner(task, tables, 0, folder)
+    save_winner(task, tables, completed_model(tables, 0), folder / "best")
     return folder / "best"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # candidate penalties of the probe head, c
 
 SourcePass = tuple[np.ndarray, dict[str, list[float]]]
 """The head's inputs, float32 (N, D) or (N, C, h, w); layer → for each batch its mean of FM_s² times its images."""
+
+
+class FittedHead(NamedTuple):
+    """A linear classifier on the source's features."""
+
+    state: dict[str, np.ndarray]
+    """Its parameters by name."""
+    logits: Tensor
+    """Float32 (N, K), of the images that it was fitted to."""
 
 
 def measure_features(
@@ -57,8 +67,8 @@ def join_passes(passes: Sequence[SourcePass]) -> tuple[np.ndarray, dict[str, flo
 
 def fit_probe_head(
     backbone: Backbone, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, device: torch.device
-) -> tuple[dict[str, np.ndarray], Tensor]:
-    """Train a head on the source's features by L-BFGS (attention step 1); return it and its logits (N, K), on CPU.
+) -> FittedHead:
+    """Train a head on the source's features by L-BFGS (attention step 1).
 
     The head's L2 penalty is chosen on a held-out fifth of the images, drawn with the seed.
     """
@@ -83,7 +93,8 @@ def fit_probe_head(
         _fit(head, logits, x, y, penalty)
         with torch.no_grad():
             fitted = logits(x).float().cpu()
-    return {name: value.cpu().numpy() for name, value in head.state_dict().items()}, fitted
+    state = {name: value.cpu().numpy() for name, value in head.state_dict().items()}
+    return FittedHead(state=state, logits=fitted)
 
 
 def _fit(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:

@@ -4,7 +4,7 @@ from delta_tune.config.addresses import refuse_secret
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
 from delta_tune.config.masking import mask_secrets
-from delta_tune.config.methods import BASELINE, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
+from delta_tune.config.methods import BASELINE, FIRST_MODEL, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
 from delta_tune.config.study import Sampler, StudyConfig, study_config
 from delta_tune.config.text import as_utf8, visible
 from delta_tune.config.trial import (
@@ -27,6 +27,7 @@ from delta_tune.config.trial import (
 
 __all__ = [
     "BASELINE",
+    "FIRST_MODEL",
     "FIXED_BY_STUDY",
     "HEAVIEST",
     "LAYER_CHOICES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Regularizer = Literal["l2", "l2_sp", "l2_fe", "delta_uniform", "delta"]
+Regularizer = Literal["linear_probe", "l2", "l2_sp", "l2_fe", "delta_uniform", "delta"]
 """The keys of `METHODS`, for type checkers and for the choices of `TrialConfig.regularizer`."""
 
 BEHAVIOR: Final = "behavior"
@@ -31,6 +31,8 @@ class Method:
     """The fields of `TrialConfig` that this method uses and some other method does not."""
     trains_backbone: bool = True
     """Otherwise the head alone is trained, on features of the un-augmented images."""
+    fits_head: bool = False
+    """Whether the head is fitted at once, in one epoch without steps of SGD."""
     has_rungs: bool = True
     """Whether ASHA may stop its trials."""
     weight_decay: float = 0.0
@@ -58,7 +60,13 @@ class Method:
 
 
 _MAPS = "feature maps"
-_OF_BACKBONE = frozenset({"batch_norm", "augmentation", "average_epochs"})
+_OF_SGD = frozenset(
+    {
+        *("lr", "head_lr_multiplier", "head_start", "momentum", "nesterov", "weight_decay", "batch_size", "schedule"),
+        *("warmup_epochs", "label_smoothing", "max_grad_norm"),
+    }
+)
+_OF_BACKBONE = _OF_SGD | {"batch_norm", "augmentation", "average_epochs"}
 _OF_BEHAVIOR = _OF_BACKBONE | {"alpha", "beta", "behavior_scale", "layers"}
 _OF_ATTENTION = _OF_BEHAVIOR | {"attention_estimator", "attention_temperature"}
 
@@ -82,13 +90,24 @@ METHODS: Final[dict[str, Method]] = {
             name="l2_fe",
             colour="#cc79a7",
             penalty=None,
-            fields=frozenset({"beta"}),
+            fields=_OF_SGD | {"beta"},
             trains_backbone=False,
+            has_rungs=False,
+        ),
+        Method(
+            name="linear_probe",
+            colour="#999999",
+            penalty=None,
+            fields=frozenset(),
+            trains_backbone=False,
+            fits_head=True,
             has_rungs=False,
         ),
     )
 }
 
+FIRST_MODEL: Final = "linear_probe"
+"""The method of a study's first trial, which no search space proposes."""
 BASELINE: Final = "l2"
 """The control that every other method has to beat."""
 HEAVIEST: Final = "delta_uniform"

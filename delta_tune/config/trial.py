@@ -14,6 +14,7 @@ from delta_tune.config.methods import METHODS, Method, Regularizer
 BehaviorScale = Literal["raw", "relative"]
 AttentionEstimator = Literal["exact", "first_order"]
 BatchNorm = Literal["train", "frozen"]
+HeadStart = Literal["random", "probe"]
 Schedule = Literal["step", "cosine", "constant"]
 Augmentation = Literal["none", "flip", "crop_flip", "resized_crop_flip"]
 Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
@@ -39,7 +40,8 @@ class TrialConfig:
     regularizer: Regularizer = field(
         "delta",
         "What keeps the target near the source: weight decay (`l2`), the starting point (`l2_sp`), a frozen backbone "
-        "(`l2_fe`), or feature maps (`delta_uniform`, `delta`)",
+        "(`l2_fe`), or feature maps (`delta_uniform`, `delta`); `linear_probe` fits the head on the frozen backbone at "
+        "once and is a study's first trial",
     )
     behavior_scale: BehaviorScale = field(
         "relative",
@@ -67,6 +69,11 @@ class TrialConfig:
     lr: float = field(0.001, "Peak learning rate of the backbone", range=Range(0, low_open=True))
     head_lr_multiplier: float = field(
         10.0, "The learning rate of the head is this multiple of `lr`", range=Range(0, low_open=True)
+    )
+    head_start: HeadStart = field(
+        "random",
+        "The head begins `random`, or with the weights fitted on the frozen backbone (`probe`; linear probing, then "
+        "fine-tuning, arXiv 2202.10054)",
     )
     momentum: float = field(0.9, "Momentum of SGD", range=Range(0, 1, high_open=True))
     nesterov: bool = field(True, "Nesterov momentum; without effect if `momentum` is 0")
@@ -115,6 +122,16 @@ class TrialConfig:
         return self.method.uses_behavior
 
     @property
+    def last_epoch(self) -> int:
+        """Number of the epoch with which the run is complete: 1 if the head is fitted at once."""
+        return 1 if self.method.fits_head else self.max_epochs
+
+    @property
+    def needs_fitted_head(self) -> bool:
+        """Whether the head's weights are those fitted on the frozen backbone, at the start or for good."""
+        return self.method.fits_head or self.head_start == "probe"
+
+    @property
     def effective_weight_decay(self) -> float:
         """`weight_decay` with its default resolved."""
         return self.method.weight_decay if self.weight_decay is None else self.weight_decay
@@ -125,7 +142,8 @@ class TrialConfig:
         values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])
-        values["weight_decay"] = self.effective_weight_decay
+        if "weight_decay" not in unused:
+            values["weight_decay"] = self.effective_weight_decay
         return values
 
     def same_as(self, record: Mapping[str, Any]) -> bool:

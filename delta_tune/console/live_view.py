@@ -54,7 +54,7 @@ class RunProgress:
             self._began, self._slots = self._clock(), slots
             self._started, self._epochs, self._seconds, self._ended = {}, {}, 0.0, 0.0
             self.done = self.bought = self.saved = 0
-            for number, row in self._tables.trials.items():
+            for number, row in self._tables.searched.items():
                 self.bought += row["epochs"]
                 if number not in self._tables.open and row["state"] != "stopped":
                     self._count(number)

@@ -134,7 +134,7 @@ class Progress:
             str(number),
             trial["state"],
             trial["config.regularizer"],
-            f"{trial['config.lr']:.2g}",
+            "" if trial["config.lr"] is None else f"{trial['config.lr']:.2g}",
             "" if trial["config.alpha"] is None else f"{trial['config.alpha']:.2g}",
             str(trial["epochs"]),
             "" if best is None else format_score(tables.metric, best),
@@ -151,7 +151,7 @@ class Progress:
             leader = (
                 f"{format_score(tables.metric, tables.best_row(tables.leader)[tables.metric])} (trial {tables.leader})"
             )
-        done = len(tables.trials) - len(tables.open)
+        done = len(tables.searched.keys() - tables.open)
         rest = "" if left is None or done >= total else f", about {format_duration(left)} left"
         return f"best {leader}, {done}/{total} trials, {format_duration(time.monotonic() - self._start)}{rest}"
 

@@ -22,7 +22,7 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 from optuna.trial import TrialState
 from plotly.colors import sample_colorscale
 
-from delta_tune.config import METRICS, UserError
+from delta_tune.config import FIRST_MODEL, METRICS, UserError
 from delta_tune.filesystem.untrusted import shown
 from delta_tune.report.figures import GREY, SCALE, empty_figure, method_colours, trial_label, with_axes
 from delta_tune.results.layout import STUDY_FILE, TRIALS_FILE
@@ -72,7 +72,7 @@ def pairs(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
     first, second = ("alpha", "lr") if {"alpha", "lr"} <= set(names) else (names[0], names[min(1, len(names) - 1)])
     groups: dict[str, list[int]] = {"completed": [], "ended early": [], "diverged or failed": []}
     kinds = {"completed": "completed", "diverged": "diverged or failed", "failed": "diverged or failed"}
-    for number, row in tables.trials.items():
+    for number, row in tables.searched.items():
         if row["epochs"] or row["state"] in kinds:
             groups[kinds.get(row["state"], "ended early")].append(number)
     values = {name: [[_coordinate(tables, n, name) for n in group] for group in groups.values()] for name in names}
@@ -116,10 +116,10 @@ def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
 
     Optuna's version assumes a white page; Plotly's needs WebGL, which not every browser has.
     """
-    if tables.leader is None:
+    ranked = [number for number in tables.ranked() if number in tables.searched]
+    if not ranked:
         return None
-    method = tables.trials[tables.leader]["config.regularizer"]
-    numbers = tables.ranked(method)
+    numbers = tables.ranked(tables.trials[ranked[0]]["config.regularizer"])
     names = [name for name in parameters if name != METHOD and all(name in tables.params(n) for n in numbers)]
     if len(numbers) < 2 or not names:
         return None
@@ -178,11 +178,11 @@ def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
 
     The method counts as a hyperparameter if there are several.
     """
-    several = list(method_colours(tables))
+    several = [method for method in method_colours(tables) if method != FIRST_MODEL]
     known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
     with silence_optuna():
         study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")
-    for number, row in tables.trials.items():
+    for number, row in tables.searched.items():
         params = {k: v for k, v in _coordinates(tables, number).items() if k in known}
         state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
         study.add_trial(

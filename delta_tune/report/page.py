@@ -143,7 +143,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "remarks": study_remarks(tables, record),
         "started_with": shell_command(["python", *record.command]),
         "facts": study_facts(tables, record),
-        "command": None if winner is None else training_command(tables, record, winner),
+        "command": training_command(tables, record, winner) if winner in tables.searched else None,
         "python": None if winner is None else training_call(tables, winner),
         "winner": winner,
         "plots": {name: plot for name, plot in plots.items() if plot is not None},
@@ -206,11 +206,11 @@ def confusion_plot(predictions: Predictions | None) -> Plot | None:
 
 def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
     """Key figures of the study."""
-    states = [row["state"] for row in tables.trials.values()]
+    states = [row["state"] for row in tables.searched.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     settings = record.settings
     full = settings["max_epochs"] * sum(state in ("completed", "pruned") for state in states)
-    bought = sum(row["epochs"] for row in tables.trials.values() if row["state"] in ("completed", "pruned"))
+    bought = sum(row["epochs"] for row in tables.searched.values() if row["state"] in ("completed", "pruned"))
     saved = f", {100 * (1 - bought / full):.0f} % fewer than without ASHA" if full and bought < full else ""
     return {
         "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record.images.items())} images",

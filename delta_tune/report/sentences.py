@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta_tune.config import BASELINE, METRICS, visible
+from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, visible
 from delta_tune.console.escape import resume_command
 from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
@@ -59,9 +59,11 @@ def study_summary(
     else:
         score, params = format_score(metric, best.score), format_params(tables.params(best.number))
         lines.append(
-            f"Best: {best.method} with {params}: {metric} {score} after epoch "
+            f"Best: {best.method}{f' with {params}' if params else ''}: {metric} {score} after epoch "
             f"{tables.best_row(best.number)['epoch']} (trial {best.number})."
         )
+        if best.method == FIRST_MODEL:
+            lines.append("That is a linear classifier on the frozen network: no completed trial of the search beat it.")
         lines += _against_plain(tables, best)
     lines += remarks
     if best is not None:

@@ -40,7 +40,7 @@ def comparability_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _row(folder: Path) -> dict[str, Any]:
     record, tables = read_study(folder)
-    states = [row["state"] for row in tables.trials.values()]
+    states = [row["state"] for row in tables.searched.values()]
     winner = record.winner if record.finished and record.winner is not None else tables.leader
     test = record.scoring
     best = None if tables.leader is None else tables.best_row(tables.leader)

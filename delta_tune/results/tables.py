@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from delta_tune.background import TimeShare
-from delta_tune.config import METRICS, Metric, TrialConfig, UserError, as_utf8
+from delta_tune.config import FIRST_MODEL, METRICS, Metric, TrialConfig, UserError, as_utf8
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Scalar, Text, check, parse_json
@@ -59,6 +59,11 @@ class StudyTables:
         self._lag = False
         self._written = False
         self._share = TimeShare(WRITING_SHARE)
+
+    @property
+    def searched(self) -> dict[int, dict[str, Any]]:
+        """The trials that the search proposed: all but the first model."""
+        return {n: row for n, row in self.trials.items() if row["config.regularizer"] != FIRST_MODEL}
 
     @classmethod
     def read(cls, folder: Path, metric: Metric) -> StudyTables:
@@ -253,9 +258,13 @@ class StudyTables:
         ]
         return sorted(full, key=self._rank)
 
+    def rank_of(self, scores: Mapping[str, Any]) -> tuple[float, float]:
+        """A key by which scores are ordered, best first."""
+        sign = 1 if METRICS[self.metric] == "max" else -1
+        return -sign * scores[self.metric], scores["val_loss"]
+
     def _rank(self, number: int) -> tuple[float, float, int]:
-        row, sign = self.best_row(number), 1 if METRICS[self.metric] == "max" else -1
-        return -sign * row[self.metric], row["val_loss"], number
+        return *self.rank_of(self.best_row(number)), number
 
     def config(self, number: int) -> TrialConfig:
         """The configuration of a trial.

@@ -82,6 +82,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         name: str = "study",
         storage: BaseStorage | None = None,
         study_id: str | None = None,
+        first: int = 0,
     ) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
         self.checked = checked = space_for(sampler, checked)
@@ -110,7 +111,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 pruner=optuna.pruners.NopPruner(),  # ASHA stops trials, in Tune
             )
         self._sampler, self._seed, self._max_epochs = sampler, seed, max_epochs
-        self._num_trials, self._on_proposal = num_trials, on_proposal
+        self._first, self._end, self._on_proposal = first, first + num_trials, on_proposal
         self.gpus_per_trial = 0.0
         """GPUs per trial when it first runs."""
         self._gpus_of: dict[int, float] = {}
@@ -119,7 +120,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._had: Counter[Any] = Counter()
         self._running: dict[str, _Running] = {}
         self._unfinished: deque[Unfinished] = deque()
-        self._next = 0
+        self._next = first
 
     def restore_trials(
         self,
@@ -139,8 +140,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._choice_of.update(choice_of or {})
         self._had = Counter(self._choice_of.values())
         numbers = [number for number, *_ in finished] + [trial.number for trial in unfinished]
-        self._next = max(numbers, default=-1) + 1
-        for number in range(self._next):
+        self._next = max(numbers, default=self._first - 1) + 1
+        for number in range(self._first, self._next):
             self._choice(number)
         for number, params, state, values in finished:
             self._add_finished(number, params, state, values)
@@ -161,7 +162,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if self._unfinished:
             left = self._unfinished.popleft()
             number, point, values = left.number, left.params, left.values
-        elif self._next >= self._num_trials:
+        elif self._next >= self._end:
             # A trial on a GPU may run again later, with a larger share or on another node
             on_gpus = any(running.gpus > 0 for running in self._running.values())
             return None if on_gpus else str(Searcher.FINISHED)
@@ -220,7 +221,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _ask(self, number: int, point: Mapping[str, Any] | None) -> tuple[optuna.Trial, Proposal]:
         """Optuna's trial and the configuration of trial `number`, using the coordinates that `point` gives."""
         study = self.studies[self._choice(number)]
-        study.sampler = make_sampler(self._sampler, self._seed, number)
+        study.sampler = make_sampler(self._sampler, self._seed, number - self._first)
         if point is not None:
             study.enqueue_trial(dict(point))
         trial = study.ask()

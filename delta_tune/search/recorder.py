@@ -59,6 +59,8 @@ class Recorder(Callback):  # type: ignore[misc]
         self._cleared = False
         self.interrupted = False
         """Whether the user has interrupted the run."""
+        self.on_new_leader: Callable[[], None] | None = None
+        """Called when a trial ended that is the best so far, while its weights are there."""
         self.on_lost_gpu: Callable[[str, str], None] | None = None
         """Called with the node of a GPU that computes nothing any more, and a sentence about it."""
         self._broken: Counter[tuple[str, str]] = Counter()
@@ -172,6 +174,8 @@ class Recorder(Callback):  # type: ignore[misc]
     def _finish(self, number: int, state: State, error: str | None) -> None:
         former = self._tables.leader
         self._tables.finish(number, state, error)
+        if self._tables.leader != former and self.on_new_leader is not None:
+            self.on_new_leader()
         # The first time, clean up all trials: an earlier session may have been killed before it could.
         for each in {number, former} if self._cleared else self._tables.trials:
             if each is not None:

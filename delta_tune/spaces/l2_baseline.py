@@ -82,7 +82,7 @@ def comparison_groups(checked: CheckedSpace) -> Groups:
     choices = checked.choices if checked.space.balance == ARM else None
 
     def groups(tables: StudyTables) -> dict[int, str]:
-        methods = {number: row["config.regularizer"] for number, row in tables.trials.items()}
+        methods = {number: row["config.regularizer"] for number, row in tables.searched.items()}
         return methods if choices is None else {number: arm_of(method, choices) for number, method in methods.items()}
 
     return groups

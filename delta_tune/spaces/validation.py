@@ -46,6 +46,12 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     """
     rng = np.random.default_rng(seed)
     drawn = [*_branches(space, rng), *(space.propose(random_answers(rng)) for _ in range(NUM_RANDOM_DRAWS))]
+    for proposal in drawn:
+        if proposal.config.method.fits_head:
+            raise UserError(
+                f"regularizer {proposal.config.regularizer} in {space.name} is the first trial of every study; give "
+                f"the space another method."
+            )
     if space.balance is not None and not all(
         isinstance(p.distributions.get(space.balance), CategoricalDistribution) for p in drawn
     ):

@@ -33,7 +33,7 @@ def best_configurations(study: str, out: Path) -> list[Values]:
     folder = Path(study) if (Path(study) / STUDY_FILE).exists() else out / study
     _, tables = read_study(folder)
     chosen: list[int] = []
-    for number in tables.ranked():
+    for number in (n for n in tables.ranked() if n in tables.searched):
         method = tables.trials[number]["config.regularizer"]
         had = sum(tables.trials[n]["config.regularizer"] == method for n in chosen)
         if had < BEST_OF_EACH_METHOD:

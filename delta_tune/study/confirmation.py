@@ -57,7 +57,7 @@ def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str
     """
     group_of = groups(tables)
     counts = Counter(group_of.values())
-    best = {group: next((n for n in tables.ranked() if group_of[n] == group), None) for group in counts}
+    best = {group: next((n for n in tables.ranked() if group_of.get(n) == group), None) for group in counts}
     most = max(counts.values())
     fair = {
         tables.trials[n]["config.regularizer"]: n

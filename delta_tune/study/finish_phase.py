@@ -15,7 +15,7 @@ from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.cluster.measuring import Measuring
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
-from delta_tune.inference.model_folder import save_model, update_model_config
+from delta_tune.inference.model_folder import read_config, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.report.sentences import study_summary
@@ -23,20 +23,17 @@ from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import (
     ATTENTION_FILE,
     BEST,
-    BEST_FILE,
-    CHECKPOINTS,
     CONFIG_FILE,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     STUDY_FILE,
-    trial_name,
 )
 from delta_tune.results.log import may_fail
 from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.study_result import StudyResult
-from delta_tune.results.tables import StudyTables
+from delta_tune.study.best_model import is_retrained, save_searched
 from delta_tune.study.confirm_phase import Outcome
 from delta_tune.study.study import Study
 from delta_tune.training.metrics import classification_metrics
@@ -86,10 +83,15 @@ def finish(study: Study, winner: int | None, outcome: Outcome) -> StudyResult:
         say(line)
     if study.mirror is not None:
         push_or_raise(study.mirror, whole=True)
-    test_scores = {} if record.scoring is None else dict(record.scoring.content)
+    metrics: dict[str, Any] = {}
+    if winner is not None:
+        row = tables.best_row(winner)
+        if not outcome.retrained:  # a stopped trial's epochs may have been better than those that were saved
+            row = tables.epochs[winner][read_config(best)["epoch"] - 1]
+        metrics = {name: row[name] for name in SCORES} | dict(record.scoring.content if record.scoring else {})
     return StudyResult(
         best_config=None if winner is None else tables.config(winner),
-        best_metrics={} if winner is None else {k: tables.best_row(winner)[k] for k in SCORES} | test_scores,
+        best_metrics=metrics,
         trials=tables.table(),
         path=study.folder,
         report=page,
@@ -103,35 +105,12 @@ def keep_best(study: Study) -> None:
     record, best = study.record, study.folder / BEST
     if not (study.folder / STUDY_FILE).exists():
         return
-    if not best.exists() or record.model == f"trial {record.winner}":
+    if not best.exists() or not is_retrained(record.model or ""):
         save_searched(study)
     record.end("interrupted")
     study.save_record()
     if best.exists():
         study.progress.say(f"Model: {best} ({record.model})")
-
-
-def save_searched(study: Study) -> int | None:
-    """Make the best trial's saved weights the final model, unless they are; return the trial, None if there is none."""
-    winner = next(iter(study.tables.ranked()), None)
-    if winner is None:
-        return None
-    model = f"trial {winner}"
-    if study.record.model != model or not (study.folder / BEST).exists():
-        if study.mirror is not None:
-            study.mirror.fetch_folder(study.folder / CHECKPOINTS / trial_name(winner))
-        save_winner(study.task, study.tables, winner, study.folder)
-        study.record.set_model(winner, model)
-    return winner
-
-
-def save_winner(task: Task, tables: StudyTables, winner: int, folder: Path) -> None:
-    """Make `best/` of the winner's best epoch."""
-    row = tables.best_row(winner)
-    metrics = {name: row[name] for name in SCORES}
-    origin = {"trial": trial_name(winner), "epoch": row["epoch"], "config": tables.config(winner).record()}
-    weights = folder / CHECKPOINTS / trial_name(winner) / BEST_FILE
-    save_model(task.backbone, task.dataset.classes, weights, origin | {"metrics": metrics}, folder / BEST)
 
 
 def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
         searcher: a new searcher.
         max_epochs: epochs of a full trial.
     """
-    told = [(e.get(REPORTED) or 0.0, number, e["epoch"]) for number, rows in tables.epochs.items() for e in rows]
+    told = [(e.get(REPORTED) or 0.0, number, e["epoch"]) for number in tables.searched for e in tables.epochs[number]]
     for _, number, epoch in sorted(told):
         row, epochs = tables.trials[number], tables.epochs[number]
         stop = scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
@@ -123,8 +123,7 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
         if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= max_epochs):
             tables.close_without_writing(number, "pruned" if stop else "completed")
     finished, unfinished = [], []
-    for number in sorted(tables.trials):
-        row = tables.trials[number]
+    for number, row in sorted(tables.searched.items()):
         values = {epoch["epoch"]: epoch[tables.metric] for epoch in tables.epochs[number]}
         if row["state"] in FINISHED:
             lost = row["state"] == "failed" and is_worker_death(row["error"])
@@ -134,7 +133,7 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
     choices = searcher.checked.choices if searcher.checked.space.balance == ARM else None
     choice_of = None
     if choices is not None:  # an earlier session may not have had arms
-        choice_of = {number: arm_of(row["config.regularizer"], choices) for number, row in tables.trials.items()}
+        choice_of = {number: arm_of(row["config.regularizer"], choices) for number, row in tables.searched.items()}
     searcher.restore_trials(finished, unfinished, choice_of)
 
 

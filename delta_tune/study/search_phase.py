@@ -15,6 +15,7 @@ from delta_tune.results.layout import ATTENTION_FILE
 from delta_tune.results.utilization import measure_time_use
 from delta_tune.search.runner import run_trials
 from delta_tune.search.session import Session
+from delta_tune.study.best_model import follow_leader
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import LARGEST_SHARE, LOOK_AT_BUDGET_S, cached_for
 from delta_tune.tracking.trackers import trackers
@@ -22,7 +23,7 @@ from delta_tune.tracking.trackers import trackers
 
 def search(study: Study, session: Session) -> bool:
     """Run the remaining trials; return whether the user interrupted them."""
-    to_run = study.num_trials - sum(row["state"] in FINISHED for row in study.tables.trials.values())
+    to_run = study.num_trials - sum(row["state"] in FINISHED for row in study.tables.searched.values())
     if to_run <= 0:
         return False
     left = time_left(study, session)
@@ -31,6 +32,7 @@ def search(study: Study, session: Session) -> bool:
         return False
     resources = session.resources
     study.searcher.gpus_per_trial = resources.gpus_per_trial
+    study.recorder.on_new_leader = lambda: follow_leader(study)
     measure_attention(study, session)
     ready_seconds = study.budget.session
     study.record.set_ready_seconds(ready_seconds)
@@ -53,7 +55,7 @@ def search(study: Study, session: Session) -> bool:
     study.save_record()
     most = min(resources.most or study.num_trials, study.num_trials)
     slots = [(since, min(many, most)) for since, many in slots]
-    if used := measure_time_use(study.tables.trials.values(), slots, since=study.budget.began):
+    if used := measure_time_use(study.tables.searched.values(), slots, since=study.budget.began):
         study.record.set_time_use(used)
         study.progress.say(used.sentence())
     return study.recorder.stop_the_rest() and (left is None or left() > 0)

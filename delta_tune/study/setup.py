@@ -26,6 +26,7 @@ from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
+from delta_tune.study.first_model import first_searched
 from delta_tune.study.known_studies import remember_study
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
 from delta_tune.study.settings import resolve_settings, settings_for_json
@@ -122,6 +123,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None)
         name=folder.name,
         storage=storage,
         study_id=record.study_id,
+        first=first_searched(tables),
     )
     restore(tables, scheduler, searcher, config.max_epochs)
     study = Study(

@@ -19,6 +19,7 @@ from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import Session, start_session
 from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
 from delta_tune.study.finish_phase import conclude, finish, keep_best
+from delta_tune.study.first_model import fit_first_model
 from delta_tune.study.plan import estimate, plan_lines, study_resources
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
@@ -84,6 +85,7 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
 def run_phases(study: Study, workers: Session) -> Outcome:
     """Search, confirm and retrain; an interrupt ends them in order."""
     try:
+        fit_first_model(study, workers)
         if search(study, workers):
             return Outcome(interrupted=True)
         return confirm_and_retrain(study, workers)

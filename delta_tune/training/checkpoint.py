@@ -32,6 +32,8 @@ from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 
 INTERVAL_S = 30.0
 """Seconds of training after which a run is saved again, at the end of the epoch: what a crash loses of its work."""
+SHORTEST_S, SAVING_SHARE = 2.0, 0.05
+"""It is saved more often, every `SHORTEST_S`, as long as that takes at most this share of its time."""
 ADVICE = "remove the folder that it lies in, and the run begins anew"
 
 
@@ -88,6 +90,11 @@ def last_weights(folder: Path) -> Path:
     return average if average.exists() else folder / f"weights-{point.epoch}.safetensors"
 
 
+def best_weights(folder: Path, point: ResumePoint) -> Path:
+    """The weights of the best epoch of the unfinished run in `folder`."""
+    return folder / f"best-{point.best_epoch}.safetensors"
+
+
 class Checkpoint:
     """Saves one run to its folder, from a copy and in a thread of its own, while the run goes on; a context manager.
 
@@ -116,19 +123,20 @@ class Checkpoint:
         self._saved = saved
         self._thread = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at, self._save_seconds = time.monotonic(), 0.0
         self._best_epoch: int | None = None  # whose weights are in the folder
 
     @property
     def due(self) -> bool:
-        """Whether the last save is over, and began `INTERVAL_S` ago or earlier.
+        """Whether the last save is over, and began long enough ago.
 
         Raises:
             Exception: the last save failed.
         """
         if self._saving is not None and self._saving.done():
             self.wait()
-        return self._saving is None and time.monotonic() - self._saved_at >= INTERVAL_S
+        interval = min(INTERVAL_S, max(SHORTEST_S, self._save_seconds / SAVING_SHARE))
+        return self._saving is None and time.monotonic() - self._saved_at >= interval
 
     def save(self, point: ResumePoint, best: Mapping[str, Tensor] | None, *, final: bool = False) -> None:
         """Copy the state now, and make it where the run resumes from while the run goes on.
@@ -236,6 +244,7 @@ class Checkpoint:
             _link(self._best_file(point.best_epoch), self.folder / BEST_FILE)
         if self._saved is not None:
             self._saved(point.epoch)
+        self._save_seconds = time.monotonic() - self._saved_at
 
     def _write_best(self, epoch: int, best: Mapping[str, Tensor] | None, same: Path | None) -> None:
         """Write the best weights, unless they are there; `same` is a file that holds them."""

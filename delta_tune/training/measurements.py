@@ -18,7 +18,7 @@ from delta_tune.attention.measurement import (
     add_first_order_agreement,
     measure_layers,
 )
-from delta_tune.attention.probe_head import fit_probe_head, join_passes, measure_features
+from delta_tune.attention.probe_head import FittedHead, fit_probe_head, join_passes, measure_features
 from delta_tune.attention.probe_sample import ProbeImages, error_norm
 from delta_tune.attention.weights import attention_weights
 from delta_tune.config import AttentionEstimator, TrialConfig
@@ -63,6 +63,8 @@ class Measurements:
     """Split → the head's inputs for its un-augmented images, float32 (N, D) or (N, C, h, w)."""
     mean_squares: dict[str, float] = field(default_factory=dict)
     """Layer → mean FM_s² over un-augmented training images."""
+    head: FittedHead | None = field(default=None, repr=False)
+    """A classifier fitted to the features of train."""
     attention: dict[str, dict[str, LayerAttention]] = field(default_factory=dict, repr=False)
     """Estimator → layer → its channels' losses and how reliable they are."""
 
@@ -93,6 +95,8 @@ class Measurements:
             for split in ("train", "val"):
                 if split not in self.features:
                     self._measure_source(split, (), workplace, say)
+        if any(c.needs_fitted_head for c in configs):
+            self._fit_head(workplace, say)
         delta = [c for c in configs if c.method.uses_attention]
         for estimator in sorted({c.attention_estimator for c in delta}):
             wanted = self._layers(c for c in delta if c.attention_estimator == estimator)
@@ -100,6 +104,11 @@ class Measurements:
             if wanted - set(known):
                 missing = resolve_layers(self.backbone, tuple(sorted(wanted - set(known))))
                 known |= self._measure_attention(estimator, missing, workplace, say)
+
+    def fitted_head(self) -> FittedHead:
+        """The classifier that `measure` fitted for configurations that need one."""
+        assert self.head is not None, "measured before"
+        return self.head
 
     def channel_factors(self, config: TrialConfig, device: torch.device) -> dict[str, Tensor]:
         """Layer → factor of each channel in the behaviour term of a measured configuration, float32 (C,)."""
@@ -144,6 +153,16 @@ class Measurements:
             self._write_to_cache(name, safetensors.numpy.save(arrays), say)
         self.features[split] = arrays["features"]
         self.mean_squares |= {layer: float(arrays[f"mean_square/{layer}"]) for layer in layers}
+
+    def _fit_head(self, workplace: Workplace, say: Say) -> FittedHead:
+        """The head fitted to the features of train, now if it has not been."""
+        if self.head is None:
+            if "train" not in self.features:
+                self._measure_source("train", (), workplace, say)
+            labels, num_classes = self.dataset.train.labels, len(self.dataset.classes)
+            features = self.features["train"]
+            self.head = workplace.run(fit_probe_head, self.backbone, features, labels, num_classes, self.seed)
+        return self.head
 
     def _cached_source(self, split: str, name: str, say: Say) -> dict[str, np.ndarray]:
         """What `_measure_source` wrote to the cache for this split; {} if it did not, or the file is damaged."""
@@ -246,16 +265,12 @@ class Measurements:
             Layers that are done.
         """
         train, num_classes = self.dataset.train, len(self.dataset.classes)
-        if "train" not in self.features:
-            self._measure_source("train", (), workplace, say)
-        head, logits = workplace.run(
-            fit_probe_head, self.backbone, self.features["train"], train.labels, num_classes, self.seed
-        )
-        images = ProbeImages.draw(train.labels, error_norm(logits, torch.tensor(train.labels)), self.seed)
+        fitted = self._fit_head(workplace, say)
+        images = ProbeImages.draw(train.labels, error_norm(fitted.logits, torch.tensor(train.labels)), self.seed)
         first = images.order[:MAX_PROBE_IMAGES]
         job = ProbeJob(
             backbone=self.backbone,
-            head=head,
+            head=fitted.state,
             num_classes=num_classes,
             pixels=train.images.batch(first),
             labels=train.labels[first],

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import augment, center_crop
@@ -34,7 +35,7 @@ from delta_tune.training.task import Task
 from delta_tune.training.weight_average import WeightAverage
 
 DIVERGED_FACTOR = 10
-"""A run diverged if the mean training loss of an epoch is above this multiple of the first batch's."""
+"""A run diverged if the mean training loss of an epoch is above this multiple of the first batch's and of guessing."""
 
 Row = dict[str, Any]
 SplitName = Literal["train", "val", "test"]
@@ -126,10 +127,10 @@ def run_trial(
             for row in run.rows:
                 report(dict(row))
             try:
-                for epoch in range(len(run.rows) + 1, config.max_epochs + 1):
+                for epoch in range(len(run.rows) + 1, config.last_epoch + 1):
                     with watch():
                         run.train_and_score(epoch)
-                    ends, may_end = epoch == config.max_epochs, epoch in decisive
+                    ends, may_end = epoch == config.last_epoch, epoch in decisive
                     if saves is not None and ends:
                         run.save(saves, final=True)
                     if saves is not None and (ends or may_end):
@@ -152,6 +153,15 @@ def lr_factor(config: TrialConfig, time_in_epochs: float) -> float:
     return factor * min(1.0, time_in_epochs / config.warmup_epochs) if config.warmup_epochs else factor
 
 
+def far_above_start(loss: float, first_loss: float, num_classes: int) -> str | None:
+    """In words, what a diverged run's loss is far above: the first batch's, or that of guessing; None if it is not.
+
+    A run that begins with a fitted head begins far below guessing, and its first steps may well lead back above.
+    """
+    start, what = max((first_loss, "the first batch's"), (math.log(num_classes), "that of guessing,"))
+    return f"{what} {start:.4g}" if loss > DIVERGED_FACTOR * start else None
+
+
 class _Run:
     """One run: what is trained, and its progress so far (`rows`, `best_epoch`, `first_loss`)."""
 
@@ -170,8 +180,11 @@ class _Run:
         self.also_score = also_score
         backbone = task.backbone
         self.model = build_target(backbone, len(task.dataset.classes), torch.Generator().manual_seed(config.seed))
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         head = self.model.get_submodule(backbone.head)
+        if config.needs_fitted_head:
+            self.fitted = task.measurements.fitted_head()
+            head.load_state_dict({name: torch.tensor(value) for name, value in self.fitted.state.items()})
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         head_group: dict[str, Any] = {"params": list(head.parameters()), "multiplier": config.head_lr_multiplier}
         self.frozen_features = not config.method.trains_backbone
         if self.frozen_features:  # the measured features go straight into the head
@@ -279,6 +292,9 @@ class _Run:
     def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
         """One epoch of training; the means of the loss and its parts over the images, and the last learning rate."""
         config, train = self.config, self.task.dataset.train
+        if config.method.fits_head:  # as it was built
+            fitted = F.cross_entropy(self.fitted.logits, torch.from_numpy(np.array(train.labels))).item()
+            return {"train_loss": fitted, "cross_entropy": fitted}, 0.0
         self.model.train(not self.frozen_features)
         if config.batch_norm == "frozen":
             for module in self.model.modules():
@@ -302,10 +318,10 @@ class _Run:
         means = {name: total.item() / len(train.labels) for name, total in totals.items()}
         self._check(means["train_loss"], epoch)
         assert self.first_loss is not None
-        if means["train_loss"] > DIVERGED_FACTOR * self.first_loss:
+        if (start := far_above_start(means["train_loss"], self.first_loss, len(self.task.dataset.classes))) is not None:
             raise Diverged(
                 f"the mean training loss of epoch {epoch} is {means['train_loss']:.4g}, "
-                f"over {DIVERGED_FACTOR} times the first batch's {self.first_loss:.4g}"
+                f"over {DIVERGED_FACTOR} times {start}"
             )
         return means, lr
 

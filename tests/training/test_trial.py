@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch.nn import functional as F
 
+from delta_tune.attention.probe_head import PENALTIES
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
@@ -19,7 +20,7 @@ from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import BEST_FILE
 from delta_tune.training import checkpoint, trial
 from delta_tune.training.metrics import classification_metrics
-from delta_tune.training.trial import lr_factor, run_trial
+from delta_tune.training.trial import far_above_start, lr_factor, run_trial
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
@@ -172,6 +173,36 @@ def test_run_trial_l2_fe_scores_equal_those_of_its_whole_network(task):
     assert result.best_metrics["val_loss"] == pytest.approx(scores["loss"], rel=1e-4)
 
 
+def test_linear_probe_is_a_minimum_of_the_penalised_loss_on_frozen_features(task):
+    result = run_trial(task, TrialConfig(regularizer="linear_probe"))
+    assert [row["epoch"] for row in result.epochs] == [1]
+    head = task.backbone.head
+    state = {name: value for name, value in result.model_state.items() if name.startswith(head)}
+    rest = result.model_state.keys() - state.keys()
+    assert all(np.array_equal(result.model_state[name].numpy(), task.backbone.state[name]) for name in rest)
+    weight, bias = (state[f"{head}.{name}"].double().requires_grad_() for name in ("weight", "bias"))
+    features = torch.from_numpy(task.measurements.features["train"]).double()
+    labels = torch.from_numpy(np.array(task.dataset.train.labels))
+    loss = F.cross_entropy(features @ weight.T + bias, labels)
+    assert result.epochs[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    gradient, _ = torch.autograd.grad(loss, (weight, bias))
+    penalties = -(gradient * weight).sum() / weight.square().sum()  # gradient = -penalty · weight at a minimum
+    assert any(penalties.item() == pytest.approx(penalty, rel=0.05) for penalty in PENALTIES)
+
+
+def test_head_start_begins_with_the_linear_probe(task):
+    probe = run_trial(task, TrialConfig(regularizer="linear_probe"))
+    still = run_trial(task, quick(regularizer="l2", head_start="probe", lr=1e-12, max_epochs=1))
+    assert still.epochs[0]["val_loss"] == pytest.approx(probe.epochs[0]["val_loss"], rel=1e-3)
+
+
+def test_run_that_begins_near_zero_may_rise_to_ten_times_guessing():
+    assert far_above_start(10.0, first_loss=0.01, num_classes=3) is None
+    assert far_above_start(11.0, first_loss=0.01, num_classes=3) == "that of guessing, 1.099"
+    assert far_above_start(29.0, first_loss=3.0, num_classes=3) is None
+    assert far_above_start(31.0, first_loss=3.0, num_classes=3) == "the first batch's 3"
+
+
 class _Interrupt(Exception):
     pass
 
@@ -237,11 +268,11 @@ def test_run_killed_at_any_epoch_ends_with_the_same_rows_and_best_weights(
     assert_best_is(tmp_path, whole)
 
 
-def saves(task, folder, monkeypatch, seconds, **settings):
-    """Epochs after which a run of six was saved, where an epoch takes so many seconds."""
-    done = []
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: seconds * len(done)))
-    found = []
+def saves(task, folder, monkeypatch, seconds, saving, **settings):
+    """Epochs after which a run of six was saved, where an epoch and a save take so many seconds."""
+    done, found = [], []
+    clock = SimpleNamespace(monotonic=lambda: seconds * len(done) + saving * len(found))
+    monkeypatch.setattr(checkpoint, "time", clock)
     run_trial(
         task, quick(regularizer="l2", max_epochs=6), done.append, checkpoint=folder, saved=found.append, **settings
     )
@@ -249,14 +280,21 @@ def saves(task, folder, monkeypatch, seconds, **settings):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "decisive", "epochs"),
-    [(0.5, [], [6]), (0.5, [1, 3], [1, 3, 6]), (11.0, [], [3, 6]), (300.0, [], [1, 2, 3, 4, 5, 6])],
+    ("seconds", "saving", "decisive", "epochs"),
+    [
+        (0.1, 0.0, [], [6]),
+        (0.1, 0.0, [1, 3], [1, 3, 6]),
+        (0.5, 0.0, [], [4, 6]),
+        (5.0, 0.5, [], [1, 3, 5, 6]),
+        (8.0, 10.0, [], [1, 4, 6]),
+        (300.0, 10.0, [], [1, 2, 3, 4, 5, 6]),
+    ],
 )
 def test_run_is_saved_by_time_after_decisive_epochs_and_at_its_end(
-    task, tmp_path, monkeypatch, seconds, decisive, epochs
+    task, tmp_path, monkeypatch, seconds, saving, decisive, epochs
 ):
     monkeypatch.setattr(checkpoint.Checkpoint, "save", _saved_at_once(checkpoint.Checkpoint.save))
-    assert saves(task, tmp_path, monkeypatch, seconds, decisive=decisive) == epochs
+    assert saves(task, tmp_path, monkeypatch, seconds, saving, decisive=decisive) == epochs
 
 
 def _saved_at_once(save):

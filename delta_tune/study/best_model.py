@@ -1,0 +1,118 @@
+"""The folder `best/` while a study runs: the best model so far, never replaced by a worse one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delta_tune.config import UserError
+from delta_tune.inference.model_folder import read_config, save_model
+from delta_tune.results.columns import SCORES
+from delta_tune.results.layout import BEST, BEST_FILE, CHECKPOINTS, trial_name
+from delta_tune.results.tables import StudyTables
+from delta_tune.study.study import Study
+from delta_tune.training.checkpoint import best_weights, read_resume_point
+from delta_tune.training.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """Weights of a trial that are on disk.
+
+    Attributes:
+        trial: its number.
+        row: of the epoch after which they were scored.
+        weights: the file.
+        name: the model in words, as in `study.json`.
+    """
+
+    trial: int
+    row: dict[str, Any]
+    weights: Path
+    name: str
+
+
+def follow_leader(study: Study) -> None:
+    """Make the best trial's weights the model, unless the model is a final training's."""
+    if study.record.model is None or not is_retrained(study.record.model):
+        save_searched(study)
+        study.save_record()
+
+
+def is_retrained(model: str) -> bool:
+    """Whether this name of a model is a final training's."""
+    return " retrained " in model
+
+
+def save_searched(study: Study) -> int | None:
+    """Make the best saved weights of the search the model, unless they are; return its trial, None if there is none."""
+    record, best = study.record, study.folder / BEST
+    found = best_saved(study)
+    if found is None:
+        return None
+    searched = best.exists() and record.model is not None and not is_retrained(record.model)
+    if searched and (record.model == found.name or _score(best, study.tables) < study.tables.rank_of(found.row)):
+        return record.winner
+    save_winner(study.task, study.tables, found, best)
+    record.set_model(found.trial, found.name)
+    return found.trial
+
+
+def _score(best: Path, tables: StudyTables) -> tuple[float, float]:
+    """By which the model is ordered; last if its `config.json` is damaged."""
+    try:
+        return tables.rank_of(read_config(best)["metrics"])
+    except (UserError, KeyError):
+        return math.inf, math.inf
+
+
+def best_saved(study: Study) -> SavedModel | None:
+    """The best completed trial, or one that was stopped with the search and was better by then."""
+    tables, found = study.tables, None
+    if tables.leader is not None:
+        found = completed_model(tables, tables.leader)
+        if study.mirror is not None and study.record.model != found.name:
+            study.mirror.fetch_folder(found.weights.parent)
+    for number, trial in tables.trials.items():
+        if trial["state"] != "stopped" or not tables.epochs[number]:
+            continue
+        if found is not None and tables.rank_of(tables.best_row(number)) >= tables.rank_of(found.row):
+            continue
+        stopped = stopped_model(study, number)
+        if stopped is not None and (found is None or tables.rank_of(stopped.row) < tables.rank_of(found.row)):
+            found = stopped
+    return found
+
+
+def completed_model(tables: StudyTables, number: int) -> SavedModel:
+    """The weights of a completed trial's best epoch."""
+    weights = tables.folder / CHECKPOINTS / trial_name(number) / BEST_FILE
+    return SavedModel(trial=number, row=tables.best_row(number), weights=weights, name=f"trial {number}")
+
+
+def stopped_model(study: Study, number: int) -> SavedModel | None:
+    """The best weights of a stopped trial; None if none of its epochs was saved."""
+    folder = study.folder / CHECKPOINTS / trial_name(number)
+    if study.mirror is not None:
+        study.mirror.fetch_folder(folder)
+    point = read_resume_point(folder)
+    if point is None or point.best_epoch is None:
+        return None
+    total = study.tables.trials[number]["config.max_epochs"]
+    name = f"trial {number}, stopped after epoch {len(point.rows)} of {total}"
+    return SavedModel(
+        trial=number, row=point.rows[point.best_epoch - 1], weights=best_weights(folder, point), name=name
+    )
+
+
+def save_winner(task: Task, tables: StudyTables, winner: SavedModel, best: Path) -> None:
+    """Make `best/` of a trial's weights."""
+    origin = {
+        "trial": trial_name(winner.trial),
+        "epoch": winner.row["epoch"],
+        "config": tables.config(winner.trial).record(),
+        "metrics": {name: winner.row[name] for name in SCORES},
+    }
+    save_model(task.backbone, task.dataset.classes, winner.weights, origin, best)
