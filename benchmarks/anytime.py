@@ -95,11 +95,11 @@ def one_run(key: Key, arm: Arm) -> Run:
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "commit": commit(),
             "cpus": os.cpu_count(),
-            "load_before": os.getloadavg()[0],
             "splits": task.fingerprint,
             **{split: task.count(split) for split in task.splits},
             **{package: version(package) for package in ("torch", "ray", "optuna", "timm")},
         }
+        before = os.getloadavg()[0]
         outcome = arm(task, budget, work)
         return Run(
             data=data,
@@ -113,7 +113,7 @@ def one_run(key: Key, arm: Arm) -> Run:
             ended=outcome.ended,
             exit_status=outcome.exit_status,
             last_lines=outcome.last_lines,
-            facts=facts,
+            facts=facts | {"load": (before, outcome.load_after)},
         )
 
 

@@ -39,6 +39,8 @@ class Outcome:
     ended: float = 0.0
     """Seconds after it."""
     exit_status: int = 0
+    load_after: float = 0.0
+    """Average of the last minute."""
     last_lines: tuple[str, ...] = ()
     versions: list[Version] = field(default_factory=list)
 
@@ -70,7 +72,7 @@ def run(
                 time.sleep(LOOK_S)
                 look(time.monotonic() - outcome.began)
     outcome.ended = time.monotonic() - outcome.began
-    outcome.exit_status = process.returncode
+    outcome.exit_status, outcome.load_after = process.returncode, os.getloadavg()[0]
     outcome.last_lines = tuple(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
     return outcome
 

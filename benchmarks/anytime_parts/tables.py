@@ -25,7 +25,7 @@ def in_short(run: Run) -> str:
         first, last = (f"at {each.seconds:.1f} s ({100 * accuracy(each.right):.1f} %)" for each in ends)
         text += f"{len(run.versions)} models, the first {first}, the last {last}"
     else:
-        text += f"no model ({run.last_lines[-1] if run.last_lines else 'it said nothing'})"
+        text += f"no model ({run.last_lines[-1][:160] if run.last_lines else 'it said nothing'})"
     return f"{text}; ended at {run.ended:.1f} s, exit status {run.exit_status}"
 
 
@@ -88,11 +88,11 @@ def _about(runs: Sequence[Run]) -> str:
     """What was run, in one sentence."""
     facts, seeds = runs[0].facts, sorted({run.seed for run in runs})
     commits = ", ".join(sorted({run.facts["commit"] for run in runs}))
-    load = max(run.facts["load_before"] for run in runs)
+    before, after = (max(run.facts["load"][moment] for run in runs) for moment in (0, 1))
     return (
         f"{runs[0].model}, {runs[0].image_size} px; {facts['train']} images for training, {facts['val']} for "
-        f"validation, {facts['test']} for testing; seeds {seeds}; {facts['cpus']} CPUs, load before a run up to "
-        f"{load:.1f}; commit {commits}."
+        f"validation, {facts['test']} for testing; seeds {seeds}; {facts['cpus']} CPUs; load up to {before:.1f} before "
+        f"a run and {after:.1f} after it; commit {commits}."
     )
 
 
