@@ -69,8 +69,9 @@ def _panel(title: str, runs: Sequence[Run], columns: Sequence[Column], points: S
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>' for x, y in ends]
             continue
         for run in own:
-            if run.budget == points[-1] and run.versions:
-                steps = [(across(each.seconds), down(accuracy(each.right))) for each in run.versions]
+            seen = [version for version in run.versions if version.seconds <= points[-1]]
+            if run.budget == points[-1] and seen:
+                steps = [(across(each.seconds), down(accuracy(each.right))) for each in seen]
                 parts.append(f'<path d="{_stairs(steps)}H{WIDTH - 16}" fill="none" stroke="{color}" stroke-width="2"/>')
     return parts
 
