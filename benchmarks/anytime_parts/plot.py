@@ -9,7 +9,7 @@ from html import escape
 from anytime_parts.points import Column, Run, accuracy
 from anytime_parts.tables import Groups, clock
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 420, 260, 46, 44, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 46, 26, 44, 34
 COLORS = ("#0b6bcb", "#c4500a", "#3c8d2f", "#7b4fb5")
 
 
@@ -48,7 +48,7 @@ def _panel(title: str, runs: Sequence[Run], columns: Sequence[Column], points: S
 
     def across(seconds: float) -> float:
         share = (math.log(max(seconds, points[0] / 2)) - first) / (last - first)
-        return LEFT + min(share, 1.0) * (WIDTH - LEFT - 16)
+        return LEFT + min(share, 1.0) * (WIDTH - LEFT - RIGHT)
 
     def down(score: float) -> float:
         return HEIGHT - BOTTOM - (max(score, low) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
@@ -56,7 +56,7 @@ def _panel(title: str, runs: Sequence[Run], columns: Sequence[Column], points: S
     parts = [f'<text x="{LEFT}" y="24" font-size="14" fill="#222">{escape(title)}</text>']
     for tenth in range(round(10 * low), round(10 * high) + 1):
         y = down(tenth / 10)
-        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - 16}" stroke="#e2e2e2"/>')
+        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e2e2e2"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{10 * tenth} %</text>')
     for point in points:
         x = across(point)
@@ -72,7 +72,9 @@ def _panel(title: str, runs: Sequence[Run], columns: Sequence[Column], points: S
             seen = [version for version in run.versions if version.seconds <= points[-1]]
             if run.budget == points[-1] and seen:
                 steps = [(across(each.seconds), down(accuracy(each.right))) for each in seen]
-                parts.append(f'<path d="{_stairs(steps)}H{WIDTH - 16}" fill="none" stroke="{color}" stroke-width="2"/>')
+                parts.append(
+                    f'<path d="{_stairs(steps)}H{WIDTH - RIGHT}" fill="none" stroke="{color}" stroke-width="2"/>'
+                )
     return parts
 
 
