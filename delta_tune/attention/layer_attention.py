@@ -108,6 +108,18 @@ def read_attention(file: Path) -> list[dict[str, Any]]:
         return rows
 
 
+def read_layers(file: Path) -> dict[AttentionEstimator, dict[str, LayerAttention]]:
+    """Estimator → layer → the attention that the rows of `read_attention` hold.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found: dict[AttentionEstimator, dict[str, LayerAttention]] = {}
+    for row in read_attention(file):
+        found.setdefault(row["estimator"], {})[row["layer"]] = _from_row(row)
+    return found
+
+
 def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
     """Layer → W (C,) of the rows of `read_attention`, preferring exact losses."""
     rows = read_attention(file)
@@ -151,7 +163,10 @@ def from_bytes(content: bytes, key: str = "") -> LayerAttention:
         raise ValueError(f"{len(rows)} rows instead of one")
     if metadata.get(KEY, b"") != key.encode():
         raise ValueError("it was measured for something else")
-    row = rows[0]
+    return _from_row(rows[0])
+
+
+def _from_row(row: Mapping[str, Any]) -> LayerAttention:
     fields = {f.name: row["d" if f.name == "losses" else f.name] for f in dataclasses.fields(LayerAttention)}
     return LayerAttention(**fields | {"losses": np.array(row["d"], dtype=np.float32)})
 

@@ -35,11 +35,15 @@ MAX_PROBE_IMAGES = 512
 BYTE_BUDGET = 2**30
 
 Losses = Callable[[range, tuple[str, ...]], dict[str, Tensor]]
-"""Computes losses per image, {layer: float32 (B, C)}, of the probe images at these positions."""
+"""Computes losses per image, {layer: float32 (B, C)}, of the probe images at these positions, or only of the first of
+them if its time is over."""
 
 
 class Prober(Protocol):
     """Computes losses of a job's probe images."""
+
+    cut_short: bool
+    """Whether its time was over before it had the losses of all images that it was asked for."""
 
     def losses(self, positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """Losses of the images at these positions: {layer: float32 (B, C)}."""
@@ -69,6 +73,8 @@ class ProbeJob:
 
 class ProbeWorker:
     """Computes losses of probe images on one device."""
+
+    cut_short = False
 
     def __init__(self, prober: ProbeJob, device: torch.device) -> None:
         self._prober, self._device = prober, device
@@ -121,9 +127,9 @@ def in_this_process(job: ProbeJob, device: torch.device, say: Callable[[str], No
     yield ready
 
 
-def round_sizes(images: int) -> list[int]:
-    """How many of `images` images have been probed after each round; each round adds half as many again."""
-    limit, sizes = min(images, MAX_PROBE_IMAGES), [FIRST_ROUND]
+def round_sizes(images: int, most: int = MAX_PROBE_IMAGES) -> list[int]:
+    """How many of `images` images, at `most`, have been probed after each round; each adds half as many again."""
+    limit, sizes = min(images, most), [FIRST_ROUND]
     while sizes[-1] < limit:
         sizes.append(IMAGES_AT_ONCE * math.ceil(1.5 * sizes[-1] / IMAGES_AT_ONCE))
     return [*sizes[:-1], limit]
@@ -137,42 +143,56 @@ def measure_layers(
     seed: int,
     estimator: AttentionEstimator = "exact",
     reliable: float = RELIABLE,
+    most: int = MAX_PROBE_IMAGES,
 ) -> Iterator[dict[str, LayerAttention]]:
-    """Probe each layer until its weights reach the wanted reliability, or the images run out.
+    """Probe each layer until its weights reach the wanted reliability, or the images or the time run out.
 
-    Yields the layers that are done, each once.
+    Yields the layers that are done, each once. Layers whose time is over come last, as reliable as they are; those
+    without any image do not come.
 
-    A layer's result does not depend on which other layers are measured with it.
+    A layer's result does not depend on which other layers are measured with it, unless the time is over.
     """
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    active, start, sizes = layers, 0, round_sizes(len(images))
+    active, start, sizes = layers, 0, round_sizes(len(images), most)
     for stop in sizes:
         for layer, losses in ablate(range(start, stop), active).items():
             found[layer].append(losses)
-        start, weights, done = stop, torch.from_numpy(images.weights(stop)), {}
-        for layer in active:
-            losses = torch.cat(found[layer])
-            if stop == sizes[-1] or _half_reliability(losses, weights, 0, seed) >= reliable:
+        start, done = stop, {}
+        so_far = {layer: torch.cat(found[layer]) for layer in active}
+        counts = {len(losses) for losses in so_far.values()}
+        weights = {count: torch.from_numpy(images.weights(count)) for count in counts if count}
+        is_last = stop == sizes[-1] or min(counts) < stop
+        for layer, losses in so_far.items():
+            if (count := len(losses)) == 0:
+                continue
+            if is_last or _half_reliability(losses, weights[count], 0, seed) >= reliable:
                 done[layer] = LayerAttention(
-                    losses=population_mean(losses, weights, len(images)).float().numpy(),
-                    reliability=_half_reliability(losses, weights, 1, seed),
-                    images=len(losses),
+                    losses=population_mean(losses, weights[count], len(images)).float().numpy(),
+                    reliability=_half_reliability(losses, weights[count], 1, seed),
+                    images=count,
                     estimator=estimator,
                 )
         active = tuple(layer for layer in active if layer not in done)
         if done:
             yield done
-        if not active:
+        if is_last or not active:
             return
 
 
 def add_first_order_agreement(
     prober: Prober, images: ProbeImages, measured: Mapping[str, LayerAttention]
 ) -> dict[str, LayerAttention]:
-    """Add Spearman's correlation of the first-order estimate, on a first round of images, with the exact losses."""
+    """Add Spearman's correlation of the first-order estimate, on a first round of images, with the exact losses.
+
+    It is left out if the time is over.
+    """
+    if prober.cut_short:
+        return dict(measured)
     count = min(FIRST_ROUND, len(images))
     weights = torch.from_numpy(images.weights(count))
     estimates = prober.first_order(range(count), tuple(measured))
+    if prober.cut_short:
+        return dict(measured)
     return {
         layer: replace(
             each,

@@ -49,6 +49,17 @@ class Measuring:
         finally:
             pool.close()
 
+    def beside_trials(self, slots: int, until: float) -> WorkerPool:
+        """Workers that measure attention beside trials, and are to be closed.
+
+        Args:
+            slots: how many.
+            until: when they end, by `time.monotonic`.
+        """
+        # Without a bar: a terminal shows one thing at a time, and this is the trials' turn.
+        bar = self._bar if slots == self._resources.slots else _no_bar
+        return WorkerPool(self._resources, self._say, bar, slots=slots, at_once=slots, until=until)
+
     def side_by_side(self, jobs: Sequence[Job], title: str) -> None:
         """Run jobs side by side, each on a share of the slots; print their sentences job by job, in order.
 

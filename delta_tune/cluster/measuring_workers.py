@@ -6,17 +6,19 @@ fixed blocks of images, which are never divided, and both are joined in image or
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import ActorPool
 from torch import Tensor
 
@@ -103,11 +105,22 @@ class WorkerPool:
         bar: shows the progress of attention.
         slots: how many workers there may be; None for as many as trials.
         at_once: how many of them start with the first work at least, because they will be needed.
+        until: when losses of probe images are computed no more, by `time.monotonic`.
     """
 
-    def __init__(self, resources: Resources, say: Say, bar: Bar, *, slots: int | None = None, at_once: int = 1) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        say: Say,
+        bar: Bar,
+        *,
+        slots: int | None = None,
+        at_once: int = 1,
+        until: float = math.inf,
+    ) -> None:
         self._resources, self._say, self._bar, self._at_once = resources, say, bar, at_once
         self.slots = resources.slots if slots is None else slots
+        self._until = until
         self._lock = threading.Lock()
         self._closed = False
         self._actors: dict[Any, Any] = {}
@@ -133,17 +146,39 @@ class WorkerPool:
 
     @contextmanager
     def probing(self, job: ProbeJob, say: Say) -> Iterator[Prober]:
-        """Losses of probe images from all workers, while the block runs.
+        """Losses of probe images from all workers, those that join later included, while the block runs.
 
         Raises:
             ExternalFailure: as above.
         """
         shelf = f"probe-job-{uuid.uuid4().hex}"
         with put_shared(job, shelf), self._failures_in_a_sentence():
-            actors = self._started(self.slots)
-            for note in ray.get(actors[0].notes.remote(shelf)):
-                say(f"          {note}.")
-            yield _Probers(actors, shelf, job, self._bar)
+            actors = self._started(self.slots, self._until)
+            try:
+                for actor in actors[:1]:
+                    for note in ray.get(actor.notes.remote(shelf), timeout=self.seconds_left):
+                        say(f"          {note}.")
+            except GetTimeoutError:
+                actors = []
+            yield _Probers(self, actors, shelf, job, self._bar)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until no more losses are computed, ≥ 0; None for no limit."""
+        return None if self._until == math.inf else max(0.0, self._until - time.monotonic())
+
+    def use_slots(self, slots: int) -> None:
+        """Have so many workers from now on; they join what is under way."""
+        self.slots = slots
+        self._start(slots)
+
+    def started_besides(self, known: Collection[Any]) -> list[Any]:
+        """Workers that have started, without those that are known."""
+        with self._lock:
+            others = {answer: actor for actor, answer in self._actors.items() if actor not in known}
+        ready = ray.wait(list(others), num_returns=len(others), timeout=0)[0] if others else []
+        ray.get(ready)
+        return [others[answer] for answer in ready]
 
     def close(self) -> None:
         """End the workers; nothing is computed any more."""
@@ -158,22 +193,34 @@ class WorkerPool:
             pool, shared = ActorPool(self._started(len(parts))), ray.put(tuple(args))
             return list(pool.map(lambda actor, part: actor.compute.remote(function, shared, part), parts))
 
-    def _started(self, wanted: int) -> list[Any]:
+    def _started(self, wanted: int, until: float = math.inf) -> list[Any]:
         """Up to so many workers: those that have started by `START_S` after the first, for others may use the rest.
+
+        [] if none has started by `until`.
 
         Raises:
             ExternalFailure: none could start for `NODE_WAIT_S`.
         """
         self._start(min(self.slots, max(wanted, self._at_once)))
-        answers = {answer: actor for actor, answer in self._actors.items()}
-        if not ray.wait(list(answers), num_returns=1, timeout=IDLE_S)[0]:
+        with self._lock:
+            answers = {answer: actor for actor, answer in self._actors.items()}
+
+        def one_within(seconds: float) -> bool:
+            seconds = max(0.0, min(seconds, until - time.monotonic()))
+            return bool(ray.wait(list(answers), num_returns=1, timeout=seconds)[0])
+
+        if not one_within(IDLE_S):
+            if time.monotonic() >= until:
+                return []
             minutes = f"{NODE_WAIT_S / 60:g} minutes"
             self._say(f"No worker has started for {IDLE_S:g} s, others use the cluster; waiting up to {minutes}.")
-            if not ray.wait(list(answers), num_returns=1, timeout=NODE_WAIT_S)[0]:
+            if not one_within(NODE_WAIT_S):
+                if time.monotonic() >= until:
+                    return []
                 raise ExternalFailure(f"others used what the cluster has, and no worker could measure for {minutes}")
         if self._late_at is None:
             self._late_at = time.monotonic() + START_S
-        wait = max(0.0, self._late_at - time.monotonic())
+        wait = max(0.0, min(self._late_at, until) - time.monotonic())
         ready, _ = ray.wait(list(answers), num_returns=min(wanted, len(answers)), timeout=wait)
         ray.get(ready)
         return [answers[answer] for answer in ready]
@@ -211,10 +258,11 @@ class WorkerPool:
 
 
 class _Probers:
-    """A `Prober` whose work actors share."""
+    """A `Prober` whose work the actors of a pool share."""
 
-    def __init__(self, actors: list[Any], shelf: str, job: ProbeJob, bar: Bar) -> None:
-        self._pool, self._slots, self._shelf, self._job, self._bar = ActorPool(actors), len(actors), shelf, job, bar
+    def __init__(self, pool: WorkerPool, actors: list[Any], shelf: str, job: ProbeJob, bar: Bar) -> None:
+        self._pool, self._actors, self._shelf, self._job, self._bar = pool, actors, shelf, job, bar
+        self.cut_short = False
 
     def losses(self, positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """Losses of the images at these positions: {layer: float32 (B, C)}."""
@@ -239,13 +287,28 @@ class _Probers:
         layers: tuple[str, ...],
         advance: Callable[[int], None] = lambda count: None,
     ) -> dict[str, Tensor]:
-        chunks = chunk_work(positions, layers, self._slots)
-        by_index: dict[int, dict[str, Tensor]] = {}
-        for index, losses in self._pool.map_unordered(compute, list(enumerate(chunks))):
+        chunks, by_index = chunk_work(positions, layers, len(self._actors)), dict[int, dict[str, Tensor]]()
+        actors = ActorPool(self._actors)
+        for each in enumerate(chunks):
+            actors.submit(compute, each)
+        while actors.has_next():
+            try:
+                index, losses = actors.get_next_unordered(timeout=self._pool.seconds_left)
+            except TimeoutError:
+                break
             by_index[index] = losses
             advance(sum(tensor.numel() for tensor in losses.values()))
-        in_order = [by_index[index] for index in range(len(chunks))]
-        return {layer: torch.cat([losses[layer] for losses in in_order if layer in losses]) for layer in layers}
+            for actor in self._pool.started_besides(self._actors):
+                self._actors.append(actor)
+                actors.push(actor)
+        self.cut_short |= len(by_index) < len(chunks)
+        return {layer: self._first_images(layer, chunks, by_index) for layer in layers}
+
+    def _first_images(self, layer: str, chunks: list[_Work], by_index: dict[int, dict[str, Tensor]]) -> Tensor:
+        """A layer's losses in the order of the images, up to the first that are missing."""
+        indices = [index for index, (_, of) in enumerate(chunks) if layer in of]
+        found = [by_index[index][layer] for index in itertools.takewhile(by_index.__contains__, indices)]
+        return torch.cat(found) if found else torch.empty(0, self._job.backbone.channels[layer])
 
 
 def chunk_work(positions: range, layers: tuple[str, ...], slots: int) -> list[_Work]:

@@ -1,4 +1,4 @@
-"""New train/val splits of a study's images, for repeated runs."""
+"""Other splits of a study's images: new ones for repeated runs, and small ones to try something on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
+from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages, pack_files
 from delta_tune.data.splits import Indices, cut_splits
 
 
@@ -57,3 +57,22 @@ def merge_val_into_train(dataset: Dataset) -> Dataset:
     pool = pool_train_val(dataset)
     whole = pool.split(np.arange(len(pool.labels)))
     return dataclasses.replace(dataset, train=whole, fingerprint=f"{dataset.fingerprint}-all")
+
+
+def first_images(dataset: Dataset, count: int) -> Dataset:
+    """A data set of the first `count` images of train and val, copied: the others need not travel with it."""
+    return dataclasses.replace(
+        dataset,
+        train=_copied(dataset.train, count),
+        val=_copied(dataset.val, count),
+        test=None,
+        fingerprint=f"{dataset.fingerprint}-first-{count}",
+    )
+
+
+def _copied(split: Split, count: int) -> Split:
+    first = split.first(count)
+    if isinstance(split.images, EncodedImages):
+        files = [split.images.encoded[index].as_py() for index in range(len(first))]
+        return dataclasses.replace(first, images=dataclasses.replace(split.images, encoded=pack_files(files)))
+    return dataclasses.replace(first, images=DecodedImages(split.images.batch(np.arange(len(first)))))

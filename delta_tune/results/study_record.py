@@ -142,6 +142,25 @@ class StudyRecord:
         return {**dataclasses.asdict(StudyConfig()), **self.content["settings"]}
 
     @property
+    def settled(self) -> frozenset[str]:
+        """Names of the settings in the file; those that are left to the time budget are not."""
+        return frozenset(self.content.get("settings", ()))
+
+    def settle(self, settings: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        """Note the settings that the time budget has decided.
+
+        Args:
+            settings: all that are decided.
+            asked: those that the user wanted otherwise, as they were wanted.
+        """
+        self.content |= {"settings": dict(settings), "asked": dict(asked)}
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """Settings as the user wanted them, where the time budget was too short for them."""
+        return dict(self.content.get("asked", {}))
+
+    @property
     def metric(self) -> Metric:
         """What trials are ranked by."""
         metric: Metric = self.settings["metric"]
@@ -250,18 +269,27 @@ class StudyRecord:
         return self.content.get("spent_seconds_at")
 
     def set_attention(self, seconds: float, verdict: str) -> None:
-        """Note how long attention took to measure, the longest of all sessions, and what its noise means."""
+        """Note how long all slots take to measure attention, the longest of all sessions, and what is to say of it."""
         self.content |= {"attention_seconds": max(seconds, self.attention_seconds), "attention_verdict": verdict}
 
     @property
     def attention_seconds(self) -> float:
-        """The longest time that a session took to measure attention."""
+        """The longest time that all slots would have taken for the attention that a session measured."""
         return float(self.content.get("attention_seconds", 0.0))
 
     @property
     def attention_verdict(self) -> str:
-        """What the noise of the attention means; empty if there is nothing to say."""
+        """What the noise of the attention means, and what a time budget left out; empty if there is nothing to say."""
         return self.content.get("attention_verdict") or ""
+
+    def add_attention_time(self, wall_seconds: float) -> None:
+        """Note that attention was measured for so long, beside trials or not."""
+        self.content["attention_wall_seconds"] = self.attention_wall_seconds + wall_seconds
+
+    @property
+    def attention_wall_seconds(self) -> float:
+        """How long all sessions have measured attention."""
+        return float(self.content.get("attention_wall_seconds", 0.0))
 
     def set_ready_seconds(self, seconds: float) -> None:
         """Note how long this session took until its first trials started."""

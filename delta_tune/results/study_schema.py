@@ -121,6 +121,7 @@ class StudyContent(BaseModel):
     """`study.json`. A field with a default may be missing: an early version, or a young study, does not have it."""
 
     settings: Annotated[dict[str, Any], AfterValidator(_check_settings)]
+    asked: dict[Literal["max_epochs", "grace_period"], Count] = {}
     fingerprints: Fingerprints = Fingerprints(data="", weights="")
     space: Text = ""
     versions: dict[Text, Text] = {}
@@ -136,6 +137,7 @@ class StudyContent(BaseModel):
     spent_seconds: Amount | None = None
     spent_seconds_at: Amount | None = None
     attention_seconds: Amount = 0.0
+    attention_wall_seconds: Amount = 0.0
     attention_verdict: Text | None = None
     ready_seconds: Amount | None = None
     time_use: TimeUseRecord | None = None

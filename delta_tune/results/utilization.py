@@ -78,6 +78,16 @@ def measure_time_use(
     )
 
 
+def slots_without(slots: Sequence[tuple[float, int]], used: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """What is left of the slots while some of them do other work; all three as `measure_time_use` takes slots."""
+
+    def at(moment: float, changes: Sequence[tuple[float, int]], before: int) -> int:
+        return next((many for since, many in reversed(changes) if since <= moment), before)
+
+    moments = sorted({since for since, _ in (*slots, *used)})
+    return [(moment, max(0, at(moment, slots, slots[0][1]) - at(moment, used, 0))) for moment in moments]
+
+
 def _slot_seconds(slots: Sequence[tuple[float, int]], start: float, end: float) -> float:
     changes = [-math.inf, *(since for since, _ in slots[1:]), math.inf]
     spans = pairwise(min(max(moment, start), end) for moment in changes)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -14,10 +14,12 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from delta_tune.cluster.gpu_sharing import doubled_share
-from delta_tune.config import METRICS, Metric, Sampler
+from delta_tune.config import METRICS, Metric, Sampler, TrialConfig
+from delta_tune.results.study_schema import MAX_TRIALS
 from delta_tune.search.messages import RUNS_AGAIN, TrialAssignment, TrialOutcome, reported_epochs
 from delta_tune.search.optuna_storage import create_study, remove_stale_studies
 from delta_tune.search.samplers import make_sampler, space_for
+from delta_tune.search.turns import Turns
 from delta_tune.spaces.space import Answer, Proposal, Space
 from delta_tune.spaces.validation import CheckedSpace
 
@@ -37,6 +39,39 @@ class Unfinished:
     params: dict[str, Any]
     values: dict[int, float]
     """Epoch → metric, for the finished epochs."""
+
+
+class ComingAttention(Protocol):
+    """Attention that may be missing when the first trials start."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is measured while trials run; else after them."""
+
+    @property
+    def most_held(self) -> int:
+        """How many proposals may wait for it, made without knowing how the trials end that run meanwhile."""
+
+    def has_come(self) -> bool:
+        """Whether no trial has to wait any more; called before each proposal."""
+
+    def runs_as(self, number: int, config: TrialConfig) -> TrialConfig:
+        """The configuration that a trial runs with which was proposed with `config`, once it need not wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What Optuna proposes for a trial."""
+
+    number: int
+    trial: optuna.Trial
+    proposal: Proposal
+    values: dict[int, float]
+    """Epoch → metric, for epochs of earlier sessions."""
+
+    @property
+    def uses_attention(self) -> bool:
+        return self.proposal.config.method.uses_attention
 
 
 @dataclass(kw_only=True)
@@ -64,6 +99,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     If the space balances a hyperparameter, its choices take turns and each has an Optuna study of its own: one method's
     best learning rate says little about another's, and each gets the same number of trials.
 
+    Trials that need attention are put aside while it is missing, and those after them go first.
+
     Optuna is told how trials really ended: those that a rung stopped are PRUNED with all their intermediate values,
     diverged and failed configurations violate a constraint, FAIL is left to causes outside the configuration, the step
     is the epoch and the final value the best epoch's.
@@ -77,7 +114,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         sampler: Sampler,
         seed: int,
         max_epochs: int,
-        num_trials: int,
+        num_trials: int | None,
         on_proposal: Callable[[int, Proposal], None],
         name: str = "study",
         storage: BaseStorage | None = None,
@@ -87,21 +124,15 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         super().__init__(metric=metric, mode=METRICS[metric])
         self.checked = checked = space_for(sampler, checked)
         space, balance = checked.space, checked.space.balance
-        self._choices: tuple[Any, ...] = (None,) if balance is None else checked.choices
+        self._turns = Turns(checked, first, MAX_TRIALS if num_trials is None else first + num_trials)
         self._spaces: dict[Any, Space] = {}
-        self._points: dict[Any, deque[dict[str, Any]]] = {}
         self.studies: dict[Any, optuna.Study] = {}
         """Optuna's, by choice of the balanced hyperparameter; the key is None if the space balances none."""
-        names = {choice: name if balance is None else f"{name}-{choice}" for choice in self._choices}
+        names = {choice: name if balance is None else f"{name}-{choice}" for choice in self._turns.choices}
         if storage is not None:
             remove_stale_studies(storage, names.values(), study_id)
-        for choice in self._choices:
+        for choice in self._turns.choices:
             self._spaces[choice] = space if balance is None else space.with_fixed(**{balance: choice})
-            self._points[choice] = deque(
-                {k: v for k, v in point.items() if k != balance}
-                for point in checked.points
-                if balance is None or point.get(balance, choice) == choice
-            )
             self.studies[choice] = create_study(
                 storage,
                 names[choice],
@@ -111,16 +142,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 pruner=optuna.pruners.NopPruner(),  # ASHA stops trials, in Tune
             )
         self._sampler, self._seed, self._max_epochs = sampler, seed, max_epochs
-        self._first, self._end, self._on_proposal = first, first + num_trials, on_proposal
+        self._first, self._on_proposal = first, on_proposal
         self.gpus_per_trial = 0.0
         """GPUs per trial when it first runs."""
         self._gpus_of: dict[int, float] = {}
         """GPUs of trials that ran out of memory."""
-        self._choice_of: dict[int, Any] = {}
-        self._had: Counter[Any] = Counter()
         self._running: dict[str, _Running] = {}
-        self._unfinished: deque[Unfinished] = deque()
-        self._next = first
+        self._unfinished: list[Unfinished] = []
+        self.attention: ComingAttention | None = None
+        """What trials may have to wait for; None if they have nothing to wait for."""
+        self._held: deque[_Asked] = deque()
+        """Proposals that wait for attention."""
+        self._has_proposed = False
 
     def restore_trials(
         self,
@@ -137,19 +170,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             choice_of: each trial's choice of the balanced hyperparameter, if they did not take turns from the start.
         """
         finished, unfinished = list(finished), list(unfinished)
-        self._choice_of.update(choice_of or {})
-        self._had = Counter(self._choice_of.values())
-        numbers = [number for number, *_ in finished] + [trial.number for trial in unfinished]
-        self._next = max(numbers, default=self._first - 1) + 1
-        for number in range(self._first, self._next):
-            self._choice(number)
+        had = {number: params for number, params, *_ in finished} | {each.number: each.params for each in unfinished}
+        self._turns.restore(had, choice_of or {})
         for number, params, state, values in finished:
             self._add_finished(number, params, state, values)
         for trial in unfinished:
             self.run_again(trial)
-        for number in sorted(numbers):
-            if self._points[self._choice(number)]:
-                self._points[self._choice(number)].popleft()
 
     def run_again(self, trial: Unfinished) -> None:
         """Propose this trial before new ones."""
@@ -157,29 +183,58 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The Tune configuration of the next trial, or Tune's signal that there are no more."""
-        values: dict[int, float] = {}
-        point: dict[str, Any] | None
-        if self._unfinished:
-            left = self._unfinished.popleft()
-            number, point, values = left.number, left.params, left.values
-        elif self._next >= self._end:
+        asked = self._next_trial()
+        if asked is None:
             # A trial on a GPU may run again later, with a larger share or on another node
             on_gpus = any(running.gpus > 0 for running in self._running.values())
-            return None if on_gpus else str(Searcher.FINISHED)
-        else:
-            number = self._next
-            self._next += 1
-            points = self._points[self._choice(number)]
-            point = points.popleft() if points else None
-        trial, proposal = self._ask(number, point)
+            return None if on_gpus or (self.waits and self._running) else str(Searcher.FINISHED)
+        self._has_proposed = True
+        number, proposal = asked.number, asked.proposal
+        if self.attention is not None:
+            config, proposed = self.attention.runs_as(number, proposal.config), proposal.config.regularizer
+            params = proposal.params | ({} if config.regularizer == proposed else {"regularizer": proposed})
+            proposal = replace(proposal, config=config, params=params)
         gpus = self._gpus_of.get(number, self.gpus_per_trial)
-        study = self.studies[self._choice(number)]
-        running = _Running(number=number, params=proposal.params, gpus=gpus, study=study, trial=trial)
-        for epoch, value in values.items():
+        study = self.studies[self._turns.choice(number)]
+        running = _Running(number=number, params=proposal.params, gpus=gpus, study=study, trial=asked.trial)
+        for epoch, value in asked.values.items():
             running.report(epoch, value)
         self._running[trial_id] = running
         self._on_proposal(number, proposal)
         return TrialAssignment(number=number, gpus=gpus, hyperparameters=proposal.config.record()).to_config()
+
+    @property
+    def waits(self) -> bool:
+        """Whether trials were put aside."""
+        return bool(self._unfinished or self._held or self._turns.skipped)
+
+    def _next_trial(self) -> _Asked | None:
+        """What runs next; None if nothing is left, or all that is left waits for attention."""
+        attention = self.attention is None or self.attention.has_come()
+        for left in self._unfinished:
+            if attention or not self._proposal(left.number, left.params).config.method.uses_attention:
+                self._unfinished.remove(left)
+                return self._ask(left.number, left.params, left.values)
+        if attention and self._held:
+            return self._held.popleft()
+        while attention or self._may_go_ahead():
+            number = next(self._turns.upcoming(attention=attention, skip=self._may_skip()), None)
+            if number is None:
+                return None
+            asked = self._ask(number, self._turns.point(number))
+            if attention or not asked.uses_attention:
+                return asked
+            self._held.append(asked)
+        return None
+
+    def _may_skip(self) -> bool:
+        """Whether trials may go before one that waits for attention: one trial, if it is to be measured after that."""
+        return self.attention is None or self.attention.is_under_way or not self._has_proposed
+
+    def _may_go_ahead(self) -> bool:
+        """Whether another trial may be proposed although some wait for attention."""
+        assert self.attention is not None, "nothing waits"
+        return len(self._held) < self.attention.most_held and (self._may_skip() or not self.waits)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Called by Tune after a report that does not end the trial."""
@@ -218,21 +273,25 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         """Does nothing, like `save`."""
 
-    def _ask(self, number: int, point: Mapping[str, Any] | None) -> tuple[optuna.Trial, Proposal]:
-        """Optuna's trial and the configuration of trial `number`, using the coordinates that `point` gives."""
-        study = self.studies[self._choice(number)]
+    def _ask(self, number: int, point: Mapping[str, Any] | None, values: Mapping[int, float] | None = None) -> _Asked:
+        """What Optuna proposes for trial `number`, using the coordinates that `point` gives."""
+        study = self.studies[self._turns.choice(number)]
         study.sampler = make_sampler(self._sampler, self._seed, number - self._first)
         if point is not None:
             study.enqueue_trial(dict(point))
         trial = study.ask()
-        proposal = self._spaces[self._choice(number)].propose(optuna_answer(trial))
+        proposal = self._spaces[self._turns.choice(number)].propose(optuna_answer(trial))
         trial.set_user_attr(NUMBER, number)
-        return trial, proposal
+        return _Asked(number=number, trial=trial, proposal=proposal, values=dict(values or {}))
+
+    def _proposal(self, number: int, params: Mapping[str, Any]) -> Proposal:
+        """The proposal with these coordinates."""
+        return self._spaces[self._turns.choice(number)].propose(lambda name, _: params[name])
 
     def _add_finished(self, number: int, params: Mapping[str, Any], state: str, values: Mapping[int, float]) -> None:
         """Tell Optuna of a trial that ended in an earlier session; the arguments are those of `restore_trials`."""
-        proposal = self._spaces[self._choice(number)].propose(lambda name, _: params[name])
-        self.studies[self._choice(number)].add_trial(
+        proposal = self._proposal(number, params)
+        self.studies[self._turns.choice(number)].add_trial(
             optuna.trial.create_trial(
                 state={"completed": TrialState.COMPLETE, LOST: TrialState.FAIL}.get(state, TrialState.PRUNED),
                 value=self._best(values) if state == "completed" else None,
@@ -246,13 +305,6 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _best(self, values: Mapping[int, float]) -> float:
         return max(values.values()) if self.mode == "max" else min(values.values())
-
-    def _choice(self, number: int) -> Any:
-        """The balanced choice of a trial; a new trial gets the choice with the fewest trials so far."""
-        if number not in self._choice_of:
-            self._choice_of[number] = min(self._choices, key=lambda choice: self._had[choice])
-            self._had[self._choice_of[number]] += 1
-        return self._choice_of[number]
 
 
 def optuna_answer(trial: Any) -> Answer:

@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -40,6 +40,22 @@ NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
 """Environment variable that keeps Tune from handling SIGINT."""
 
 
+class Beside(Protocol):
+    """What is measured beside the trials of a run, for those that need it."""
+
+    @property
+    def shelf(self) -> str:
+        """Under this name `put_shared` has it once such a trial is proposed."""
+
+    @property
+    def slots(self) -> int:
+        """How many trials less it leaves room for now."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has failed, and the run is to end."""
+
+
 def run_trials(
     tasks: Sequence[Task],
     searcher: Searcher,
@@ -51,6 +67,8 @@ def run_trials(
     metric: Metric,
     share_maps: bool,
     left: Callable[[], float] | None = None,
+    beside: Beside | None = None,
+    least: float = 0.0,
     title: str = "Search",
     loggers: Sequence[LoggerCallback] = (),
 ) -> list[tuple[float, int]]:
@@ -65,7 +83,9 @@ def run_trials(
         folder: the study's folder.
         metric: the metric that searcher and scheduler use.
         share_maps: whether trials share the source's feature maps.
-        left: returns the seconds until all trials are stopped; None for no limit.
+        left: returns the seconds until all trials are stopped, wherever they are; None for no limit.
+        beside: the attention that is measured meanwhile, if it is.
+        least: no trial is started any more when fewer seconds are left.
         title: the run's name in the live view.
         loggers: callbacks that run after the recorder.
 
@@ -84,6 +104,7 @@ def run_trials(
         threads=resources.threads,
         device=resources.device,
         maps=f"{name}-maps" if share_maps else None,
+        attention=None if beside is None else beside.shelf,
         rungs=tuple(scheduler.rungs),
         cpus=resources.cpus_per_trial,
     )
@@ -107,7 +128,7 @@ def run_trials(
     avoided: set[str] = set()
     ends: list[str] = []
     room = Capacity(resources, session.progress.say, nodes=lambda: alive_nodes(avoided), runs=runs)
-    limited = _Limiter(searcher, room, avoided)
+    limited = _Limiter(searcher, room, avoided, beside, lambda: left is not None and left() < least)
 
     def avoid(node: str, why: str) -> None:
         avoided.add(node)
@@ -134,7 +155,7 @@ def run_trials(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
             callbacks=[recorder, _TensorBoard(), *loggers],
-            stop=_Stopper(left, room, recorder.standing, ends),
+            stop=_Stopper(left, room, recorder.standing, ends, beside, scheduler.live),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
@@ -164,18 +185,28 @@ def _fit(tuner: tune.Tuner) -> bool:
 
 
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
-    """Limits concurrent trials to what the cluster holds now, and keeps them off nodes whose GPU was lost.
+    """Limits concurrent trials to what the cluster has room for now, and keeps them off nodes whose GPU was lost.
 
-    Tune's own limiter is fixed.
+    Tune's own limiter is fixed. Once it is too late for another trial, there are no more.
     """
 
-    def __init__(self, searcher: Searcher, room: Capacity, avoided: Collection[str]) -> None:
+    def __init__(
+        self,
+        searcher: Searcher,
+        room: Capacity,
+        avoided: Collection[str],
+        beside: Beside | None,
+        too_late: Callable[[], bool],
+    ) -> None:
         super().__init__(searcher, max_concurrent=room.limit)
-        self._room, self._avoided = room, avoided
+        self._room, self._avoided, self._beside, self._too_late = room, avoided, beside, too_late
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, if there is room for it."""
-        self.max_concurrent = self._room.limit
+        if self._too_late():
+            return Searcher.FINISHED
+        taken = 0 if self._beside is None else self._beside.slots
+        self.max_concurrent = max(1, self._room.limit - taken)
         config = super().suggest(trial_id)
         return config | {AVOID: ",".join(sorted(self._avoided))} if isinstance(config, dict) else config
 
@@ -196,9 +227,16 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
     """Stops the run on time. Tune's own budget cannot change during a run and waits forever if no node has room."""
 
     def __init__(
-        self, left: Callable[[], float] | None, room: Capacity, standing: RunProgress, ends: Collection[str]
+        self,
+        left: Callable[[], float] | None,
+        room: Capacity,
+        standing: RunProgress,
+        ends: Collection[str],
+        beside: Beside | None,
+        live: Mapping[str, Any],
     ) -> None:
         self._left, self._room, self._standing, self._ends = left, room, standing, ends
+        self._beside, self._live = beside, live
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops single trials; the scheduler does."""
@@ -210,8 +248,16 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             left = self._left()
             self._standing.ends_in(left)
             if left <= 0:
+                self._end_processes()
                 return True
-        return bool(self._ends) or self._room.out_of_room is not None
+        failed = self._beside is not None and self._beside.failed
+        return failed or bool(self._ends) or self._room.out_of_room is not None
+
+    def _end_processes(self) -> None:
+        """End the trials where they are; what they saved stays. Tune would wait for their epochs, up to 10 s."""
+        for trial in self._live.values():
+            if (actor := trial.temporary_state.ray_actor) is not None:
+                ray.kill(actor)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""

@@ -63,6 +63,8 @@ class WorkerSettings:
     device: str
     maps: str | None
     """Name of the index of shared source feature maps; None if maps are not shared."""
+    attention: str | None = None
+    """Name of the attention that is measured while the study runs; None if tasks have it from the start."""
     rungs: tuple[int, ...] = ()
     """Epochs after which a trial may be stopped."""
     cpus: float = 1.0
@@ -196,6 +198,8 @@ def _run(
         for other in _tasks[1]:
             if other is not task:
                 other.forget_networks()
+        if settings.attention is not None and task.measurements.missing_attention([config]):
+            task.measurements.keep_attention(get_shared(settings.attention))
         set_decoding_threads(max(settings.threads, cpus_to_spare(settings.cpus, gpus)))
         with watch_epochs(note) as watch:
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from delta_tune.config import BASELINE, TrialConfig
+from delta_tune.config import BASELINE, METHODS, TrialConfig
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.space import Space, SpaceTrial
 from delta_tune.spaces.validation import CheckedSpace, check_space, contains
@@ -83,6 +83,7 @@ def comparison_groups(checked: CheckedSpace) -> Groups:
 
     def groups(tables: StudyTables) -> dict[int, str]:
         methods = {number: row["config.regularizer"] for number, row in tables.searched.items()}
+        methods = {number: proposed_method(tables.params(number), method) for number, method in methods.items()}
         return methods if choices is None else {number: arm_of(method, choices) for number, method in methods.items()}
 
     return groups
@@ -95,6 +96,17 @@ def rung_groups(checked: CheckedSpace) -> Callable[[str], str]:
         return lambda method: str(arm_of(method, choices))
     by_method = checked.space.balance == "regularizer"
     return lambda method: method if by_method else "all"
+
+
+def proposed_method(params: Mapping[str, Any], regularizer: str) -> str:
+    """The method that a trial was proposed with; without attention it may run with another.
+
+    Args:
+        params: its coordinates.
+        regularizer: the method that it runs with.
+    """
+    proposed = params.get("regularizer")
+    return proposed if proposed in METHODS else regularizer
 
 
 def arm_of(regularizer: str, choices: tuple[Any, ...]) -> Any:

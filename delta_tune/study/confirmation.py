@@ -59,11 +59,11 @@ def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str
     counts = Counter(group_of.values())
     best = {group: next((n for n in tables.ranked() if group_of.get(n) == group), None) for group in counts}
     most = max(counts.values())
-    fair = {
-        tables.trials[n]["config.regularizer"]: n
-        for group, n in best.items()
-        if counts[group] == most and n is not None
-    }
+    rank, fair = {n: place for place, n in enumerate(tables.ranked())}, dict[str, int]()
+    for group, n in best.items():
+        if counts[group] == most and n is not None:
+            method = tables.trials[n]["config.regularizer"]  # of two groups, if one ran without its attention
+            fair[method] = min(n, fair.get(method, n), key=rank.__getitem__)
     left_out = [group for group, n in best.items() if n is None or counts[group] < most]
     if not left_out:
         return fair, None

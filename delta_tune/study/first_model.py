@@ -41,7 +41,7 @@ def fit_first_model(study: Study, session: Session) -> None:
         tables.add(number, config, {}, {})
     began = time.time()
     with session.measuring.workplace() as workplace:
-        study.task.measurements.measure([config], say=study.progress.say, workplace=workplace)
+        study.task.measurements.measure_source([config, *study.configs], study.progress.say, workplace)
     tables.start(number, ray.get_runtime_context().get_node_id(), began, 0.0)
     place = f"{session.checkpoints(study.folder)}/{trial_name(number)}"
     # Only the head is left to score: no work for a GPU

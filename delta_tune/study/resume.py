@@ -19,7 +19,7 @@ from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import is_worker_death
 from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished
-from delta_tune.spaces.l2_baseline import ARM, arm_of
+from delta_tune.spaces.l2_baseline import ARM, arm_of, proposed_method
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.known_studies import check_same_text
 from delta_tune.training.task import Task
@@ -133,7 +133,10 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
     choices = searcher.checked.choices if searcher.checked.space.balance == ARM else None
     choice_of = None
     if choices is not None:  # an earlier session may not have had arms
-        choice_of = {number: arm_of(row["config.regularizer"], choices) for number, row in tables.searched.items()}
+        methods = {
+            n: proposed_method(tables.params(n), row["config.regularizer"]) for n, row in tables.searched.items()
+        }
+        choice_of = {number: arm_of(method, choices) for number, method in methods.items()}
     searcher.restore_trials(finished, unfinished, choice_of)
 
 

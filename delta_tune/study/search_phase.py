@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from collections.abc import Callable
 
-import pyarrow.parquet as pq
-
-from delta_tune.attention.layer_attention import attention_table, noise_warning
-from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.columns import FINISHED
-from delta_tune.results.layout import ATTENTION_FILE
-from delta_tune.results.utilization import measure_time_use
+from delta_tune.results.utilization import measure_time_use, slots_without
 from delta_tune.search.runner import run_trials
 from delta_tune.search.session import Session
+from delta_tune.study.attention_phase import AttentionPhase
 from delta_tune.study.best_model import follow_leader
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import LARGEST_SHARE, LOOK_AT_BUDGET_S, cached_for
@@ -23,23 +19,46 @@ from delta_tune.tracking.trackers import trackers
 
 def search(study: Study, session: Session) -> bool:
     """Run the remaining trials; return whether the user interrupted them."""
-    to_run = study.num_trials - sum(row["state"] in FINISHED for row in study.tables.searched.values())
-    if to_run <= 0:
+    ended = sum(row["state"] in FINISHED for row in study.tables.searched.values())
+    if study.num_trials is not None and ended >= study.num_trials:
         return False
-    left = time_left(study, session)
-    if left is not None and left() <= 0:
+    left, least = time_left(study, session), study.least_seconds
+    if left is not None and left() <= least:
         study.progress.say(study.budget.search_is_over())
         return False
     resources = session.resources
     study.searcher.gpus_per_trial = resources.gpus_per_trial
     study.recorder.on_new_leader = lambda: follow_leader(study)
-    measure_attention(study, session)
-    ready_seconds = study.budget.session
-    study.record.set_ready_seconds(ready_seconds)
-    study.progress.say(f"Ready after {ready_seconds:.0f} s; the first trials start.")
+    with session.measuring.workplace() as workplace:
+        study.task.measurements.measure_source(study.configs, study.progress.say, workplace)
     if left is not None:
         left = cached_for(LOOK_AT_BUDGET_S, left)
-    slots = run_trials(
+    with AttentionPhase(study, session) as attention:
+        attention.begin()
+        ready_seconds = study.budget.session
+        study.record.set_ready_seconds(ready_seconds)
+        beside = ", and attention is measured beside them" if attention.is_under_way else ""
+        study.progress.say(f"Ready after {ready_seconds:.0f} s; the first trials start{beside}.")
+        slots = run(study, session, attention, left)
+        is_over = study.recorder.interrupted or (left is not None and left() <= least)
+        if attention.failed or (study.searcher.waits and not is_over):
+            attention.finish()
+            slots += run(study, session, attention, left)
+    study.save_record()
+    most = min(resources.most or math.inf, study.num_trials or math.inf)
+    slots = slots_without([(since, int(min(many, most))) for since, many in slots], attention.use)
+    if used := measure_time_use(study.tables.searched.values(), slots, since=study.budget.began):
+        study.record.set_time_use(used)
+        study.progress.say(used.sentence())
+    return study.recorder.stop_the_rest() and (left is None or left() > 0)
+
+
+def run(
+    study: Study, session: Session, attention: AttentionPhase, left: Callable[[], float] | None
+) -> list[tuple[float, int]]:
+    """Run trials, as long as there are some that need not wait for attention; what `run_trials` returns."""
+    on_cpu = session.resources.device == "cpu"
+    return run_trials(
         [study.task],
         study.searcher,
         study.scheduler,
@@ -48,17 +67,12 @@ def search(study: Study, session: Session) -> bool:
         folder=study.folder,
         metric=study.config.metric,
         # On a GPU, recomputing the source's maps is as fast as moving them through host memory.
-        share_maps=resources.device == "cpu" and any(config.uses_behavior for config in study.configs),
+        share_maps=on_cpu and any(config.uses_behavior for config in study.configs),
         left=left,
+        beside=attention,
+        least=study.least_seconds,
         loggers=trackers(study.config, study.tables, study.progress.say, study.record.study_id or ""),
     )
-    study.save_record()
-    most = min(resources.most or study.num_trials, study.num_trials)
-    slots = [(since, min(many, most)) for since, many in slots]
-    if used := measure_time_use(study.tables.searched.values(), slots, since=study.budget.began):
-        study.record.set_time_use(used)
-        study.progress.say(used.sentence())
-    return study.recorder.stop_the_rest() and (left is None or left() > 0)
 
 
 def time_left(study: Study, session: Session) -> Callable[[], float] | None:
@@ -69,7 +83,7 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     budget, confirm = study.budget, study.config.confirm
     if budget.total is None:
         return None
-    if not confirm:
+    if not study.confirms:
         return lambda: budget.left
     most, slots = LARGEST_SHARE * budget.total, session.resources.slots
     announced = False
@@ -84,19 +98,3 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
         return budget.left - reserved.total
 
     return left
-
-
-def measure_attention(study: Study, session: Session) -> None:
-    """Measure the attention of all layers that trials need, and write it to the study's folder."""
-    began, measurements = time.monotonic(), study.task.measurements
-    with session.measuring.workplace(probes=any(config.method.uses_attention for config in study.configs)) as workplace:
-        measurements.measure(study.configs, say=study.progress.say, workplace=workplace)
-    seconds = time.monotonic() - began
-    attention = measurements.attention.values()
-    warnings = [noise_warning({name: layer.reliability for name, layer in layers.items()}) for layers in attention]
-    study.record.set_attention(seconds, " ".join(warning for warning in warnings if warning))
-    if attention:
-        rows = [row for layers in attention for row in layers.items()]
-        (study.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
-        with atomic_write(study.folder / ATTENTION_FILE) as partial:
-            pq.write_table(attention_table(rows), partial)

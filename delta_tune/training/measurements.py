@@ -57,6 +57,8 @@ class Measurements:
     backbone: Backbone = field(repr=False)
     seed: int
     """Of the probe head and the probe images."""
+    probe_images: int = MAX_PROBE_IMAGES
+    """At most so many images measure the attention of a layer."""
     cache: Cache | None
     """Where studies share what they measure, in files whose names are keys of all that the content depends on."""
     features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -88,6 +90,13 @@ class Measurements:
         """
         workplace = workplace or ThisProcess(torch.device(device))
         configs = list(configs)
+        self.measure_source(configs, say, workplace)
+        self.find_attention(configs, say)
+        self.keep_attention(self.measure_attention(configs, say, workplace))
+
+    def measure_source(self, configs: Iterable[TrialConfig], say: Say, workplace: Workplace) -> None:
+        """Measure all that is missing of what these configurations need, but attention; arguments as of `measure`."""
+        configs = list(configs)
         relative = self._layers(c for c in configs if c.uses_behavior and c.behavior_scale == "relative")
         if relative - set(self.mean_squares):
             self._measure_source("train", tuple(sorted(relative)), workplace, say)
@@ -97,13 +106,43 @@ class Measurements:
                     self._measure_source(split, (), workplace, say)
         if any(c.needs_fitted_head for c in configs):
             self._fit_head(workplace, say)
-        delta = [c for c in configs if c.method.uses_attention]
-        for estimator in sorted({c.attention_estimator for c in delta}):
-            wanted = self._layers(c for c in delta if c.attention_estimator == estimator)
-            known = self.attention.setdefault(estimator, {})
-            if wanted - set(known):
-                missing = resolve_layers(self.backbone, tuple(sorted(wanted - set(known))))
-                known |= self._measure_attention(estimator, missing, workplace, say)
+
+    def missing_attention(self, configs: Iterable[TrialConfig]) -> dict[AttentionEstimator, tuple[str, ...]]:
+        """Estimator → the layers whose attention these configurations need and that is not there."""
+        missing: dict[AttentionEstimator, set[str]] = {}
+        for config in configs:
+            if config.method.uses_attention:
+                known = self.attention.get(config.attention_estimator, {})
+                lacking = self._layers([config]) - set(known)
+                missing.setdefault(config.attention_estimator, set()).update(lacking)
+        return {
+            estimator: resolve_layers(self.backbone, tuple(sorted(layers)))
+            for estimator, layers in sorted(missing.items())
+            if layers
+        }
+
+    def find_attention(self, configs: Iterable[TrialConfig], say: Say) -> None:
+        """Take from the cache what it has of the attention that these configurations need."""
+        for estimator, layers in self.missing_attention(configs).items():
+            self.keep_attention({estimator: self._cached_attention(estimator, layers, say)})
+
+    def measure_attention(
+        self, configs: Iterable[TrialConfig], say: Say, workplace: Workplace
+    ) -> dict[AttentionEstimator, dict[str, LayerAttention]]:
+        """Measure what attention of these configurations is missing; it is not kept yet, for others may be reading.
+
+        Returns:
+            Estimator → layer → its attention; layers are missing if the workplace gives them too little time.
+        """
+        return {
+            estimator: self._measure_attention(estimator, layers, workplace, say)
+            for estimator, layers in self.missing_attention(configs).items()
+        }
+
+    def keep_attention(self, found: Mapping[AttentionEstimator, Mapping[str, LayerAttention]]) -> None:
+        """Keep attention that was measured."""
+        for estimator, layers in found.items():
+            self.attention.setdefault(estimator, {}).update(layers)
 
     def fitted_head(self) -> FittedHead:
         """The classifier that `measure` fitted for configurations that need one."""
@@ -131,7 +170,7 @@ class Measurements:
     def attention_key(self, estimator: AttentionEstimator, layer: str) -> str:
         """Hex key of all that a layer's losses depend on: weights, data and split, probe recipe, seed."""
         content = [self.backbone.fingerprint, self.dataset.fingerprint, estimator, layer]
-        recipe = [PROBE_RECIPE, str(MAX_PROBE_IMAGES), str(self.seed)]
+        recipe = [PROBE_RECIPE, str(self.probe_images), str(self.seed)]
         return content_key(content + recipe)
 
     def _layers(self, configs: Iterable[TrialConfig]) -> set[str]:
@@ -208,22 +247,19 @@ class Measurements:
     def _measure_attention(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say
     ) -> dict[str, LayerAttention]:
-        """Attention of these layers: from the cache as far as it has it."""
-        attention = self._cached_attention(estimator, layers, say)
-        missing = tuple(layer for layer in layers if layer not in attention)
-        if missing:
-            channels = sum(self.backbone.channels[layer] for layer in missing)
-            say(f"Attention: {estimator} losses of {channels} channels in {len(missing)} layers.")
-            found: dict[str, LayerAttention] = {}
-            for measured in self._probe(estimator, missing, workplace, say):
-                found |= measured
-                for layer, layer_attention in measured.items():
-                    key = self.attention_key(estimator, layer)
-                    self._write_to_cache(f"{key}.parquet", to_bytes(layer, layer_attention, key), say)
-            attention |= {layer: found[layer] for layer in missing}
-        for sentence in reliability_messages({layer: attention[layer] for layer in layers}):
+        """Attention of these layers, each in the cache once it is done, unless its time was over before."""
+        channels = sum(self.backbone.channels[layer] for layer in layers)
+        say(f"Attention: {estimator} losses of {channels} channels in {len(layers)} layers.")
+        found: dict[str, LayerAttention] = {}
+        for measured, cut_short in self._probe(estimator, layers, workplace, say):
+            found |= measured
+            for layer, attention in {} if cut_short else measured.items():
+                key = self.attention_key(estimator, layer)
+                self._write_to_cache(f"{key}.parquet", to_bytes(layer, attention, key), say)
+        in_order = {layer: found[layer] for layer in layers if layer in found}
+        for sentence in reliability_messages(in_order) if in_order else ():
             say(sentence)
-        return attention
+        return in_order
 
     def _cached_attention(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], say: Say
@@ -246,6 +282,8 @@ class Measurements:
                 say(f"Attention: {self.cache.path(name)} is damaged ({error}) and computed again.")
         if attention:
             say(f"Attention: {estimator} losses of {len(attention)} layers found in {self.cache.location}.")
+            for sentence in reliability_messages(attention):
+                say(sentence)
         return attention
 
     def _write_to_cache(self, name: str, content: bytes, say: Say) -> None:
@@ -258,16 +296,16 @@ class Measurements:
 
     def _probe(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say
-    ) -> Iterator[dict[str, LayerAttention]]:
+    ) -> Iterator[tuple[dict[str, LayerAttention], bool]]:
         """Train a probe head on the source's features, draw the probe images, and ablate the channels of `layers`.
 
         Yields:
-            Layers that are done.
+            Layers that are done, and whether that is because their time is over.
         """
         train, num_classes = self.dataset.train, len(self.dataset.classes)
         fitted = self._fit_head(workplace, say)
         images = ProbeImages.draw(train.labels, error_norm(fitted.logits, torch.tensor(train.labels)), self.seed)
-        first = images.order[:MAX_PROBE_IMAGES]
+        first = images.order[: self.probe_images]
         job = ProbeJob(
             backbone=self.backbone,
             head=fitted.state,
@@ -278,5 +316,10 @@ class Measurements:
             estimator=estimator,
         )
         with workplace.probing(job, say) as prober:
-            for measured in measure_layers(images, layers, prober.losses, seed=self.seed, estimator=estimator):
-                yield add_first_order_agreement(prober, images, measured) if estimator == "exact" else measured
+            for measured in measure_layers(
+                images, layers, prober.losses, seed=self.seed, estimator=estimator, most=self.probe_images
+            ):
+                cut_short = prober.cut_short
+                if estimator == "exact":
+                    measured = add_first_order_agreement(prober, images, measured)
+                yield measured, cut_short

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from delta_tune.attention.measurement import MAX_PROBE_IMAGES
 from delta_tune.data.dataset import Dataset, load_dataset
 from delta_tune.filesystem.cache import Cache
 from delta_tune.models.backbones import Backbone, build_source, load_backbone
@@ -27,12 +28,20 @@ class Task:
     seed: int = 0
     cache: Cache | None = None
     """Where studies share what they measure."""
+    probe_images: int = MAX_PROBE_IMAGES
+    """At most so many images measure the attention of a layer."""
     measurements: Measurements = field(init=False, repr=False)
     """Empty at first; `run_trial` adds what its configuration needs, `measurements.measure` what many need."""
     _sources: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.measurements = Measurements(dataset=self.dataset, backbone=self.backbone, seed=self.seed, cache=self.cache)
+        self.measurements = Measurements(
+            dataset=self.dataset,
+            backbone=self.backbone,
+            seed=self.seed,
+            cache=self.cache,
+            probe_images=self.probe_images,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays only: each process builds its own networks."""

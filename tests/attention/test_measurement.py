@@ -105,6 +105,40 @@ def test_a_layer_does_not_depend_on_what_is_measured_with_it():
     assert (alone.reliability, alone.images) == (together.reliability, together.images)
 
 
+def in_time(images: ProbeImages, losses: dict[str, torch.Tensor], counts: dict[str, int], calls: list):
+    """As `recorded`, but of each layer only so many images are there when the time is over."""
+    whole = recorded(images, losses, calls)
+
+    def ablate(positions, layers):
+        found = whole(positions, layers)
+        return {layer: each[: max(0, counts[layer] - positions.start)] for layer, each in found.items()}
+
+    return ablate
+
+
+def test_layers_whose_time_is_over_have_the_images_that_there_were_time_for():
+    images, losses, calls = drawn(), {"a": synthetic(0.0), "b": synthetic(0.0, 1)}, []
+    found = measured(images, ("a", "b"), in_time(images, losses, {"a": 72, "b": 64}, calls), seed=0)
+    assert {layer: each.images for layer, each in found.items()} == {"a": 72, "b": 64}
+    assert [positions for positions, _ in calls] == [range(FIRST_ROUND), range(FIRST_ROUND, 88)], "and no more"
+    alone = drawn()
+    expected = (losses["b"][alone.order[:64]].double() * torch.from_numpy(alone.weights(64))[:, None]).sum(0) / IMAGES
+    np.testing.assert_allclose(found["b"].losses, expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert -1 <= found["a"].reliability <= 1
+
+
+def test_layer_without_any_image_in_its_time_is_left_out():
+    images, losses = drawn(), {"a": synthetic(0.0), "b": synthetic(0.0, 1)}
+    found = measured(images, ("a", "b"), in_time(images, losses, {"a": 8, "b": 0}, []), seed=0)
+    assert {layer: each.images for layer, each in found.items()} == {"a": 8}
+
+
+def test_layers_are_measured_with_no_more_images_than_they_may():
+    images = drawn()
+    found = measured(images, ("a",), recorded(images, {"a": synthetic(0.0)}), seed=0, most=64)["a"]
+    assert found.images == 64
+
+
 def test_reliability_of_too_few_images_is_unknown():
     images = drawn(7)
     assert np.isnan(measured(images, ("a",), recorded(images, {"a": synthetic(1, images=7)}), seed=0)["a"].reliability)

@@ -118,6 +118,50 @@ def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
     assert len(pieces) == 5  # 36 images in blocks of 8, each counted once
 
 
+def test_workers_that_join_later_change_no_bit(task, alone, ray_cluster):
+    joined = []
+
+    @contextlib.contextmanager
+    def bar(text, total):
+        def advance(count):
+            if not joined:
+                place.use_slots(2)
+                deadline = time.monotonic() + 60
+                while len(place.started_besides([])) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                joined.extend(place.started_besides([]))
+
+        yield advance
+
+    with pool(1, bar) as place:
+        assert measured(task, contextlib.nullcontext(place)) == alone
+    assert len(joined) == 2
+
+
+def attention_in_time(task, place):
+    """Layer → its attention, as far as the pool's time allows."""
+    fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0)
+    found = fresh.measurements.measure_attention([TrialConfig(layers=LAYERS)], print, place)
+    return found["exact"]
+
+
+def test_images_before_the_time_is_over_count(task, ray_cluster, monkeypatch):
+    @contextlib.contextmanager
+    def bar(text, total):
+        yield lambda count: setattr(place, "_until", time.monotonic())
+
+    with pool(1, bar) as place:
+        found = attention_in_time(task, place)
+    assert found.keys() == set(LAYERS)
+    assert {layer.images for layer in found.values()} <= {8, 16}, "a block was done, and another may have been"
+
+
+def test_nothing_is_found_where_the_time_is_over_before_a_worker_is_there(task, ray_cluster):
+    with pool(1) as place:
+        place._until = time.monotonic()
+        assert attention_in_time(task, place) == {}
+
+
 def breaking_actors(monkeypatch, error, file=None):
     """Actors in which `error` is raised; with `file` only the first process raises it."""
 

@@ -163,8 +163,8 @@ def test_search_after_restore_of_a_balanced_space_proposes_as_the_uninterrupted_
 
 def test_search_after_restore_without_history_would_propose_something_else():
     whole, blank = Study().run(14), Study()
-    lost = (12, whole.finished[12][1], LOST, {})  # nothing is learnt from it
-    blank.search.restore_trials([whole.finished[0], lost], [])
+    lost = [(number, params, LOST, {}) for number, params, *_ in whole.finished[1:13]]  # nothing is learnt from them
+    blank.search.restore_trials([whole.finished[0], *lost], [])
     assert blank.run(1).configs[13] != whole.configs[13]
 
 
