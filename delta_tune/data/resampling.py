@@ -9,7 +9,7 @@ import numpy as np
 
 from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages, pack_files
-from delta_tune.data.splits import Indices, cut_splits
+from delta_tune.data.splits import Indices, cut_splits, training_subset
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +68,25 @@ def first_images(dataset: Dataset, count: int) -> Dataset:
         test=None,
         fingerprint=f"{dataset.fingerprint}-first-{count}",
     )
+
+
+def sample_images(dataset: Dataset, fraction: float, per_class: int, seed: int) -> Dataset:
+    """A stratified part of train and of val, with `per_class` images of each class at least, as far as there are.
+
+    Args:
+        dataset: whose images are shared.
+        fraction: of each class, in (0, 1).
+        per_class: ≥ 1.
+        seed: of the draw.
+    """
+    pool, begin, found = pool_train_val(dataset), 0, []
+    for split in (dataset.train, dataset.val):
+        share = training_subset(split.labels, fraction=fraction, per_class=None, seed=seed)
+        least = training_subset(split.labels, fraction=None, per_class=per_class, seed=seed)
+        found.append(pool.split(begin + np.union1d(share, least)))
+        begin += len(split)
+    train, val = found
+    return dataclasses.replace(dataset, train=train, val=val, fingerprint=f"{dataset.fingerprint}-sample")
 
 
 def _copied(split: Split, count: int) -> Split:

@@ -9,6 +9,7 @@ from delta_tune.cluster.gpu_sharing import heaviest_config
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import ARM
+from delta_tune.study.attention_phase import ATTENTION_SHARE
 from delta_tune.study.plan import budget_lines, waits_for_speed
 from delta_tune.study.schedule import Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, written_settings
@@ -17,8 +18,6 @@ from delta_tune.study.time_budget import END_S, LARGEST_SHARE, START_S, final_tr
 from delta_tune.study.trial_plan import plan_trials
 from delta_tune.training.speed import Speed, few, measure_speed
 
-ATTENTION_SHARE = 0.1
-"""Of the budget, for measuring attention."""
 SIDE_BY_SIDE = 1.2
 """Factor on the time of a step where other trials run beside: they share memory and caches."""
 

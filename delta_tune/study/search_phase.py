@@ -30,7 +30,9 @@ def search(study: Study, session: Session) -> bool:
     study.searcher.gpus_per_trial = resources.gpus_per_trial
     study.recorder.on_new_leader = lambda: follow_leader(study)
     with session.measuring.workplace() as workplace:
-        study.task.measurements.measure_source(study.configs, study.progress.say, workplace)
+        # Trials on frozen features measure them on their own, if there is no time to do it for all
+        shared = [config for config in study.configs if config.method.trains_backbone or not study.sampled]
+        study.task.measurements.measure_source(shared, study.progress.say, workplace)
     if left is not None:
         left = cached_for(LOOK_AT_BUDGET_S, left)
     with AttentionPhase(study, session) as attention:

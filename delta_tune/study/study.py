@@ -54,6 +54,7 @@ class Study:
         storage: Optuna's; None for memory.
         schedule: what the time budget buys; None without one, and before a step has been timed.
         why: sentences on how the schedule came about.
+        sampled: whether the time budget is too short for a pass over all images: nothing then needs one.
         scheduler: stops trials early.
         searcher: proposes trials.
         recorder: writes the tables while trials run.
@@ -76,6 +77,7 @@ class Study:
     storage: BaseStorage | None = None
     schedule: Schedule | None = None
     why: tuple[str, ...] = ()
+    sampled: bool = False
     scheduler: AshaScheduler = field(init=False)
     searcher: OptunaSearcher = field(init=False)
     recorder: Recorder = field(init=False)
