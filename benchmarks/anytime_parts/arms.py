@@ -27,7 +27,7 @@ from anytime_parts.tasks import Task
 HERE = Path(__file__).resolve().parent
 LOOK_S = 0.2
 MODEL_FILES = ("model.safetensors", "config.json")
-LAST_LINES = 12
+LAST_LINES = 40
 
 
 @dataclass(kw_only=True, slots=True)
