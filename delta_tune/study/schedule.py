@@ -89,15 +89,13 @@ def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
     Epochs are given up before the confirmation, and that before the last epoch.
     """
     longest = wishes.max_epochs or epochs_of_set(means.steps)
-    seconds, confirms, epochs = means.seconds, False, 0
-    if means.confirming:
-        seconds = means.seconds - means.for_confirming
-        most = min(longest, math.floor(means.for_confirming / means.confirming))
-        epochs = min(most, epochs_that_fit(wishes, means, seconds))
-        confirms = epochs >= 1
-    if not confirms:
-        seconds, epochs = means.seconds, min(longest, epochs_that_fit(wishes, means, means.seconds))
-    epochs = max(1, epochs)
+    seconds = means.seconds - means.for_confirming
+    confirms = 0 < means.confirming <= means.for_confirming and seconds >= means.epoch_seconds
+    if confirms:
+        longest = min(longest, math.floor(means.for_confirming / means.confirming))
+    else:
+        seconds = means.seconds
+    epochs = max(1, min(longest, epochs_that_fit(wishes, means, seconds)))
     return Schedule(
         max_epochs=epochs,
         grace_period=wishes.grace(epochs),

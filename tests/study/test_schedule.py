@@ -146,6 +146,12 @@ def test_confirmation_has_its_share_or_is_left_out():
     assert choose_schedule(OPEN, dataclasses.replace(means, confirming=51.0)).max_epochs == 4
 
 
+def test_more_trials_than_fit_leave_the_confirmation_its_share():
+    asked = dataclasses.replace(OPEN, num_trials=1000)
+    found = choose_schedule(asked, dataclasses.replace(MEANS, confirming=20.0, for_confirming=50.0))
+    assert (found.max_epochs, found.num_trials, found.confirms) == (1, 20, True)
+
+
 def test_first_trials_at_a_rung_pass_more_often_than_later_ones():
     assert [passing(count, 4) for count in (1, 2, 4, 8)] == [1, 1.5, pytest.approx(25 / 12), pytest.approx(37 / 12)]
 
