@@ -97,7 +97,7 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     def left() -> float:
         nonlocal announced
         reserved = study.reserve(most, slots)
-        if study.tables.leader is not None and not announced:
+        if not announced and any(row["state"] == "completed" for row in study.tables.searched.values()):
             announced = True
             study.record.set_reserved(dataclasses.asdict(reserved))
             study.progress.say(budget.reserved_after_search(reserved, confirm))

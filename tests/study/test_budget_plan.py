@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from delta_tune.config import UserError
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.study import budget_plan
 from delta_tune.study.budget_plan import plan_by_budget
 from delta_tune.study.plan import budget_lines
-from delta_tune.study.search_phase import search
+from delta_tune.study.search_phase import search, time_left
 from delta_tune.study.setup import open_study, prepare_study
 from delta_tune.training.speed import Speed
 
@@ -112,6 +113,19 @@ def test_resumed_study_still_has_as_many_trials_as_there_is_time_for(settings, p
     study.tables.write()
     assert prepare_study({**settings, "resume": True}).num_trials is None
     assert prepare_study({**settings, "resume": True, "num_trials": 7}).num_trials == 7
+
+
+def test_reserve_is_said_once_trials_have_shown_what_epochs_take(settings, planned):
+    study = planned({**settings, "confirm": 5}, 1)
+    left = time_left(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+    for number, method in enumerate(("linear_probe", "l2")):
+        assert "reserved" not in study.record.content
+        study.tables.add(number, TrialConfig(regularizer=method), {}, {})
+        study.tables.report(number, {"epoch": 1, **dict.fromkeys(EPOCH_COLUMNS, 0.5)} | {"epoch": 1})
+        study.tables.finish(number, "completed")
+        left()
+    assert study.record.content["reserved"]["repetitions"] == 5
+    assert study.record.content["reserved"]["confirmation"] > 0
 
 
 def test_budget_too_short_for_a_trial_leaves_the_choice_to_a_later_session(settings, planned):
