@@ -33,9 +33,9 @@ from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.workplace import ThisProcess
 
 STARTS = ("random", "probe")
-RATES = ((0.001, 10.0), (0.003, 10.0), (0.003, 1.0), (0.01, 1.0))
+RATES = ((1e-4, 1.0), (1e-4, 10.0), (3e-4, 1.0), (3e-4, 10.0), (1e-3, 1.0), (1e-3, 10.0), (3e-3, 1.0))
 """lr and head_lr_multiplier."""
-LENGTHS = ((6, 1.5), (12, 0.0), (12, 1.5), (24, 1.5))
+LENGTHS = ((6, 1.5), (12, 1.5), (12, 0.0))
 """Epochs and average_epochs."""
 PROBE = {"regularizer": "linear_probe"}
 PIXELS, PER_CLASS = 96, 10
@@ -101,7 +101,7 @@ def table(rows: list[dict[str, Any]]) -> None:
         text = ", ".join(f"{k} {v}" for k, v in json.loads(arm).items())
         print(f"{text:<88}" + "".join(f"{scores.get(n, float('nan')):>12.1f}" for n in sets), end="")
         print(f"{statistics.mean(scores.values()):>8.1f}")
-    for name, choices in (("head_start", STARTS), ("max_epochs", (6, 12, 24)), ("average_epochs", (0.0, 1.5))):
+    for name, choices in (("head_start", STARTS), ("max_epochs", (6, 12)), ("average_epochs", (0.0, 1.5))):
         for one, other in itertools.pairwise(choices):
             gains = defaultdict(list)
             for arm, scores in means.items():

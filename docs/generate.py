@@ -69,7 +69,9 @@ def trial_config_page() -> str:
     rows = []
     for name, field in fields_of(TrialConfig).items():
         users = [method for method in methods if records[method][name] is not None]
-        used_by = "all" if len(users) == len(methods) else ", ".join(map(code, users))
+        others = [method for method in methods if method not in users]
+        all_but = " but ".join(["all", *map(code, others)])
+        used_by = all_but if len(others) < 2 else ", ".join(map(code, users))
         rows.append((code(name), code(_type(field)), _allowed(field), _default(field), used_by, prose(field.help)))
     return page(
         [

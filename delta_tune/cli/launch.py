@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -84,10 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     SIGTERM and SIGHUP are Ctrl-C.
     """
+    started = time.monotonic()
     with tolerant_output(), signals_like_ctrl_c():
         flags: dict[str, Any] = vars(parser().parse_args(arguments))
         try:
-            return _run(flags)
+            return _run(flags, started)
         except UserError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return EXIT_MISTAKE
@@ -100,16 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_FAULT
 
 
-def _run(flags: dict[str, Any]) -> int:
+def _run(flags: dict[str, Any], started: float) -> int:
     dry = flags.pop("dry_run", False)
     if "set" in flags:
         flags["set"] = dict(parse_setting(text) for text in flags["set"])
-    from delta_tune.study.tune import dry_run, tune
+    from delta_tune.study.tune import dry_run, tune_since
 
     if dry:
         print("\n".join(map(visible, dry_run(**flags))))
         return 0
-    result = tune(**flags)
+    result = tune_since(started, **flags)
     demo = flags.get("data", "demo") == "demo" and not flags.get("resume")
     if demo and flags.get("verbose", 1) and result.best_config is not None:
         print(

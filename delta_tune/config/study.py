@@ -89,7 +89,10 @@ class StudyConfig:
     num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")
     max_epochs: int = field(12, "Epochs of a full trial", range=Range(1, 1_000_000), group="search", metavar="N")
     time_budget: float | str | None = field(
-        None, "Wall-clock time of the search, such as `45m` or `2h`", group="search", metavar="TIME"
+        None,
+        "Wall-clock time of everything, such as `45m` or `2h`; epochs and trials that are not given are chosen to fit",
+        group="search",
+        metavar="TIME",
     )
     metric: Metric = field("val_accuracy", "Metric to optimise", group="search")
     mode: Mode | None = field(

@@ -28,11 +28,11 @@ class RunProgress:
 
     Args:
         tables: the run's tables.
-        total: number of trials.
+        total: number of trials; None for as many as the time allows.
         clock: returns seconds.
     """
 
-    def __init__(self, tables: StudyTables, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, tables: StudyTables, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._tables, self.total, self._clock = tables, total, clock
         self._lock = threading.Lock()
         self._slots: Callable[[], int] = lambda: 1
@@ -108,9 +108,12 @@ class RunProgress:
     def left(self) -> float | None:
         """Estimated seconds until the end, from the trials that ended in this session; None before the first."""
         with self._lock:
+            now = self._clock()
+            if self.total is None:
+                return None if self._deadline is None else max(0.0, self._deadline - now)
             if not self._ended:
                 return None
-            now, mean = self._clock(), self._seconds / self._ended
+            mean = self._seconds / self._ended
             rests = [max(0.0, mean - (now - since)) for since in self._started.values()]
             waiting = max(0, self.total - self.done - len(rests))
             left = max([(waiting * mean + sum(rests)) / max(1, self._slots()), *rests])
@@ -136,14 +139,19 @@ class RunProgress:
 def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int) -> RenderableType:
     """The live view: a progress bar and five lines, each cut to the terminal's width."""
     running = progress.running
-    to_come = max(0, progress.total - progress.done - len(running))
+    done, now = f"{progress.done} trials done", f"{len(running)} running"
+    size, filled = progress.elapsed + (progress.left or 0.0), progress.elapsed
+    if progress.total is not None:
+        to_come = max(0, progress.total - progress.done - len(running))
+        done, now = f"{progress.done} of {progress.total} trials done", f"{now}, {to_come} to come"
+        size, filled = progress.total, progress.done
     left = "–" if progress.left is None else f"about {format_duration(progress.left)}"
     use = cpu_use()
     if gpus and (busy := gpu_utilization(gpus)) is not None:
         use += f", GPU {busy:.0f} %"
     trials = [f"{n} (epoch {epochs} of {progress.max_epochs(n)})" for n, epochs in sorted(running.items())]
     lines = {
-        title: f"{progress.done} of {progress.total} trials done, {len(running)} running, {to_come} to come",
+        title: f"{done}, {now}",
         "best": f"{metric} {progress.best}",
         "epochs": f"{progress.bought} bought, {progress.saved} saved by stopping trials early",
         "time": f"{format_duration(progress.elapsed)} gone, {left} left; {use}",
@@ -152,7 +160,7 @@ def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(no_wrap=True, overflow="ellipsis")
-    grid.add_row("", ProgressBar(total=progress.total, completed=progress.done, width=BAR_WIDTH))
+    grid.add_row("", ProgressBar(total=size, completed=filled, width=BAR_WIDTH))
     for name, text in lines.items():
         grid.add_row(Text(visible(name)), Text(visible(text), no_wrap=True, overflow="ellipsis"))
     return grid

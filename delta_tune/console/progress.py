@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from delta_tune.config import visible
-from delta_tune.console.format import format_duration, format_params, format_score
+from delta_tune.console.format import format_count, format_duration, format_params, format_score
 from delta_tune.console.live_view import RunProgress, render_progress
 from delta_tune.console.streams import tolerant
 from delta_tune.results.tables import StudyTables
@@ -120,8 +120,8 @@ class Progress:
             score = format_score(tables.metric, row[tables.metric])
             self.say(f"  trial {number} epoch {row['epoch']}: train loss {row['train_loss']:.4f}, {score}")
 
-    def trial(self, tables: StudyTables, number: int, total: int, left: float | None = None) -> None:
-        """Print a trial that ended, and the estimated seconds `left`."""
+    def trial(self, tables: StudyTables, number: int, total: int | None, left: float | None = None) -> None:
+        """Print a trial that ended, of `total` if that is known, and the estimated seconds `left`."""
         if not self.verbose:
             return
         if not self._has_header:
@@ -145,15 +145,16 @@ class Progress:
         if trial.get("error"):
             self.say(f"         {trial['error']}")
 
-    def _so_far(self, tables: StudyTables, total: int, left: float | None) -> str:
+    def _so_far(self, tables: StudyTables, total: int | None, left: float | None) -> str:
         leader = "–"
         if tables.leader is not None:
             leader = (
                 f"{format_score(tables.metric, tables.best_row(tables.leader)[tables.metric])} (trial {tables.leader})"
             )
         done = len(tables.searched.keys() - tables.open)
-        rest = "" if left is None or done >= total else f", about {format_duration(left)} left"
-        return f"best {leader}, {done}/{total} trials, {format_duration(time.monotonic() - self._start)}{rest}"
+        rest = "" if left is None or done == total else f", about {format_duration(left)} left"
+        trials = format_count(done, "trial") if total is None else f"{done}/{total} trials"
+        return f"best {leader}, {trials}, {format_duration(time.monotonic() - self._start)}{rest}"
 
     def methods(self, tables: StudyTables) -> None:
         """Print the best trial of each method as a table."""

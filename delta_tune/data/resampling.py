@@ -1,4 +1,4 @@
-"""New train/val splits of a study's images, for repeated runs."""
+"""Other splits of a study's images: new ones for repeated runs, and small ones to try something on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
-from delta_tune.data.splits import Indices, cut_splits
+from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages, pack_files
+from delta_tune.data.splits import Indices, cut_splits, training_subset
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,3 +57,41 @@ def merge_val_into_train(dataset: Dataset) -> Dataset:
     pool = pool_train_val(dataset)
     whole = pool.split(np.arange(len(pool.labels)))
     return dataclasses.replace(dataset, train=whole, fingerprint=f"{dataset.fingerprint}-all")
+
+
+def first_images(dataset: Dataset, count: int) -> Dataset:
+    """A data set of the first `count` images of train and val, copied: the others need not travel with it."""
+    return dataclasses.replace(
+        dataset,
+        train=_copied(dataset.train, count),
+        val=_copied(dataset.val, count),
+        test=None,
+        fingerprint=f"{dataset.fingerprint}-first-{count}",
+    )
+
+
+def sample_images(dataset: Dataset, fraction: float, per_class: int, seed: int) -> Dataset:
+    """A stratified part of train and of val, with `per_class` images of each class at least, as far as there are.
+
+    Args:
+        dataset: whose images are shared.
+        fraction: of each class, in (0, 1).
+        per_class: ≥ 1.
+        seed: of the draw.
+    """
+    pool, begin, found = pool_train_val(dataset), 0, []
+    for split in (dataset.train, dataset.val):
+        share = training_subset(split.labels, fraction=fraction, per_class=None, seed=seed)
+        least = training_subset(split.labels, fraction=None, per_class=per_class, seed=seed)
+        found.append(pool.split(begin + np.union1d(share, least)))
+        begin += len(split)
+    train, val = found
+    return dataclasses.replace(dataset, train=train, val=val, fingerprint=f"{dataset.fingerprint}-sample")
+
+
+def _copied(split: Split, count: int) -> Split:
+    first = split.first(count)
+    if isinstance(split.images, EncodedImages):
+        files = [split.images.encoded[index].as_py() for index in range(len(first))]
+        return dataclasses.replace(first, images=dataclasses.replace(split.images, encoded=pack_files(files)))
+    return dataclasses.replace(first, images=DecodedImages(split.images.batch(np.arange(len(first)))))

@@ -31,6 +31,8 @@ from delta_tune.search.optuna_storage import silence_optuna
 from delta_tune.spaces.validation import contains
 
 METHOD = "regularizer"
+ATTENTIVE = "delta"
+"""Trials of it run as another method where their attention is missing."""
 MIN_TRIALS = 10
 """Completed trials; with fewer, importances are chance."""
 Parameters = Mapping[str, BaseDistribution]
@@ -54,7 +56,8 @@ def read_parameters(distributions: Mapping[str, Any], tables: StudyTables) -> Pa
                 f"{tables.folder / STUDY_FILE} is damaged ({place}: {cause}); start a new study."
             ) from error
     for number, row in tables.trials.items():
-        known = {**parameters, METHOD: CategoricalDistribution([row["config.regularizer"]])}
+        # A trial of delta runs with another method if attention is missing
+        known = {**parameters, METHOD: CategoricalDistribution(sorted({row["config.regularizer"], ATTENTIVE}))}
         for name, value in tables.params(number).items():
             if name in known and not _fits(known[name], value):
                 raise UserError(
@@ -238,7 +241,7 @@ def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
 
 
 def _coordinates(tables: StudyTables, number: int) -> dict[str, Any]:
-    return {METHOD: tables.trials[number]["config.regularizer"], **tables.params(number)}
+    return {**tables.params(number), METHOD: tables.trials[number]["config.regularizer"]}
 
 
 def _coordinate(tables: StudyTables, number: int, name: str) -> Any:

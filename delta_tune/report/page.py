@@ -209,13 +209,14 @@ def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
     states = [row["state"] for row in tables.searched.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     settings = record.settings
+    of = f" (of {settings['num_trials']})" if "num_trials" in record.settled else ""
     full = settings["max_epochs"] * sum(state in ("completed", "pruned") for state in states)
     bought = sum(row["epochs"] for row in tables.searched.values() if row["state"] in ("completed", "pruned"))
     saved = f", {100 * (1 - bought / full):.0f} % fewer than without ASHA" if full and bought < full else ""
     return {
         "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record.images.items())} images",
         "model": f"{record.backbone}, weights {settings['weights'] or 'the default'}",
-        "trials": f"{counts or 'none yet'} (of {settings['num_trials']})",
+        "trials": f"{counts or 'none yet'}{of}",
         "epochs": f"{sum(len(rows) for rows in tables.epochs.values())}{saved}",
         "time": format_duration(record.spent_seconds or 0.0),
     }

@@ -142,6 +142,25 @@ class StudyRecord:
         return {**dataclasses.asdict(StudyConfig()), **self.content["settings"]}
 
     @property
+    def settled(self) -> frozenset[str]:
+        """Names of the settings in the file; those that are left to the time budget are not."""
+        return frozenset(self.content.get("settings", ()))
+
+    def settle(self, settings: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        """Note the settings that the time budget has decided.
+
+        Args:
+            settings: all that are decided.
+            asked: those that the user wanted otherwise, as they were wanted.
+        """
+        self.content |= {"settings": dict(settings), "asked": dict(asked)}
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """Settings as the user wanted them, where the time budget was too short for them."""
+        return dict(self.content.get("asked", {}))
+
+    @property
     def metric(self) -> Metric:
         """What trials are ranked by."""
         metric: Metric = self.settings["metric"]

@@ -121,6 +121,7 @@ class StudyContent(BaseModel):
     """`study.json`. A field with a default may be missing: an early version, or a young study, does not have it."""
 
     settings: Annotated[dict[str, Any], AfterValidator(_check_settings)]
+    asked: dict[Literal["max_epochs", "grace_period"], Count] = {}
     fingerprints: Fingerprints = Fingerprints(data="", weights="")
     space: Text = ""
     versions: dict[Text, Text] = {}

@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import METRICS, Metric, Sampler, TrialConfig
+from delta_tune.results.study_schema import MAX_TRIALS
 from delta_tune.search.messages import RUNS_AGAIN, TrialAssignment, TrialOutcome, reported_epochs
 from delta_tune.search.optuna_storage import create_study, remove_stale_studies
 from delta_tune.search.samplers import make_sampler, space_for
@@ -113,7 +114,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         sampler: Sampler,
         seed: int,
         max_epochs: int,
-        num_trials: int,
+        num_trials: int | None,
         on_proposal: Callable[[int, Proposal], None],
         name: str = "study",
         storage: BaseStorage | None = None,
@@ -123,7 +124,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         super().__init__(metric=metric, mode=METRICS[metric])
         self.checked = checked = space_for(sampler, checked)
         space, balance = checked.space, checked.space.balance
-        self._turns = Turns(checked, first, first + num_trials)
+        self._turns = Turns(checked, first, MAX_TRIALS if num_trials is None else first + num_trials)
         self._spaces: dict[Any, Space] = {}
         self.studies: dict[Any, optuna.Study] = {}
         """Optuna's, by choice of the balanced hyperparameter; the key is None if the space balances none."""

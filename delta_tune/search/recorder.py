@@ -49,7 +49,7 @@ class Recorder(Callback):  # type: ignore[misc]
         tables: StudyTables,
         scheduler: AshaScheduler,
         progress: Progress,
-        total: int,
+        total: int | None,
         mirror: Mirror | None = None,
     ) -> None:
         self._tables, self._scheduler, self._progress, self._total = tables, scheduler, progress, total

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +68,7 @@ def run_trials(
     share_maps: bool,
     left: Callable[[], float] | None = None,
     beside: Beside | None = None,
+    least: float = 0.0,
     title: str = "Search",
     loggers: Sequence[LoggerCallback] = (),
 ) -> list[tuple[float, int]]:
@@ -82,8 +83,9 @@ def run_trials(
         folder: the study's folder.
         metric: the metric that searcher and scheduler use.
         share_maps: whether trials share the source's feature maps.
-        left: returns the seconds until all trials are stopped; None for no limit.
+        left: returns the seconds until all trials are stopped, wherever they are; None for no limit.
         beside: the attention that is measured meanwhile, if it is.
+        least: no trial is started any more when fewer seconds are left.
         title: the run's name in the live view.
         loggers: callbacks that run after the recorder.
 
@@ -126,7 +128,7 @@ def run_trials(
     avoided: set[str] = set()
     ends: list[str] = []
     room = Capacity(resources, session.progress.say, nodes=lambda: alive_nodes(avoided), runs=runs)
-    limited = _Limiter(searcher, room, avoided, beside)
+    limited = _Limiter(searcher, room, avoided, beside, lambda: left is not None and left() < least)
 
     def avoid(node: str, why: str) -> None:
         avoided.add(node)
@@ -153,7 +155,7 @@ def run_trials(
             name=f"run-{len(list(ray_folder.glob('run-*'))) + 1}",
             storage_path=str(ray_folder),
             callbacks=[recorder, _TensorBoard(), *loggers],
-            stop=_Stopper(left, room, recorder.standing, ends, beside),
+            stop=_Stopper(left, room, recorder.standing, ends, beside, scheduler.live),
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
             verbose=0,
         ),
@@ -185,15 +187,24 @@ def _fit(tuner: tune.Tuner) -> bool:
 class _Limiter(ConcurrencyLimiter):  # type: ignore[misc]
     """Limits concurrent trials to what the cluster has room for now, and keeps them off nodes whose GPU was lost.
 
-    Tune's own limiter is fixed.
+    Tune's own limiter is fixed. Once it is too late for another trial, there are no more.
     """
 
-    def __init__(self, searcher: Searcher, room: Capacity, avoided: Collection[str], beside: Beside | None) -> None:
+    def __init__(
+        self,
+        searcher: Searcher,
+        room: Capacity,
+        avoided: Collection[str],
+        beside: Beside | None,
+        too_late: Callable[[], bool],
+    ) -> None:
         super().__init__(searcher, max_concurrent=room.limit)
-        self._room, self._avoided, self._beside = room, avoided, beside
+        self._room, self._avoided, self._beside, self._too_late = room, avoided, beside, too_late
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, if there is room for it."""
+        if self._too_late():
+            return Searcher.FINISHED
         taken = 0 if self._beside is None else self._beside.slots
         self.max_concurrent = max(1, self._room.limit - taken)
         config = super().suggest(trial_id)
@@ -222,8 +233,10 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         standing: RunProgress,
         ends: Collection[str],
         beside: Beside | None,
+        live: Mapping[str, Any],
     ) -> None:
-        self._left, self._room, self._standing, self._ends, self._beside = left, room, standing, ends, beside
+        self._left, self._room, self._standing, self._ends = left, room, standing, ends
+        self._beside, self._live = beside, live
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops single trials; the scheduler does."""
@@ -235,9 +248,16 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             left = self._left()
             self._standing.ends_in(left)
             if left <= 0:
+                self._end_processes()
                 return True
         failed = self._beside is not None and self._beside.failed
         return failed or bool(self._ends) or self._room.out_of_room is not None
+
+    def _end_processes(self) -> None:
+        """End the trials where they are; what they saved stays. Tune would wait for their epochs, up to 10 s."""
+        for trial in self._live.values():
+            if (actor := trial.temporary_state.ray_actor) is not None:
+                ray.kill(actor)
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Tune pickles its settings at the start of a run, but a resume uses the study's tables."""

@@ -76,7 +76,7 @@ class AttentionPhase:
         study.searcher.attention = self
         measurements.keep_attention(self._of_earlier_sessions())
         measurements.find_attention(study.configs, self._say)
-        if not measurements.missing_attention(study.configs) or self._seconds_left <= 0:
+        if not measurements.missing_attention(study.configs) or self._seconds_left <= 0 or study.sampled:
             self._conclude()
             return
         with self._measuring.workplace() as workplace:  # here, for trials are given what is in `measurements`

@@ -9,7 +9,7 @@ from delta_tune.search.session import Session
 from delta_tune.study.confirmation import Confirmation, confirm, confirmation_to_json
 from delta_tune.study.retraining import describe_model, retrain_and_save, task_with_all_images
 from delta_tune.study.study import Study
-from delta_tune.study.time_budget import LOOK_AT_BUDGET_S, cached_for, final_takes_val
+from delta_tune.study.time_budget import LOOK_AT_BUDGET_S, SLACK, cached_for, final_takes_val
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Outcome:
 def confirm_and_retrain(study: Study, session: Session) -> Outcome:
     """Compare the methods, if the settings ask for it, and retrain the best one's configuration."""
     config, budget, say = study.config, study.budget, study.progress.say
-    if not config.confirm or not study.tables.ranked():
+    if not study.confirms or not study.tables.ranked():
         return Outcome()
     repetitions, left, final_seconds = config.confirm, None, 0.0
     if budget.total is not None:
@@ -77,7 +77,8 @@ def retrain_best(study: Study, session: Session, confirmation: Confirmation, sec
     if not study.budget.has_time_for(seconds):
         study.progress.say("The time budget has no room left for the final model: it is the one the search kept.")
         return False
-    trial = retrain_and_save(task, study.tables, confirmation, session, study.folder)
+    left = None if study.budget.total is None else lambda: study.budget.left + SLACK * seconds
+    trial = retrain_and_save(task, study.tables, confirmation, session, study.folder, left)
     if trial is None:
         return False
     study.record.set_model(trial, model)

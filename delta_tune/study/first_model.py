@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import ray
 
+from delta_tune.attention.probe_head import measure_features
 from delta_tune.config import FIRST_MODEL, TrialConfig
 from delta_tune.console.format import format_duration, format_score
+from delta_tune.data.resampling import first_images, sample_images
 from delta_tune.models.devices import torch_threads
 from delta_tune.results.columns import FINISHED
-from delta_tune.results.layout import BEST, trial_name
+from delta_tune.results.layout import BEST, CHECKPOINTS, trial_name
 from delta_tune.results.mirror import local_copy
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
-from delta_tune.study.best_model import follow_leader
+from delta_tune.study.best_model import completed_model, follow_leader, save_winner
 from delta_tune.study.study import Study
-from delta_tune.training.trial import run_trial
+from delta_tune.training.task import Task
+from delta_tune.training.trial import TrialResult, run_trial
+from delta_tune.training.workplace import Workplace
 
 NUMBER = 0
 """Of its trial."""
+LONGEST_S, SHARE = 30.0, 0.1
+"""Seconds, and share of the time budget, in which the pass over all images must fit; otherwise a sample comes first."""
+PER_CLASS = 20
+"""Images of each class in the sample, at least."""
+TIMED_IMAGES = 64
 
 
 def first_searched(tables: StudyTables) -> int:
@@ -30,31 +40,102 @@ def first_searched(tables: StudyTables) -> int:
 
 
 def fit_first_model(study: Study, session: Session) -> None:
-    """Fit the classifier, score it and save it as `best/`, unless an earlier session has."""
-    tables, number = study.tables, NUMBER
-    row = tables.trials.get(number)
-    if first_searched(tables) == number or (row is not None and row["state"] in FINISHED):
+    """Fit the classifier, score it and save it as `best/`, unless an earlier session has.
+
+    Where the pass over all images would take long, the classifier is fitted to a sample first. Without a time budget,
+    or with a long one, it is fitted to all images after that.
+    """
+    tables, say = study.tables, study.progress.say
+    row = tables.trials.get(NUMBER)
+    if first_searched(tables) == NUMBER or (row is not None and row["state"] in FINISHED):
         follow_leader(study)  # an earlier session may have been killed before it did
         return
     config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
     if row is None:
-        tables.add(number, config, {}, {})
-    began = time.time()
+        tables.add(NUMBER, config, {}, {})
+    tables.start(NUMBER, ray.get_runtime_context().get_node_id(), time.time(), 0.0)
     with session.measuring.workplace() as workplace:
-        study.task.measurements.measure_source([config, *study.configs], study.progress.say, workplace)
-    tables.start(number, ray.get_runtime_context().get_node_id(), began, 0.0)
-    place = f"{session.checkpoints(study.folder)}/{trial_name(number)}"
-    # Only the head is left to score: no work for a GPU
-    with local_copy(place) as (folder, mirror), torch_threads(1):
-        result = run_trial(study.task, config, metric=study.config.metric, checkpoint=folder)
-        if mirror is not None:
-            push_with_retries(mirror)
-    for epoch in result.epochs:
-        tables.report(number, epoch, time.time())
-    tables.finish(number, "completed")
-    follow_leader(study)
-    score = format_score(study.config.metric, tables.best_row(number)[study.config.metric])
+        seconds = seconds_of_pass(study, workplace)
+        longest = longest_pass(study.budget.total)
+        sample = sample_task(study.task, longest / 2 / seconds) if seconds > longest else study.task
+        if images_of(sample) > images_of(study.task) / 2:
+            seconds = 0.0  # a sample with all classes would not take much less
+        if seconds > longest:
+            say(f"The pass over all images would take {format_duration(seconds)}, so it begins with {_sizes(sample)}.")
+            sample.measurements.measure_source([config, *study.configs], say, workplace)
+            fit_and_save(study, session, sample, config)
+            study.task.measurements.mean_squares |= sample.measurements.mean_squares
+        study.sampled = study.budget.total is not None and seconds > SHARE * study.budget.total
+        if not study.sampled:
+            study.task.measurements.mean_squares.clear()
+            study.task.measurements.measure_source([config, *study.configs], say, workplace)
+            fit_and_save(study, session, study.task, config)
+    tables.finish(NUMBER, "completed")
+
+
+def images_of(task: Task) -> int:
+    """Number of images of train and val."""
+    return len(task.dataset.train) + len(task.dataset.val)
+
+
+def longest_pass(budget: float | None) -> float:
+    """Seconds that the pass over all images may take before the first model."""
+    return LONGEST_S if budget is None else min(LONGEST_S, SHARE * budget)
+
+
+def seconds_of_pass(study: Study, workplace: Workplace) -> float:
+    """The seconds that the pass over train and val will take, by the time of a few images; 0 if it is known."""
+    images = images_of(study.task)
+    if images <= 4 * TIMED_IMAGES or study.task.measurements.knows_source(study.progress.say):
+        return 0.0
+    took = 0.0
+    for count in (1, TIMED_IMAGES):  # the first pass also pays for a worker's start
+        few = first_images(study.task.dataset, count).train
+        began = time.monotonic()
+        workplace.run(measure_features, study.task.backbone, few, ())
+        took = time.monotonic() - began
+    return took * images / TIMED_IMAGES / workplace.slots
+
+
+def sample_task(task: Task, fraction: float) -> Task:
+    """The task on a sample of its images, without a cache: it would keep them under the key of all."""
+    return dataclasses.replace(task, dataset=sample_images(task.dataset, fraction, PER_CLASS, task.seed), cache=None)
+
+
+def fit_and_save(study: Study, session: Session, task: Task, config: TrialConfig) -> None:
+    """Fit and score the classifier on a task's images, which are measured; make it the model."""
+    result = _run(study, session, task, config)
+    for row in result.epochs:
+        study.tables.report(NUMBER, row, time.time())
+    model = completed_model(study.tables, NUMBER)
+    whole = task is study.task
+    if session.mirror is not None:
+        session.mirror.fetch_folder(study.folder / CHECKPOINTS / trial_name(NUMBER))
+    save_winner(study.task, study.tables, model, study.folder / BEST)
+    study.record.set_model(NUMBER, model.name if whole else f"{model.name}, fitted to {_sizes(task)}")
+    study.save_record()
+    metric = study.config.metric
     study.progress.say(
         f"First model after {format_duration(study.budget.session)}: a linear classifier on the frozen network, "
-        f"{study.config.metric} {score}; {study.folder / BEST} has the best so far from now on."
+        f"{metric} {format_score(metric, model.row[metric])}"
+        f"{'' if whole else f' with {_sizes(task)}'}; {study.folder / BEST} has the best so far from now on."
     )
+
+
+def _run(study: Study, session: Session, task: Task, config: TrialConfig) -> TrialResult:
+    place = f"{session.checkpoints(study.folder)}/{trial_name(NUMBER)}"
+    # Only the head is left to score: no work for a GPU
+    with local_copy(place) as (folder, mirror), torch_threads(1):
+        # A run on fewer images, or of a session that was killed, would be resumed
+        if mirror is not None:
+            mirror.clear()
+        for file in folder.glob("*"):
+            file.unlink()
+        result = run_trial(task, config, metric=study.config.metric, checkpoint=folder)
+        if mirror is not None:
+            push_with_retries(mirror)
+    return result
+
+
+def _sizes(task: Task) -> str:
+    return f"{len(task.dataset.train):,} images of train and {len(task.dataset.val):,} of val"

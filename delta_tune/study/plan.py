@@ -19,6 +19,7 @@ from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.schedule import MOST_TRIALS
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, plan_post_search
 from delta_tune.training.task import Task
@@ -59,15 +60,16 @@ def study_resources(study: Study, cluster: Cluster, say: Callable[[str], None] |
         ExternalFailure: no GPU was free in time.
     """
     cluster, device = find_gpus(study.config, cluster, say)
+    most = MOST_TRIALS if study.num_trials is None else study.num_trials
     return allocate(
-        study.config, cluster, study.num_trials, device, lambda: measure_footprint_on_cluster(study.task, study.configs)
+        study.config, cluster, most, device, lambda: measure_footprint_on_cluster(study.task, study.configs)
     )
 
 
 def plan_lines(study: Study, resources: Resources) -> list[str]:
     """The plan, line by line."""
-    config, checked, trials = study.config, study.checked, study.num_trials
-    data, backbone, space = study.task.dataset, study.task.backbone, checked.space
+    checked, data, backbone = study.checked, study.task.dataset, study.task.backbone
+    space = checked.space
     sizes = [f"train {len(data.train.labels)}", f"val {len(data.val.labels)}"]
     if data.test is not None:
         sizes.append(f"test {len(data.test.labels)}")
@@ -75,9 +77,6 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
     layers = ", ".join(f"{name} ({backbone.channels[name]})" for name in backbone.layers)
     names = Counter(name for proposal in checked.drawn for name in proposal.params if name != ARM)
     turns = "the space and plain L2" if space.balance == ARM else space.balance
-    rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
-    bought = expected_epochs(trials, config, checked)
-    apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(space.balance or "", "")
     return [
         f"Study     {study.folder}",
         *(
@@ -94,9 +93,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),
         f"          {len(checked.points)} starting points first",
         *(f"          {sentence}" for sentence in checked.notes),
-        f"Budget    {trials} trials of up to {config.max_epochs} epochs; ASHA asks after epochs "
-        f"{', '.join(map(str, rungs)) or '(none)'} and keeps 1 in {config.reduction_factor:g}{apart}: "
-        f"about {bought:.0f} epochs instead of {trials * config.max_epochs}",
+        *budget_lines(study),
         f"Resources {format_count(resources.slots, 'trial')} at a time, each with {resources.for_one_trial}, "
         f"on {resources.where}",
         *(f"          {sentence}" for sentence in resources.why),
@@ -104,13 +101,46 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
     ]
 
 
+def waits_for_speed(study: Study) -> bool:
+    """Whether what fits into the time budget is not known yet."""
+    return study.budget.total is not None and study.schedule is None and not study.tables.searched
+
+
+def budget_lines(study: Study) -> list[str]:
+    """The lines of the plan on trials and epochs."""
+    config, trials = study.config, study.num_trials
+    if waits_for_speed(study):
+        total = format_duration(study.budget.total or 0.0)
+        return [f"Budget    {total} in all; what fits into it is known once a step has been timed"]
+    rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
+    balance = study.checked.space.balance
+    apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(balance or "", "")
+    asks = (
+        f"ASHA asks after epochs {', '.join(map(str, rungs)) or '(none)'} and keeps 1 in "
+        f"{config.reduction_factor:g}{apart}"
+    )
+    why = [f"          {sentence}" for sentence in study.why]
+    epochs = format_count(config.max_epochs, "epoch")
+    if trials is None:
+        about = "" if study.schedule is None else f", about {study.schedule.num_trials} of them"
+        return [f"Budget    trials of up to {epochs} until the time is over{about}; {asks}", *why]
+    bought = expected_epochs(trials, config, study.checked)
+    return [
+        f"Budget    {trials} trials of up to {epochs}; {asks}: about {bought:.0f} epochs instead of "
+        f"{trials * config.max_epochs}",
+        *why,
+    ]
+
+
 def estimate(study: Study, resources: Resources) -> str:
     """The estimated time of the search, in a sentence."""
-    config, checked = study.config, study.checked
+    config, checked, trials = study.config, study.checked, study.num_trials
+    if trials is None:
+        return "Time      the search ends with the time budget"
     if resources.device != "cpu":
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
     seconds = time_one_epoch(study.task, checked.drawn[0].config, resources.threads)
-    bought = expected_epochs(study.num_trials, config, checked)
+    bought = expected_epochs(trials, config, checked)
     then = ""
     if config.confirm:
         arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}

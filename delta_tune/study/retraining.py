@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from delta_tune.training.trial import run_trial
 LOOK_S = 1.0
 
 
-class RetrainingDiverged(Exception):
-    """The training diverged on the larger training set."""
+class RetrainingFailed(Exception):
+    """The training diverged on the larger training set, or took too long."""
 
 
 def task_with_all_images(task: Task) -> Task:
@@ -46,9 +47,14 @@ def describe_model(task: Task, confirmation: Confirmation) -> str:
 
 
 def retrain_and_save(
-    task: Task, tables: StudyTables, confirmation: Confirmation, session: Session, folder: Path
+    task: Task,
+    tables: StudyTables,
+    confirmation: Confirmation,
+    session: Session,
+    folder: Path,
+    left: Callable[[], float] | None = None,
 ) -> int | None:
-    """Retrain the confirmed configuration and save it as `best/`; return its trial, None if it diverged.
+    """Retrain the confirmed configuration and save it as `best/`; return its trial, None if it failed.
 
     Args:
         task: the training data.
@@ -56,6 +62,7 @@ def retrain_and_save(
         confirmation: names the best method.
         session: where to train.
         folder: the study's folder.
+        left: returns the seconds until the training is ended, done or not; None for no limit.
     """
     trial = confirmation.trials[confirmation.best]
     config, say = tables.config(trial), session.progress.say
@@ -65,9 +72,9 @@ def retrain_and_save(
     checkpoint = folder / CHECKPOINTS / f"retrained-{trial}"
     try:
         place = f"{session.checkpoints(folder)}/{checkpoint.name}"
-        retrain(task, config, place, session)
-    except RetrainingDiverged as error:
-        say(f"The final training diverged ({error}); the model is the one that the search kept.")
+        retrain(task, config, place, session, left)
+    except RetrainingFailed as error:
+        say(f"The final training {error}; the model is the one that the search kept.")
         return None
     means = {confirmation.metric: float(np.mean(confirmation.scores[confirmation.best]))}
     origin = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
@@ -80,14 +87,20 @@ def retrain_and_save(
     return trial
 
 
-def retrain(task: Task, config: TrialConfig, checkpoint: str, session: Session) -> None:
+def retrain(
+    task: Task,
+    config: TrialConfig,
+    checkpoint: str,
+    session: Session,
+    left: Callable[[], float] | None = None,
+) -> None:
     """Train on the cluster, resuming where an earlier session stopped.
 
     The result is the weights after the last epoch, in the folder or at the address `checkpoint`: no images are left to
     choose an epoch by.
 
     Raises:
-        RetrainingDiverged: with the reason.
+        RetrainingFailed: with the reason.
         ExternalFailure: others have used the cluster for a long time.
     """
     # A whole GPU: no other trial is running
@@ -103,9 +116,12 @@ def retrain(task: Task, config: TrialConfig, checkpoint: str, session: Session) 
             if (done := _epochs_done(checkpoint)) > known:
                 advance(done - known)
                 known = done
+            if left is not None and left() <= 0:
+                ray.cancel(run, force=True)
+                raise RetrainingFailed("did not end within the time budget")
     error = ray.get(run)
     if error:
-        raise RetrainingDiverged(error)
+        raise RetrainingFailed(f"diverged ({error})")
 
 
 def _epochs_done(checkpoint: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from delta_tune.results.columns import FINISHED
@@ -18,18 +19,20 @@ from delta_tune.tracking.trackers import trackers
 
 def search(study: Study, session: Session) -> bool:
     """Run the remaining trials; return whether the user interrupted them."""
-    to_run = study.num_trials - sum(row["state"] in FINISHED for row in study.tables.searched.values())
-    if to_run <= 0:
+    ended = sum(row["state"] in FINISHED for row in study.tables.searched.values())
+    if study.num_trials is not None and ended >= study.num_trials:
         return False
-    left = time_left(study, session)
-    if left is not None and left() <= 0:
+    left, least = time_left(study, session), study.least_seconds
+    if left is not None and left() <= least:
         study.progress.say(study.budget.search_is_over())
         return False
     resources = session.resources
     study.searcher.gpus_per_trial = resources.gpus_per_trial
     study.recorder.on_new_leader = lambda: follow_leader(study)
     with session.measuring.workplace() as workplace:
-        study.task.measurements.measure_source(study.configs, study.progress.say, workplace)
+        # Trials on frozen features measure them on their own, if there is no time to do it for all
+        shared = [config for config in study.configs if config.method.trains_backbone or not study.sampled]
+        study.task.measurements.measure_source(shared, study.progress.say, workplace)
     if left is not None:
         left = cached_for(LOOK_AT_BUDGET_S, left)
     with AttentionPhase(study, session) as attention:
@@ -39,13 +42,13 @@ def search(study: Study, session: Session) -> bool:
         beside = ", and attention is measured beside them" if attention.is_under_way else ""
         study.progress.say(f"Ready after {ready_seconds:.0f} s; the first trials start{beside}.")
         slots = run(study, session, attention, left)
-        is_over = study.recorder.interrupted or (left is not None and left() <= 0)
+        is_over = study.recorder.interrupted or (left is not None and left() <= least)
         if attention.failed or (study.searcher.waits and not is_over):
             attention.finish()
             slots += run(study, session, attention, left)
     study.save_record()
-    most = min(resources.most or study.num_trials, study.num_trials)
-    slots = slots_without([(since, min(many, most)) for since, many in slots], attention.use)
+    most = min(resources.most or math.inf, study.num_trials or math.inf)
+    slots = slots_without([(since, int(min(many, most))) for since, many in slots], attention.use)
     if used := measure_time_use(study.tables.searched.values(), slots, since=study.budget.began):
         study.record.set_time_use(used)
         study.progress.say(used.sentence())
@@ -69,6 +72,7 @@ def run(
         share_maps=on_cpu and any(config.uses_behavior for config in study.configs),
         left=left,
         beside=attention,
+        least=study.least_seconds,
         loggers=trackers(study.config, study.tables, study.progress.say, study.record.study_id or ""),
     )
 
@@ -81,7 +85,7 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     budget, confirm = study.budget, study.config.confirm
     if budget.total is None:
         return None
-    if not confirm:
+    if not study.confirms:
         return lambda: budget.left
     most, slots = LARGEST_SHARE * budget.total, session.resources.slots
     announced = False

@@ -51,7 +51,8 @@ def resolve_settings(
     record = StudyRecord.read(folder)
     begin_with = shell_command(flag("--start-from", config.name))
     for name, value in settings_for_json(config, config.out).items():
-        if name in given and name not in CHANGEABLE and value != record.settings.get(name):
+        same = value == record.settings.get(name) or (name in record.asked and value == record.asked[name])
+        if name in given and name not in CHANGEABLE and not same:
             raise UserError(
                 f"{folder} was begun with {name} {record.settings.get(name)!r} and cannot be resumed "
                 f"with {value!r}; leave it out, or start a new study, with {begin_with} to begin with "
@@ -65,9 +66,24 @@ def resolve_settings(
     elif record.study_id is None:
         record.study_id = new_id()
     here = {"out": config.out, "name": config.name, "resume": True}
-    config = study_config({**settings, **given, **here})
+    decided = {name: settings[name] for name in record.asked}
+    config = study_config({**settings, **given, **decided, **here})
     check_space_text(record, config.space, str(folder), folder.name)
     return config, record, notes
+
+
+def settings_left_open(config: StudyConfig, record: StudyRecord, given: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the settings that the time budget is to decide: nobody has given them.
+
+    Args:
+        config: the settings.
+        record: of the study; it has those of earlier sessions.
+        given: settings that the user gives now.
+    """
+    if config.time_budget is None:
+        return frozenset()
+    decided = {"num_trials"} if config.sampler == "grid" else set()
+    return frozenset(("max_epochs", "grace_period", "num_trials")) - given.keys() - record.settled - decided
 
 
 def check_paths(config: StudyConfig) -> None:

@@ -23,13 +23,12 @@ from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
-from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.known_studies import remember_study
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
-from delta_tune.study.settings import resolve_settings, settings_for_json
+from delta_tune.study.settings import resolve_settings, settings_for_json, settings_left_open
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
 from delta_tune.study.trial_plan import plan_trials
@@ -62,25 +61,28 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None) -> Study:
+def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None, started: float | None = None) -> Study:
     """Prepare a new study, or one to resume.
 
     Args:
         settings: as the user gave them.
         session: the study is claimed until this ends; None claims nothing, for a plan.
+        started: when the time budget began, by `time.monotonic`; None for now.
 
     Raises:
         UserError: a setting is unusable, data or weights cannot be read, the study cannot be resumed, or another
             session works on it.
     """
-    began, started = time.time(), time.monotonic()
+    started = time.monotonic() if started is None else started
+    began = time.time() - (time.monotonic() - started)
     settings, remote, claim = begin_session(settings, session)
     name = settings.get("name")
     config, record, asked = resolve_settings(settings, f"{remote.address}/{name}" if remote is not None else None)
     check_trackers(config)
     storage = None if config.storage is None else open_storage(config.storage)
     progress = Progress(verbose=config.verbose)
-    trials = plan_trials(config, record)
+    left_open = settings_left_open(config, record, settings)
+    trials = plan_trials(config, record, left_open)
     checked, notes = trials.checked, (*trials.notes, *asked)
     task = prepare(
         config.data,
@@ -100,32 +102,6 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None)
         check_same_study(record, folder, task, checked)
         _, tables = read_study(folder)
         notes += foreign_owner_note(folder)
-    scheduler = AshaScheduler(
-        metric=config.metric,
-        max_epochs=config.max_epochs,
-        grace_period=config.grace_period,
-        reduction_factor=config.reduction_factor,
-        num_val=len(task.dataset.val),
-        group_of=rung_groups(checked),
-    )
-
-    def add_trial(number: int, proposal: Proposal) -> None:
-        study.add_trial(number, proposal)
-
-    searcher = OptunaSearcher(
-        checked,
-        metric=config.metric,
-        sampler=config.sampler,
-        seed=config.seed,
-        max_epochs=config.max_epochs,
-        num_trials=trials.num_trials,
-        on_proposal=add_trial,
-        name=folder.name,
-        storage=storage,
-        study_id=record.study_id,
-        first=first_searched(tables),
-    )
-    restore(tables, scheduler, searcher, config.max_epochs)
     study = Study(
         config=config,
         folder=folder,
@@ -137,9 +113,6 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None)
         checked=checked,
         num_trials=trials.num_trials,
         notes=notes,
-        scheduler=scheduler,
-        searcher=searcher,
-        recorder=Recorder(tables, scheduler, progress, trials.num_trials, mirror),
         progress=progress,
         reporter=ReportWriter(folder, progress.say),
         budget=TimeBudget(
@@ -148,8 +121,45 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None)
             began=began,
             before=time.monotonic() - started,
         ),
+        left_open=left_open,
+        storage=storage,
     )
+    make_search(study)
     return study
+
+
+def make_search(study: Study) -> None:
+    """Make what proposes, stops and records the study's trials, as its settings are and its tables say."""
+    config, tables, checked = study.config, study.tables, study.checked
+    study.scheduler = AshaScheduler(
+        metric=config.metric,
+        max_epochs=config.max_epochs,
+        grace_period=config.grace_period,
+        reduction_factor=config.reduction_factor,
+        num_val=len(study.task.dataset.val),
+        group_of=rung_groups(checked),
+    )
+    study.searcher = OptunaSearcher(
+        checked,
+        metric=config.metric,
+        sampler=config.sampler,
+        seed=config.seed,
+        max_epochs=config.max_epochs,
+        num_trials=study.num_trials,
+        on_proposal=study.add_trial,
+        name=study.folder.name,
+        storage=study.storage,
+        study_id=study.record.study_id,
+        first=first_searched(tables),
+    )
+    restore(tables, study.scheduler, study.searcher, config.max_epochs)
+    study.recorder = Recorder(tables, study.scheduler, study.progress, study.num_trials, study.mirror)
+
+
+def written_settings(study: Study) -> dict[str, Any]:
+    """Settings for `study.json`, without those that are left to the time budget."""
+    settings = settings_for_json(study.config, study.folder) | {"out": study.out}
+    return {name: value for name, value in settings.items() if name not in study.left_open}
 
 
 def open_study(study: Study) -> None:
@@ -162,7 +172,7 @@ def open_study(study: Study) -> None:
         study.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{study.folder} cannot be made ({error.strerror}); give another --out.") from error
-    settings = settings_for_json(study.config, study.folder) | {"out": study.out}
+    settings = written_settings(study)
     study.record.begin(
         study_identity(study.task, study.checked),
         settings,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from optuna.storages import BaseStorage
 
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.progress import Progress
@@ -17,7 +20,9 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import Groups, comparison_groups
 from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
+    START_S,
     PostSearchBudget,
     TimeBudget,
     final_training_growth,
@@ -40,14 +45,19 @@ class Study:
         tables: trials and epochs of the search.
         task: the data and the pretrained network.
         checked: the search space.
-        num_trials: number of trials.
+        num_trials: number of trials; None for as many as the time budget allows.
         notes: sentences for the plan.
-        scheduler: stops trials early.
-        searcher: proposes trials.
-        recorder: writes the tables while trials run.
         progress: prints to the user.
         reporter: writes the report.
         budget: the time budget over all sessions.
+        left_open: names of the settings that are left to the time budget.
+        storage: Optuna's; None for memory.
+        schedule: what the time budget buys; None without one, and before a step has been timed.
+        why: sentences on how the schedule came about.
+        sampled: whether the time budget is too short for a pass over all images: nothing then needs one.
+        scheduler: stops trials early.
+        searcher: proposes trials.
+        recorder: writes the tables while trials run.
     """
 
     config: StudyConfig
@@ -58,14 +68,19 @@ class Study:
     tables: StudyTables
     task: Task
     checked: CheckedSpace
-    num_trials: int
+    num_trials: int | None
     notes: tuple[str, ...]
-    scheduler: AshaScheduler
-    searcher: OptunaSearcher
-    recorder: Recorder
     progress: Progress
     reporter: ReportWriter
     budget: TimeBudget
+    left_open: Collection[str] = ()
+    storage: BaseStorage | None = None
+    schedule: Schedule | None = None
+    why: tuple[str, ...] = ()
+    sampled: bool = False
+    scheduler: AshaScheduler = field(init=False)
+    searcher: OptunaSearcher = field(init=False)
+    recorder: Recorder = field(init=False)
 
     @property
     def configs(self) -> list[TrialConfig]:
@@ -76,6 +91,18 @@ class Study:
     def groups(self) -> Groups:
         """What the confirmation compares."""
         return comparison_groups(self.checked)
+
+    @property
+    def confirms(self) -> bool:
+        """Whether there is to be a confirmation, and has been time for one so far."""
+        return self.config.confirm > 0 and (self.schedule is None or self.schedule.confirms)
+
+    @property
+    def least_seconds(self) -> float:
+        """Seconds in which a new trial comes to its first rung; there is no use in starting one with less time."""
+        seconds = mean_epoch_seconds(self.tables, self.groups).values()
+        epoch = max(seconds, default=0.0 if self.schedule is None else self.schedule.epoch_seconds)
+        return START_S + self.config.grace_period * epoch
 
     def save_record(self) -> None:
         """Write `study.json`, with the time that the study has taken in all its sessions."""

@@ -1,4 +1,4 @@
-"""`--time-budget`: what the search may use, and what is reserved for confirmation and final model."""
+"""`--time-budget`: what the search may use, and what is kept for confirmation, final model and the end."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ LARGEST_SHARE = 0.5
 """Largest share of the budget for confirmation and final model; repetitions are cut to fit."""
 SLACK = 0.05
 """Share of the final model's time that may exceed the budget."""
+END_S = 6.0
+"""CPU seconds that the end of a study takes at least: the model's pictures, the report, the end of Ray."""
+START_S = 4.0
+"""Seconds from the proposal of the first trials to their first step: their processes start."""
 LOOK_AT_BUDGET_S = 1.0
 
 
@@ -60,10 +64,13 @@ class TimeBudget:
         spent: seconds of earlier sessions.
         began: when this session began, in seconds since 1970: the times in the tables are compared with it.
         before: seconds that this session has already taken.
+        end: seconds that are kept for the end.
     """
 
-    def __init__(self, total: float | None, *, spent: float, began: float, before: float = 0.0) -> None:
-        self.total, self._spent, self.began = total, spent, began
+    def __init__(
+        self, total: float | None, *, spent: float, began: float, before: float = 0.0, end: float = 0.0
+    ) -> None:
+        self.total, self._spent, self.began, self.end = total, spent, began, end
         self._began = time.monotonic() - before
 
     @property
@@ -78,8 +85,8 @@ class TimeBudget:
 
     @property
     def left(self) -> float:
-        """Seconds left; negative if overrun."""
-        return math.inf if self.total is None else self.total - self.used
+        """Seconds left before those that are kept for the end; negative if overrun."""
+        return math.inf if self.total is None else self.total - self.end - self.used
 
     def has_time_for(self, seconds: float) -> bool:
         """Whether `seconds` are left, within `SLACK`."""
@@ -87,7 +94,10 @@ class TimeBudget:
 
     def search_is_over(self) -> str:
         """A sentence on why no trial starts."""
-        return f"The search's part of the time budget of {self._total} is spent; a larger --time-budget goes on."
+        return (
+            f"What the search has left of the time budget of {self._total} is too short for another trial; a larger "
+            f"--time-budget goes on."
+        )
 
     def reserved_after_search(self, reserved: PostSearchBudget, confirm: int) -> str:
         """A sentence on what is reserved for confirmation and final model.
@@ -97,11 +107,15 @@ class TimeBudget:
             confirm: repetitions that the user asked for.
         """
         if not reserved.repetitions:
-            return f"The {self._total} are too short to confirm and retrain: the search has all of them."
+            return self.too_short()
         return (
             f"Of the {self._total}, {format_duration(reserved.confirmation)} are kept for a confirmation with "
             f"{reserved.repetitions} of {confirm} seeds and {format_duration(reserved.final)} for the final model."
         )
+
+    def too_short(self) -> str:
+        """A sentence on a budget that has no room for a confirmation."""
+        return f"The {self._total} are too short to confirm and retrain: the search has all of them."
 
     def too_short_to_confirm(self, repetitions: int, confirm: int) -> str:
         """A sentence on what is cut.

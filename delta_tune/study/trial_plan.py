@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from delta_tune.config import StudyConfig, TrialConfig, UserError
@@ -19,22 +20,23 @@ class TrialPlan:
 
     Attributes:
         checked: the search space.
-        num_trials: number of trials.
+        num_trials: number of trials; None for as many as the time budget allows.
         notes: sentences for the plan.
     """
 
     checked: CheckedSpace
-    num_trials: int
+    num_trials: int | None
     notes: tuple[str, ...]
 
 
-def plan_trials(config: StudyConfig, record: StudyRecord) -> TrialPlan:
+def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[str] = ()) -> TrialPlan:
     """The trials of the study with these settings.
 
     Args:
         config: the settings.
         record: the study's record. It stores the configurations of `--start-from`, so that a resumed study proposes
             the same ones even if the other study is gone.
+        left_open: settings that the time budget decides: `num_trials`, and `max_epochs` until it has.
 
     Raises:
         UserError: the space, sampler or earlier study is unusable.
@@ -42,26 +44,32 @@ def plan_trials(config: StudyConfig, record: StudyRecord) -> TrialPlan:
     base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
     checked = check_space(load_space(config.space, base, config.set), config.seed)
     remark = check_sampler(config.sampler, checked)
-    beside = confirmed = None
+    trials: int | None = None
+    note = beside = confirmed = None
     if config.sampler == "grid":
         trials = len(checked.grid)
-        note: str | None = f"{trials} trials, the points of START: what the sampler grid runs."
+        note = f"{trials} trials, the points of START: what the sampler grid runs."
     else:
-        trials, note = count_trials(config.num_trials, checked)
+        if "num_trials" not in left_open:
+            trials, note = count_trials(config.num_trials, checked)
         if config.confirm and lacks_l2_baseline(checked):
             checked = add_l2_baseline(checked, config.seed)
-            each = trials // (len(checked.choices) - 1)
-            trials += each
-            beside = f"{checked.space.name} has no plain L2: {each} further trials search it, to compare with."
+            further = f"1 in {len(checked.choices)} trials searches"
+            if trials is not None:
+                each = trials // (len(checked.choices) - 1)
+                trials += each
+                further = f"{each} further trials search"
+            beside = f"{checked.space.name} has no plain L2: {further} it, to compare with."
     if config.start_from:
         found = record.start_from
         if found is None:
             found = record.start_from = best_configurations(config.start_from, config.out)
         checked = add_starting_points(checked, found)
     if config.confirm:
+        each_run = "as long as a full trial" if "max_epochs" in left_open else f"{config.max_epochs} epochs each"
         confirmed = (
             f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
-            f"{config.max_epochs} epochs each, and once more for the final model."
+            f"{each_run}, and once more for the final model."
         )
     notes = tuple(text for text in (note, remark, beside, confirmed) if text)
     return TrialPlan(checked=checked, num_trials=trials, notes=notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,10 +18,11 @@ from delta_tune.results.log import crash_logged
 from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import Session, start_session
+from delta_tune.study.budget_plan import choose_by_budget, plan_by_budget
 from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
 from delta_tune.study.finish_phase import conclude, finish, keep_best
 from delta_tune.study.first_model import fit_first_model
-from delta_tune.study.plan import estimate, plan_lines, study_resources
+from delta_tune.study.plan import estimate, plan_lines, study_resources, waits_for_speed
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
 from delta_tune.study.study import Study
@@ -42,8 +44,18 @@ def tune(**settings: Any) -> StudyResult:
             study.
         KeyboardInterrupt: the user interrupted before the study began, or while its results were written.
     """
+    return tune_since(time.monotonic(), **settings)
+
+
+def tune_since(started: float, **settings: Any) -> StudyResult:
+    """`tune`, with a time budget that began at `started`, by `time.monotonic`.
+
+    Raises:
+        UserError: like `tune`.
+        KeyboardInterrupt: like `tune`.
+    """
     with ExitStack() as session:
-        return run_study(prepare_study(settings, session), session)
+        return run_study(prepare_study(settings, session, started), session)
 
 
 def run_study(study: Study, session: ExitStack) -> StudyResult:
@@ -86,6 +98,7 @@ def run_phases(study: Study, workers: Session) -> Outcome:
     """Search, confirm and retrain; an interrupt ends them in order."""
     try:
         fit_first_model(study, workers)
+        plan_by_budget(study, workers)
         if search(study, workers):
             return Outcome(interrupted=True)
         return confirm_and_retrain(study, workers)
@@ -103,4 +116,6 @@ def dry_run(**settings: Any) -> list[str]:
     with as_user_error(study.folder, study.out), ray_cluster(study.config.address) as cluster:
         check_shared_folder(study.out, study.progress.say)
         resources = study_resources(study, cluster, None)
+        if waits_for_speed(study):
+            choose_by_budget(study, start_session(resources, study.progress), prepared=False)
     return [*plan_lines(study, resources), estimate(study, resources)]

@@ -107,6 +107,15 @@ class Measurements:
         if any(c.needs_fitted_head for c in configs):
             self._fit_head(workplace, say)
 
+    def knows_source(self, say: Say) -> bool:
+        """Whether the features of train and val are here or in the cache, from which they are taken now."""
+        for split in ("train", "val"):
+            if split not in self.features and self.cache is not None:
+                found = self._cached_source(split, f"{self.source_key(split)}.safetensors", say)
+                if "features" in found:
+                    self.features[split] = found["features"]
+        return {"train", "val"} <= self.features.keys()
+
     def missing_attention(self, configs: Iterable[TrialConfig]) -> dict[AttentionEstimator, tuple[str, ...]]:
         """Estimator → the layers whose attention these configurations need and that is not there."""
         missing: dict[AttentionEstimator, set[str]] = {}

@@ -305,10 +305,10 @@ def test_mistake_resume_of_nothing_is_one_sentence(tmp_path, capsys):
 def test_fault_of_ours_is_a_sentence_and_its_traceback_is_in_a_file(monkeypatch, capsys, tmp_path):
     from delta_tune.study import tune as tune_module
 
-    def breaks(**settings):
+    def breaks(started, **settings):
         raise ZeroDivisionError("by \x1b[2J nothing")
 
-    monkeypatch.setattr(tune_module, "tune", breaks)
+    monkeypatch.setattr(tune_module, "tune_since", breaks)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert launch.main([]) == 1
     (file,) = tmp_path.iterdir()
@@ -325,11 +325,11 @@ def test_fault_of_a_study_names_its_log_and_how_to_go_on(monkeypatch, capsys, tm
 
     (tmp_path / "study.json").write_text("{}")
 
-    def breaks(**settings):
+    def breaks(started, **settings):
         with crash_logged(tmp_path, "python launch.py --resume"):
             raise ZeroDivisionError
 
-    monkeypatch.setattr(tune_module, "tune", breaks)
+    monkeypatch.setattr(tune_module, "tune_since", breaks)
     assert launch.main([]) == 1
     said = capsys.readouterr().err
     assert f"Its traceback is in {tmp_path / 'study.log'}. Everything finished is saved in {tmp_path}; " in said
@@ -367,7 +367,7 @@ def test_main_exit_status_tells_whether_there_is_a_winner(monkeypatch, best, sta
 
     result = FakeResult()
     result.best_config = best
-    monkeypatch.setattr(tune_module, "tune", lambda **settings: result)
+    monkeypatch.setattr(tune_module, "tune_since", lambda started, **settings: result)
     assert launch.main(["--verbose", "0"]) == status
 
 
@@ -376,11 +376,11 @@ def test_main_hands_flags_to_tune(monkeypatch):
 
     seen = {}
 
-    def tune(**settings):
+    def tune(started, **settings):
         seen.update(settings)
         raise UserError("enough")
 
-    monkeypatch.setattr(tune_module, "tune", tune)
+    monkeypatch.setattr(tune_module, "tune_since", tune)
     launch.main(["--data", "x", "--set", "lr=0.1", "--set", "layers=a,b", "--resume"])
     assert seen == {"data": "x", "set": {"lr": 0.1, "layers": ("a", "b")}, "resume": True}
 

@@ -120,6 +120,7 @@ def test_worker_has_the_share_of_a_gpu_that_a_trial_has(ray_cluster):
     assert (gpus, threads) == ([0], 1)
 
 
+@pytest.mark.faults
 def test_work_of_a_worker_that_dies_is_done_by_another(ray_cluster, tmp_path):
     died = tmp_path / "died"
 
@@ -140,6 +141,7 @@ def raising(error):
     return fail
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("error", "told"),
     [

@@ -99,6 +99,7 @@ def test_progress_reaches_the_announced_total(task, ray_cluster):
     assert all(done == total > 0 for done, total in totals)
 
 
+@pytest.mark.faults
 def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
     killed, pieces = [], []
 
@@ -179,12 +180,14 @@ def breaking_actors(monkeypatch, error, file=None):
 BROKEN = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nfor more see")
 
 
+@pytest.mark.faults
 def test_broken_context_ends_its_worker_and_another_goes_on(task, alone, ray_cluster, monkeypatch, tmp_path):
     breaking_actors(monkeypatch, BROKEN, tmp_path / "broke")
     assert measured(task, pool(1)) == alone
     assert (tmp_path / "broke").exists()
 
 
+@pytest.mark.faults
 def test_gpu_that_breaks_one_worker_after_the_other_is_told_with_its_error(task, ray_cluster, monkeypatch):
     monkeypatch.setattr(measuring_workers, "MAX_DEATHS", 1)
     breaking_actors(monkeypatch, BROKEN)
@@ -193,6 +196,7 @@ def test_gpu_that_breaks_one_worker_after_the_other_is_told_with_its_error(task,
         measured(task, pool(1))
 
 
+@pytest.mark.faults
 def test_attention_that_runs_out_of_memory_is_told_with_advice(task, ray_cluster, monkeypatch):
     breaking_actors(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     with pytest.raises(ExternalFailure) as told:

@@ -62,10 +62,10 @@ def test_heaviest_runs_both_networks_and_needs_no_attention():
 
 
 def test_field_that_only_a_sixth_method_uses_is_null_for_the_others(monkeypatch):
-    sixth = Method(name="sixth", colour="#000000", penalty=None, fields=FROZEN_FEATURES.fields | {"label_smoothing"})
+    sixth = Method(name="sixth", colour="#000000", penalty=None, fields=FROZEN_FEATURES.fields | {"seed"})
     monkeypatch.setitem(METHODS, "sixth", sixth)
-    assert sixth.unused_fields == FROZEN_FEATURES.unused_fields - {"label_smoothing"}
-    assert TrialConfig(regularizer="l2", label_smoothing=0.1).record()["label_smoothing"] is None
+    assert sixth.unused_fields == FROZEN_FEATURES.unused_fields - {"seed"}
+    assert TrialConfig(regularizer="l2", seed=3).record()["seed"] is None
 
 
 def test_methods_cannot_be_changed():

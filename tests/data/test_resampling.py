@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from delta_tune.data.resampling import merge_val_into_train, resample_splits
+from delta_tune.data.images import EncodedImages, pack_files, to_png
+from delta_tune.data.resampling import first_images, merge_val_into_train, resample_splits
 
 
 def contents(split):
@@ -54,3 +57,21 @@ def test_all_for_training_adds_val_to_train(dataset):
     whole = merge_val_into_train(dataset)
     assert contents(whole.train) == contents(dataset.train) | contents(dataset.val)
     assert contents(whole.val) == contents(dataset.val)
+
+
+@pytest.mark.parametrize("kind", ["decoded", "encoded", "pooled"])
+def test_first_images_are_the_same_and_hold_no_others(dataset, kind):
+    if kind == "encoded":
+        files = [to_png(pixels) for pixels in dataset.train.images.batch(np.arange(len(dataset.train)))]
+        images = EncodedImages(pack_files(files), dataset.train.images.pixels.shape[1], "bilinear")
+        dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
+    elif kind == "pooled":
+        dataset = resample_splits(dataset, seed=3)
+    few = first_images(dataset, 5)
+    assert contents(few.train) == contents(dataset.train.first(5))
+    assert (len(few.train.images), len(few.val.images), few.test) == (5, 5, None)
+    assert few.fingerprint != dataset.fingerprint
+
+
+def test_first_images_of_a_small_set_are_all(dataset):
+    assert len(first_images(dataset, 1000).val) == len(dataset.val)

@@ -22,6 +22,8 @@ def interrupted(*args):
     ],
 )
 def test_interrupt_ends_the_study_in_order(monkeypatch, search, confirm):
+    for before in ("fit_first_model", "plan_by_budget"):
+        monkeypatch.setattr(tune, before, lambda *args: None)
     monkeypatch.setattr(tune, "search", search)
     monkeypatch.setattr(tune, "confirm_and_retrain", confirm)
     assert tune.run_phases(None, None).interrupted

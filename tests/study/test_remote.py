@@ -62,8 +62,8 @@ def test_study_at_an_address_is_whole_there_and_is_resumed_on_another_machine(
         delta_tune.tune(**settings)
     monkeypatch.setattr(remote, "WORKPLACE", tmp_path / "elsewhere")
     again = delta_tune.tune(name="study", out=settings["out"], resume=True, num_trials=3, verbose=0)
-    assert again.trials.slice(0, 2).equals(first.trials)
-    assert again.trials.num_rows == 3
+    assert again.trials.slice(0, 3).equals(first.trials), "the first model and two trials"
+    assert again.trials.num_rows == 4
     then = at(f"s3://{bucket}/my%20results/study")
     assert {name.split("/")[1] for name in then if name.startswith("ray/")} == {"run-1", "run-2"}
     assert len([name for name in then if name.startswith("checkpoints")]) == 1

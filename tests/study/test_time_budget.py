@@ -27,6 +27,12 @@ def test_step_of_the_clock_spends_no_time_and_gives_none(monkeypatch, step):
     assert budget.left == pytest.approx(600, abs=5)
 
 
+def test_time_budget_keeps_time_for_the_end():
+    budget = TimeBudget(600, spent=0, began=time.time(), end=20)
+    assert budget.left == pytest.approx(580, abs=5)
+    assert budget.used == pytest.approx(0, abs=5)
+
+
 def test_time_budget_without_an_end_has_all_time_left():
     assert TimeBudget(None, spent=30, began=0).left == math.inf
 
@@ -35,7 +41,7 @@ def test_time_budget_says_what_it_has_no_time_for():
     budget = TimeBudget(3600, spent=3500, began=time.time())
     assert budget.has_time_for(100)
     assert not budget.has_time_for(110)
-    assert budget.search_is_over().startswith("The search's part of the time budget of 1:00:00 is spent; ")
+    assert "left of the time budget of 1:00:00 is too short for another trial; " in budget.search_is_over()
     assert "are enough for 2 seeds instead of 5, no more." in budget.too_short_to_confirm(2, 5)
     assert "are enough neither to confirm nor to retrain." in budget.too_short_to_confirm(0, 5)
 

@@ -79,6 +79,13 @@ def plain(trial):
     return {"regularizer": "l2", "head_lr_multiplier": 1.0}
 
 
+def searched(result):
+    """The trials of a study without its first model, which is trial 0."""
+    first, *rest = result.trials.to_pylist()
+    assert (first["number"], first["config.regularizer"], first["state"]) == (0, "linear_probe", "completed")
+    return rest
+
+
 TIMES = {"train_seconds", "eval_seconds", "start_seconds", "began", "ended", "node"}
 
 
@@ -97,7 +104,7 @@ def all_methods(image_folder, tiny_weights, tmp_path_factory, cache, ray_cluster
 def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
     settings, result = all_methods
     rows = result.trials.to_pylist()
-    assert [row["config.regularizer"] for row in rows] == ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"]
+    assert [row["config.regularizer"] for row in searched(result)] == ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"]
     assert {row["state"] for row in rows} <= {"completed", "pruned", "diverged"}
     assert pq.read_table(result.path / "trials.parquet").equals(result.trials)
     epochs = pq.read_table(result.path / "epochs.parquet").to_pylist()
@@ -119,7 +126,7 @@ def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
 
 def test_tune_leaves_event_files_that_tensorboard_reads(all_methods):
     _, result = all_methods
-    data = next((result.path / "ray").rglob("trial-00000/events.out.tfevents*")).read_bytes()
+    data = next((result.path / "ray").rglob("trial-00001/events.out.tfevents*")).read_bytes()
     tags = set()
     while data:
         (length,) = struct.unpack("<Q", data[:8])  # a record: length, its checksum, content, its checksum
@@ -150,8 +157,8 @@ def test_resume_of_a_finished_study_only_tops_up(all_methods, tmp_path):
     _, first = all_methods
     shutil.copytree(first.path, tmp_path / "study")
     again = delta_tune.tune(name="study", out=tmp_path, resume=True, num_trials=10, verbose=0)
-    assert again.trials.num_rows == 10
-    assert again.trials.slice(0, 5).equals(first.trials)
+    assert len(searched(again)) == 10
+    assert again.trials.slice(0, 6).equals(first.trials)
 
 
 def test_tune_records_diverged_and_failed_trials_with_their_cause_and_goes_on(settings):
@@ -163,7 +170,7 @@ def test_tune_records_diverged_and_failed_trials_with_their_cause_and_goes_on(se
 
     small = {"image_size": 32, "set": {"batch_size": 1}, "sampler": "random", "num_trials": 8}
     result = delta_tune.tune(**{**settings, **small, "space": space})
-    rows = result.trials.to_pylist()
+    rows = searched(result)
     assert {row["param._kind"] for row in rows} == {"diverges", "raises", "learns"}
     allowed = {"diverges": {"diverged"}, "raises": {"failed"}, "learns": {"completed", "pruned"}}
     for row in rows:
@@ -174,7 +181,6 @@ def test_tune_records_diverged_and_failed_trials_with_their_cause_and_goes_on(se
             traceback = f"checkpoints/{row['trial_id']}/error.txt"
             assert traceback in row["error"]
             assert "Traceback" in (result.path / traceback).read_text()
-    assert result.best_config.lr == 1e-4
 
 
 def test_tune_says_nothing_at_verbose_0(settings, capfd):
@@ -205,7 +211,8 @@ def test_tune_confirms_the_space_against_plain_l2_and_retrains_the_best(settings
     small = {"num_trials": 1, "max_epochs": 2, "grace_period": 2, "space": str(tmp_path / "without.py")}
     confirmed = delta_tune.tune(**{**settings, **small, "confirm": 2})
     study = json.loads((confirmed.path / "study.json").read_text())
-    assert confirmed.trials["config.regularizer"].to_pylist() == ["delta_uniform", "l2"], "as many of plain L2"
+    methods = [row["config.regularizer"] for row in searched(confirmed)]
+    assert methods == ["delta_uniform", "l2"], "as many of plain L2"
     runs = pq.read_table(confirmed.path / "confirm" / "trials.parquet").to_pylist()
     assert [run["config.regularizer"] for run in runs] == ["delta_uniform", "l2"] * 2
     assert {run["state"] for run in runs} == {"completed"}
@@ -237,7 +244,7 @@ def test_tune_carries_nothing_over_from_trial_to_trial(settings, tmp_path):
     (tmp_path / "turns.py").write_text(TURNS)
     small = {"num_trials": 5, "max_epochs": 2, "grace_period": 2}
     result = delta_tune.tune(**{**settings, **small, "space": str(tmp_path / "turns.py")})
-    rows = sorted(result.trials.to_pylist(), key=lambda row: row["param._turn"])
+    rows = sorted(searched(result), key=lambda row: row["param._turn"])
     losses = [row["val_loss"] for row in rows]
     assert [row["param._turn"] for row in rows] == [0, 1, 2, 3, 4]
     assert losses[0] == losses[2] == losses[4]
@@ -258,7 +265,7 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
         from delta_tune.search.worker import run_tune_trial
 
         assignment = TrialAssignment.from_config(config)
-        if assignment.number == 1 and assignment.gpus < 1:
+        if assignment.number == 2 and assignment.gpus < 1:
             last = {"epoch": 0, "val_accuracy": float("nan"), "node": "n", "began": 0.0, "ended": 1.0}
             tune.report(TrialOutcome(kind="out of memory", error="too small").to_result(last))
         else:
@@ -267,7 +274,7 @@ def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small
     monkeypatch.setattr(runner, "run_tune_trial", starving)
     small = {"num_trials": 3, "max_epochs": 1, "gpus_per_trial": 0.5}
     result = delta_tune.tune(**{**settings, **small, "space": plain})
-    rows = result.trials.to_pylist()
+    rows = searched(result)
     assert [row["state"] for row in rows] == ["completed"] * 3
     assert [row["gpus"] for row in rows] == [0.5, 1.0, 0.5]
     assert [row["out_of_memory"] for row in rows] == [0, 1, 0]
@@ -304,15 +311,16 @@ SLOTS = {"num_trials": 4, "max_epochs": 1, "max_concurrent_trials": 2}
 def test_tune_loses_no_trial_to_a_worker_whose_gpu_context_is_broken(settings, named_gpus, monkeypatch, tmp_path):
     break_worker(tmp_path, monkeypatch)
     result = delta_tune.tune(**{**settings, **SLOTS, "gpus_per_trial": 0.5, "space": plain})
-    assert result.trials["state"].to_pylist() == ["completed"] * 4
+    assert [row["state"] for row in searched(result)] == ["completed"] * 4
 
 
 @pytest.mark.faults
 def test_tune_fails_a_trial_that_breaks_every_worker_and_no_other(settings, named_gpus, monkeypatch, tmp_path):
-    break_worker(tmp_path, monkeypatch, numbers=[1])
+    break_worker(tmp_path, monkeypatch, numbers=[2])
     result = delta_tune.tune(**{**settings, **SLOTS, "gpus_per_trial": 0.5, "space": plain})
-    assert result.trials["state"].to_pylist() == ["completed", "failed", "completed", "completed"]
-    assert "AcceleratorError: CUDA error: an illegal memory access" in result.trials["error"][1].as_py()
+    rows = searched(result)
+    assert [row["state"] for row in rows] == ["completed", "failed", "completed", "completed"]
+    assert "AcceleratorError: CUDA error: an illegal memory access" in rows[1]["error"]
 
 
 @pytest.mark.faults
@@ -323,7 +331,7 @@ def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(set
         from delta_tune.results.columns import EPOCH_COLUMNS
         from delta_tune.search.worker import run_tune_trial
 
-        if config["number"] > 0:
+        if config["number"] > 1:
             run_tune_trial(config, worker_settings)
             return
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "1"
@@ -335,8 +343,9 @@ def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(set
 
     monkeypatch.setattr(runner, "run_tune_trial", sluggish)
     result = delta_tune.tune(**{**settings, "num_trials": 3, "max_epochs": 1, "space": plain})
-    assert result.trials["state"].to_pylist() == ["completed", "failed", "completed"]
-    assert "the worker died" in result.trials["error"][1].as_py()
+    rows = searched(result)
+    assert [row["state"] for row in rows] == ["completed", "failed", "completed"]
+    assert "the worker died" in rows[1]["error"]
 
 
 def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
@@ -344,7 +353,7 @@ def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
     monkeypatch.setattr(plan, "measure_footprint_on_cluster", lambda task, configs: measured)
     small = {"num_trials": 2, "max_epochs": 1, "gpus_per_trial": "auto"}
     result = delta_tune.tune(**{**settings, **small, "space": plain})
-    assert result.trials["gpus"].to_pylist() == [0.5, 0.5]
+    assert [row["gpus"] for row in searched(result)] == [0.5, 0.5]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -449,12 +458,12 @@ def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
     result = delta_tune.tune(**{**settings, **many})
     states = [row["state"] for row in result.trials.to_pylist()]
     assert len(states) < 1000
-    if result.best_config is not None:  # not on a machine that is so busy that the start takes all of it
+    if any(row["state"] == "completed" for row in searched(result)):  # not where the machine is too busy
         reserved = json.loads((result.path / "study.json").read_text())["reserved"]
         assert 2 <= reserved["repetitions"] < 1000, "seeds are cut first"
         assert reserved["confirmation"] + reserved["final"] <= 15
     assert set(states) <= {"completed", "pruned", "stopped"}
-    assert (result.best_config is not None) == ("completed" in states)
+    assert result.best_config is not None
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(settings):

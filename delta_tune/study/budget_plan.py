@@ -1,0 +1,139 @@
+"""Choose epochs and trials by the time budget: time a few steps, share the time out, and say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from delta_tune.cluster.gpu_sharing import heaviest_config
+from delta_tune.console.format import format_count, format_duration
+from delta_tune.search.session import Session
+from delta_tune.spaces.l2_baseline import ARM
+from delta_tune.study.attention_phase import ATTENTION_SHARE
+from delta_tune.study.plan import budget_lines, waits_for_speed
+from delta_tune.study.schedule import Means, Schedule, Wishes, choose_schedule, search_seconds
+from delta_tune.study.setup import make_search, written_settings
+from delta_tune.study.study import Study
+from delta_tune.study.time_budget import END_S, LARGEST_SHARE, START_S, final_training_growth, plan_post_search
+from delta_tune.study.trial_plan import plan_trials
+from delta_tune.training.speed import Speed, few, measure_speed
+
+SIDE_BY_SIDE = 1.2
+"""Factor on the time of a step where other trials run beside: they share memory and caches."""
+
+
+def plan_by_budget(study: Study, session: Session) -> None:
+    """Before the first trial: choose what is left to the time budget, shorten what does not fit into it, and say so.
+
+    A study that has trials keeps its epochs: its rungs compare trials of as many.
+    """
+    if waits_for_speed(study):
+        choose_by_budget(study, session)
+        for line in budget_lines(study):
+            study.progress.say(line)
+
+
+def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -> None:
+    """Choose the schedule of a study with a time budget.
+
+    Args:
+        study: the study; its settings, space and search are those of the choice afterwards.
+        session: where trials run.
+        prepared: whether what trials share has been measured; else its time is estimated.
+    """
+    speed = time_steps(study, session)
+    study.budget.end = END_S * speed.waiting + speed.scoring * test_images(study) / session.resources.slots
+    means = means_of(study, session, speed)
+    if not prepared:
+        passes = speed.scoring * (len(study.task.dataset.train) + len(study.task.dataset.val))
+        means = dataclasses.replace(means, seconds=means.seconds - passes)
+    asked, epochs_given = study.config, "max_epochs" not in study.left_open
+    wishes = Wishes(
+        max_epochs=asked.max_epochs if epochs_given else None,
+        num_trials=study.num_trials,
+        grace_period=asked.grace_period,
+        grace_of=asked.max_epochs if epochs_given or "grace_period" in study.left_open else None,
+        reduction_factor=asked.reduction_factor,
+    )
+    schedule = choose_schedule(wishes, means)
+    study.why = tuple(reasons(study, wishes, means, schedule))
+    use_schedule(study, schedule)
+
+
+def time_steps(study: Study, session: Session) -> Speed:
+    """The speed of the heaviest method of the space, where trials run."""
+    config = heaviest_config(study.configs)
+    with session.measuring.workplace() as workplace:
+        return workplace.run(measure_speed, few(study.task, config), config, session.resources.threads)
+
+
+def test_images(study: Study) -> int:
+    """Number of images in the test split."""
+    return 0 if study.task.dataset.test is None else len(study.task.dataset.test)
+
+
+def means_of(study: Study, session: Session, speed: Speed) -> Means:
+    """What the study has left to spend, at this speed."""
+    budget, config, data, slots = study.budget, study.config, study.task.dataset, session.resources.slots
+    assert budget.total is not None, "asked only then"
+    beside = SIDE_BY_SIDE if slots > 1 else 1.0
+    epoch_seconds = beside * (speed.training * len(data.train) + speed.scoring * len(data.val))
+    attention = any(each.method.uses_attention for each in study.configs)
+    confirming = 0.0
+    if config.confirm:
+        arms = study.checked.choices if study.checked.space.balance == ARM else {c.regularizer for c in study.configs}
+        confirming = plan_post_search(
+            math.inf,
+            repetitions=2,
+            epoch_seconds=dict.fromkeys(map(str, arms), epoch_seconds),
+            max_epochs=1,
+            slots=slots,
+            growth=final_training_growth(config, study.task),
+        ).total
+    return Means(
+        seconds=budget.left - START_S - attention * ATTENTION_SHARE * budget.total,
+        epoch_seconds=epoch_seconds,
+        steps=math.ceil(len(data.train) / study.configs[0].batch_size),
+        slots=slots,
+        confirming=confirming,
+        for_confirming=LARGEST_SHARE * budget.total,
+    )
+
+
+def reasons(study: Study, wishes: Wishes, means: Means, schedule: Schedule) -> list[str]:
+    """Sentences for the plan on how the schedule came about."""
+    budget, slots = study.budget, format_count(means.slots, "trial")
+    assert budget.total is not None, "asked only then"
+    step = means.epoch_seconds / means.steps
+    lines = [
+        f"{format_duration(budget.total)} in all, of which {format_duration(max(0.0, means.seconds))} are left for "
+        f"trials: a step takes {step:.2g} s and an epoch {format_duration(means.epoch_seconds)}, {slots} at a time"
+    ]
+    if wishes.max_epochs is not None and schedule.max_epochs < wishes.max_epochs:
+        trials = study.num_trials or 1
+        needed = search_seconds(wishes, means, trials, wishes.max_epochs)
+        lines.append(
+            f"{format_count(trials, 'trial')} of up to {wishes.max_epochs} epochs would take about "
+            f"{format_duration(needed)}, so they have {format_count(schedule.max_epochs, 'epoch')}"
+        )
+    if study.num_trials is not None and schedule.num_trials < study.num_trials:
+        lines.append(f"about {schedule.num_trials} of the {study.num_trials} trials will end in time")
+    if means.confirming and not schedule.confirms:
+        lines.append(budget.too_short().rstrip("."))
+    return [f"{line[0].upper()}{line[1:]}." for line in lines]
+
+
+def use_schedule(study: Study, schedule: Schedule) -> None:
+    """Make the schedule the study's, and note it in the record, which is written with the next trial."""
+    before = study.config
+    config = dataclasses.replace(before, max_epochs=schedule.max_epochs, grace_period=schedule.grace_period)
+    asked = {
+        name: getattr(before, name)
+        for name in ("max_epochs", "grace_period")
+        if name not in study.left_open and getattr(before, name) != getattr(config, name)
+    }
+    study.schedule, study.config = schedule, config
+    study.left_open = frozenset(study.left_open) & {"num_trials"}
+    study.checked = plan_trials(config, study.record, study.left_open).checked
+    make_search(study)
+    study.record.settle(written_settings(study), asked)

@@ -1,0 +1,156 @@
+"""What a time budget buys: epochs of a full trial and a number of trials. Arithmetic alone."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from delta_tune.search.asha import rung_epochs
+
+TARGET_STEPS = 400
+"""Steps after which more hardly help, whatever the size of the training set: a small one needs more epochs for them."""
+SHORTEST, LONGEST = 3, 30
+"""Range of the epochs that follow from it."""
+FULL_TRIALS, ROUNDS = 4, 2
+"""Full trials that are to fit, and in how many rounds at least: later trials are to learn from earlier ones."""
+MOST_TRIALS = 1000
+"""Of the number that is expected."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What the user asks for.
+
+    Attributes:
+        max_epochs: epochs of a full trial; None leaves them to the budget.
+        num_trials: number of trials; None leaves it to the budget.
+        grace_period: the first rung, in epochs.
+        grace_of: the epochs of a full trial that it belongs to; None keeps it whatever they are.
+        reduction_factor: one in so many trials passes a rung.
+    """
+
+    max_epochs: int | None
+    num_trials: int | None
+    grace_period: int
+    grace_of: int | None
+    reduction_factor: float
+
+    def grace(self, epochs: int) -> int:
+        """The first rung of trials of so many epochs."""
+        wanted = self.grace_period if self.grace_of is None else round(self.grace_period * epochs / self.grace_of)
+        return max(1, min(wanted, epochs))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Means:
+    """What there is to spend.
+
+    Attributes:
+        seconds: wall clock until everything but the end of the study must be done.
+        epoch_seconds: of an epoch with its scoring.
+        steps: of an epoch.
+        slots: concurrent trials.
+        confirming: seconds per epoch of the least confirmation and final model; 0 if none is asked for.
+        for_confirming: seconds that those may take at most.
+    """
+
+    seconds: float
+    epoch_seconds: float
+    steps: int
+    slots: int
+    confirming: float = 0.0
+    for_confirming: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """What a study with a time budget runs.
+
+    Attributes:
+        max_epochs: epochs of a full trial, ≥ 1.
+        grace_period: the first rung of ASHA, in [1, max_epochs].
+        num_trials: trials that are expected to end in time, ≥ 1.
+        confirms: whether there is time for a confirmation.
+        epoch_seconds: of an epoch with its scoring.
+    """
+
+    max_epochs: int
+    grace_period: int
+    num_trials: int
+    confirms: bool
+    epoch_seconds: float
+
+
+def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
+    """The longest schedule that fits, up to what was asked for or what the training set needs.
+
+    If not even one epoch fits, it has one. Confirmation is given up before that, not before epochs are.
+    """
+    longest = wishes.max_epochs or epochs_of_set(means.steps)
+    seconds, confirms, epochs = means.seconds, False, 0
+    if means.confirming:
+        seconds = means.seconds - means.for_confirming
+        most = min(longest, math.floor(means.for_confirming / means.confirming))
+        epochs = min(most, epochs_that_fit(wishes, means, seconds))
+        confirms = epochs >= 1
+    if not confirms:
+        seconds, epochs = means.seconds, min(longest, epochs_that_fit(wishes, means, means.seconds))
+    epochs = max(1, epochs)
+    return Schedule(
+        max_epochs=epochs,
+        grace_period=wishes.grace(epochs),
+        num_trials=trials_that_fit(wishes, means, seconds, epochs),
+        confirms=confirms,
+        epoch_seconds=means.epoch_seconds,
+    )
+
+
+def epochs_of_set(steps: int) -> int:
+    """Epochs of a full trial for a training set of so many steps, where time is no matter."""
+    return min(max(math.ceil(TARGET_STEPS / steps), SHORTEST), LONGEST)
+
+
+def epochs_that_fit(wishes: Wishes, means: Means, seconds: float) -> int:
+    """Epochs of a full trial such that the trials asked for end in time, or a few full ones; may be 0."""
+    one = math.floor(max(0.0, seconds) / means.epoch_seconds)
+    if wishes.num_trials is not None:
+        trials, most = wishes.num_trials, max(one, 0)
+        fits: Callable[[int], float] = lambda epochs: search_seconds(wishes, means, trials, epochs)  # noqa: E731
+        return bisect_right(range(1, most + 1), seconds, key=fits)
+    if wishes.max_epochs is not None:
+        return one
+    several = math.floor(one / max(ROUNDS, FULL_TRIALS / means.slots))
+    return max(several, min(SHORTEST, one))
+
+
+def trials_that_fit(wishes: Wishes, means: Means, seconds: float, epochs: int) -> int:
+    """The number of trials that are expected to end in time, at least 1 and no more than asked for."""
+    most = min(wishes.num_trials or MOST_TRIALS, MOST_TRIALS)
+    fits: Callable[[int], float] = lambda trials: search_seconds(wishes, means, trials, epochs)  # noqa: E731
+    return max(1, bisect_right(range(1, most + 1), seconds, key=fits))
+
+
+def search_seconds(wishes: Wishes, means: Means, trials: int, epochs: int) -> float:
+    """Wall clock that a search is expected to take: its epochs side by side, but no less than a full trial."""
+    bought = expected_epochs(trials, epochs, wishes.grace(epochs), wishes.reduction_factor)
+    return means.epoch_seconds * max(float(epochs), bought / min(means.slots, trials))
+
+
+def expected_epochs(trials: int, max_epochs: int, grace_period: int, reduction_factor: float) -> float:
+    """Expected number of epochs of trials that are compared in the order in which they come to a rung."""
+    ends = [*rung_epochs(max_epochs, grace_period, reduction_factor), max_epochs]
+    total, start, running = 0.0, 0, float(trials)
+    for end in ends:
+        total += running * (end - start)
+        start, running = end, passing(running, reduction_factor)
+    return total
+
+
+def passing(trials: float, reduction_factor: float) -> float:
+    """How many of so many trials pass a rung: the first does, of the next ones fewer, then 1 in `reduction_factor`."""
+    early = min(trials, reduction_factor)
+    whole = math.floor(early)
+    passed = sum(1 / place for place in range(1, whole + 1))
+    return passed + (early - whole) / (whole + 1) + (trials - early) / reduction_factor

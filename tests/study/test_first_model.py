@@ -1,0 +1,152 @@
+"""The first model: when it is fitted to a sample of the images, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from delta_tune.config import StudyConfig, TrialConfig
+from delta_tune.data.resampling import sample_images
+from delta_tune.results.layout import CHECKPOINTS, CONFIG_FILE
+from delta_tune.results.study_record import StudyRecord
+from delta_tune.results.tables import StudyTables
+from delta_tune.study import first_model
+from delta_tune.study.first_model import first_searched, fit_first_model, longest_pass, seconds_of_pass
+from delta_tune.study.time_budget import TimeBudget
+from delta_tune.training.trial import run_trial
+from delta_tune.training.workplace import ThisProcess
+
+
+class Begun:
+    """A study whose data is read, on a Ray that is not needed here."""
+
+    def __init__(self, task, folder, total=None):
+        self.task, self.folder, self.mirror, self.sampled = task.on(task.dataset), folder, None, False
+        self.config, self.configs = StudyConfig(), [TrialConfig(regularizer="delta_uniform")]
+        self.record, self.tables = StudyRecord({}), StudyTables(folder, "val_accuracy")
+        self.budget, self.said = TimeBudget(total, spent=0.0, began=0.0), []
+        self.progress = SimpleNamespace(say=self.said.append)
+
+    def save_record(self):
+        pass
+
+    @property
+    def model(self):
+        return json.loads((self.folder / "best" / CONFIG_FILE).read_text())
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch):
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr(first_model.ray, "get_runtime_context", lambda: context)
+
+
+@pytest.fixture
+def session():
+    place = ThisProcess()
+    return SimpleNamespace(
+        measuring=SimpleNamespace(workplace=lambda: contextlib.nullcontext(place)),
+        mirror=None,
+        checkpoints=lambda folder: str(folder / CHECKPOINTS),
+    )
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """The pass over all images takes so many seconds."""
+
+    def take(seconds):
+        monkeypatch.setattr(first_model, "seconds_of_pass", lambda study, workplace: seconds)
+        monkeypatch.setattr(first_model, "PER_CLASS", 2)
+
+    return take
+
+
+def test_first_model_is_trial_0_completed_and_in_best(task, tmp_path, session):
+    study = Begun(task, tmp_path)
+    fit_first_model(study, session)
+    row = study.tables.trials[0]
+    assert (row["config.regularizer"], row["state"], row["epochs"]) == ("linear_probe", "completed", 1)
+    assert (study.record.winner, study.record.model, study.tables.leader) == (0, "trial 0", 0)
+    alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
+    assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"]
+    assert set(study.task.measurements.mean_squares), "measured in the same pass"
+
+
+def test_second_session_fits_no_second_model(task, tmp_path, session, monkeypatch):
+    study = Begun(task, tmp_path)
+    fit_first_model(study, session)
+    monkeypatch.setattr(first_model, "run_trial", None)
+    fit_first_model(study, session)
+    assert len(study.tables.trials) == 1
+
+
+def test_study_of_an_earlier_version_keeps_its_numbers(task, tmp_path, session):
+    study = Begun(task, tmp_path)
+    study.tables.add(0, TrialConfig(regularizer="l2"), {}, {})
+    fit_first_model(study, session)
+    assert first_searched(study.tables) == 0
+    assert study.tables.trials[0]["config.regularizer"] == "l2"
+    assert first_searched(StudyTables(tmp_path / "new", "val_accuracy")) == 1
+
+
+def test_long_pass_begins_with_a_sample_and_ends_with_all_images(task, tmp_path, session, slow):
+    slow(60.0)
+    study, models = Begun(task, tmp_path), []
+    study.record.set_model = lambda trial, model: models.append(model)
+    fit_first_model(study, session)
+    assert models[0].startswith("trial 0, fitted to ")
+    assert models[1] == "trial 0"
+    assert not study.sampled
+    alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
+    assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"], "nothing of the sample stays"
+    assert len(study.tables.epochs[0]) == 1
+
+
+def test_pass_that_does_not_fit_into_the_budget_is_left_out(task, tmp_path, session, slow):
+    slow(60.0)
+    study = Begun(task, tmp_path, total=100.0)
+    fit_first_model(study, session)
+    assert study.sampled
+    assert "train" not in study.task.measurements.features
+    assert set(study.task.measurements.mean_squares), "of the sample"
+    assert study.record.model.startswith("trial 0, fitted to ")
+    assert study.tables.trials[0]["state"] == "completed"
+    assert any("images of train" in sentence for sentence in study.said)
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(None, 30.0), (100.0, 10.0), (3600.0, 30.0)])
+def test_first_model_comes_within_half_a_minute_or_a_tenth_of_the_budget(budget, seconds):
+    assert longest_pass(budget) == seconds
+
+
+def test_pass_over_few_images_is_not_timed(task, tmp_path):
+    assert seconds_of_pass(Begun(task, tmp_path), None) == 0.0
+
+
+def test_time_of_the_pass_is_that_of_some_images_shared_by_the_slots(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_model, "TIMED_IMAGES", 6)
+    seconds = iter([0.0, 5.0, 10.0, 10.6])
+    monkeypatch.setattr(first_model, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    ran = []
+    place = SimpleNamespace(slots=2, run=lambda function, backbone, split, layers: ran.append(len(split)))
+    images = len(task.dataset.train) + len(task.dataset.val)
+    assert seconds_of_pass(Begun(task, tmp_path), place) == pytest.approx(0.6 * images / 6 / 2)
+    assert ran == [1, 6]
+
+
+def test_sample_has_a_part_of_each_class_and_the_images_themselves(task):
+    dataset = task.dataset
+    sample = sample_images(dataset, fraction=0.1, per_class=4, seed=0)
+    assert np.bincount(sample.train.labels).tolist() == [4, 4, 4]
+    assert np.bincount(sample.val.labels).tolist() == [4, 4, 4]
+    assert np.bincount(sample_images(dataset, fraction=0.5, per_class=1, seed=0).train.labels).tolist() == [6, 6, 6]
+    for split, whole in ((sample.train, dataset.train), (sample.val, dataset.val)):
+        for position, name in enumerate(split.names):
+            original = whole.names.index(name)
+            assert split.labels[position] == whole.labels[original]
+            assert np.array_equal(split.images.batch(np.array([position])), whole.images.batch(np.array([original])))
