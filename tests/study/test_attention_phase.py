@@ -100,7 +100,7 @@ def begin(task, tmp_path, said, pool):
             study.folder.mkdir(exist_ok=True)
             study.searcher, study.progress = SimpleNamespace(), SimpleNamespace(say=said.append)
             study.record, study.save_record = record or StudyRecord(), lambda: None
-            study.budget = TimeBudget(total, spent=0.0, began=time.time())
+            study.budget, study.sampled = TimeBudget(total, spent=0.0, began=time.time()), False
             pools = []
             measuring = SimpleNamespace(
                 workplace=lambda: contextlib.nullcontext(ThisProcess()),
