@@ -77,8 +77,14 @@ def device_faults_named(doing: str) -> Iterator[None]:
 
 def external_cause(error: BaseException | None) -> str | None:
     """The external cause behind `error` in words; None if there is none."""
-    while error is not None:
-        if isinstance(error, RayTaskError) and (cause := external_cause(error.cause)) is not None:
+    return _external_cause(error, set())
+
+
+def _external_cause(error: BaseException | None, seen: set[int]) -> str | None:
+    """Of an error none of whose causes has been seen: one from another process may be raised from that process's."""
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, RayTaskError) and (cause := _external_cause(error.cause, seen)) is not None:
             return cause  # its own text is the whole traceback of the other process
         if isinstance(error, ExternalFailure):
             return str(error)

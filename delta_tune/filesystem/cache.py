@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,6 +49,15 @@ class Cache:
             OSError: it cannot be read, is no regular file, or has more than `limit` bytes.
         """
         return read_regular(self._filesystem, self.path(name), limit)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_file(self.path(name))
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a file.

@@ -110,13 +110,13 @@ def _kind(error: BaseException) -> FaultKind | None:
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what Ray wrapped into it, what caused it, and so on; the innermost of Ray's first."""
-    seen: set[int] = set()
+def _chain(error: BaseException | None, seen: set[int] | None = None) -> Iterator[BaseException]:
+    """The error, what Ray wrapped into it, what caused it, and so on, each once; the innermost of Ray's first."""
+    seen = set() if seen is None else seen
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         wrapped = getattr(error, "cause", None)
         if isinstance(wrapped, BaseException):
-            yield from _chain(wrapped)
+            yield from _chain(wrapped, seen)
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

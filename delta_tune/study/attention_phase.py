@@ -14,6 +14,7 @@ from typing import Final, Self
 import pyarrow.parquet as pq
 
 from delta_tune.attention.layer_attention import LayerAttention, attention_table, noise_warning, read_layers
+from delta_tune.attention.measurement import MAX_PROBE_IMAGES
 from delta_tune.cluster.measuring_workers import WorkerPool
 from delta_tune.cluster.shared_objects import put_shared
 from delta_tune.config import FIRST_MODEL, AttentionEstimator, TrialConfig, UserError
@@ -27,9 +28,18 @@ ATTENTION_SHARE = 0.1
 """Largest share of the time budget, by the wall clock, in which attention is measured."""
 WITHOUT_ATTENTION: Final = "delta_uniform"
 """The method that trials run with whose attention that share was too short for."""
-HELD_PER_SLOT = 2
+HELD, HELD_PER_SLOT = 4, 2
+"""So many proposals may wait at least, and so many for each slot."""
 
 Found = dict[AttentionEstimator, dict[str, LayerAttention]]
+
+
+def most_probe_images(study: Study) -> int:
+    """With how many images each layer of a new split may be measured: with a time budget, as many as in the search."""
+    if study.budget.total is None:
+        return MAX_PROBE_IMAGES
+    measured = read_layers(study.folder / ATTENTION_FILE).values()
+    return max((layer.images for layers in measured for layer in layers.values()), default=MAX_PROBE_IMAGES)
 
 
 class AttentionPhase:
@@ -96,7 +106,7 @@ class AttentionPhase:
     @property
     def most_held(self) -> int:
         """How many proposals may wait."""
-        return HELD_PER_SLOT * self._all_slots
+        return max(HELD, HELD_PER_SLOT * self._all_slots)
 
     def has_come(self) -> bool:
         """Whether no trial has to wait any more."""
@@ -195,8 +205,6 @@ class AttentionPhase:
             warnings.append(sentence)
         study.record.set_attention(0.0, " ".join(warning for warning in warnings if warning))
         if rows := [row for layers in attention.values() for row in layers.items()]:
-            if study.budget.total is not None:  # so that the splits of a confirmation take no longer
-                study.task.probe_images = max(layer.images for _, layer in rows)
             (study.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
             with atomic_write(study.folder / ATTENTION_FILE) as partial:
                 pq.write_table(attention_table(rows), partial)

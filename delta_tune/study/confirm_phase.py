@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from delta_tune.results.layout import BEST
 from delta_tune.search.session import Session
+from delta_tune.study.attention_phase import most_probe_images
 from delta_tune.study.confirmation import Confirmation, confirm, confirmation_to_json
 from delta_tune.study.retraining import describe_model, retrain_and_save, task_with_all_images
 from delta_tune.study.study import Study
@@ -41,6 +42,7 @@ def confirm_and_retrain(study: Study, session: Session) -> Outcome:
             say(budget.too_short_to_confirm(repetitions, config.confirm))
         if not repetitions:
             return Outcome()
+    study.task.probe_images = most_probe_images(study)
     confirmation, whole = confirm(
         study.task,
         study.tables,

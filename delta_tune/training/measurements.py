@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import safetensors.numpy
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from delta_tune.attention.layer_attention import LayerAttention, from_bytes, reliability_messages, to_bytes
@@ -18,7 +17,7 @@ from delta_tune.attention.measurement import (
     add_first_order_agreement,
     measure_layers,
 )
-from delta_tune.attention.probe_head import FittedHead, fit_probe_head, join_passes, measure_features
+from delta_tune.attention.probe_head import FittedHead, SourcePass, fit_probe_head, join_passes, measure_features
 from delta_tune.attention.probe_sample import ProbeImages, error_norm
 from delta_tune.attention.weights import attention_weights
 from delta_tune.config import AttentionEstimator, TrialConfig
@@ -27,22 +26,15 @@ from delta_tune.filesystem.cache import Cache, content_key
 from delta_tune.filesystem.rows import FILE_BYTES
 from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers
 from delta_tune.training.regularizers import channel_factors
-from delta_tune.training.workplace import Say, ThisProcess, Workplace, split_parts
+from delta_tune.training.source_files import key_array, read_source
+from delta_tune.training.workplace import Say, ThisProcess, Workplace, split_parts, split_pieces
 
 SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
 PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 4"
 
-SMALL_ARRAYS_BYTES = 2**20
-"""At most, of a file of features in the cache without the features."""
-
 
 def _silent(message: str) -> None:
     pass
-
-
-def _as_array(key: str) -> np.ndarray:
-    """A key as the array that binds a file of the cache to it."""
-    return np.frombuffer(key.encode(), np.uint8)
 
 
 @dataclass(kw_only=True)
@@ -111,7 +103,8 @@ class Measurements:
         """Whether the features of train and val are here or in the cache, from which they are taken now."""
         for split in ("train", "val"):
             if split not in self.features and self.cache is not None:
-                found = self._cached_source(split, f"{self.source_key(split)}.safetensors", say)
+                count = len(self.dataset.for_name(split))
+                found = self._cached_source(split, f"{self.source_key(split)}.safetensors", count, say)
                 if "features" in found:
                     self.features[split] = found["features"]
         return {"train", "val"} <= self.features.keys()
@@ -188,19 +181,43 @@ class Measurements:
     def _measure_source(self, split: str, layers: tuple[str, ...], workplace: Workplace, say: Say) -> None:
         """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
         name = f"{self.source_key(split)}.safetensors"
-        arrays = self._cached_source(split, name, say)
+        arrays = self._cached_source(split, name, len(self.dataset.for_name(split)), say)
         wanted = {f"mean_square/{layer}" for layer in layers}
         if not wanted | {"features"} <= set(arrays):
             images = self.dataset.for_name(split)
             say(f"Source: one pass over the {len(images)} un-augmented {split} images.")
-            parts = split_parts(len(images), workplace.slots)
-            passes = workplace.map(measure_features, parts, self.backbone, images, layers)
+            pieces = split_pieces(len(images), workplace.slots)
+            passes = [self._measure_piece(split, piece, layers, workplace, say) for piece in pieces]
             features, mean_squares = join_passes(passes)
             arrays |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
-            arrays |= {"features": features, "key": _as_array(self.source_key(split))}
+            arrays |= {"features": features, "key": key_array(self.source_key(split))}
             self._write_to_cache(name, safetensors.numpy.save(arrays), say)
+            if len(pieces) > 1:
+                self._remove_from_cache([self._piece_name(split, piece) for piece in pieces], say)
         self.features[split] = arrays["features"]
         self.mean_squares |= {layer: float(arrays[f"mean_square/{layer}"]) for layer in layers}
+
+    def _measure_piece(
+        self, split: str, piece: range, layers: tuple[str, ...], workplace: Workplace, say: Say
+    ) -> SourcePass:
+        """The pass over a piece of a split; in the cache, unless it is all, until the whole pass is there."""
+        images, name = self.dataset.for_name(split), self._piece_name(split, piece)
+        alone = len(piece) == len(images)
+        arrays = {} if alone else self._cached_source(split, name, len(piece), say)
+        if {"features", *(f"sums/{layer}" for layer in layers)} <= set(arrays):
+            return arrays["features"], {layer: arrays[f"sums/{layer}"].tolist() for layer in layers}
+        parts = [piece[part.start : part.stop] for part in split_parts(len(piece), workplace.slots)]
+        passes = workplace.map(measure_features, parts, self.backbone, images, layers)
+        features = np.concatenate([each for each, _ in passes])
+        sums = {layer: [value for _, of in passes for value in of[layer]] for layer in layers}
+        if not alone:
+            arrays = {f"sums/{layer}": np.array(values) for layer, values in sums.items()}
+            arrays |= {"features": features, "key": key_array(self.source_key(split))}
+            self._write_to_cache(name, safetensors.numpy.save(arrays), say)
+        return features, sums
+
+    def _piece_name(self, split: str, piece: range) -> str:
+        return f"{self.source_key(split)}-{piece.start}-{piece.stop}.safetensors"
 
     def _fit_head(self, workplace: Workplace, say: Say) -> FittedHead:
         """The head fitted to the features of train, now if it has not been."""
@@ -212,46 +229,11 @@ class Measurements:
             self.head = workplace.run(fit_probe_head, self.backbone, features, labels, num_classes, self.seed)
         return self.head
 
-    def _cached_source(self, split: str, name: str, say: Say) -> dict[str, np.ndarray]:
-        """What `_measure_source` wrote to the cache for this split; {} if it did not, or the file is damaged."""
+    def _cached_source(self, split: str, name: str, count: int, say: Say) -> dict[str, np.ndarray]:
+        """What was written to the cache for so many images of this split; {} if nothing, or the file is damaged."""
         if self.cache is None:
             return {}
-        try:
-            count, (channels, positions) = len(self.dataset.for_name(split)), head_inputs_shape(self.backbone)
-            content = self.cache.read(name, 4 * count * channels * positions + SMALL_ARRAYS_BYTES)
-            if content is None:
-                return {}
-            arrays = safetensors.numpy.load(content)
-            self._check_source(split, arrays, (count, channels))
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            say(f"Source: {self.cache.path(name)} is damaged ({error}) and measured again.")
-            return {}
-        return arrays
-
-    def _check_source(self, split: str, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> None:
-        """Refuse arrays that were measured for something else, have another shape, or are not finite.
-
-        Args:
-            split: the split that they should be of.
-            arrays: of a file of the cache.
-            shape: images and channels of the features.
-
-        Raises:
-            KeyError: an array is missing.
-            ValueError: says which array is wrong.
-        """
-        if not np.array_equal(arrays["key"], _as_array(self.source_key(split))):
-            raise ValueError("it was measured for something else")
-        features = arrays["features"]
-        if features.ndim not in (2, 4) or features.shape[:2] != shape:
-            raise ValueError(f"features have the shape {features.shape}")
-        for array_name, array in arrays.items():
-            if array_name.startswith("mean_square/") and array.shape != ():
-                raise ValueError(f"{array_name} has the shape {array.shape}")
-            if array_name != "key" and not (array.dtype.kind == "f" and np.isfinite(array).all()):
-                raise ValueError(f"{array_name} is not finite")
-        if features.dtype != np.float32:
-            raise ValueError(f"features are {features.dtype}")
+        return read_source(self.cache, name, self.source_key(split), (count, *head_inputs_shape(self.backbone)), say)
 
     def _measure_attention(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say
@@ -302,6 +284,15 @@ class Measurements:
             self.cache.write(name, content)
         except OSError as error:  # the study has what it needs; only later ones will compute it again
             say(f"Cache: {self.cache.path(name)} cannot be written ({error}); this study goes on without.")
+
+    def _remove_from_cache(self, names: Iterable[str], say: Say) -> None:
+        for name in names:
+            if self.cache is None:
+                return
+            try:
+                self.cache.remove(name)
+            except OSError as error:
+                say(f"Cache: {self.cache.path(name)} is not needed any more and cannot be removed ({error}).")
 
     def _probe(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say

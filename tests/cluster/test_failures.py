@@ -130,6 +130,12 @@ def raised_in_a_task(error):
     return RayTaskError("measure", "Traceback (most recent call last):", error, ip="127.0.0.1").as_instanceof_cause()
 
 
+def test_error_of_a_task_that_is_raised_from_the_task_s_is_itself(tmp_path):
+    task_error = raised_in_a_task(KeyError("layer"))
+    with pytest.raises(KeyError, match="layer"), as_user_error(tmp_path, str(tmp_path.parent)):
+        raise task_error.cause from task_error
+
+
 @pytest.mark.parametrize("wrap", [lambda error: error, raised_in_a_task], ids=["here", "in a task"])
 @pytest.mark.parametrize(
     ("error", "words"),

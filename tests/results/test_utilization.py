@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from delta_tune.results.utilization import measure_time_use
+from delta_tune.results.utilization import measure_time_use, slots_without
 
 
 def row(began, ended, train=None, validation=0.0):
@@ -56,3 +56,10 @@ def test_slots_that_come_and_go_are_counted_while_they_are_there():
     use = measure_time_use(rows, [(0.0, 2), (3.0, 3), (8.0, 1)])
     assert use.total == 2 * 3 + 3 * 5 + 1 * 2
     assert use.tail == (3 * 4 + 1 * 2) - (6 + 5 + 2)
+
+
+def test_slots_that_do_other_work_are_not_idle():
+    slots = slots_without([(0.0, 2), (20.0, 3)], [(-5.0, 2), (-1.0, 0), (4.0, 1), (10.0, 0)])
+    assert slots == [(-5.0, 0), (-1.0, 2), (0.0, 2), (4.0, 1), (10.0, 2), (20.0, 3)]
+    use = measure_time_use([row(0, 10), row(0, 4)], slots)
+    assert (use.total, use.between, use.tail) == (14, 0, 0)

@@ -102,6 +102,14 @@ def test_groups_are_the_arms_or_the_methods(tmp_path):
     assert comparison_groups(by_method)(tables) == {0: "delta", 1: "delta_uniform", 2: "l2"}
 
 
+def test_group_of_a_trial_that_ran_without_its_attention_is_that_of_the_method_that_was_searched(tmp_path):
+    tables = StudyTables(tmp_path, "val_accuracy")
+    tables.add(1, TrialConfig(regularizer="delta_uniform"), {"regularizer": "delta"}, {})
+    tables.add(2, TrialConfig(regularizer="delta_uniform"), {}, {})
+    for by_method in (checked(balance="regularizer"), add_l2_baseline(checked(balance="regularizer"), 0)):
+        assert comparison_groups(by_method)(tables) == {1: "delta", 2: "delta_uniform"}
+
+
 def test_rungs_are_shared_within_what_has_a_budget_of_its_own():
     methods = ("delta", "delta_uniform", "l2")
     assert [rung_groups(add_l2_baseline(checked(), 0))(m) for m in methods] == ["space", "space", "l2"]

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from delta_tune.attention.layer_attention import read_layers
-from delta_tune.attention.measurement import in_this_process
+from delta_tune.attention.measurement import MAX_PROBE_IMAGES, in_this_process
 from delta_tune.config import TrialConfig
 from delta_tune.filesystem.cache import Cache
 from delta_tune.results.layout import ATTENTION_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.study import attention_phase
-from delta_tune.study.attention_phase import ATTENTION_SHARE, AttentionPhase
+from delta_tune.study.attention_phase import ATTENTION_SHARE, AttentionPhase, most_probe_images
 from delta_tune.study.time_budget import TimeBudget
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import ThisProcess
@@ -100,7 +100,7 @@ def begin(task, tmp_path, said, pool):
             study.folder.mkdir(exist_ok=True)
             study.searcher, study.progress = SimpleNamespace(), SimpleNamespace(say=said.append)
             study.record, study.save_record = record or StudyRecord(), lambda: None
-            study.budget = TimeBudget(total, spent=0.0, began=time.time())
+            study.budget, study.sampled = TimeBudget(total, spent=0.0, began=time.time()), False
             pools = []
             measuring = SimpleNamespace(
                 workplace=lambda: contextlib.nullcontext(ThisProcess()),
@@ -179,11 +179,12 @@ def test_layers_have_the_images_that_the_share_was_enough_for_and_are_not_in_the
     found = read_layers(phase.study.folder / ATTENTION_FILE)["exact"]
     assert {layer.images for layer in found.values()} == {8}
     assert phase.runs_as(1, DELTA) == DELTA
-    assert phase.study.task.probe_images == 8, "a confirmation's splits take no longer"
+    assert most_probe_images(phase.study) == 8, "a confirmation's splits take no longer"
     (phase.study.folder / ATTENTION_FILE).unlink()
     pool.time_for = ENOUGH
     again = begin(DELTA)
     assert {layer.images for layer in again.study.task.measurements.attention["exact"].values()} == {36}
+    assert most_probe_images(again.study) == MAX_PROBE_IMAGES, "there is time"
 
 
 def test_delta_runs_with_uniform_weights_where_the_share_was_too_short(begin, pool, said):

@@ -57,6 +57,13 @@ def test_contenders_of_a_space_beside_plain_l2_are_its_best_and_l2_s(tables):
     )
 
 
+@pytest.mark.parametrize(("first", "second", "best"), [(0.7, 0.5, 0), (0.5, 0.7, 1)])
+def test_contender_of_two_groups_that_ran_the_same_method_is_the_better_one(tables, first, second, best):
+    add(tables, "delta_uniform", [first])
+    add(tables, "delta_uniform", [second])
+    assert contenders(tables, lambda _: {0: "delta", 1: "delta_uniform"}) == ({"delta_uniform": best}, None)
+
+
 def test_contenders_were_never_stopped_early(tables):
     add(tables, "l2", [0.9], "pruned")
     add(tables, "delta", [0.1, 0.2, 0.3])

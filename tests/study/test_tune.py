@@ -396,19 +396,22 @@ def test_tune_begins_with_trials_that_need_no_attention_while_it_is_measured(two
     assert min(began["l2"]) < measured < min(began["delta"])
 
 
-class Stuck(measuring_workers._Actor):
-    def losses(self, shelf, index, work):
-        time.sleep(3600)
+def measuring_actors(monkeypatch, error):
+    """Workers whose measurement of attention raises this, or never ends."""
 
+    class Actor(measuring_workers._Actor):  # in a function, so that Ray's processes need not import this module
+        def losses(self, shelf, index, work):
+            with self._faults_named():
+                if error is not None:
+                    raise error
+                time.sleep(3600)
 
-class Full(measuring_workers._Actor):
-    def losses(self, shelf, index, work):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    monkeypatch.setattr(measuring_workers, "_Actor", Actor)
 
 
 @pytest.mark.faults
 def test_interrupt_ends_attention_beside_trials_at_once_and_a_resume_measures_it(two_at_a_time, monkeypatch):
-    monkeypatch.setattr(measuring_workers, "_Actor", Stuck)
+    measuring_actors(monkeypatch, None)
     start, since = StudyTables.start, []
 
     def interrupted(tables, number, *args, **kwargs):
@@ -434,14 +437,14 @@ def test_interrupt_ends_attention_beside_trials_at_once_and_a_resume_measures_it
 
 @pytest.mark.faults
 def test_failure_of_attention_beside_trials_ends_the_study_in_a_sentence(two_at_a_time, monkeypatch):
-    monkeypatch.setattr(measuring_workers, "_Actor", Full)
+    measuring_actors(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     with pytest.raises(UserError, match=r"^The study stopped: measuring on .*memory is too small.*continue with"):
         delta_tune.tune(**two_at_a_time)
 
 
 @pytest.mark.slow
 def test_time_budget_too_short_for_attention_runs_delta_with_uniform_weights(two_at_a_time, monkeypatch):
-    monkeypatch.setattr(measuring_workers, "_Actor", Stuck)
+    measuring_actors(monkeypatch, None)
     result = delta_tune.tune(**two_at_a_time, time_budget="300s")
     rows = result.trials.to_pylist()
     assert [row["config.regularizer"] for row in rows[1:]] == ["delta_uniform", "l2"] * 2

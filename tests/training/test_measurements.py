@@ -14,6 +14,7 @@ from delta_tune.filesystem.cache import Cache
 from delta_tune.training import measurements
 from delta_tune.training.measurements import Measurements
 from delta_tune.training.task import prepare
+from delta_tune.training.workplace import ThisProcess, split_pieces
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 
@@ -74,6 +75,30 @@ def test_measure_attention_of_other_layers_uses_what_is_known(fresh, monkeypatch
     alone = with_cache(fresh, None)
     alone.measure([TrialConfig(layers=LAYERS)])
     assert losses(again) == losses(alone)
+
+
+def test_interrupted_pass_goes_on_with_the_piece_that_it_was_at(fresh, monkeypatch):
+    pieces, asked, measure_features = [range(0, 20), range(20, 36)], [], measurements.measure_features
+
+    def interrupted(backbone, images, layers, device, part):
+        asked.append(part)
+        if asked == pieces:
+            raise KeyboardInterrupt
+        return measure_features(backbone, images, layers, device, part)
+
+    monkeypatch.setattr(measurements, "measure_features", interrupted)
+    whole = with_cache(fresh, None)
+    whole.measure_source([TrialConfig(layers=LAYERS)], print, ThisProcess())
+    monkeypatch.setattr(measurements, "split_pieces", lambda images, slots: pieces)
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        fresh.measure_source([TrialConfig(layers=LAYERS)], print, ThisProcess())
+    again = later(fresh)
+    again.measure_source([TrialConfig(layers=LAYERS)], print, ThisProcess())
+    assert asked == [*pieces, pieces[1]]
+    np.testing.assert_allclose(again.features["train"], whole.features["train"], rtol=1e-5, atol=1e-6)
+    assert again.mean_squares == pytest.approx(whole.mean_squares)
+    assert len(list(Path(fresh.cache.location).iterdir())) == 1, "the pieces are gone"
 
 
 def test_measure_recomputes_damaged_files_and_says_so(fresh):
@@ -243,3 +268,10 @@ def test_measure_again_what_a_stranger_put_into_the_cache(measured, tmp_path, da
     assert again.mean_squares == measured.mean_squares
     assert all(np.array_equal(again.features[split], measured.features[split]) for split in ("train", "val"))
     assert sum("is damaged" in sentence for sentence in said) == times
+
+
+@pytest.mark.parametrize("slots", [1, 2, 16])
+def test_pieces_cover_a_split_once_in_whole_batches(slots):
+    pieces = split_pieces(9000, slots)
+    assert [image for piece in pieces for image in piece] == list(range(9000))
+    assert all(piece.start % (256 * slots if slots > 4 else 1024) == 0 for piece in pieces)
