@@ -18,7 +18,6 @@ from optuna.distributions import (
     IntDistribution,
     json_to_distribution,
 )
-from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import TrialState
 from plotly.colors import sample_colorscale
 
@@ -163,12 +162,15 @@ def importances(tables: StudyTables, parameters: Parameters, *, thorough: bool) 
     common = [name for name in common if len({str(trial.params[name]) for trial in done}) > 1]
     if len(done) < MIN_TRIALS or len(common) < 2:
         return None
-    evaluators: dict[str, BaseImportanceEvaluator] = {"PED-ANOVA": PedAnovaImportanceEvaluator()}
+    # Imports scikit-learn and pandas, which takes seconds
+    from optuna import importance as by_optuna
+
+    evaluators: dict[str, by_optuna.BaseImportanceEvaluator] = {"PED-ANOVA": by_optuna.PedAnovaImportanceEvaluator()}
     if thorough and importlib.util.find_spec("sklearn") is not None:
-        evaluators["fANOVA"] = FanovaImportanceEvaluator(n_trees=32, seed=0)
+        evaluators["fANOVA"] = by_optuna.FanovaImportanceEvaluator(n_trees=32, seed=0)
     figure = empty_figure()
     for (label, evaluator), colour in zip(evaluators.items(), ("#0072b2", "#e69f00"), strict=False):
-        importance = optuna.importance.get_param_importances(study, evaluator=evaluator, params=common)
+        importance = by_optuna.get_param_importances(study, evaluator=evaluator, params=common)
         figure.add_bar(
             x=[importance[name] for name in common], y=common, orientation="h", name=label, marker={"color": colour}
         )

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 
 
 def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
     """95 % interval of a proportion seen on `count` examples (Wilson 1927): right near 0 and 1 too."""
+    from scipy import stats  # takes a second, which a study's start need not wait for
+
     interval = stats.binomtest(round(proportion * count), count).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -44,6 +45,8 @@ def resampled_interval(values: Sequence[float], train: int, val: int, level: flo
         val: images it is scored on.
         level: probability that such an interval holds the expectation, in (0, 1).
     """
+    from scipy import stats
+
     assert len(values) >= 2, "one run has no spread"
     mean, n = float(np.mean(values)), len(values)
     half = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt((1 / n + val / train) * np.var(values, ddof=1))
