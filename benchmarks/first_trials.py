@@ -38,6 +38,11 @@ RATES = ((1e-4, 1.0), (1e-4, 10.0), (3e-4, 1.0), (3e-4, 10.0), (1e-3, 1.0), (1e-
 LENGTHS = ((6, 1.5), (12, 1.5), (12, 0.0))
 """Epochs and average_epochs."""
 PROBE = {"regularizer": "linear_probe"}
+PENALISED = (
+    {"regularizer": "l2"},
+    {"regularizer": "delta_uniform", "alpha": 0.3},
+    {"regularizer": "delta_uniform", "alpha": 3.0},
+)
 PIXELS, PER_CLASS = 96, 10
 SETS: dict[str, tuple[str, dict[str, float]]] = {
     "flowers17": ("flowers17", {}),
@@ -50,6 +55,13 @@ SETS: dict[str, tuple[str, dict[str, float]]] = {
 def arms() -> list[dict[str, Any]]:
     """The configurations, the shorter ones first."""
     found = [PROBE]
+    for method, (epochs, average), lr in itertools.product(
+        PENALISED, ((6, 1.5), (12, 1.5), (12, 0.0), (24, 1.5)), (3e-4, 1e-3, 2e-3)
+    ):
+        found.append(
+            {**method, "max_epochs": epochs, "average_epochs": average, "lr": lr}
+            | {"head_lr_multiplier": 1.0, "head_start": "probe"}
+        )
     for (epochs, average), (lr, multiplier), start in itertools.product(LENGTHS, RATES, STARTS):
         found.append(
             {"regularizer": "l2", "max_epochs": epochs, "average_epochs": average}
