@@ -24,7 +24,8 @@ def tune(**settings):
     os.write(1, b"ready\\n")  # print would hold a lock while the signal's handler prints
     for _ in range(200):
         time.sleep(0.1)
-stub.tune = stub.dry_run = tune
+stub.tune_since = lambda started, **settings: tune(**settings)
+stub.dry_run = tune
 sys.modules["delta_tune.study.tune"] = stub
 from delta_tune.cli import main
 status = main({flags})
@@ -138,7 +139,7 @@ def test_terminal_that_is_still_there_is_written_to():
 def test_handlers_are_as_before_afterwards(monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     stub = types.ModuleType("delta_tune.study.tune")
-    stub.tune, stub.dry_run = None, lambda **settings: ["a plan"]
+    stub.tune_since, stub.dry_run = None, lambda **settings: ["a plan"]
     monkeypatch.setitem(sys.modules, "delta_tune.study.tune", stub)
     assert launch.main(["--dry-run"]) == 0
     assert {number: signal.getsignal(number) for number in before} == before
