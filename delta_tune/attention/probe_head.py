@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from delta_tune.models.backbones import Backbone, build_source, build_target
 from delta_tune.models.devices import torch_threads
 from delta_tune.models.feature_maps import feature_maps, head_function, head_inputs
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # candidate penalties of the probe head, chosen on held-out images
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Candidate penalties of the probe head, chosen on held-out images. Each fit begins where the one before ended."""
 
 
 SourcePass = tuple[np.ndarray, dict[str, list[float]]]
@@ -70,27 +72,29 @@ def fit_probe_head(
 ) -> FittedHead:
     """Train a head on the source's features by L-BFGS (attention step 1).
 
-    The head's L2 penalty is chosen on a held-out fifth of the images, drawn with the seed.
+    The head's L2 penalty is chosen on a held-out fifth of the images, drawn with the seed: the smallest down to which
+    their loss falls.
     """
     model = build_target(backbone, num_classes, torch.Generator().manual_seed(seed)).eval().to(device)
     model.requires_grad_(False)
     head = model.get_submodule(backbone.head)
     logits = head_function(model, backbone.head, image_size=backbone.preprocessing.image_size)
     x, y = torch.tensor(features, device=device), torch.tensor(labels, device=device)
-    start = {name: value.clone() for name, value in head.state_dict().items()}
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y))).to(device)
     held_out, rest = order[: len(y) // 5], order[len(y) // 5 :]
 
     def held_out_loss(penalty: float) -> float:
-        head.load_state_dict(start)
         _fit(head, logits, x[rest], y[rest], penalty)
         with torch.no_grad():
             return F.cross_entropy(logits(x[held_out]), y[held_out]).item()
 
     with torch_threads(1):  # one thread: the result must not depend on the number of cores
-        penalty = min(PENALTIES, key=held_out_loss) if len(held_out) else PENALTIES[1]
-        head.load_state_dict(start)
-        _fit(head, logits, x, y, penalty)
+        chosen, least = PENALTIES[2], math.inf
+        for penalty in PENALTIES if len(held_out) else ():
+            if (loss := held_out_loss(penalty)) >= least:
+                break
+            chosen, least = penalty, loss
+        _fit(head, logits, x, y, chosen)
         with torch.no_grad():
             fitted = logits(x).float().cpu()
     state = {name: value.cpu().numpy() for name, value in head.state_dict().items()}

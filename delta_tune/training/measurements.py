@@ -30,7 +30,7 @@ from delta_tune.training.source_files import key_array, read_source
 from delta_tune.training.workplace import Say, ThisProcess, Workplace, split_parts, split_pieces
 
 SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
-PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 4"
+PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 5"
 
 
 def _silent(message: str) -> None:
