@@ -33,6 +33,7 @@ def simulated(opened):
         return {section.name: section for section in sections_here(SIMULATED, bench, ends=0.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [part.name for part in SIMULATED])
 def test_a_section_passes_on_a_simulated_gpu(simulated, name):
     assert simulated[name].failures == [], simulated[name].traceback
@@ -40,6 +41,7 @@ def test_a_section_passes_on_a_simulated_gpu(simulated, name):
     assert simulated[name].rows
 
 
+@pytest.mark.slow
 def test_every_method_is_compared(simulated):
     methods = {"l2", "l2_sp", "l2_fe", "delta", "delta_uniform"}
     assert {row["method"] for row in simulated["gradients"].rows} == methods
@@ -47,12 +49,14 @@ def test_every_method_is_compared(simulated):
         assert {row["method"] for row in simulated[name].rows} == methods | {"l2, averaged"}
 
 
+@pytest.mark.slow
 def test_the_penalties_take_part_in_the_gradients(simulated):
     """A target at the source has none: then the benchmark would compare L2 five times."""
     losses = {row["method"]: row["loss"] for row in simulated["gradients"].rows if row["precision"] == "float32"}
     assert len({round(loss, 4) for loss in losses.values()}) >= 4, losses
 
 
+@pytest.mark.slow
 def test_attention_without_plans_fails(opened, monkeypatch):
     """The mistake that the section is for: on a GPU no plan agreed with the model, and nobody was told."""
     with opened() as bench:
@@ -116,6 +120,7 @@ def test_a_section_that_fails_does_not_stop_the_others():
     assert "in raises" in first.traceback
 
 
+@pytest.mark.slow
 def test_a_section_that_ends_its_process_does_not_stop_the_others():
     found = list(run_parts(parts_of(dies, passes), no_task, Limits(ends=time.monotonic() + 600)))
     assert states(found) == [("dies", "failed"), ("passes", "passed")]

@@ -22,6 +22,7 @@ def test_port_where_nothing_answers_is_told_at_once():
         check_address(address)
 
 
+@pytest.mark.faults
 def test_port_of_something_else_is_told_in_time():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

@@ -87,6 +87,7 @@ with ray_cluster("local"):
 """
 
 
+@pytest.mark.cluster
 def test_a_ray_without_the_private_switch_for_loopback_is_started_as_it_comes():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

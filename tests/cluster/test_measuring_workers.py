@@ -69,10 +69,12 @@ def test_losses_do_not_depend_on_where_they_are_computed(task, alone, ray_cluste
     assert measured(task, pool(slots)) == alone
 
 
+@pytest.mark.slow
 def test_first_order_losses_do_not_depend_on_it_either(task, alone, ray_cluster):
     assert measured(task, pool(2), "first_order") == measured(task, contextlib.nullcontext(), "first_order")
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_workers_that_have_no_room(task, alone, ray_cluster, monkeypatch):
     monkeypatch.setattr(measuring_workers, "START_S", 1.0)
     assert measured(task, pool(4)) == alone, "Ray has two CPUs"
@@ -205,6 +207,7 @@ def test_attention_that_runs_out_of_memory_is_told_with_advice(task, ray_cluster
     assert "Traceback" not in external_cause(told.value)
 
 
+@pytest.mark.slow
 def test_actors_are_gone_afterwards(task, ray_cluster):
     measured(task, pool(2))
     deadline = time.monotonic() + 30

@@ -240,6 +240,7 @@ START = [{"_turn": turn} for turn in range(5)]
 """
 
 
+@pytest.mark.slow
 def test_tune_carries_nothing_over_from_trial_to_trial(settings, tmp_path):
     (tmp_path / "turns.py").write_text(TURNS)
     small = {"num_trials": 5, "max_epochs": 2, "grace_period": 2}
@@ -257,6 +258,7 @@ def named_gpus(monkeypatch):
     monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
 
 
+@pytest.mark.slow
 def test_tune_runs_a_trial_again_with_more_of_a_gpu_where_its_part_was_too_small(settings, named_gpus, monkeypatch):
     def starving(config, worker_settings):
         from ray import tune
@@ -348,6 +350,7 @@ def test_tune_goes_on_where_a_worker_cannot_be_made_ready_for_its_next_trial(set
     assert "the worker died" in rows[1]["error"]
 
 
+@pytest.mark.slow
 def test_tune_packs_a_gpu_as_was_measured(settings, named_gpus, monkeypatch):
     measured = Footprint(peak=2**30, total=2**33, busy=0.5, images_per_second=10.0)
     monkeypatch.setattr(plan, "measure_footprint_on_cluster", lambda task, configs: measured)
