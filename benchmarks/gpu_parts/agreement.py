@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from delta_tune.config import METHODS, TrialConfig
+from delta_tune.config import FIRST_MODEL, METHODS, TrialConfig
 from delta_tune.data.augmentation import center_crop
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, without_tf32
@@ -33,7 +33,7 @@ def configs(bench: Bench) -> dict[str, TrialConfig]:
     """Every method, and L2 with an average of its weights."""
     every = {
         name: bench.config(name, alpha=ALPHAS.get(name, 1.0))
-        for name in ("l2", *(name for name in METHODS if name != "l2"))
+        for name in ("l2", *(name for name in METHODS if name not in ("l2", FIRST_MODEL)))
     }
     return every | {"l2, averaged": bench.config("l2", average_epochs=1.0)}
 

@@ -121,6 +121,7 @@ def test_death_of_a_worker_costs_only_what_it_was_at(task, alone, ray_cluster):
     assert len(pieces) == 5  # 36 images in blocks of 8, each counted once
 
 
+@pytest.mark.slow
 def test_workers_that_join_later_change_no_bit(task, alone, ray_cluster):
     joined = []
 
@@ -148,6 +149,7 @@ def attention_in_time(task, place):
     return found["exact"]
 
 
+@pytest.mark.slow
 def test_images_before_the_time_is_over_count(task, ray_cluster, monkeypatch):
     @contextlib.contextmanager
     def bar(text, total):
@@ -159,6 +161,7 @@ def test_images_before_the_time_is_over_count(task, ray_cluster, monkeypatch):
     assert {layer.images for layer in found.values()} <= {8, 16}, "a block was done, and another may have been"
 
 
+@pytest.mark.slow
 def test_nothing_is_found_where_the_time_is_over_before_a_worker_is_there(task, ray_cluster):
     with pool(1) as place:
         place._until = time.monotonic()

@@ -377,6 +377,7 @@ def two_at_a_time(settings, tmp_path):
     return settings | {"space": methods_in_turn, "cache": str(tmp_path / "cache"), "max_concurrent_trials": 2}
 
 
+@pytest.mark.slow
 def test_tune_begins_with_trials_that_need_no_attention_while_it_is_measured(two_at_a_time, tmp_path, monkeypatch):
     begun, start, measure_layers = threading.Event(), StudyTables.start, measurements.measure_layers
 
