@@ -19,8 +19,7 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
     trial.suggest_float("beta", 1e-4, 1e-1, log=True)
     trial.suggest_categorical("layers", ["all", "last_two", "last"])
     trial.suggest_categorical("batch_norm", ["frozen", "train"])
-    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
-    trial.suggest_categorical("head_lr_multiplier", [1.0, 10.0])
+    trial.suggest_float("lr", 1e-4, 3e-3, log=True)
     if regularizer == "delta":
         trial.suggest_float("attention_temperature", 0.5, 20, log=True)
     return {"behavior_scale": "relative"}
@@ -28,5 +27,5 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
 
 START = [
     {"regularizer": "delta_uniform", "alpha": 1.0, "layers": "all", "batch_norm": "frozen", "lr": 0.001},
-    {"regularizer": "delta", "alpha": 10.0, "layers": "all", "batch_norm": "frozen", "lr": 0.003},
+    {"regularizer": "delta", "alpha": 10.0, "layers": "all", "batch_norm": "frozen", "lr": 0.001},
 ]

@@ -104,11 +104,11 @@ def limit_memory(gpus: float) -> None:
 
 
 def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
-    """The configuration that needs most memory, changed to need no attention; with both networks if any has both."""
+    """The configuration that needs most memory, changed to need no attention and no fitted head; with both networks if any has both."""
     largest = max(configs, key=lambda config: (config.method.trains_backbone, config.batch_size))
     if any(config.uses_behavior for config in configs):
         largest = dataclasses.replace(largest, regularizer=HEAVIEST, behavior_scale="raw")
-    return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0, lr=SAFE_LR)
+    return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0, lr=SAFE_LR, head_start="random")
 
 
 def source_copies(configs: Sequence[TrialConfig]) -> int:

@@ -27,6 +27,8 @@ METRICS: dict[str, Mode] = {
     "val_loss": "min",
 }
 LAYER_CHOICES = ("all", "last", "last_two")
+BEFORE: dict[str, Any] = {"head_start": "random"}
+"""Fields that studies of earlier versions lack → what their trials did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +70,12 @@ class TrialConfig:
     )
     lr: float = field(0.001, "Peak learning rate of the backbone", range=Range(0, low_open=True))
     head_lr_multiplier: float = field(
-        10.0, "The learning rate of the head is this multiple of `lr`", range=Range(0, low_open=True)
+        1.0, "The learning rate of the head is this multiple of `lr`", range=Range(0, low_open=True)
     )
     head_start: HeadStart = field(
-        "random",
-        "The head begins `random`, or with the weights fitted on the frozen backbone (`probe`; linear probing, then "
-        "fine-tuning, arXiv 2202.10054)",
+        "probe",
+        "The head begins with the weights fitted on the frozen backbone (`probe`; linear probing, then fine-tuning, "
+        "arXiv 2202.10054), or `random`, which wants a `head_lr_multiplier` of 10",
     )
     momentum: float = field(0.9, "Momentum of SGD", range=Range(0, 1, high_open=True))
     nesterov: bool = field(True, "Nesterov momentum; without effect if `momentum` is 0")
@@ -148,17 +150,18 @@ class TrialConfig:
 
     def same_as(self, record: Mapping[str, Any]) -> bool:
         """Whether this is the configuration that `record` was made of; fields that do not apply do not count."""
-        return self.record() == record
+        ours = self.record()
+        return ours == {name: BEFORE[name] for name in BEFORE if ours[name] is not None and name not in record} | record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> TrialConfig:
-        """The inverse of `record`: a null field takes its default.
+        """The inverse of `record`: a null field takes its default, or what it was before there was such a field.
 
         Raises:
             UserError: a name that is no field.
         """
         check_names(record, "configuration")
-        values = {k: v for k, v in record.items() if v is not None}
+        values = BEFORE | {k: v for k, v in record.items() if v is not None}
         return cls(**values)
 
 

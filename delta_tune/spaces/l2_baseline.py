@@ -16,7 +16,7 @@ from delta_tune.spaces.validation import CheckedSpace, check_space, contains
 ARM = "_arm"
 """Helper that names a trial's arm: `SPACE` (or its method, if methods are balanced) or `BASELINE`."""
 SPACE = "space"
-_RECIPE = {"lr": 0.001, "batch_norm": "frozen", "head_lr_multiplier": 10.0, "weight_decay": 1e-4}
+_RECIPE = {"lr": 0.001, "batch_norm": "frozen", "weight_decay": 1e-4}
 _WEIGHT_DECAY = FloatDistribution(1e-5, 1e-2, log=True)
 # plain L2 uses max_grad_norm too, but it is null unless given.
 _OF_BASELINE = {k for k, v in TrialConfig(regularizer=BASELINE, max_grad_norm=1.0).record().items() if v is not None}

@@ -40,7 +40,7 @@ def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> 
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Seconds of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
-    probe = dataclasses.replace(config, regularizer=HEAVIEST, behavior_scale="raw", max_epochs=1)
+    probe = dataclasses.replace(config, regularizer=HEAVIEST, behavior_scale="raw", head_start="random", max_epochs=1)
     with torch_threads(threads):
         start = time.perf_counter()
         run_trial(task, probe)

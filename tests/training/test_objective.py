@@ -22,9 +22,8 @@ LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 
 
 def quick(**settings):
-    return TrialConfig(
-        **{"lr": 0.01, "batch_size": 8, "head_lr_multiplier": 1.0, "max_epochs": 2, "layers": LAYERS, **settings}
-    )
+    base = {"lr": 0.01, "batch_size": 8, "head_start": "random", "head_lr_multiplier": 1.0, "max_epochs": 2}
+    return TrialConfig(**{**base, "layers": LAYERS, **settings})
 
 
 def objective_of(task, config, target):

@@ -27,9 +27,8 @@ METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
 
 
 def quick(**settings):
-    return TrialConfig(
-        **{"lr": 0.01, "batch_size": 8, "head_lr_multiplier": 1.0, "max_epochs": 2, "layers": LAYERS, **settings}
-    )
+    base = {"lr": 0.01, "batch_size": 8, "head_start": "random", "head_lr_multiplier": 1.0, "max_epochs": 2}
+    return TrialConfig(**{**base, "layers": LAYERS, **settings})
 
 
 def without_times(rows):
