@@ -104,7 +104,7 @@ def limit_memory(gpus: float) -> None:
 
 
 def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
-    """The configuration that needs most memory, changed to need no attention and no fitted head; with both networks if any has both."""
+    """The configuration that needs most memory, with both networks if any has both; nothing need be measured."""
     largest = max(configs, key=lambda config: (config.method.trains_backbone, config.batch_size))
     if any(config.uses_behavior for config in configs):
         largest = dataclasses.replace(largest, regularizer=HEAVIEST, behavior_scale="raw")

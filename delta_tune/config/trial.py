@@ -151,7 +151,8 @@ class TrialConfig:
     def same_as(self, record: Mapping[str, Any]) -> bool:
         """Whether this is the configuration that `record` was made of; fields that do not apply do not count."""
         ours = self.record()
-        return ours == {name: BEFORE[name] for name in BEFORE if ours[name] is not None and name not in record} | record
+        known = {name: was for name, was in BEFORE.items() if ours[name] is not None} | dict(record)
+        return ours == known
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> TrialConfig:

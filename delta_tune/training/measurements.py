@@ -25,11 +25,13 @@ from delta_tune.data.dataset import Dataset
 from delta_tune.filesystem.cache import Cache, content_key
 from delta_tune.filesystem.rows import FILE_BYTES
 from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers
+from delta_tune.training.head_file import head_to_bytes, read_head
 from delta_tune.training.regularizers import channel_factors
 from delta_tune.training.source_files import key_array, read_source
 from delta_tune.training.workplace import Say, ThisProcess, Workplace, split_parts, split_pieces
 
 SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
+HEAD_RECIPE = "L-BFGS, penalty held out, from the largest down; 1"
 PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 5"
 
 
@@ -169,6 +171,10 @@ class Measurements:
         """Hex key of all that the source's features and mean squares of a split depend on: weights, data, recipe."""
         return content_key([self.backbone.fingerprint, self.dataset.fingerprint, split, SOURCE_RECIPE])
 
+    def head_key(self) -> str:
+        """Hex key of all that the fitted head depends on: the features of train, recipe, seed."""
+        return content_key([self.source_key("train"), HEAD_RECIPE, str(self.seed)])
+
     def attention_key(self, estimator: AttentionEstimator, layer: str) -> str:
         """Hex key of all that a layer's losses depend on: weights, data and split, probe recipe, seed."""
         content = [self.backbone.fingerprint, self.dataset.fingerprint, estimator, layer]
@@ -221,12 +227,16 @@ class Measurements:
 
     def _fit_head(self, workplace: Workplace, say: Say) -> FittedHead:
         """The head fitted to the features of train, now if it has not been."""
+        labels, num_classes, key = self.dataset.train.labels, len(self.dataset.classes), self.head_key()
+        if self.head is None and self.cache is not None:
+            shape = len(labels), num_classes
+            self.head = read_head(self.cache, f"{key}.safetensors", key, self.backbone, shape, say)
         if self.head is None:
             if "train" not in self.features:
                 self._measure_source("train", (), workplace, say)
-            labels, num_classes = self.dataset.train.labels, len(self.dataset.classes)
             features = self.features["train"]
             self.head = workplace.run(fit_probe_head, self.backbone, features, labels, num_classes, self.seed)
+            self._write_to_cache(f"{key}.safetensors", head_to_bytes(self.head, key), say)
         return self.head
 
     def _cached_source(self, split: str, name: str, count: int, say: Say) -> dict[str, np.ndarray]:

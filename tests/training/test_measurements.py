@@ -178,11 +178,44 @@ def test_attention_key_depends_on_the_split(image_folder, tiny_weights, task):
 
 
 def test_measure_only_what_the_methods_need(fresh):
-    fresh.measure([TrialConfig(regularizer="l2"), TrialConfig(regularizer="l2_sp")])
+    fresh.measure([TrialConfig(regularizer=each, head_start="random") for each in ("l2", "l2_sp")])
     assert not fresh.features
-    assert not fresh.attention
+    assert fresh.head is None
     fresh.measure([TrialConfig(regularizer="delta_uniform", behavior_scale="raw")])
+    assert fresh.head is not None
+    assert fresh.features.keys() == {"train"}
     assert not fresh.attention
+
+
+def test_fitted_head_is_found_by_a_later_study(fresh, monkeypatch):
+    fresh.measure([TrialConfig(regularizer="l2")])
+    again = later(fresh)
+    monkeypatch.setattr(measurements, "fit_probe_head", lambda *a, **k: pytest.fail("fitted again"))
+    again.measure([TrialConfig(regularizer="l2")])
+    assert not again.features
+    assert torch.equal(again.head.logits, fresh.head.logits)
+    assert all(np.array_equal(value, fresh.head.state[name]) for name, value in again.head.state.items())
+
+
+@pytest.mark.parametrize("what", ["cut off", "another study's", "not finite", "other classes", "an array too many"])
+def test_damaged_head_is_fitted_again(fresh, what):
+    fresh.measure([TrialConfig(regularizer="l2")])
+    name = f"{fresh.head_key()}.safetensors"
+    arrays = safetensors.numpy.load(fresh.cache.read(name, 2**30))
+    if what == "another study's":
+        arrays["key"] = arrays["key"][::-1].copy()
+    elif what == "not finite":
+        arrays["logits"] = arrays["logits"] * np.nan
+    elif what == "other classes":
+        arrays["head/weight"] = arrays["head/weight"][:2].copy()
+    elif what == "an array too many":
+        arrays["head/extra"] = arrays["logits"]
+    content = safetensors.numpy.save(arrays)
+    fresh.cache.write(name, content[:-8] if what == "cut off" else content)
+    again, said = later(fresh), []
+    again.measure([TrialConfig(regularizer="l2")], say=said.append)
+    assert any("is damaged" in sentence and "fitted again" in sentence for sentence in said)
+    assert torch.equal(again.head.logits, fresh.head.logits)
 
 
 def test_channel_factors_are_uniform_and_mean_one_without_attention_in_raw_scale(task):
