@@ -229,8 +229,8 @@ class Measurements:
         """The head fitted to the features of train, now if it has not been."""
         labels, num_classes, key = self.dataset.train.labels, len(self.dataset.classes), self.head_key()
         if self.head is None and self.cache is not None:
-            shape = len(labels), num_classes
-            self.head = read_head(self.cache, f"{key}.safetensors", key, self.backbone, shape, say)
+            shape = len(labels), head_inputs_shape(self.backbone)[0], num_classes
+            self.head = read_head(self.cache, f"{key}.safetensors", key, shape, say)
         if self.head is None:
             if "train" not in self.features:
                 self._measure_source("train", (), workplace, say)

@@ -98,19 +98,19 @@ def test_interrupted_pass_goes_on_with_the_piece_that_it_was_at(fresh, monkeypat
     assert asked == [*pieces, pieces[1]]
     np.testing.assert_allclose(again.features["train"], whole.features["train"], rtol=1e-5, atol=1e-6)
     assert again.mean_squares == pytest.approx(whole.mean_squares)
-    assert len(list(Path(fresh.cache.location).iterdir())) == 1, "the pieces are gone"
+    assert len(list(Path(fresh.cache.location).iterdir())) == 2, "the pieces are gone, features and head are there"
 
 
 def test_measure_recomputes_damaged_files_and_says_so(fresh):
     fresh.measure([TrialConfig(layers=LAYERS)])
     files = list(Path(fresh.cache.location).iterdir())
-    assert len(files) == 4  # the source's features, and a file per layer
+    assert len(files) == 5  # the source's features, the head, and a file per layer
     for file in files:
         file.write_bytes(b"no such format")
     again, said = later(fresh), []
     again.measure([TrialConfig(layers=LAYERS)], say=said.append)
     assert losses(again) == losses(fresh)
-    assert sum("is damaged" in sentence for sentence in said) == 4
+    assert sum("is damaged" in sentence for sentence in said) == 5
     third, said = later(fresh), []
     third.measure([TrialConfig(layers=LAYERS)], say=said.append)
     assert not any("damaged" in sentence for sentence in said)
@@ -124,7 +124,7 @@ def test_measure_goes_on_where_the_cache_cannot_be_written(fresh, monkeypatch):
     said = []
     fresh.measure([TrialConfig(layers=LAYERS)], say=said.append)
     assert set(losses(fresh)) == set(LAYERS)
-    assert sum("cannot be written (no space left on device)" in sentence for sentence in said) == 4
+    assert sum("cannot be written (no space left on device)" in sentence for sentence in said) == 5
 
 
 def test_measure_says_how_far_the_weights_can_be_trusted(fresh):
@@ -286,7 +286,7 @@ def measured(task, tmp_path_factory):
         (stranger(lambda name, value: value[:5] if name == "features" else value), 2),
         (stranger(lambda name, value: value * np.float32(np.nan) if name == "features" else value), 2),
         (stranger(lambda name, value: value.astype(np.float64) if name == "features" else value), 2),
-        (stranger(lambda name, value: value[::-1].copy() if name == "key" else value), 2),
+        (stranger(lambda name, value: value[::-1].copy() if name == "key" else value), 3),
         (stranger(lambda name, value: np.ones(3) if name.startswith("mean") else value), 1),
         (other_layer, 2),
         (exchanged, 4),
