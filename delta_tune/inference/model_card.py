@@ -26,7 +26,8 @@ metrics: [accuracy]
 # {{ name | as_name }}
 
 {{ backbone | as_name }}, \
-{% if method == first_model %}frozen, with a linear classifier fitted{% else %}fine-tuned with {{ method | as_name }}{% endif %}
+{% if method == first_model %}frozen, with a fitted linear classifier\
+{% else %}fine-tuned with {{ method | as_name }}{% endif %}
  to tell {{ classes | length }} classes apart: \
 {{ classes[:many] | map("as_name") | join(", ") }}{{ " …" if classes | length > many }}.
 

@@ -54,7 +54,7 @@ def test_card_tells_data_method_and_preprocessing(card):
     ("method", "what"),
     [
         ("delta", "resnet, fine-tuned with delta to tell 30 classes apart"),
-        ("linear_probe", "resnet, frozen, with a linear classifier fitted to tell 30 classes apart"),
+        ("linear_probe", "resnet, frozen, with a fitted linear classifier to tell 30 classes apart"),
     ],
 )
 def test_card_says_what_was_trained(card, method, what):
