@@ -25,7 +25,7 @@ class Begun:
     """A study whose data is read, on a Ray that is not needed here."""
 
     def __init__(self, task, folder, total=None):
-        self.task, self.folder, self.mirror, self.sampled = task.on(task.dataset), folder, None, False
+        self.task, self.folder, self.mirror = task.on(task.dataset), folder, None
         self.config, self.configs = StudyConfig(), [TrialConfig(regularizer="delta_uniform")]
         self.record, self.tables = StudyRecord({}), StudyTables(folder, "val_accuracy")
         self.budget, self.said = TimeBudget(total, spent=0.0, began=0.0), []
@@ -33,6 +33,10 @@ class Begun:
 
     def save_record(self):
         pass
+
+    @property
+    def sampled(self):
+        return self.record.sample is not None
 
     @property
     def model(self):
@@ -128,15 +132,15 @@ def test_pass_over_few_images_is_not_timed(task, tmp_path):
     assert seconds_of_pass(Begun(task, tmp_path), None) == 0.0
 
 
-def test_time_of_the_pass_is_that_of_some_images_shared_by_the_slots(task, tmp_path, monkeypatch):
+def test_time_of_the_pass_is_that_of_more_images_without_what_a_single_one_takes(task, tmp_path, monkeypatch):
     monkeypatch.setattr(first_model, "TIMED_IMAGES", 6)
-    seconds = iter([0.0, 5.0, 10.0, 10.6])
+    seconds = iter([0.0, 5.0, 10.0, 10.2, 20.0, 20.8])
     monkeypatch.setattr(first_model, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     ran = []
     place = SimpleNamespace(slots=2, run=lambda function, backbone, split, layers: ran.append(len(split)))
     images = len(task.dataset.train) + len(task.dataset.val)
-    assert seconds_of_pass(Begun(task, tmp_path), place) == pytest.approx(0.6 * images / 6 / 2)
-    assert ran == [1, 6]
+    assert seconds_of_pass(Begun(task, tmp_path), place) == pytest.approx((0.8 - 0.2) * images / 5 / 2)
+    assert ran == [1, 1, 6]
 
 
 def test_sample_has_a_part_of_each_class_and_the_images_themselves(task):
