@@ -121,6 +121,16 @@ def test_stopped_trial_without_a_saved_epoch_is_no_model(study):
     assert save_searched(study) is None
 
 
+def test_model_of_a_sample_is_replaced_by_any_completed_trial(study):
+    study.train(1, CONFIG, scores=[0.9] * 4)
+    study.tables.note_images(1, 9, 6)
+    follow_leader(study)
+    assert study.record.model == "trial 1, fitted to 9 of the training images"
+    study.train(2, CONFIG, scores=[0.8] * 4)
+    follow_leader(study)
+    assert (study.record.model, study.model["trial"]) == ("trial 2", "00002")
+
+
 def test_damaged_model_is_replaced(study):
     study.train(1, CONFIG)
     follow_leader(study)

@@ -308,3 +308,15 @@ def test_pieces_cover_a_split_once_in_whole_batches():
     pieces = split_pieces(9000)
     assert [image for piece in pieces for image in piece] == list(range(9000))
     assert all(piece.start % 2048 == 0 for piece in pieces)
+
+
+def test_features_in_the_cache_are_read_once(fresh, monkeypatch):
+    configs = [TrialConfig(regularizer="delta_uniform", head_start="random"), TrialConfig(regularizer="l2_fe")]
+    fresh.measure(configs)
+    again, read = later(fresh), []
+    real = Cache.read
+    monkeypatch.setattr(Cache, "read", lambda self, name, limit: read.append(name) or real(self, name, limit))
+    assert again.knows_source(print)
+    again.measure_source(configs[:1], print, ThisProcess())
+    assert read == [f"{again.source_key(split)}.safetensors" for split in ("train", "val")]
+    assert again.mean_squares == fresh.mean_squares
