@@ -139,14 +139,14 @@ def seconds_of_pass(study: Study, workplace: Workplace) -> float:
         return 0.0
 
     def seconds(count: int) -> float:
-        images = first_images(study.task.dataset, count).train
+        few = first_images(study.task.dataset, count).train
         began = time.monotonic()
-        workplace.run(measure_features, study.task.backbone, images, ())
+        workplace.run(measure_features, study.task.backbone, few, ())
         return time.monotonic() - began
 
     seconds(1)  # a worker's start
-    few = seconds(1)  # hardly more than building the network
-    return max(0.0, seconds(TIMED_IMAGES) - few) * images / (TIMED_IMAGES - 1) / workplace.slots
+    once = seconds(1)  # hardly more than building the network
+    return max(0.0, seconds(TIMED_IMAGES) - once) * images / (TIMED_IMAGES - 1) / workplace.slots
 
 
 def sample_task(task: Task, fraction: float) -> Task:
