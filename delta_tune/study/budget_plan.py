@@ -31,6 +31,8 @@ def plan_by_budget(study: Study, session: Session) -> None:
         choose_by_budget(study, session)
         for line in budget_lines(study):
             study.progress.say(line)
+    elif 0 < study.budget.left < math.inf:
+        keep_time_for_ends(study, session, time_steps(study, session))
 
 
 def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -> None:
@@ -42,8 +44,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         prepared: whether what trials share has been measured; else its time is estimated.
     """
     speed = time_steps(study, session)
-    study.start_seconds = START_S * speed.waiting
-    study.budget.end = END_S * speed.waiting + speed.scoring * test_images(study) / session.resources.slots
+    keep_time_for_ends(study, session, speed)
     means = means_of(study, session, speed)
     if not prepared:
         passes = speed.scoring * (len(study.task.dataset.train) + len(study.task.dataset.val))
@@ -60,6 +61,12 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
     study.schedule, study.why = schedule, tuple(reasons(study, wishes, means, schedule))
     if schedule.num_trials:  # else the choice is left to a session with more time
         use_schedule(study, schedule)
+
+
+def keep_time_for_ends(study: Study, session: Session, speed: Speed) -> None:
+    """Keep what the start of a trial and the end of the study take at this speed."""
+    study.start_seconds = START_S * speed.waiting
+    study.budget.end = END_S * speed.waiting + speed.scoring * test_images(study) / session.resources.slots
 
 
 def time_steps(study: Study, session: Session) -> Speed:

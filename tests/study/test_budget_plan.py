@@ -102,6 +102,15 @@ def test_resumed_study_keeps_its_epochs(settings, planned):
         prepare_study({**given, "max_epochs": 8})
 
 
+def test_resumed_study_keeps_time_for_its_end(settings, planned):
+    study = planned(settings, 10)
+    study.searcher.suggest("first")
+    study.tables.write()
+    again = planned({**settings, "resume": True}, 10)
+    assert (again.budget.end, again.start_seconds) == (study.budget.end, study.start_seconds)
+    assert again.budget.end > 0
+
+
 def test_resumed_study_that_had_no_trial_yet_chooses_again(settings, planned):
     open_study(prepare_study(settings))
     assert planned({**settings, "resume": True}, 300).config.max_epochs == 3
