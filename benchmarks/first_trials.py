@@ -1,10 +1,11 @@
-"""Which plain configurations should a study try first? Head's start, learning rates, length, moving average.
+"""Which plain configurations should a study try first? Head's start, learning rates, clipping, length, moving average.
 
     python benchmarks/first_trials.py [--seeds 2] [--out benchmarks-first-trials.jsonl] [--quick]
 
 Every combination of the arms below as one L2 run with frozen batch norm on 10 photos a class of four development sets
 (the folder that DELTA_TUNE_TEST_DATA names), MobileNetV2 at 96 px, seeds of head, order and augmentation; the splits
-stay. Scored: accuracy on the photos of test after the last epoch, beside the linear probe on the frozen network.
+stay. Scored: accuracy on the photos of test after the last epoch, beside the linear probe on the frozen network; and on
+the way, to see what a long schedule has in hand where a short one has ended.
 
 The rule, fixed before the first result: an arm replaces another as default if its test accuracy is higher by at least
 1 point in the mean over sets and seeds, all else paired, and higher on at least three of the four sets. Runs are
@@ -37,6 +38,10 @@ RATES = ((1e-4, 1.0), (1e-4, 10.0), (3e-4, 1.0), (3e-4, 10.0), (1e-3, 1.0), (1e-
 """lr and head_lr_multiplier."""
 LENGTHS = ((6, 1.5), (12, 1.5), (12, 0.0))
 """Epochs and average_epochs."""
+STEADY = ((1e-3, None), (2e-3, None), (1e-3, 5.0), (2e-3, 5.0), (1e-3, 10.0), (2e-3, 10.0), (4e-3, 10.0))
+"""lr and max_grad_norm from the fitted head."""
+ON_THE_WAY = (1, 2, 3, 4, 6, 8, 12, 16, 20)
+"""Epochs that are scored as well."""
 PROBE = {"regularizer": "linear_probe"}
 PENALISED = (
     {"regularizer": "l2"},
@@ -55,17 +60,22 @@ SETS: dict[str, tuple[str, dict[str, float]]] = {
 def arms() -> list[dict[str, Any]]:
     """The configurations, the shorter ones first."""
     found = [PROBE]
+    for (epochs, average), (lr, norm) in itertools.product(((6, 1.5), (12, 1.5), (12, 0.0), (24, 0.0)), STEADY):
+        found.append(
+            {"regularizer": "l2", "max_epochs": epochs, "average_epochs": average}
+            | {"lr": lr, "max_grad_norm": norm, "head_lr_multiplier": 1.0, "head_start": "probe"}
+        )
     for method, (epochs, average), lr in itertools.product(
         PENALISED, ((6, 1.5), (12, 1.5), (12, 0.0), (24, 1.5)), (3e-4, 1e-3, 2e-3)
     ):
         found.append(
             {**method, "max_epochs": epochs, "average_epochs": average, "lr": lr}
-            | {"head_lr_multiplier": 1.0, "head_start": "probe"}
+            | {"max_grad_norm": None, "head_lr_multiplier": 1.0, "head_start": "probe"}
         )
     for (epochs, average), (lr, multiplier), start in itertools.product(LENGTHS, RATES, STARTS):
         found.append(
             {"regularizer": "l2", "max_epochs": epochs, "average_epochs": average}
-            | {"lr": lr, "head_lr_multiplier": multiplier, "head_start": start}
+            | {"lr": lr, "max_grad_norm": None, "head_lr_multiplier": multiplier, "head_start": start}
         )
     return found
 
@@ -79,12 +89,16 @@ def load(name: str) -> Task:
 
 
 def run(task: Task, arm: dict[str, Any], seed: int) -> dict[str, Any]:
-    """One run: test accuracy and loss after its last epoch, and the seconds of its epochs."""
+    """One run: test accuracy and loss after its last epoch, accuracies on the way, and the seconds of its epochs."""
     config = TrialConfig(**arm, seed=seed)
     if config.method.trains_backbone:
-        result = run_trial(task, config, also_score={"test": [config.last_epoch]})
+        scored = [each for each in (*ON_THE_WAY, config.last_epoch) if each <= config.last_epoch]
+        result = run_trial(task, config, also_score={"test": scored})
         row = result.epochs[-1] if result.state == "completed" else {}
         scores = {"test": row.get("test_accuracy"), "test_loss": row.get("test_loss")}
+        scores["on_the_way"] = {
+            each["epoch"]: each["test_accuracy"] for each in result.epochs if "test_accuracy" in each
+        }
     else:
         result, test = run_trial(task, config), task.dataset.for_name("test")
         network = rebuild(
