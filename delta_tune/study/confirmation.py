@@ -152,7 +152,8 @@ def confirm(
             left=left,
             title="Confirmation",
         )
-        if recorder.stop_the_rest() and (left is None or left() > 0):
+        rest = recorder.stop_the_rest()
+        if recorder.interrupted or (rest and (left is None or left() > 0)):
             return None, False
     train, val = len(task.dataset.train), len(task.dataset.val)
     return compare_methods(found, runs, chosen, remark, train, val), True

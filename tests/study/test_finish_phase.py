@@ -24,7 +24,7 @@ from delta_tune.results.layout import (
     STUDY_FILE,
 )
 from delta_tune.results.study_record import StudyRecord
-from delta_tune.study import finish_phase
+from delta_tune.study import best_model, finish_phase
 from delta_tune.study.finish_phase import keep_best, score_final_model, score_test
 from delta_tune.training.workplace import ThisProcess
 
@@ -68,7 +68,7 @@ class Kept:
         (folder / STUDY_FILE).touch()
         self.record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": [], **content})
         self.progress = SimpleNamespace(say=self.said.append)
-        monkeypatch.setattr(finish_phase, "save_searched", self._save)
+        monkeypatch.setattr(best_model, "save_searched", self._save)
 
     def _save(self, study):
         self.saved += 1

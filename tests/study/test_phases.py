@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from delta_tune.study import tune
-from delta_tune.study.confirm_phase import Outcome
 
 
 def interrupted(*args):
@@ -18,7 +17,7 @@ def interrupted(*args):
         (interrupted, None),  # while attention is measured
         (lambda *args: True, None),  # while trials run: Tune handles it
         (lambda *args: False, interrupted),  # in the attention of a new split or the final training
-        (lambda *args: False, lambda *args: Outcome(interrupted=True)),
+        (lambda *args: False, lambda *args: True),
     ],
 )
 def test_interrupt_ends_the_study_in_order(monkeypatch, search, confirm):
@@ -26,4 +25,4 @@ def test_interrupt_ends_the_study_in_order(monkeypatch, search, confirm):
         monkeypatch.setattr(tune, before, lambda *args: None)
     monkeypatch.setattr(tune, "search", search)
     monkeypatch.setattr(tune, "confirm_and_retrain", confirm)
-    assert tune.run_phases(None, None).interrupted
+    assert tune.run_phases(None, None)
