@@ -140,10 +140,9 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     metric = tables.metric
     result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
     if tables.trials[best.number]["state"] != "completed":
-        result = f"{result} ({best.name})"
+        than = "better than every completed trial" if tables.ranked() else "no trial was completed"
+        return f"{result} ({best.name}): {than}, not confirmed."
     if plain is None or plain.number == best.number:
-        if not tables.ranked():
-            return f"{result}: no trial was completed, and this is not confirmed."
         return f"{result}: the best of {len(tables.ranked())} completed trials, not confirmed."
     return f"{result}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."
 

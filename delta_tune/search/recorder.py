@@ -167,13 +167,17 @@ class Recorder(Callback):  # type: ignore[misc]
         if self.on_lost_gpu is not None:
             self.on_lost_gpu(node, why)
 
-    def stop_the_rest(self) -> bool:
-        """Mark unfinished trials as stopped and write the tables; return whether there were any."""
+    def stop_the_rest(self, *, time_is_over: bool = False) -> bool:
+        """Mark unfinished trials as stopped and write the tables; return whether the user ended the run.
+
+        Args:
+            time_is_over: whether unfinished trials are due to that.
+        """
         rest = sorted(self._tables.open)
         for number in rest:
             self._tables.finish(number, "stopped")
         self._tables.write()
-        return bool(rest)
+        return self.interrupted or (bool(rest) and not time_is_over)
 
     def _finish(self, number: int, state: State, error: str | None) -> None:
         former = self._tables.leader

@@ -152,8 +152,7 @@ def confirm(
             left=left,
             title="Confirmation",
         )
-        rest = recorder.stop_the_rest()
-        if recorder.interrupted or (rest and (left is None or left() > 0)):
+        if recorder.stop_the_rest(time_is_over=left is not None and left() <= 0):
             return None, False
     train, val = len(task.dataset.train), len(task.dataset.val)
     return compare_methods(found, runs, chosen, remark, train, val), True

@@ -56,8 +56,7 @@ def search(study: Study, session: Session) -> bool:
     if used := measure_time_use(study.tables.searched.values(), slots, since=study.budget.began):
         study.record.set_time_use(used)
         study.progress.say(used.sentence())
-    rest = study.recorder.stop_the_rest()
-    return study.recorder.interrupted or (rest and (left is None or left() > least))
+    return study.recorder.stop_the_rest(time_is_over=left is not None and left() <= least)
 
 
 def run(
