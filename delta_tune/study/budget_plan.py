@@ -14,12 +14,23 @@ from delta_tune.study.plan import budget_lines, waits_for_speed
 from delta_tune.study.schedule import Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, written_settings
 from delta_tune.study.study import Study
-from delta_tune.study.time_budget import END_S, LARGEST_SHARE, START_S, final_training_growth, plan_post_search
+from delta_tune.study.time_budget import (
+    END_S,
+    LARGEST_SHARE,
+    START_S,
+    final_training_growth,
+    images_to_measure,
+    plan_post_search,
+    scoring_seconds,
+)
 from delta_tune.study.trial_plan import plan_trials
 from delta_tune.training.speed import Speed, few, measure_speed
 
 SIDE_BY_SIDE = 1.2
 """Factor on the time of a step where other trials run beside: they share memory and caches."""
+
+LEAST_REPETITIONS = 2
+"""Of a confirmation."""
 
 
 def plan_by_budget(study: Study, session: Session) -> None:
@@ -31,6 +42,8 @@ def plan_by_budget(study: Study, session: Session) -> None:
         choose_by_budget(study, session)
         for line in budget_lines(study):
             study.progress.say(line)
+    elif study.budget.total is not None:
+        study.budget.end = end_seconds(study, session, scoring_seconds(study.tables, len(study.task.dataset.val)))
 
 
 def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -> None:
@@ -43,7 +56,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
     """
     speed = time_steps(study, session)
     study.start_seconds = START_S * speed.waiting
-    study.budget.end = END_S * speed.waiting + speed.scoring * test_images(study) / session.resources.slots
+    study.budget.end = end_seconds(study, session, speed.scoring, speed.waiting)
     means = means_of(study, session, speed)
     if not prepared:
         passes = speed.scoring * (len(study.task.dataset.train) + len(study.task.dataset.val))
@@ -69,9 +82,17 @@ def time_steps(study: Study, session: Session) -> Speed:
         return workplace.run(measure_speed, few(study.task, config), config, session.resources.threads)
 
 
-def test_images(study: Study) -> int:
-    """Number of images in the test split."""
-    return 0 if study.task.dataset.test is None else len(study.task.dataset.test)
+def end_seconds(study: Study, session: Session, scoring: float, waiting: float = 1.0) -> float:
+    """Seconds that the end of the study takes, with the model's pass over test, or over val if there is no test split.
+
+    Args:
+        study: the study.
+        session: where the pass runs.
+        scoring: seconds per image of the pass.
+        waiting: as in `Speed`.
+    """
+    images = len(study.task.dataset.test or study.task.dataset.val)
+    return END_S * waiting + scoring * images / session.measuring.slots
 
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:
@@ -81,17 +102,19 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
     beside = SIDE_BY_SIDE if slots > 1 else 1.0
     epoch_seconds = beside * (speed.training * len(data.train) + speed.scoring * len(data.val))
     attention = any(each.method.uses_attention for each in study.configs)
-    confirming = 0.0
+    confirming = measuring = 0.0
     if config.confirm:
         arms = study.checked.choices if study.checked.space.balance == ARM else {c.regularizer for c in study.configs}
         confirming = plan_post_search(
             math.inf,
-            repetitions=2,
+            repetitions=LEAST_REPETITIONS,
             epoch_seconds=dict.fromkeys(map(str, arms), epoch_seconds),
             max_epochs=1,
             slots=slots,
             growth=final_training_growth(config, study.task),
         ).total
+        reads = images_to_measure(study.configs, study.task) / session.measuring.slots
+        measuring = (LEAST_REPETITIONS + 1) * reads * speed.scoring
     return Means(
         seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,
@@ -99,6 +122,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
         slots=slots,
         confirming=confirming,
         for_confirming=LARGEST_SHARE * budget.total,
+        measuring=measuring,
     )
 
 

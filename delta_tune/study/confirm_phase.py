@@ -22,7 +22,7 @@ def confirm_and_retrain(study: Study, session: Session) -> bool:
         return False
     repetitions, left, final_seconds = config.confirm, None, 0.0
     if budget.total is not None:
-        reserved = study.reserve(budget.left, session.resources.slots)
+        reserved = study.reserve(budget.left, session)
         repetitions, final_seconds = reserved.repetitions, reserved.final
         left = cached_for(LOOK_AT_BUDGET_S, lambda: budget.left - final_seconds)
         if repetitions < config.confirm:

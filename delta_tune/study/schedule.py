@@ -54,6 +54,7 @@ class Means:
         slots: concurrent trials.
         confirming: seconds per epoch of the least confirmation and final model; 0 if none is asked for.
         for_confirming: seconds that those may take at most.
+        measuring: seconds that those need before their first epochs.
     """
 
     seconds: float
@@ -62,6 +63,7 @@ class Means:
     slots: int
     confirming: float = 0.0
     for_confirming: float = 0.0
+    measuring: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,10 +91,10 @@ def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
     Epochs are given up before the confirmation, and that before the last epoch.
     """
     longest = wishes.max_epochs or epochs_of_set(means.steps)
-    seconds = means.seconds - means.for_confirming
-    confirms = 0 < means.confirming <= means.for_confirming and seconds >= means.epoch_seconds
+    seconds, room = means.seconds - means.for_confirming, means.for_confirming - means.measuring
+    confirms = 0 < means.confirming <= room and seconds >= means.epoch_seconds
     if confirms:
-        longest = min(longest, math.floor(means.for_confirming / means.confirming))
+        longest = min(longest, math.floor(room / means.confirming))
     else:
         seconds = means.seconds
     epochs = max(1, min(longest, epochs_that_fit(wishes, means, seconds)))

@@ -91,12 +91,12 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
         return None
     if not study.confirms:
         return lambda: budget.left
-    most, slots = LARGEST_SHARE * budget.total, session.resources.slots
+    most = LARGEST_SHARE * budget.total
     announced = False
 
     def left() -> float:
         nonlocal announced
-        reserved = study.reserve(most, slots)
+        reserved = study.reserve(most, session)
         if not announced and any(row["state"] == "completed" for row in study.tables.searched.values()):
             announced = True
             study.record.set_reserved(dataclasses.asdict(reserved))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from helpers.studies import epoch_row, study_json
 
 from delta_tune.config import TrialConfig
 from delta_tune.report.sentences import study_remarks, study_summary, study_verdict
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
-from tests.helpers.studies import epoch_row, study_json
 
 STOPPED = "trial 1, stopped after epoch 3 of 8"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +21,7 @@ from delta_tune.training.speed import Speed
 SPACE = (
     "def space(trial):\n    trial.suggest_float('lr', 1e-4, 1e-3)\n    return {'regularizer': 'l2', 'batch_size': 4}\n"
 )
+ONE_SLOT = SimpleNamespace(resources=SimpleNamespace(slots=1), measuring=SimpleNamespace(slots=1))
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def planned(monkeypatch):
         open_study(study)
         speed = Speed(training=epoch_seconds / 36, scoring=0.0)
         monkeypatch.setattr(budget_plan, "time_steps", lambda *args: speed)
-        plan_by_budget(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+        plan_by_budget(study, ONE_SLOT)
         study.save_record()
         return study
 
@@ -117,7 +120,7 @@ def test_resumed_study_still_has_as_many_trials_as_there_is_time_for(settings, p
 
 def test_reserve_is_said_once_trials_have_shown_what_epochs_take(settings, planned):
     study = planned({**settings, "confirm": 5}, 1)
-    left = time_left(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+    left = time_left(study, ONE_SLOT)
     for number, method in enumerate(("linear_probe", "l2")):
         assert "reserved" not in study.record.content
         study.tables.add(number, TrialConfig(regularizer=method), {}, {})
@@ -147,8 +150,59 @@ def test_busy_machine_has_more_time_kept_for_its_end(settings, planned, monkeypa
     study = planned(settings, 10)
     quiet = study.budget.end
     monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2, waiting=3.0))
-    budget_plan.choose_by_budget(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+    budget_plan.choose_by_budget(study, ONE_SLOT)
     assert study.budget.end == pytest.approx(3 * quiet + 15 * 0.2)
+
+
+def test_end_has_time_for_the_validation_pass_where_there_is_no_test_split(settings, planned, monkeypatch):
+    study = planned(settings, 10)
+    quiet, val = study.budget.end, len(study.task.dataset.val)
+    study.task.dataset = dataclasses.replace(study.task.dataset, test=None)
+    two_slots = SimpleNamespace(resources=SimpleNamespace(slots=2), measuring=SimpleNamespace(slots=1))
+    monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=2.0))
+    budget_plan.choose_by_budget(study, two_slots)
+    assert study.budget.end == pytest.approx(quiet + val * 2.0), "one process computes it"
+
+
+def test_resumed_study_keeps_time_for_its_end(settings, planned):
+    study = planned(settings, 10)
+    study.searcher.suggest("first")
+    study.tables.report(1, {**dict.fromkeys(EPOCH_COLUMNS, 0.5), "epoch": 1, "eval_seconds": 18.0})
+    study.tables.write()
+    again = planned({**settings, "resume": True}, 10)
+    per_image = 18.0 / len(again.task.dataset.val)
+    assert again.budget.end == pytest.approx(study.budget.end + per_image * len(again.task.dataset.test))
+
+
+def head_start(study, start):
+    """Make the configurations of the study begin with this head."""
+    drawn = [
+        dataclasses.replace(p, config=dataclasses.replace(p.config, head_start=start)) for p in study.checked.drawn
+    ]
+    study.checked = dataclasses.replace(study.checked, drawn=drawn)
+
+
+def test_reserve_has_the_passes_over_fresh_splits_that_a_fitted_head_needs(settings, planned):
+    study, kept = planned({**settings, "confirm": 5}, 1), {}
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    study.tables.report(1, {**dict.fromkeys(EPOCH_COLUMNS, 0.5), "epoch": 1, "eval_seconds": 2.0})
+    for start in ("random", "probe"):
+        head_start(study, start)
+        kept[start] = study.reserve(math.inf, ONE_SLOT)
+    dataset = study.task.dataset
+    one_pass = 2.0 / len(dataset.val) * (len(dataset.train) + len(dataset.val))
+    assert kept["probe"].confirmation == pytest.approx(kept["random"].confirmation + 5 * one_pass)
+    assert kept["probe"].final == pytest.approx(kept["random"].final + one_pass)
+
+
+def test_plan_leaves_time_for_these_passes(settings, planned):
+    study, found = planned({**settings, "confirm": 5}, 1), {}
+    speed = Speed(training=0.1, scoring=1.0)
+    for start in ("random", "probe"):
+        head_start(study, start)
+        found[start] = budget_plan.means_of(study, ONE_SLOT, speed).measuring
+    dataset = study.task.dataset
+    assert found == {"random": 0.0, "probe": pytest.approx(3 * (len(dataset.train) + len(dataset.val)))}
 
 
 def test_confirmation_that_does_not_fit_is_left_out_at_the_start(settings, planned):
