@@ -10,7 +10,7 @@ from delta_tune.console.format import format_count, format_duration
 from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.study.attention_phase import ATTENTION_SHARE
-from delta_tune.study.plan import budget_lines, waits_for_speed
+from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
 from delta_tune.study.schedule import Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, written_settings
 from delta_tune.study.study import Study
@@ -68,6 +68,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         grace_period=asked.grace_period,
         grace_of=asked.max_epochs if epochs_given or "grace_period" in study.left_open else None,
         reduction_factor=asked.reduction_factor,
+        counted=share_with_rungs(study.checked),
     )
     schedule = choose_schedule(wishes, means)
     study.schedule, study.why = schedule, tuple(reasons(study, wishes, means, schedule))

@@ -29,6 +29,7 @@ class Wishes:
         grace_period: the first rung, in epochs.
         grace_of: the epochs of a full trial that it belongs to; None keeps it whatever they are.
         reduction_factor: one in so many trials passes a rung.
+        counted: share of the trials whose epochs take time.
     """
 
     max_epochs: int | None
@@ -36,6 +37,7 @@ class Wishes:
     grace_period: int
     grace_of: int | None
     reduction_factor: float
+    counted: float = 1.0
 
     def grace(self, epochs: int) -> int:
         """The first rung of trials of so many epochs."""
@@ -136,14 +138,14 @@ def trials_that_fit(wishes: Wishes, means: Means, seconds: float, epochs: int) -
 
 def search_seconds(wishes: Wishes, means: Means, trials: int, epochs: int) -> float:
     """Wall clock that a search is expected to take: its epochs side by side, but no less than a full trial."""
-    bought = expected_epochs(trials, epochs, wishes.grace(epochs), wishes.reduction_factor)
+    bought = expected_epochs(trials * wishes.counted, epochs, wishes.grace(epochs), wishes.reduction_factor)
     return means.epoch_seconds * max(float(epochs), bought / min(means.slots, trials))
 
 
-def expected_epochs(trials: int, max_epochs: int, grace_period: int, reduction_factor: float) -> float:
+def expected_epochs(trials: float, max_epochs: int, grace_period: int, reduction_factor: float) -> float:
     """Expected number of epochs of trials that are compared in the order in which they come to a rung."""
     ends = [*rung_epochs(max_epochs, grace_period, reduction_factor), max_epochs]
-    total, start, running = 0.0, 0, float(trials)
+    total, start, running = 0.0, 0, trials
     for end in ends:
         total += running * (end - start)
         start, running = end, passing(running, reduction_factor)

@@ -14,6 +14,7 @@ from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.study import budget_plan
 from delta_tune.study.budget_plan import plan_by_budget
 from delta_tune.study.plan import budget_lines
+from delta_tune.study.schedule import expected_epochs
 from delta_tune.study.search_phase import search, time_left
 from delta_tune.study.setup import open_study, prepare_study
 from delta_tune.training.speed import Speed
@@ -144,6 +145,36 @@ def test_without_a_time_budget_nothing_is_chosen(settings):
     study = prepare_study({**settings, "time_budget": None})
     assert (study.num_trials, study.config.max_epochs, study.left_open) == (16, 12, frozenset())
     assert budget_lines(study)[0].startswith("Budget    16 trials of up to 12 epochs; ")
+
+
+def test_plan_expects_as_many_epochs_as_the_schedule_counts(settings, planned):
+    study = planned({**settings, "num_trials": 24, "max_epochs": 12}, 1)
+    config = study.config
+    expected = expected_epochs(24, config.max_epochs, config.grace_period, config.reduction_factor)
+    assert f": about {expected:.0f} epochs instead of 288" in budget_lines(study)[0]
+
+
+def test_trials_on_frozen_features_do_not_count_in_either(settings, planned, tmp_path):
+    (tmp_path / "both.py").write_text(
+        SPACE.replace("'l2'", "trial.suggest_categorical('regularizer', ['l2', 'l2_fe'])")
+    )
+    with (tmp_path / "both.py").open("a") as file:
+        file.write("BALANCE = 'regularizer'\n")
+    study = planned({**settings, "num_trials": 24, "max_epochs": 12, "space": str(tmp_path / "both.py")}, 1)
+    config = study.config
+    expected = expected_epochs(12, config.max_epochs, config.grace_period, config.reduction_factor)
+    assert f": about {expected:.0f} epochs instead of 288" in budget_lines(study)[0]
+    alone = planned({**settings, "num_trials": 12, "max_epochs": 12, "name": "t"}, 60)
+    again = planned(
+        {**settings, "num_trials": 24, "max_epochs": 12, "space": str(tmp_path / "both.py"), "name": "u"}, 60
+    )
+    assert again.config.max_epochs == alone.config.max_epochs
+
+
+def test_plan_of_a_time_budget_names_no_epochs_that_it_may_shorten(settings, planned):
+    study = planned({**settings, "max_epochs": 12, "num_trials": 24, "confirm": 5}, 60)
+    assert study.config.max_epochs < 12
+    assert not any("12 epochs" in note for note in study.notes)
 
 
 def test_busy_machine_has_more_time_kept_for_its_end(settings, planned, monkeypatch):
