@@ -69,7 +69,8 @@ def proposal(number: int) -> tuple[dict[str, Any], TrialConfig]:
     """Coordinates and configuration of trial `number`."""
     fixed = {"regularizer": METHODS[number % len(METHODS)]}
     fixed["_schedule"] = SCHEDULES[number // len(METHODS) % len(SCHEDULES)]
-    space = Space(name="curves", function=curves_space, base=TrialConfig(max_epochs=EPOCHS), fixed=fixed)
+    base = TrialConfig(max_epochs=EPOCHS, head_start="random", max_grad_norm=None)
+    space = Space(name="curves", function=curves_space, base=base, fixed=fixed)
     found = space.propose(random_answers(np.random.default_rng([7, number])))
     return {**fixed, **found.params}, found.config
 

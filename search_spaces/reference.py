@@ -21,6 +21,7 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
     regularizer = trial.suggest_categorical("regularizer", ["delta", "l2"])
     trial.suggest_categorical("lr", [0.01, 0.001])
     config: dict[str, Any] = {"batch_norm": "train", "schedule": "step", "augmentation": "crop_flip"}
+    config |= {"head_start": "random", "head_lr_multiplier": 10.0, "max_grad_norm": None}
     if regularizer == "delta":
         alpha = trial.suggest_categorical("alpha", ALPHAS)
         config |= {"behavior_scale": "raw", "beta": 0.01, "layers": "all" if alpha > 0.01 else "last"}

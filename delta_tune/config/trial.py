@@ -27,8 +27,8 @@ METRICS: dict[str, Mode] = {
     "val_loss": "min",
 }
 LAYER_CHOICES = ("all", "last", "last_two")
-BEFORE: dict[str, Any] = {"head_start": "random"}
-"""Fields that studies of earlier versions lack → what their trials did."""
+BEFORE: dict[str, Any] = {"head_start": "random", "head_lr_multiplier": 10.0, "max_grad_norm": None}
+"""Field → its default in earlier versions: what their studies' trials did where nothing was written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ class TrialConfig:
         0.0, "Label smoothing of the training cross entropy", range=Range(0, 1, high_open=True)
     )
     max_grad_norm: float | None = field(
-        None, "Gradients are clipped to this norm", range=Range(0, low_open=True), unset="no clipping"
+        5.0, "Gradients are clipped to this norm; null for no clipping", range=Range(0, low_open=True)
     )
     average_epochs: float = field(
         0.0,

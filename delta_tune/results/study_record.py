@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from delta_tune.config import Metric, StudyConfig, UserError
+from delta_tune.config import TRIAL_FIELDS, Metric, StudyConfig, TrialConfig, UserError
 from delta_tune.filesystem.atomic import write_json
 from delta_tune.filesystem.untrusted import read_json, refusing
 from delta_tune.results.layout import STUDY_FILE
@@ -122,6 +122,8 @@ class StudyRecord:
             "started": _now(),
             "test_scorings": [],
         }
+        if "started" not in self.content:
+            begun["trial_defaults"] = dataclasses.asdict(self.trial_defaults)
         for how in ("finished", "interrupted"):
             self.content.pop(how, None)
         self.content = begun | self.content | {"settings": dict(settings)}
@@ -195,6 +197,14 @@ class StudyRecord:
     def distributions(self) -> Mapping[str, Any]:
         """Hyperparameter → its distribution, as Optuna writes it in JSON."""
         return dict(self.content.get("distributions", {}))
+
+    @property
+    def trial_defaults(self) -> TrialConfig:
+        """What a trial does where the space says nothing: as it was when the study was begun."""
+        if "started" not in self.content:
+            return TrialConfig()
+        written = self.content.get("trial_defaults", {})  # studies of early versions lack it: theirs were others
+        return TrialConfig.from_record({name: value for name, value in written.items() if name in TRIAL_FIELDS})
 
     @property
     def versions(self) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from delta_tune.config import Metric, StudyConfig, fields_of
+from delta_tune.config import TRIAL_FIELDS, Metric, StudyConfig, TrialConfig, fields_of
 from delta_tune.filesystem.untrusted import Amount, Count, MeanOfShares, Number, Scalar, Share, Text
 
 MAX_TRIALS = 100_000
@@ -24,6 +24,12 @@ def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
             _check_free_setting(name, value)
     StudyConfig(**known)
     return settings
+
+
+def _check_trial_defaults(defaults: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a field of this version whose value no trial can have."""
+    TrialConfig.from_record({name: value for name, value in defaults.items() if name in TRIAL_FIELDS})
+    return defaults
 
 
 def _check_free_setting(name: str, value: Any) -> None:
@@ -124,6 +130,7 @@ class StudyContent(BaseModel):
     asked: dict[Literal["max_epochs", "grace_period"], Count] = {}
     fingerprints: Fingerprints = Fingerprints(data="", weights="")
     space: Text = ""
+    trial_defaults: Annotated[dict[str, Any], AfterValidator(_check_trial_defaults)] = {}
     versions: dict[Text, Text] = {}
     command: list[Text] = []
     started: Text = ""

@@ -18,8 +18,7 @@ ARM = "_arm"
 SPACE = "space"
 _RECIPE = {"lr": 0.001, "batch_norm": "frozen", "weight_decay": 1e-4}
 _WEIGHT_DECAY = FloatDistribution(1e-5, 1e-2, log=True)
-# plain L2 uses max_grad_norm too, but it is null unless given.
-_OF_BASELINE = {k for k, v in TrialConfig(regularizer=BASELINE, max_grad_norm=1.0).record().items() if v is not None}
+_OF_BASELINE = {k for k, v in TrialConfig(regularizer=BASELINE).record().items() if v is not None}
 _SHARED = _OF_BASELINE - {"regularizer", "weight_decay", "max_epochs", "seed"}
 
 

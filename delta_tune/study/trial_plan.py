@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from delta_tune.config import StudyConfig, TrialConfig, UserError
+from delta_tune.config import StudyConfig, UserError
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.search.samplers import check_sampler
 from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
@@ -41,7 +42,7 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
     Raises:
         UserError: the space, sampler or earlier study is unusable.
     """
-    base = TrialConfig(max_epochs=config.max_epochs, seed=config.seed)
+    base = dataclasses.replace(record.trial_defaults, max_epochs=config.max_epochs, seed=config.seed)
     checked = check_space(load_space(config.space, base, config.set), config.seed)
     remark = check_sampler(config.sampler, checked)
     trials: int | None = None

@@ -8,7 +8,7 @@ import json
 import pytest
 from helpers.studies import study_json
 
-from delta_tune.config import StudyConfig, UserError
+from delta_tune.config import StudyConfig, TrialConfig, UserError
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.study_record import StudyIdentity, StudyRecord
 from delta_tune.results.utilization import TimeUse
@@ -65,8 +65,8 @@ def test_record_has_the_keys_of_the_version_before_in_their_order(begun, tmp_pat
     begun.write(tmp_path)
     assert file_keys(tmp_path) == [
         *("fingerprints", "backbone", "images", "space", "distributions", "versions", "git_commit", "command"),
-        *("started", "test_scorings", "settings", "spent_seconds", "spent_seconds_at", "winner", "model"),
-        *("model_epoch", "interrupted"),
+        *("started", "test_scorings", "trial_defaults", "settings", "spent_seconds", "spent_seconds_at", "winner"),
+        *("model", "model_epoch", "interrupted"),
     ]
 
 
@@ -82,6 +82,26 @@ def test_session_that_resumes_keeps_what_the_first_wrote_but_its_settings_and_it
     assert begun.content == {k: v for k, v in before.items() if k != "interrupted"} | {
         "settings": SETTINGS | {"num_trials": 9}
     }
+
+
+def test_trials_of_a_resumed_study_have_the_defaults_that_were_written(begun, tmp_path):
+    assert begun.trial_defaults == StudyRecord().trial_defaults == TrialConfig()
+    begun.content["trial_defaults"] |= {"lr": 0.5, "max_grad_norm": None, "of a later version": 1}
+    begun.write(tmp_path)
+    assert StudyRecord.read(tmp_path).trial_defaults == TrialConfig(lr=0.5, max_grad_norm=None)
+
+
+def test_trials_of_a_study_of_an_early_version_have_the_defaults_of_that_time(begun):
+    del begun.content["trial_defaults"]
+    early = TrialConfig(head_start="random", head_lr_multiplier=10.0, max_grad_norm=None)
+    assert begun.trial_defaults == early
+
+
+def test_default_that_no_trial_can_have_is_refused(begun, tmp_path):
+    begun.content["trial_defaults"]["lr"] = -1.0
+    begun.write(tmp_path)
+    with pytest.raises(UserError, match="lr must be"):
+        StudyRecord.read(tmp_path)
 
 
 def test_gpus_of_the_last_session_are_noted_and_early_versions_have_none(begun, tmp_path):

@@ -20,7 +20,7 @@ from delta_tune.study.best_model import follow_leader, save_searched
 from delta_tune.training.checkpoint import Checkpoint
 from delta_tune.training.trial import run_trial
 
-CONFIG = TrialConfig(regularizer="l2", head_start="random", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
+CONFIG = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
 
 
 class Running:
