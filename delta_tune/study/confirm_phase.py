@@ -22,7 +22,8 @@ def confirm_and_retrain(study: Study, session: Session) -> bool:
         return False
     repetitions, left, final_seconds = config.confirm, None, 0.0
     if budget.total is not None:
-        reserved = study.reserve(budget.left, session)
+        # The search ends when as much is left as was reserved, and its processes take a moment to end
+        reserved = study.reserve(budget.left / (1 - SLACK), session)
         repetitions, final_seconds = reserved.repetitions, reserved.final
         left = cached_for(LOOK_AT_BUDGET_S, lambda: budget.left - final_seconds)
         if repetitions < config.confirm:

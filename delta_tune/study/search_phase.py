@@ -84,7 +84,8 @@ def run(
 def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     """A function that returns the seconds that the search may still use; None if there is no time budget.
 
-    Once epochs have been measured, it prints what is reserved for the confirmation and the final model.
+    Once epochs have been measured, it prints what is reserved for the confirmation and the final model; again, if later
+    ones leave time for fewer seeds.
     """
     budget, confirm = study.budget, study.config.confirm
     if budget.total is None:
@@ -92,13 +93,15 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     if not study.confirms:
         return lambda: budget.left
     most = LARGEST_SHARE * budget.total
-    announced = False
+    announced = math.inf
 
     def left() -> float:
         nonlocal announced
         reserved = study.reserve(most, session)
-        if not announced and any(row["state"] == "completed" for row in study.tables.searched.values()):
-            announced = True
+        if reserved.repetitions < announced and any(
+            row["state"] == "completed" for row in study.tables.searched.values()
+        ):
+            announced = reserved.repetitions
             study.record.set_reserved(dataclasses.asdict(reserved))
             study.progress.say(budget.reserved_after_search(reserved, confirm))
         return budget.left - reserved.total

@@ -132,6 +132,20 @@ def test_reserve_is_said_once_trials_have_shown_what_epochs_take(settings, plann
     assert study.record.content["reserved"]["confirmation"] > 0
 
 
+def test_reserve_is_said_again_once_it_is_too_short_for_as_many_seeds(settings, planned):
+    study, said = planned({**settings, "confirm": 5}, 1), []
+    study.progress.say = said.append
+    left = time_left(study, ONE_SLOT)
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    study.tables.report(1, {**dict.fromkeys(EPOCH_COLUMNS, 0.5), "epoch": 1})
+    study.tables.finish(1, "completed")
+    for seconds in (0.0, 0.0, 1e6):
+        study.record.set_attention(seconds, "")
+        left()
+    assert ["with 5 of 5 seeds" in sentence for sentence in said] == [True, False]
+    assert "too short to confirm and retrain" in said[1]
+
+
 def test_budget_too_short_for_a_trial_leaves_the_choice_to_a_later_session(settings, planned):
     study = planned({**settings, "time_budget": "30s"}, 100)
     assert budget_lines(study)[1].strip() == "That is too short for a trial; a larger --time-budget goes on."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from delta_tune.study import tune
+from delta_tune.study import confirm_phase, tune
+from delta_tune.study.time_budget import PostSearchBudget
 
 
 def interrupted(*args):
@@ -26,3 +29,17 @@ def test_interrupt_ends_the_study_in_order(monkeypatch, search, confirm):
     monkeypatch.setattr(tune, "search", search)
     monkeypatch.setattr(tune, "confirm_and_retrain", confirm)
     assert tune.run_phases(None, None)
+
+
+def test_confirmation_fits_although_the_search_took_a_moment_to_end():
+    asked = []
+    study = SimpleNamespace(
+        config=SimpleNamespace(confirm=2),
+        budget=SimpleNamespace(total=100.0, left=48.0, too_short_to_confirm=lambda *args: ""),
+        confirms=True,
+        tables=SimpleNamespace(searched={1: {}}, ranked=lambda: [1]),
+        progress=SimpleNamespace(say=lambda text: None),
+        reserve=lambda within, session: (asked.append(within), PostSearchBudget())[1],
+    )
+    assert not confirm_phase.confirm_and_retrain(study, None)
+    assert asked[0] > 49, "which the search has left to it"
