@@ -51,7 +51,7 @@ def flags_page() -> str:
         "Without `--model`, and with `--data demo` or none, these defaults apply:\n",
         table(("flag", "default"), demo),
         "## `python -m delta_tune`\n",
-        "Uses a finished study.\n",
+        "Uses a study and its model: the final one, or the best so far while the study runs.\n",
     ]
     (subparsers,) = (a for a in commands.parser()._actions if isinstance(a, argparse._SubParsersAction))
     for name, parser in subparsers.choices.items():

@@ -2,7 +2,7 @@
 
     python launch.py --data DIR --model resnet50 --space search_spaces/delta.py --num-trials 32
 
-Cost: a DELTA epoch is one forward of the source above a plain one; the attention is computed once before the search.
+Cost: a DELTA epoch is one forward of the source above a plain one; the attention is computed once for all.
 """
 
 from __future__ import annotations

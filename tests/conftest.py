@@ -101,7 +101,7 @@ def best(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from delta_tune.study.best_model import completed_model, save_winner  # not for tests that need no Ray
 
     folder = tmp_path_factory.mktemp("study")
-    config = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
+    config = TrialConfig(regularizer="l2", head_start="random", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
     result = run_trial(task, config, checkpoint=folder / "checkpoints" / "00000")
     tables = StudyTables(folder, "val_accuracy")
     tables.add(0, config, {}, {})

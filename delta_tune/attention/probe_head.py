@@ -30,7 +30,7 @@ class FittedHead(NamedTuple):
 
     state: dict[str, np.ndarray]
     """Its parameters by name."""
-    logits: Tensor
+    logits: np.ndarray
     """Float32 (N, K), of the images that it was fitted to."""
 
 
@@ -96,7 +96,7 @@ def fit_probe_head(
             chosen, least = penalty, loss
         _fit(head, logits, x, y, chosen)
         with torch.no_grad():
-            fitted = logits(x).float().cpu()
+            fitted = logits(x).float().cpu().numpy()
     state = {name: value.cpu().numpy() for name, value in head.state_dict().items()}
     return FittedHead(state=state, logits=fitted)
 

@@ -30,6 +30,7 @@ from delta_tune.cluster.gpu_sharing import limit_memory
 from delta_tune.cluster.resources import IDLE_S, NODE_WAIT_S, Resources
 from delta_tune.cluster.shared_objects import get_shared, leave_words, left_words, put_shared
 from delta_tune.data.dataset import Bar
+from delta_tune.models.backbones import Backbone
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.workplace import Say
 
@@ -58,7 +59,7 @@ class _Actor:
     def ready(self) -> None:
         """Return once the worker has started."""
 
-    def compute(self, function: Callable[..., T], args: tuple[Any, ...], part: tuple[Any, ...]) -> T:
+    def compute(self, function: Callable[..., T], part: tuple[Any, ...], *args: Any) -> T:
         """`function(*args, device, *part)`."""
         with self._faults_named():
             return function(*args, self._device, *part)
@@ -126,6 +127,7 @@ class WorkerPool:
         self._actors: dict[Any, Any] = {}
         self._desk, self._open = f"measuring-{uuid.uuid4().hex}", ExitStack()
         self._late_at: float | None = None
+        self._backbone: tuple[Backbone, ray.ObjectRef] | None = None
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """`function(*args, device)` in one worker.
@@ -190,8 +192,16 @@ class WorkerPool:
 
     def _results(self, function: Callable[..., T], args: Sequence[Any], parts: list[tuple[Any, ...]]) -> list[T]:
         with self._failures_in_a_sentence():
-            pool, shared = ActorPool(self._started(len(parts))), ray.put(tuple(args))
-            return list(pool.map(lambda actor, part: actor.compute.remote(function, shared, part), parts))
+            pool, shared = ActorPool(self._started(len(parts))), [self._put(each) for each in args]
+            return list(pool.map(lambda actor, part: actor.compute.remote(function, part, *shared), parts))
+
+    def _put(self, value: Any) -> ray.ObjectRef:
+        """Put an argument into the object store; a backbone, which each piece of a pass comes with, only once."""
+        if not isinstance(value, Backbone):
+            return ray.put(value)
+        if self._backbone is None or self._backbone[0] is not value:
+            self._backbone = value, ray.put(value)
+        return self._backbone[1]
 
     def _started(self, wanted: int, until: float = math.inf) -> list[Any]:
         """Up to so many workers: those that have started by `START_S` after the first, for others may use the rest.

@@ -67,6 +67,12 @@ class Split:
         """The first `count` images; the others stay in memory."""
         return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count])
 
+    def taken(self, positions: range) -> Split:
+        """The images at these positions, copied: the others need not travel with them."""
+        images = self.images.taken(np.array(positions))
+        part = slice(positions.start, positions.stop)
+        return Split(images=images, labels=self.labels[part], names=self.names[part])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,10 @@ class DecodedImages:
         """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy."""
         return self.pixels[np.asarray(indices, dtype=np.int64)]
 
+    def taken(self, indices: npt.NDArray[np.int64]) -> DecodedImages:
+        """The images at `indices` alone, copied."""
+        return DecodedImages(self.batch(indices))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImages:
@@ -169,6 +174,10 @@ class EncodedImages:
             pass
         return pixels
 
+    def taken(self, indices: npt.NDArray[np.int64]) -> EncodedImages:
+        """The images at `indices` alone, copied."""
+        return dataclasses.replace(self, encoded=self.encoded.take(pa.array(indices)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PooledImages:
@@ -187,6 +196,16 @@ class PooledImages:
         of_set = [np.flatnonzero(locations[:, 0] == number) for number in range(len(self.sets))]
         pixels = [images.batch(locations[where, 1]) for images, where in zip(self.sets, of_set, strict=True)]
         return np.concatenate(pixels)[np.argsort(np.concatenate(of_set))]
+
+    def taken(self, indices: npt.NDArray[np.int64]) -> PooledImages:
+        """The images at `indices` alone, copied."""
+        locations = self.locations[np.asarray(indices, dtype=np.int64)]
+        sets = []
+        for number, images in enumerate(self.sets):
+            where = np.flatnonzero(locations[:, 0] == number)
+            sets.append(images.taken(locations[where, 1]))
+            locations[where, 1] = np.arange(len(where))
+        return PooledImages(tuple(sets), locations)
 
 
 def pack_files(files: list[bytes]) -> Any:

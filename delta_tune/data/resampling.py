@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages, pack_files
+from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
 from delta_tune.data.splits import Indices, cut_splits, training_subset
 
 
@@ -63,8 +63,8 @@ def first_images(dataset: Dataset, count: int) -> Dataset:
     """A data set of the first `count` images of train and val, copied: the others need not travel with it."""
     return dataclasses.replace(
         dataset,
-        train=_copied(dataset.train, count),
-        val=_copied(dataset.val, count),
+        train=dataset.train.taken(range(min(count, len(dataset.train)))),
+        val=dataset.val.taken(range(min(count, len(dataset.val)))),
         test=None,
         fingerprint=f"{dataset.fingerprint}-first-{count}",
     )
@@ -87,11 +87,3 @@ def sample_images(dataset: Dataset, fraction: float, per_class: int, seed: int) 
         begin += len(split)
     train, val = found
     return dataclasses.replace(dataset, train=train, val=val, fingerprint=f"{dataset.fingerprint}-sample")
-
-
-def _copied(split: Split, count: int) -> Split:
-    first = split.first(count)
-    if isinstance(split.images, EncodedImages):
-        files = [split.images.encoded[index].as_py() for index in range(len(first))]
-        return dataclasses.replace(first, images=dataclasses.replace(split.images, encoded=pack_files(files)))
-    return dataclasses.replace(first, images=DecodedImages(split.images.batch(np.arange(len(first)))))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from delta_tune.config import FIRST_MODEL
 from delta_tune.console.escape import markdown_name, yaml_string
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model_folder import read_config
@@ -24,7 +25,10 @@ metrics: [accuracy]
 ---
 # {{ name | as_name }}
 
-{{ backbone | as_name }}, fine-tuned with {{ method | as_name }} to tell {{ classes | length }} classes apart: \
+{{ backbone | as_name }}, \
+{% if method == first_model %}frozen, with a fitted linear classifier\
+{% else %}fine-tuned with {{ method | as_name }}{% endif %}
+ to tell {{ classes | length }} classes apart: \
 {{ classes[:many] | map("as_name") | join(", ") }}{{ " …" if classes | length > many }}.
 
 ```python
@@ -102,6 +106,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     text = environment.from_string(TEMPLATE).render(
         name=record.settings["name"],
         method=told["config"]["regularizer"],
+        first_model=FIRST_MODEL,
         backbone=told["backbone"]["model"],
         classes=told["classes"],
         many=MANY_CLASSES,

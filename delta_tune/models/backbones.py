@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_layers
 from delta_tune.data.images import Preprocessing
+from delta_tune.models.feature_maps import head_function
 from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_line
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
 
@@ -55,6 +56,8 @@ class Backbone:
     """Hexadecimal digest of the model's name and the state."""
     notes: tuple[str, ...] = ()
     """Sentences for the user on how the weights were read."""
+    head_fault: str = ""
+    """Why no classifier can be fitted to the network's features: its head cannot be cut out. Empty if it can."""
 
 
 def load_backbone(model: str | None, weights: str | None, image_size: int | None) -> Backbone:
@@ -89,6 +92,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         channels=anatomy.channels,
         fingerprint=_fingerprint(model, state),
         notes=(note,) if note else (),
+        head_fault=_head_fault(module, anatomy.head, preprocessing.image_size),
     )
 
 
@@ -308,6 +312,14 @@ def _check_forward(module: nn.Module, model: str, head: str, image_size: int, st
             f"The model {model} with these weights computes NaN or Inf for an image of {image_size} pixels, although "
             "each weight is finite; give undamaged weights."
         )
+
+
+def _head_fault(module: nn.Module, head: str, image_size: int) -> str:
+    try:
+        head_function(module, head, image_size=image_size)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _run(module: nn.Module, image_size: int) -> Tensor:

@@ -154,5 +154,6 @@ def _cut_behind(model: nn.Module, head: str) -> Callable[[Tensor], Tensor]:
     except Exception as error:  # tracing runs the network's code with proxies and may raise anything
         raise UserError(
             f"What follows the head {head!r} of this {type(model).__name__} cannot be cut out of it "
-            f"({type(error).__name__}: {error}); choose a model whose logits are its last layer's output."
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); choose a model whose logits are its last "
+            f"layer's output."
         ) from error

@@ -96,6 +96,8 @@ def trial_columns(helpers: Iterable[str] = ()) -> list[Column]:
             "How often the trial ran out of GPU memory and was run again with more",
             Count | None,
         ),
+        Column("fitted_to", pa.int32(), "Images that it was fitted to, if not all of train", Count | None),
+        Column("scored_on", pa.int32(), "Images that it was scored on, if not all of val: ranked last", Count | None),
         Column("node", pa.string(), "Ray's id of the node", Text | None),
         Column("error", pa.string(), "Why the trial failed or diverged", Text | None),
     ]

@@ -61,7 +61,7 @@ FILES: dict[str, str] = {
     REPORT_FILE: "The report: one self-contained page, updated while the study runs",
     str(PREDICTIONS_FILE): "Predictions of the final model for the report",
     str(PICTURES_FILE): "Images of feature maps for the report",
-    f"{BEST}/{WEIGHTS_FILE}": "Weights of the final model",
+    f"{BEST}/{WEIGHTS_FILE}": "Weights of the model: the best so far, at the end the final one",
     f"{BEST}/{CONFIG_FILE}": "Configuration, backbone, classes, preprocessing and metrics of the final model",
     f"{BEST}/{CARD_FILE}": "Model card",
     str(ATTENTION_FILE): "Ablation losses, attention weights and their reliability, per hooked layer",

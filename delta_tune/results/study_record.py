@@ -301,6 +301,15 @@ class StudyRecord:
         """How long all sessions have measured attention."""
         return float(self.content.get("attention_wall_seconds", 0.0))
 
+    def set_sample(self, fraction: float) -> None:
+        """Note that this part of the images stands for all: the time budget is too short for a pass over all."""
+        self.content["sample"] = fraction
+
+    @property
+    def sample(self) -> float | None:
+        """The part of the images that stands for all when the source is measured; None for all."""
+        return self.content.get("sample")
+
     def set_ready_seconds(self, seconds: float) -> None:
         """Note how long this session took until its first trials started."""
         self.content["ready_seconds"] = seconds

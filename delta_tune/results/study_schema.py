@@ -146,6 +146,7 @@ class StudyContent(BaseModel):
     attention_seconds: Amount = 0.0
     attention_wall_seconds: Amount = 0.0
     attention_verdict: Text | None = None
+    sample: Annotated[float, Field(gt=0, lt=1)] | None = None
     ready_seconds: Amount | None = None
     time_use: TimeUseRecord | None = None
     finished: Text = ""

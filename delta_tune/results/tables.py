@@ -188,6 +188,10 @@ class StudyTables:
         self._tell(number, {"ended": ended}, told | {REPORTED: reported})
         return True
 
+    def note_images(self, number: int, fitted_to: int | None, scored_on: int | None) -> None:
+        """Note of how many images a trial is, where it is not of all of train, or not of all of val."""
+        self._tell(number, {"fitted_to": fitted_to, "scored_on": scored_on})
+
     def run_out_of_memory(self, number: int) -> None:
         """Mark a trial to run again with more of a GPU."""
         self._tell(number, {"state": "waiting", "out_of_memory": (self.trials[number].get("out_of_memory") or 0) + 1})
@@ -250,6 +254,7 @@ class StudyTables:
         """Numbers of completed trials (of one method), best first.
 
         Ordered by the best epoch's metric, then by its validation loss, which a small split resolves more finely.
+        Trials that were scored on a part of the validation split come last: their scores do not compare.
         """
         full = [
             number
@@ -263,8 +268,16 @@ class StudyTables:
         sign = 1 if METRICS[self.metric] == "max" else -1
         return -sign * scores[self.metric], scores["val_loss"]
 
-    def _rank(self, number: int) -> tuple[float, float, int]:
-        return *self.rank_of(self.best_row(number)), number
+    def is_sampled(self, number: int | None) -> bool:
+        """Whether a trial was scored on a part of the validation split; not if there is no such trial."""
+        return number in self.trials and self.trials[number].get("scored_on") is not None
+
+    def is_partial(self, number: int) -> bool:
+        """Whether a trial was fitted to, or scored on, a part of its split."""
+        return self.is_sampled(number) or self.trials[number].get("fitted_to") is not None
+
+    def _rank(self, number: int) -> tuple[bool, float, float, int]:
+        return self.is_sampled(number), *self.rank_of(self.best_row(number)), number
 
     def config(self, number: int) -> TrialConfig:
         """The configuration of a trial.

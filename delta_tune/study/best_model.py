@@ -55,17 +55,19 @@ def save_searched(study: Study) -> int | None:
     if found is None:
         return None
     searched = best.exists() and record.model is not None and not record.retrained
-    if searched and (record.model == found.name or _score(best, study.tables) < study.tables.rank_of(found.row)):
+    if searched and (record.model == found.name or _score(study) < study.tables.rank_of(found.row)):
         return record.winner
     save_winner(study.task, study.tables, found, best)
     record.set_model(found.trial, found.name, found.row["epoch"])
     return found.trial
 
 
-def _score(best: Path, tables: StudyTables) -> tuple[float, float]:
-    """By which the model is ordered; last if its `config.json` is damaged."""
+def _score(study: Study) -> tuple[float, float]:
+    """By which the model is ordered; last if it was scored on a sample, or its `config.json` is damaged."""
+    if study.tables.is_sampled(study.record.winner):
+        return math.inf, math.inf
     try:
-        return tables.rank_of(read_config(best)["metrics"])
+        return study.tables.rank_of(read_config(study.folder / BEST)["metrics"])
     except (UserError, KeyError):
         return math.inf, math.inf
 
@@ -91,7 +93,9 @@ def best_saved(study: Study) -> SavedModel | None:
 def completed_model(tables: StudyTables, number: int) -> SavedModel:
     """The weights of a completed trial's best epoch."""
     weights = tables.folder / CHECKPOINTS / trial_name(number) / BEST_FILE
-    return SavedModel(trial=number, row=tables.best_row(number), weights=weights, name=f"trial {number}")
+    images = tables.trials[number].get("fitted_to")
+    name = f"trial {number}" if images is None else f"trial {number}, fitted to {images:,} of the training images"
+    return SavedModel(trial=number, row=tables.best_row(number), weights=weights, name=name)
 
 
 def stopped_model(study: Study, number: int) -> SavedModel | None:

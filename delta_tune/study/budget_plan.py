@@ -21,7 +21,6 @@ from delta_tune.study.time_budget import (
     final_training_growth,
     images_to_measure,
     plan_post_search,
-    scoring_seconds,
 )
 from delta_tune.study.trial_plan import plan_trials
 from delta_tune.training.speed import Speed, few, measure_speed
@@ -42,8 +41,8 @@ def plan_by_budget(study: Study, session: Session) -> None:
         choose_by_budget(study, session)
         for line in budget_lines(study):
             study.progress.say(line)
-    elif study.budget.total is not None:
-        study.budget.end = end_seconds(study, session, scoring_seconds(study.tables, len(study.task.dataset.val)))
+    elif 0 < study.budget.left < math.inf:
+        keep_time_for_ends(study, session, time_steps(study, session))
 
 
 def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -> None:
@@ -55,8 +54,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         prepared: whether what trials share has been measured; else its time is estimated.
     """
     speed = time_steps(study, session)
-    study.start_seconds = START_S * speed.waiting
-    study.budget.end = end_seconds(study, session, speed.scoring, speed.waiting)
+    keep_time_for_ends(study, session, speed)
     means = means_of(study, session, speed)
     if not prepared:
         passes = speed.scoring * (len(study.task.dataset.train) + len(study.task.dataset.val))
@@ -76,6 +74,12 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         use_schedule(study, schedule)
 
 
+def keep_time_for_ends(study: Study, session: Session, speed: Speed) -> None:
+    """Keep what the start of a trial and the end of the study take at this speed."""
+    study.start_seconds = START_S * speed.waiting
+    study.budget.end = END_S * speed.waiting + speed.scoring * images_at_end(study) / session.measuring.slots
+
+
 def time_steps(study: Study, session: Session) -> Speed:
     """The speed of the heaviest method of the space, where trials run."""
     config = heaviest_config(study.configs)
@@ -83,17 +87,9 @@ def time_steps(study: Study, session: Session) -> Speed:
         return workplace.run(measure_speed, few(study.task, config), config, session.resources.threads)
 
 
-def end_seconds(study: Study, session: Session, scoring: float, waiting: float = 1.0) -> float:
-    """Seconds that the end of the study takes, with the model's pass over test, or over val if there is no test split.
-
-    Args:
-        study: the study.
-        session: where the pass runs.
-        scoring: seconds per image of the pass.
-        waiting: as in `Speed`.
-    """
-    images = len(study.task.dataset.test or study.task.dataset.val)
-    return END_S * waiting + scoring * images / session.measuring.slots
+def images_at_end(study: Study) -> int:
+    """Number of images that the model is scored on at the end: of test, or of val if there is no test split."""
+    return len(study.task.dataset.test or study.task.dataset.val)
 
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:

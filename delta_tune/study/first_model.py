@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 
 import ray
@@ -10,6 +11,7 @@ import ray
 from delta_tune.attention.probe_head import measure_features
 from delta_tune.config import FIRST_MODEL, TrialConfig
 from delta_tune.console.format import format_duration, format_score
+from delta_tune.data.dataset import Split
 from delta_tune.data.resampling import first_images, sample_images
 from delta_tune.models.devices import torch_threads
 from delta_tune.results.columns import FINISHED
@@ -43,34 +45,81 @@ def fit_first_model(study: Study, session: Session) -> None:
     """Fit the classifier, score it and save it as `best/`, unless an earlier session has.
 
     Where the pass over all images would take long, the classifier is fitted to a sample first. Without a time budget,
-    or with a long one, it is fitted to all images after that.
+    or with a long one, it is fitted to all images after that; else trials, too, begin with what the sample taught.
     """
-    tables, say = study.tables, study.progress.say
+    tables, record, say = study.tables, study.record, study.progress.say
     row = tables.trials.get(NUMBER)
-    if first_searched(tables) == NUMBER or (row is not None and row["state"] in FINISHED):
+    fitted = row is not None and row["state"] in FINISHED
+    if fitted or first_searched(tables) == NUMBER:
         follow_leader(study)  # an earlier session may have been killed before it did
+    if first_searched(tables) == NUMBER or (fitted and not tables.is_partial(NUMBER)):
+        return
+    if fault := study.task.backbone.head_fault:
+        say(f"There is no first model: {fault}")
         return
     config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
     if row is None:
         tables.add(NUMBER, config, {}, {})
-    tables.start(NUMBER, ray.get_runtime_context().get_node_id(), time.time(), 0.0)
+    if not fitted:
+        tables.start(NUMBER, ray.get_runtime_context().get_node_id(), time.time(), 0.0)
     with session.measuring.workplace() as workplace:
-        seconds = seconds_of_pass(study, workplace)
-        longest = longest_pass(study.budget.total)
-        sample = sample_task(study.task, longest / 2 / seconds) if seconds > longest else study.task
-        if images_of(sample) > images_of(study.task) / 2:
-            seconds = 0.0  # a sample with all classes would not take much less
-        if seconds > longest:
-            say(f"The pass over all images would take {format_duration(seconds)}, so it begins with {_sizes(sample)}.")
-            sample.measurements.measure_source([config, *study.configs], say, workplace)
-            fit_and_save(study, session, sample, config)
-            study.task.measurements.mean_squares |= sample.measurements.mean_squares
-        study.sampled = study.budget.total is not None and seconds > SHARE * study.budget.total
+        fraction = record.sample if fitted or study.sampled else choose_sample(study, workplace)
+        if fraction is not None:
+            fit_to_sample(study, session, workplace, config, fraction, fitted=fitted)
         if not study.sampled:
-            study.task.measurements.mean_squares.clear()
             study.task.measurements.measure_source([config, *study.configs], say, workplace)
             fit_and_save(study, session, study.task, config)
-    tables.finish(NUMBER, "completed")
+
+
+def fit_to_sample(
+    study: Study, session: Session, workplace: Workplace, config: TrialConfig, fraction: float, *, fitted: bool
+) -> None:
+    """Fit the classifier to a sample; if there is no time for more, have trials begin with it.
+
+    Args:
+        study: the study.
+        session: where trials run.
+        workplace: measures the source.
+        config: of the first model.
+        fraction: of the images.
+        fitted: whether an earlier session has, so that only trials need it.
+    """
+    say, began = study.progress.say, time.monotonic()
+    sample = sample_task(study.task, fraction)
+    sample.measurements.measure_source([config, *study.configs], say, workplace)
+    seconds = (time.monotonic() - began) / images_of(sample)
+    if not fitted:
+        fit_and_save(study, session, sample, config)
+    if not study.sampled:
+        return
+    study.task.measurements.stand_in(sample.measurements)
+    val, longest = study.task.dataset.val, SHARE * (study.budget.total or math.inf)
+    if not fitted and len(sample.dataset.val) < len(val) and seconds * len(val) <= longest:
+        # Trials are scored on all of val: without such a score this one would come after all of them
+        scored = with_all_of_val(sample, val)
+        scored.measurements.measure_source([config], say, workplace)
+        fit_and_save(study, session, scored, config)
+
+
+def choose_sample(study: Study, workplace: Workplace) -> float | None:
+    """The part of the images that the first model is fitted to at first; None for all.
+
+    If the time budget is too short for a pass over all of them, that is noted in the record.
+    """
+    seconds, total = seconds_of_pass(study, workplace), study.budget.total
+    longest = longest_pass(total)
+    if seconds <= longest:
+        return None
+    fraction = longest / 2 / seconds
+    sample = sample_task(study.task, fraction)
+    if images_of(sample) > images_of(study.task) / 2:
+        return None  # a sample with all classes would not take much less
+    study.progress.say(
+        f"The pass over all images would take {format_duration(seconds)}, so it begins with {_sizes(sample)}."
+    )
+    if total is not None and seconds > SHARE * total:
+        study.record.set_sample(fraction)
+    return fraction
 
 
 def images_of(task: Task) -> int:
@@ -88,13 +137,16 @@ def seconds_of_pass(study: Study, workplace: Workplace) -> float:
     images = images_of(study.task)
     if images <= 4 * TIMED_IMAGES or study.task.measurements.knows_source(study.progress.say):
         return 0.0
-    took = 0.0
-    for count in (1, TIMED_IMAGES):  # the first pass also pays for a worker's start
+
+    def seconds(count: int) -> float:
         few = first_images(study.task.dataset, count).train
         began = time.monotonic()
         workplace.run(measure_features, study.task.backbone, few, ())
-        took = time.monotonic() - began
-    return took * images / TIMED_IMAGES / workplace.slots
+        return time.monotonic() - began
+
+    seconds(1)  # a worker's start
+    once = seconds(1)  # hardly more than building the network
+    return max(0.0, seconds(TIMED_IMAGES) - once) * images / (TIMED_IMAGES - 1) / workplace.slots
 
 
 def sample_task(task: Task, fraction: float) -> Task:
@@ -102,23 +154,38 @@ def sample_task(task: Task, fraction: float) -> Task:
     return dataclasses.replace(task, dataset=sample_images(task.dataset, fraction, PER_CLASS, task.seed), cache=None)
 
 
+def with_all_of_val(sample: Task, val: Split) -> Task:
+    """The task of a measured sample with all of val, which is not measured yet."""
+    task = sample.on(dataclasses.replace(sample.dataset, val=val))
+    task.measurements.stand_in(sample.measurements)
+    task.measurements.features["train"] = sample.measurements.features["train"]
+    return task
+
+
 def fit_and_save(study: Study, session: Session, task: Task, config: TrialConfig) -> None:
     """Fit and score the classifier on a task's images, which are measured; make it the model."""
-    result = _run(study, session, task, config)
+    result, whole, tables = _run(study, session, task, config), study.task.dataset, study.tables
     for row in result.epochs:
-        study.tables.report(NUMBER, row, time.time())
-    model = completed_model(study.tables, NUMBER)
-    whole = task is study.task
+        tables.report(NUMBER, row, time.time())
+    fitted_to, scored_on = len(task.dataset.train), len(task.dataset.val)
+    tables.note_images(
+        NUMBER,
+        fitted_to if fitted_to < len(whole.train) else None,
+        scored_on if scored_on < len(whole.val) else None,
+    )
+    tables.finish(NUMBER, "completed")
+    model = completed_model(tables, NUMBER)
     if session.mirror is not None:
         session.mirror.fetch_folder(study.folder / CHECKPOINTS / trial_name(NUMBER))
-    save_winner(study.task, study.tables, model, study.folder / BEST)
-    study.record.set_model(NUMBER, model.name if whole else f"{model.name}, fitted to {_sizes(task)}")
+    save_winner(study.task, tables, model, study.folder / BEST)
+    study.record.set_model(NUMBER, model.name)
     study.save_record()
     metric = study.config.metric
     study.progress.say(
         f"First model after {format_duration(study.budget.session)}: a linear classifier on the frozen network, "
         f"{metric} {format_score(metric, model.row[metric])}"
-        f"{'' if whole else f' with {_sizes(task)}'}; {study.folder / BEST} has the best so far from now on."
+        f"{f' with {_sizes(task)}' if tables.is_partial(NUMBER) else ''}; "
+        f"{study.folder / BEST} has the best so far from now on."
     )
 
 

@@ -52,6 +52,22 @@ def check_layers(task: Task, checked: CheckedSpace) -> None:
         resolve_layers(task.backbone, layers)
 
 
+def check_head(task: Task, checked: CheckedSpace) -> None:
+    """Refuse a network whose head cannot be cut out, if a trial needs a classifier on its features.
+
+    Raises:
+        UserError: says how to do without.
+    """
+    fault, configs = task.backbone.head_fault, [proposal.config for proposal in checked.drawn]
+    methods = sorted({c.regularizer for c in configs if c.method.uses_attention or not c.method.trains_backbone})
+    if fault and (methods or any(config.needs_fitted_head for config in configs)):
+        without = f" and no trials of {' and '.join(methods)}" if methods else ""
+        raise UserError(
+            f"{fault.rstrip('.')}, or do without a fitted head: --set head_start=random --set head_lr_multiplier=10"
+            f"{without}."
+        )
+
+
 def git_commit() -> str | None:
     """The git commit of the working directory; None outside a checkout."""
     try:
@@ -95,6 +111,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         **{name: getattr(config, name) for name in DATA_OPTIONS},
     )
     check_layers(task, checked)
+    check_head(task, checked)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)

@@ -58,7 +58,6 @@ class Study:
         schedule: what the time budget buys; None without one, and before a step has been timed.
         why: sentences on how the schedule came about.
         start_seconds: from the proposal of a trial to its first step, where its process has to start.
-        sampled: whether the time budget is too short for a pass over all images: nothing then needs one.
         scheduler: stops trials early.
         searcher: proposes trials.
         recorder: writes the tables while trials run.
@@ -82,7 +81,6 @@ class Study:
     schedule: Schedule | None = None
     why: tuple[str, ...] = ()
     start_seconds: float = START_S
-    sampled: bool = False
     scheduler: AshaScheduler = field(init=False)
     searcher: OptunaSearcher = field(init=False)
     recorder: Recorder = field(init=False)
@@ -101,6 +99,11 @@ class Study:
     def confirms(self) -> bool:
         """Whether there is to be a confirmation, and has been time for one so far."""
         return self.config.confirm > 0 and (self.schedule is None or self.schedule.confirms)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the time budget is too short for a pass over all images: nothing then needs one."""
+        return self.record.sample is not None
 
     @property
     def least_seconds(self) -> float:

@@ -92,7 +92,8 @@ def last_weights(folder: Path) -> Path:
 
 def best_weights(folder: Path, point: ResumePoint) -> Path:
     """The weights of the best epoch of the unfinished run in `folder`."""
-    return folder / f"best-{point.best_epoch}.safetensors"
+    best = folder / f"best-{point.best_epoch}.safetensors"
+    return best if best.exists() else folder / BEST_FILE  # an earlier version's
 
 
 class Checkpoint:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import safetensors.numpy
-import torch
 from safetensors import SafetensorError
 
 from delta_tune.attention.probe_head import FittedHead
@@ -18,7 +17,7 @@ _STATE = "head/"
 def head_to_bytes(head: FittedHead, key: str) -> bytes:
     """The content of the file."""
     state = {f"{_STATE}{name}": value for name, value in head.state.items()}
-    return bytes(safetensors.numpy.save({**state, "logits": head.logits.numpy(), "key": key_array(key)}))
+    return bytes(safetensors.numpy.save({**state, "logits": head.logits, "key": key_array(key)}))
 
 
 def read_head(cache: Cache, name: str, key: str, shape: tuple[int, int, int], say: Say) -> FittedHead | None:
@@ -52,4 +51,4 @@ def read_head(cache: Cache, name: str, key: str, shape: tuple[int, int, int], sa
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         say(f"Source: {cache.path(name)} is damaged ({error}) and fitted again.")
         return None
-    return FittedHead(state=state, logits=torch.from_numpy(logits))
+    return FittedHead(state=state, logits=logits)

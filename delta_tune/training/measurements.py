@@ -104,12 +104,17 @@ class Measurements:
     def knows_source(self, say: Say) -> bool:
         """Whether the features of train and val are here or in the cache, from which they are taken now."""
         for split in ("train", "val"):
-            if split not in self.features and self.cache is not None:
-                count = len(self.dataset.for_name(split))
-                found = self._cached_source(split, f"{self.source_key(split)}.safetensors", count, say)
-                if "features" in found:
-                    self.features[split] = found["features"]
+            if split not in self.features and (found := self._cached_pass(split, say)):
+                self._keep_source(split, found)
         return {"train", "val"} <= self.features.keys()
+
+    def stand_in(self, sample: Measurements) -> None:
+        """Take what trials that fine-tune need of a sample's measurements: there is no time for a pass over all images.
+
+        The head's logits are those of the sample's images; only the first model and attention, for which there is no
+        time either, would look at them.
+        """
+        self.mean_squares, self.head = dict(sample.mean_squares), sample.head
 
     def missing_attention(self, configs: Iterable[TrialConfig]) -> dict[AttentionEstimator, tuple[str, ...]]:
         """Estimator → the layers whose attention these configurations need and that is not there."""
@@ -186,33 +191,39 @@ class Measurements:
 
     def _measure_source(self, split: str, layers: tuple[str, ...], workplace: Workplace, say: Say) -> None:
         """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
-        name = f"{self.source_key(split)}.safetensors"
-        arrays = self._cached_source(split, name, len(self.dataset.for_name(split)), say)
+        arrays = self._cached_pass(split, say)
         wanted = {f"mean_square/{layer}" for layer in layers}
         if not wanted | {"features"} <= set(arrays):
             images = self.dataset.for_name(split)
             say(f"Source: one pass over the {len(images)} un-augmented {split} images.")
-            pieces = split_pieces(len(images), workplace.slots)
+            pieces = split_pieces(len(images))
             passes = [self._measure_piece(split, piece, layers, workplace, say) for piece in pieces]
             features, mean_squares = join_passes(passes)
             arrays |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
             arrays |= {"features": features, "key": key_array(self.source_key(split))}
-            self._write_to_cache(name, safetensors.numpy.save(arrays), say)
+            self._write_to_cache(f"{self.source_key(split)}.safetensors", safetensors.numpy.save(arrays), say)
             if len(pieces) > 1:
                 self._remove_from_cache([self._piece_name(split, piece) for piece in pieces], say)
+        self._keep_source(split, arrays)
+
+    def _keep_source(self, split: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the features of a split, and what mean squares came with them."""
         self.features[split] = arrays["features"]
-        self.mean_squares |= {layer: float(arrays[f"mean_square/{layer}"]) for layer in layers}
+        for name, array in arrays.items():
+            if name.startswith("mean_square/"):
+                self.mean_squares[name.removeprefix("mean_square/")] = float(array)
 
     def _measure_piece(
         self, split: str, piece: range, layers: tuple[str, ...], workplace: Workplace, say: Say
     ) -> SourcePass:
         """The pass over a piece of a split; in the cache, unless it is all, until the whole pass is there."""
-        images, name = self.dataset.for_name(split), self._piece_name(split, piece)
-        alone = len(piece) == len(images)
+        whole, name = self.dataset.for_name(split), self._piece_name(split, piece)
+        alone = len(piece) == len(whole)
         arrays = {} if alone else self._cached_source(split, name, len(piece), say)
         if {"features", *(f"sums/{layer}" for layer in layers)} <= set(arrays):
             return arrays["features"], {layer: arrays[f"sums/{layer}"].tolist() for layer in layers}
-        parts = [piece[part.start : part.stop] for part in split_parts(len(piece), workplace.slots)]
+        # Not all of the split's images: what computes may be a process of its own
+        parts, images = split_parts(len(piece), workplace.slots), whole.taken(piece)
         passes = workplace.map(measure_features, parts, self.backbone, images, layers)
         features = np.concatenate([each for each, _ in passes])
         sums = {layer: [value for _, of in passes for value in of[layer]] for layer in layers}
@@ -238,6 +249,12 @@ class Measurements:
             self.head = workplace.run(fit_probe_head, self.backbone, features, labels, num_classes, self.seed)
             self._write_to_cache(f"{key}.safetensors", head_to_bytes(self.head, key), say)
         return self.head
+
+    def _cached_pass(self, split: str, say: Say) -> dict[str, np.ndarray]:
+        """What was written to the cache for all images of this split."""
+        return self._cached_source(
+            split, f"{self.source_key(split)}.safetensors", len(self.dataset.for_name(split)), say
+        )
 
     def _cached_source(self, split: str, name: str, count: int, say: Say) -> dict[str, np.ndarray]:
         """What was written to the cache for so many images of this split; {} if nothing, or the file is damaged."""
@@ -314,7 +331,8 @@ class Measurements:
         """
         train, num_classes = self.dataset.train, len(self.dataset.classes)
         fitted = self._fit_head(workplace, say)
-        images = ProbeImages.draw(train.labels, error_norm(fitted.logits, torch.tensor(train.labels)), self.seed)
+        errors = error_norm(torch.tensor(fitted.logits), torch.tensor(train.labels))
+        images = ProbeImages.draw(train.labels, errors, self.seed)
         first = images.order[: self.probe_images]
         job = ProbeJob(
             backbone=self.backbone,

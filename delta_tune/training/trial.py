@@ -293,7 +293,7 @@ class _Run:
         """One epoch of training; the means of the loss and its parts over the images, and the last learning rate."""
         config, train = self.config, self.task.dataset.train
         if config.method.fits_head:  # as it was built
-            fitted = F.cross_entropy(self.fitted.logits, torch.from_numpy(np.array(train.labels))).item()
+            fitted = F.cross_entropy(torch.tensor(self.fitted.logits), torch.tensor(train.labels)).item()
             return {"train_loss": fitted, "cross_entropy": fitted}, 0.0
         self.model.train(not self.frozen_features)
         if config.batch_norm == "frozen":

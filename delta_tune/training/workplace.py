@@ -16,8 +16,8 @@ T = TypeVar("T")
 Say = Callable[[str], None]
 PART_BATCHES = 4
 """Batches of a part of a split at least: a small split is not worth a second process."""
-PIECE_PARTS = 4
-"""Parts of a piece at least: what an interrupt may lose."""
+PIECE_PARTS = 8
+"""Parts of a piece: what an interrupt may lose. Not by the slots, for a later session may have others."""
 
 
 class Workplace(Protocol):
@@ -58,9 +58,9 @@ class ThisProcess:
         return in_this_process(job, self.device, say)
 
 
-def split_pieces(num_images: int, slots: int) -> list[range]:
-    """Pieces of a split's images, in order and in whole batches, each of which keeps all slots busy for a while."""
-    size = EVAL_BATCH_SIZE * PART_BATCHES * max(PIECE_PARTS, slots)
+def split_pieces(num_images: int) -> list[range]:
+    """Pieces of a split's images, in order and in whole batches, each of which keeps slots busy for a while."""
+    size = EVAL_BATCH_SIZE * PART_BATCHES * PIECE_PARTS
     return [range(start, min(start + size, num_images)) for start in range(0, num_images, size)]
 
 

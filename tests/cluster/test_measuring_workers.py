@@ -227,3 +227,11 @@ def actors():
             if "ray::_Actor" in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def test_backbone_is_put_once_for_all_pieces_of_a_pass(task, monkeypatch):
+    put = []
+    monkeypatch.setattr(measuring_workers.ray, "put", lambda value: put.append(value) or len(put))
+    with pool(1) as place:
+        refs = [place._put(value) for value in (task.backbone, "images", task.backbone, "images")]
+    assert refs == [1, 2, 1, 3]

@@ -15,6 +15,7 @@ from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
     EncodedImages,
+    PooledImages,
     Preprocessing,
     open_image,
     pack_files,
@@ -264,3 +265,12 @@ def test_encoded_images_are_decoded_by_as_many_threads_as_are_set_with_the_same_
     found = split.batch(np.array([6, 0, 3, 3, 1, 2, 4]))
     assert np.array_equal(found, np.stack([squares[i] for i in (6, 0, 3, 3, 1, 2, 4)]))
     assert len(at_once) == threads
+
+
+def test_images_that_are_taken_are_the_same_and_travel_without_the_others(both):
+    pooled = PooledImages(both, np.array([[0, 6], [1, 2], [0, 1], [1, 0], [0, 0]]))
+    for images in (*both, pooled):
+        part = images.taken(np.array([3, 0, 2]))
+        assert np.array_equal(part.batch(np.arange(3)), images.batch(np.array([3, 0, 2])))
+        assert sum(len(each) for each in getattr(part, "sets", [part])) == 3
+        assert len(pickle.dumps(part)) < len(pickle.dumps(images))

@@ -30,9 +30,10 @@ CONFIG = {
 def card(tmp_path):
     """A function from what the study's record says to the card's text."""
 
-    def write(sentences=(), *, retrained=False, **more):
+    def write(sentences=(), *, retrained=False, method="delta", **more):
         study_json(tmp_path, **{"model": "trial 0", "winner": 0, **more})
-        (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+        config = CONFIG | {"config": CONFIG["config"] | {"regularizer": method}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
         write_model_card(tmp_path, StudyRecord.read(tmp_path), sentences, retrained=retrained)
         return (tmp_path / "README.md").read_text()
 
@@ -47,6 +48,17 @@ def test_card_tells_data_method_and_preprocessing(card):
     assert "weight_decay" not in text
     assert "class 19 …" in text
     assert "class 20" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ("delta", "resnet, fine-tuned with delta to tell 30 classes apart"),
+        ("linear_probe", "resnet, frozen, with a fitted linear classifier to tell 30 classes apart"),
+    ],
+)
+def test_card_says_what_was_trained(card, method, what):
+    assert what in card(method=method)
 
 
 def test_card_begins_with_front_matter(card):

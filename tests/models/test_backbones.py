@@ -561,3 +561,14 @@ def test_channels_are_those_of_the_maps(small: Backbone) -> None:
     assert small.channels["features.8.block.3.0"] == 48
     source = build_source(small)
     assert not any(isinstance(source.get_submodule(name), nn.Linear) for name in small.channels)
+
+
+def test_backbone_says_if_its_head_cannot_be_cut_out(
+    small: Backbone, small_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uncut(*args: object, **kwargs: object) -> None:
+        raise UserError("What follows the head cannot be cut out.")
+
+    assert not small.head_fault
+    monkeypatch.setattr("delta_tune.models.backbones.head_function", uncut)
+    assert load_backbone(SMALL, str(small_file), 64).head_fault == "What follows the head cannot be cut out."

@@ -54,6 +54,18 @@ def test_tables_read_back_as_written(filled):
     assert StudyTables.read(filled.folder, "val_accuracy").table().equals(filled.table())
 
 
+def test_trial_that_was_scored_on_a_sample_ranks_last_until_it_is_scored_on_all(tables):
+    add(tables, 0, [0.9])
+    tables.note_images(0, 100, 20)
+    tables.finish(0, "completed")
+    add(tables, 1, [0.5], "completed")
+    tables.write()
+    for each in (tables, StudyTables.read(tables.folder, "val_accuracy")):
+        assert (each.ranked(), each.leader) == ([1, 0], 1)
+    tables.note_images(0, 100, None)
+    assert tables.ranked() == [0, 1]
+
+
 def test_tables_read_back_every_epoch(filled):
     assert StudyTables.read(filled.folder, "val_accuracy").epochs == filled.epochs
 

@@ -20,7 +20,7 @@ from delta_tune.study.best_model import follow_leader, save_searched
 from delta_tune.training.checkpoint import Checkpoint
 from delta_tune.training.trial import run_trial
 
-CONFIG = TrialConfig(regularizer="l2", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
+CONFIG = TrialConfig(regularizer="l2", head_start="random", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
 
 
 class Running:
@@ -151,6 +151,16 @@ def test_stopped_trial_is_the_model_where_none_was_completed(study, task):
 def test_stopped_trial_without_a_saved_epoch_is_no_model(study):
     study.train(1, CONFIG, stop_after=1)
     assert save_searched(study) is None
+
+
+def test_model_of_a_sample_is_replaced_by_any_completed_trial(study):
+    study.train(1, CONFIG, scores=[0.9] * 4)
+    study.tables.note_images(1, 9, 6)
+    follow_leader(study)
+    assert study.record.model == "trial 1, fitted to 9 of the training images"
+    study.train(2, CONFIG, scores=[0.8] * 4)
+    follow_leader(study)
+    assert (study.record.model, study.model["trial"]) == ("trial 2", "00002")
 
 
 def test_damaged_model_is_replaced(study):

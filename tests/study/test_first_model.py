@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -15,8 +16,11 @@ from delta_tune.results.layout import CHECKPOINTS, CONFIG_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.study import first_model
+from delta_tune.study.best_model import save_searched
 from delta_tune.study.first_model import first_searched, fit_first_model, longest_pass, seconds_of_pass
 from delta_tune.study.time_budget import TimeBudget
+from delta_tune.training import measurements
+from delta_tune.training.measurements import Measurements
 from delta_tune.training.trial import run_trial
 from delta_tune.training.workplace import ThisProcess
 
@@ -25,7 +29,7 @@ class Begun:
     """A study whose data is read, on a Ray that is not needed here."""
 
     def __init__(self, task, folder, total=None):
-        self.task, self.folder, self.mirror, self.sampled = task.on(task.dataset), folder, None, False
+        self.task, self.folder, self.mirror = task.on(task.dataset), folder, None
         self.config, self.configs = StudyConfig(), [TrialConfig(regularizer="delta_uniform")]
         self.record, self.tables = StudyRecord({}), StudyTables(folder, "val_accuracy")
         self.budget, self.said = TimeBudget(total, spent=0.0, began=0.0), []
@@ -33,6 +37,10 @@ class Begun:
 
     def save_record(self):
         pass
+
+    @property
+    def sampled(self):
+        return self.record.sample is not None
 
     @property
     def model(self):
@@ -114,9 +122,88 @@ def test_pass_that_does_not_fit_into_the_budget_is_left_out(task, tmp_path, sess
     assert study.sampled
     assert "train" not in study.task.measurements.features
     assert set(study.task.measurements.mean_squares), "of the sample"
-    assert study.record.model.startswith("trial 0, fitted to ")
+    assert study.record.model == "trial 0, fitted to 6 of the training images"
     assert study.tables.trials[0]["state"] == "completed"
     assert any("images of train" in sentence for sentence in study.said)
+
+
+def test_trials_begin_without_a_pass_that_does_not_fit_into_the_budget(task, tmp_path, session, slow, monkeypatch):
+    slow(60.0)
+    study = Begun(task, tmp_path, total=100.0)
+    study.configs = [TrialConfig(regularizer=each, max_epochs=1) for each in ("l2", "l2_sp", "delta_uniform")]
+    fit_first_model(study, session)
+    monkeypatch.setattr(measurements, "measure_features", lambda *args: pytest.fail("a pass"))
+    study.task.measurements.measure_source(study.configs, print, ThisProcess())
+    assert run_trial(study.task, study.configs[0]).state == "completed"
+
+
+def test_trials_on_frozen_features_read_all_images_of_a_sampled_study(task, tmp_path, session, slow):
+    slow(60.0)
+    study = Begun(task, tmp_path, total=100.0)
+    fit_first_model(study, session)
+    run_trial(study.task, TrialConfig(regularizer="l2_fe", max_epochs=1))
+    assert len(study.task.measurements.features["train"]) == len(task.dataset.train)
+
+
+def test_model_of_a_sample_is_scored_on_all_of_val_where_there_is_time(task, tmp_path, session, slow, monkeypatch):
+    slow(60.0)
+    study = Begun(task, tmp_path, total=100.0)
+    fit_first_model(study, session)
+    assert not study.tables.is_sampled(0)
+    assert len(study.tables.epochs[0]) == 1
+    short = Begun(task, tmp_path / "short", total=100.0)
+    short.folder.mkdir()
+    monkeypatch.setattr(first_model, "SHARE", 1e-9)
+    fit_first_model(short, session)
+    assert short.tables.is_sampled(0)
+    assert short.tables.trials[0]["scored_on"] == 6
+
+
+def test_interrupt_in_the_pass_over_all_images_leaves_the_model_of_the_sample(
+    task, tmp_path, session, slow, monkeypatch
+):
+    slow(60.0)
+    study = Begun(task, tmp_path)
+    whole, measure = study.task.measurements, Measurements.measure_source
+
+    def interrupted(self, *args):
+        if self is whole:
+            raise KeyboardInterrupt
+        measure(self, *args)
+
+    monkeypatch.setattr(Measurements, "measure_source", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_first_model(study, session)
+    assert save_searched(study) == 0
+    assert study.record.model == "trial 0, fitted to 9 of the training images"
+    monkeypatch.setattr(Measurements, "measure_source", measure)
+    study.tables.write()
+    study.tables = StudyTables.read(tmp_path, "val_accuracy")
+    slow(None)
+    fit_first_model(study, session)
+    assert (study.record.model, study.tables.leader) == ("trial 0", 0)
+
+
+def test_resumed_study_that_is_short_of_time_still_is(task, tmp_path, session, slow, monkeypatch):
+    slow(60.0)
+    study, again = Begun(task, tmp_path, total=100.0), Begun(task, tmp_path, total=100.0)
+    fit_first_model(study, session)
+    again.record, again.tables = study.record, study.tables
+    slow(None)
+    monkeypatch.setattr(first_model, "run_trial", None)
+    fit_first_model(again, session)
+    first, second = study.task.measurements, again.task.measurements
+    assert second.mean_squares == first.mean_squares
+    assert np.array_equal(second.head.state["weight"], first.head.state["weight"])
+    assert "train" not in second.features
+
+
+def test_network_whose_head_cannot_be_cut_out_has_no_first_model(task, tmp_path, session):
+    whole = dataclasses.replace(task.backbone, head_fault="It cannot be cut out.")
+    study = Begun(dataclasses.replace(task, backbone=whole), tmp_path)
+    fit_first_model(study, session)
+    assert study.said == ["There is no first model: It cannot be cut out."]
+    assert not study.tables.trials
 
 
 @pytest.mark.parametrize(("budget", "seconds"), [(None, 30.0), (100.0, 10.0), (3600.0, 30.0)])
@@ -128,15 +215,15 @@ def test_pass_over_few_images_is_not_timed(task, tmp_path):
     assert seconds_of_pass(Begun(task, tmp_path), None) == 0.0
 
 
-def test_time_of_the_pass_is_that_of_some_images_shared_by_the_slots(task, tmp_path, monkeypatch):
+def test_time_of_the_pass_is_that_of_more_images_without_what_a_single_one_takes(task, tmp_path, monkeypatch):
     monkeypatch.setattr(first_model, "TIMED_IMAGES", 6)
-    seconds = iter([0.0, 5.0, 10.0, 10.6])
+    seconds = iter([0.0, 5.0, 10.0, 10.2, 20.0, 20.8])
     monkeypatch.setattr(first_model, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     ran = []
     place = SimpleNamespace(slots=2, run=lambda function, backbone, split, layers: ran.append(len(split)))
     images = len(task.dataset.train) + len(task.dataset.val)
-    assert seconds_of_pass(Begun(task, tmp_path), place) == pytest.approx(0.6 * images / 6 / 2)
-    assert ran == [1, 6]
+    assert seconds_of_pass(Begun(task, tmp_path), place) == pytest.approx((0.8 - 0.2) * images / 5 / 2)
+    assert ran == [1, 1, 6]
 
 
 def test_sample_has_a_part_of_each_class_and_the_images_themselves(task):

@@ -18,6 +18,7 @@ from torch import nn
 from delta_tune.config import UserError
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
+from delta_tune.training import checkpoint as module
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, cpu_copy, last_weights, read_resume_point
 
 
@@ -143,7 +144,9 @@ def test_death_before_the_record_leaves_the_epoch_before_whole(tmp_path, monkeyp
 def test_best_weights_of_an_earlier_version_are_found(tmp_path):
     checkpoint, model, _ = trained(tmp_path)
     saved(checkpoint, point(1), weights(model))
+    assert module.best_weights(tmp_path, point(1)) == tmp_path / "best-1.safetensors"
     (tmp_path / "best-1.safetensors").rename(tmp_path / BEST_FILE)
+    assert module.best_weights(tmp_path, point(1)) == tmp_path / BEST_FILE
     checkpoint.load(point(1), torch.device("cpu"))
     saved(checkpoint, point(2), None, final=True)
     assert torch.equal(best_weights(tmp_path), model.weight)
