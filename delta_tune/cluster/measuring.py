@@ -36,6 +36,11 @@ class Measuring:
     def __init__(self, resources: Resources, say: Say, bar: Bar, *, here: bool = False) -> None:
         self._resources, self._say, self._bar, self._here = resources, say, bar, here
 
+    @property
+    def slots(self) -> int:
+        """Processes that share a pass over images."""
+        return 1 if self._here else self._resources.slots
+
     @contextmanager
     def workplace(self, *, probes: bool = False) -> Iterator[Workplace]:
         """Workers that start with the first work and end with the block.

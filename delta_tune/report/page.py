@@ -242,7 +242,8 @@ def training_command(tables: StudyTables, record: StudyRecord, number: int) -> s
         words += [given] if value is True else flag(given, str(value))
     words += [*flag("--space", settings["space"]), "--num-trials", "1"]
     row = tables.trials[number]
-    fixed = {**settings["set"], "regularizer": row["config.regularizer"], **tables.params(number)}
+    # Without its attention a trial has another method than was proposed
+    fixed = {**settings["set"], **tables.params(number), "regularizer": row["config.regularizer"]}
     for name, value in fixed.items():
         words += flag("--set", f"{name}={value}")
     return shell_command(words)

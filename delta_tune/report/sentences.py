@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, visible
 from delta_tune.console.escape import resume_command
@@ -17,11 +18,33 @@ from delta_tune.results.tables import StudyTables
 
 @dataclass(frozen=True, kw_only=True)
 class BestTrial:
-    """The best completed trial of some methods."""
+    """The best completed trial of some methods, or the one that is the model."""
 
     number: int
     method: str
     score: float
+    epoch: int
+    name: str
+    """In words."""
+
+
+def model_row(tables: StudyTables, record: StudyRecord) -> dict[str, Any]:
+    """The epoch whose weights the model has; the best one of its trial, if it was retrained."""
+    assert record.winner is not None, "asked only then"
+    rows, epoch = tables.epochs[record.winner], record.model_epoch
+    if epoch is None or epoch > len(rows):
+        return tables.best_row(record.winner)
+    return rows[epoch - 1]
+
+
+def searched_model(tables: StudyTables, record: StudyRecord) -> BestTrial | None:
+    """The trial whose weights are the model; None if there is no model, or it was retrained."""
+    if record.winner is None or record.model is None or record.retrained or not tables.epochs.get(record.winner):
+        return None
+    row, method = model_row(tables, record), tables.trials[record.winner]["config.regularizer"]
+    return BestTrial(
+        number=record.winner, method=method, score=row[tables.metric], epoch=row["epoch"], name=record.model
+    )
 
 
 def best_trial(tables: StudyTables, method: str | None = None, *, other_than: str | None = None) -> BestTrial | None:
@@ -29,7 +52,10 @@ def best_trial(tables: StudyTables, method: str | None = None, *, other_than: st
     for number in tables.ranked(method):
         own = tables.trials[number]["config.regularizer"]
         if own != other_than:
-            return BestTrial(number=number, method=own, score=tables.best_row(number)[tables.metric])
+            row = tables.best_row(number)
+            return BestTrial(
+                number=number, method=own, score=row[tables.metric], epoch=row["epoch"], name=f"trial {number}"
+            )
     return None
 
 
@@ -50,23 +76,23 @@ def study_summary(
         remarks: further sentences, of the confirmation and on attention.
         out: the folder's parent as the user named it.
     """
-    metric, best = tables.metric, best_trial(tables)
+    metric, best = tables.metric, searched_model(tables, record) or best_trial(tables)
     lines = []
-    if best is None:
+    if tables.leader is None:
         states = [str(row["state"]) for row in tables.trials.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
         lines.append(f"No trial was completed: {counts}." if states else "No trial has started.")
-    else:
+    if best is not None:
         score, params = format_score(metric, best.score), format_params(tables.params(best.number))
         lines.append(
             f"Best: {best.method}{f' with {params}' if params else ''}: {metric} {score} after epoch "
-            f"{tables.best_row(best.number)['epoch']} (trial {best.number})."
+            f"{best.epoch} ({best.name})."
         )
         if best.method == FIRST_MODEL:
             lines.append("That is a linear classifier on the frozen network: no completed trial of the search beat it.")
         lines += _against_plain(tables, best)
     lines += remarks
-    if best is not None:
+    if record.model is not None:
         if record.scoring is not None:
             lines.append(f"Test: accuracy {record.scoring}.")
         lines.append(f"Model: {folder / BEST} ({record.model})")
@@ -108,26 +134,29 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
         confirmed = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if confirmed is not None:
             return str(confirmed)
-    best, plain = best_trial(tables), best_trial(tables, BASELINE)
+    best, plain = searched_model(tables, record) or best_trial(tables), best_trial(tables, BASELINE)
     if best is None:
         return "No trial is completed yet." if record.running else "No trial was completed."
     metric = tables.metric
     result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
-    if plain is None or plain == best:
+    if tables.trials[best.number]["state"] != "completed":
+        than = "better than every completed trial" if tables.ranked() else "no trial was completed"
+        return f"{result} ({best.name}): {than}, not confirmed."
+    if plain is None or plain.number == best.number:
         return f"{result}: the best of {len(tables.ranked())} completed trials, not confirmed."
     return f"{result}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."
 
 
 def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     """Further sentences needed to judge the result."""
-    lines = []
+    lines, best = [], searched_model(tables, record) or best_trial(tables)
     if record.scoring is not None:
         lines.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
     if record.confirmation:
         lines += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
-    elif tables.leader is not None:
+    elif best is not None:
         count = record.num_val
-        accuracy = tables.best_row(tables.leader)["val_accuracy"]
+        accuracy = tables.epochs[best.number][best.epoch - 1]["val_accuracy"]
         low, high = wilson_interval(accuracy, count)
         lines.append(
             f"The validation score is the one the trial was chosen by, so it is optimistic; with {count} images the "

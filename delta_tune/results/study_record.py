@@ -368,9 +368,9 @@ class StudyRecord:
         """The fields of `Confirmation`; None if methods were not compared on fresh seeds and splits."""
         return self.content.get("confirmation") or None
 
-    def set_model(self, trial: int, model: str) -> None:
-        """Note which trial the final model comes from, and the model in words."""
-        self.content |= {"winner": trial, "model": model}
+    def set_model(self, trial: int, model: str, epoch: int | None = None) -> None:
+        """Note which trial the final model comes from, the model in words, and the epoch whose weights it has."""
+        self.content |= {"winner": trial, "model": model, "model_epoch": epoch}
 
     @property
     def winner(self) -> int | None:
@@ -381,6 +381,16 @@ class StudyRecord:
     def model(self) -> str | None:
         """The final model in words, such as "trial 3"; None if there is none."""
         return self.content.get("model")
+
+    @property
+    def model_epoch(self) -> int | None:
+        """The epoch whose weights the model has; None for the trial's best, and if the model was retrained."""
+        return self.content.get("model_epoch")
+
+    @property
+    def retrained(self) -> bool:
+        """Whether the final model was trained anew after a confirmation."""
+        return " retrained " in (self.model or "")
 
     @property
     def confirmed(self) -> bool:

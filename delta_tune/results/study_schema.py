@@ -154,5 +154,6 @@ class StudyContent(BaseModel):
     confirmation: ConfirmationRecord | None = None
     winner: TrialNumber | None = None
     model: Text | None = None
+    model_epoch: Count | None = None
     test_scorings: list[ScoringRecord] = []
     id: Text | None = None

@@ -13,6 +13,7 @@ from ray.tune import Callback
 
 from delta_tune.cluster.failures import ExternalFailure, out_of_memory_text
 from delta_tune.cluster.gpu_sharing import doubled_share
+from delta_tune.config import UserError
 from delta_tune.console.live_view import RunProgress
 from delta_tune.console.progress import Progress
 from delta_tune.models.device_errors import KILLED_FOR_MEMORY
@@ -61,6 +62,9 @@ class Recorder(Callback):  # type: ignore[misc]
         """Whether the user has interrupted the run."""
         self.on_new_leader: Callable[[], None] | None = None
         """Called when a trial ended that is the best so far, while its weights are there."""
+        self.on_fault: Callable[[Exception], None] | None = None
+        """Called with an error that is to end the run: Tune would take one that is raised here for the trial's."""
+        self._behind = self._told = False
         self.on_lost_gpu: Callable[[str, str], None] | None = None
         """Called with the node of a GPU that computes nothing any more, and a sentence about it."""
         self._broken: Counter[tuple[str, str]] = Counter()
@@ -163,19 +167,23 @@ class Recorder(Callback):  # type: ignore[misc]
         if self.on_lost_gpu is not None:
             self.on_lost_gpu(node, why)
 
-    def stop_the_rest(self) -> bool:
-        """Mark unfinished trials as stopped and write the tables; return whether there were any, or an interrupt."""
+    def stop_the_rest(self, *, time_is_over: bool = False) -> bool:
+        """Mark unfinished trials as stopped and write the tables; return whether the user ended the run.
+
+        Args:
+            time_is_over: whether unfinished trials are due to that.
+        """
         rest = sorted(self._tables.open)
         for number in rest:
             self._tables.finish(number, "stopped")
         self._tables.write()
-        return bool(rest) or self.interrupted
+        return self.interrupted or (bool(rest) and not time_is_over)
 
     def _finish(self, number: int, state: State, error: str | None) -> None:
         former = self._tables.leader
         self._tables.finish(number, state, error)
-        if self._tables.leader != former and self.on_new_leader is not None:
-            self.on_new_leader()
+        if (self._tables.leader != former or self._behind) and self.on_new_leader is not None:
+            self._follow(self.on_new_leader)
         # The first time, clean up all trials: an earlier session may have been killed before it could.
         for each in {number, former} if self._cleared else self._tables.trials:
             if each is not None:
@@ -183,6 +191,24 @@ class Recorder(Callback):  # type: ignore[misc]
         self._cleared = True
         self.standing.ended(number)
         self._progress.trial(self._tables, number, self._total, self.standing.left)
+
+    def _follow(self, follow: Callable[[], None]) -> None:
+        """Tell of the new leader; again at the next trial's end, if that fails for a reason that may pass."""
+        self._behind = True
+        try:
+            follow()
+            self._behind = False
+        except (OSError, UserError) as error:
+            if not self._told:
+                self._told = True
+                self._progress.say(
+                    f"The best model so far cannot be saved ({error}); it is tried again, at the end of the study at "
+                    f"the latest."
+                )
+        except Exception as error:
+            if self.on_fault is None:
+                raise
+            self.on_fault(error)
 
     def _clear(self, number: int) -> None:
         """Remove files of a trial that are no longer needed."""

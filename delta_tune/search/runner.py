@@ -126,7 +126,7 @@ def run_trials(
         return any(trial.status == trial.RUNNING for trial in scheduler.live.values())
 
     avoided: set[str] = set()
-    ends: list[str] = []
+    ends: list[Exception] = []
     room = Capacity(resources, session.progress.say, nodes=lambda: alive_nodes(avoided), runs=runs)
     limited = _Limiter(searcher, room, avoided, beside, lambda: left is not None and left() < least)
 
@@ -134,11 +134,12 @@ def run_trials(
         avoided.add(node)
         if not trials_that_fit(resources, alive_nodes(avoided)):
             # Not raised here: Tune swallows what is raised at a trial's end.
-            ends.append(f"{why}, and no other node has room for {describe_request(resources)}")
+            ends.append(ExternalFailure(f"{why}, and no other node has room for {describe_request(resources)}"))
             return
         session.progress.say(f"{why[0].upper()}{why[1:]}. No more trials start on that node.")
 
     recorder.on_lost_gpu = avoid
+    recorder.on_fault = ends.append
     recorder.on_dropped_trial = lambda trial_id: limited.on_trial_complete(trial_id, error=True)
     ray_folder = folder / RAY
     tuner = tune.Tuner(
@@ -164,8 +165,10 @@ def run_trials(
     logs = redirect_ray_logs(folder / LOG_FILE)
     with put_shared(list(tasks), name), logs, _without_credentials(), maps, shown:
         recorder.interrupted = _fit(tuner)
-    if (why := next(iter(ends), room.out_of_room)) is not None:
-        raise ExternalFailure(why)
+    if ends:
+        raise ends[0]
+    if room.out_of_room is not None:
+        raise ExternalFailure(room.out_of_room)
     return room.history
 
 
@@ -231,7 +234,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         left: Callable[[], float] | None,
         room: Capacity,
         standing: RunProgress,
-        ends: Collection[str],
+        ends: Collection[Exception],
         beside: Beside | None,
         live: Mapping[str, Any],
     ) -> None:

@@ -36,14 +36,16 @@ class SavedModel:
 
 def follow_leader(study: Study) -> None:
     """Make the best trial's weights the model, unless the model is a final training's."""
-    if study.record.model is None or not is_retrained(study.record.model):
+    if not study.record.retrained:
         save_searched(study)
         study.save_record()
 
 
-def is_retrained(model: str) -> bool:
-    """Whether this name of a model is a final training's."""
-    return " retrained " in model
+def keep_or_save(study: Study) -> int | None:
+    """Keep a final training's model, or make the search's best the model; return its trial, None if there is none."""
+    if study.record.retrained and (study.folder / BEST).exists():
+        return study.record.winner
+    return save_searched(study)
 
 
 def save_searched(study: Study) -> int | None:
@@ -52,11 +54,11 @@ def save_searched(study: Study) -> int | None:
     found = best_saved(study)
     if found is None:
         return None
-    searched = best.exists() and record.model is not None and not is_retrained(record.model)
+    searched = best.exists() and record.model is not None and not record.retrained
     if searched and (record.model == found.name or _score(study) < study.tables.rank_of(found.row)):
         return record.winner
     save_winner(study.task, study.tables, found, best)
-    record.set_model(found.trial, found.name)
+    record.set_model(found.trial, found.name, found.row["epoch"])
     return found.trial
 
 
@@ -97,11 +99,15 @@ def completed_model(tables: StudyTables, number: int) -> SavedModel:
 
 
 def stopped_model(study: Study, number: int) -> SavedModel | None:
-    """The best weights of a stopped trial; None if none of its epochs was saved."""
+    """The best weights of a stopped trial; None if none of its epochs was saved, or what was saved is damaged."""
     folder = study.folder / CHECKPOINTS / trial_name(number)
     if study.mirror is not None:
         study.mirror.fetch_folder(folder)
-    point = read_resume_point(folder)
+    try:
+        point = read_resume_point(folder)
+    except UserError as error:
+        study.progress.say(f"Trial {number} cannot be the model: {error}")
+        return None
     if point is None or point.best_epoch is None:
         return None
     total = study.tables.trials[number]["config.max_epochs"]

@@ -10,16 +10,26 @@ from delta_tune.console.format import format_count, format_duration
 from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.study.attention_phase import ATTENTION_SHARE
-from delta_tune.study.plan import budget_lines, waits_for_speed
+from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
 from delta_tune.study.schedule import Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, written_settings
 from delta_tune.study.study import Study
-from delta_tune.study.time_budget import END_S, LARGEST_SHARE, START_S, final_training_growth, plan_post_search
+from delta_tune.study.time_budget import (
+    END_S,
+    LARGEST_SHARE,
+    START_S,
+    final_training_growth,
+    images_to_measure,
+    plan_post_search,
+)
 from delta_tune.study.trial_plan import plan_trials
 from delta_tune.training.speed import Speed, few, measure_speed
 
 SIDE_BY_SIDE = 1.2
 """Factor on the time of a step where other trials run beside: they share memory and caches."""
+
+LEAST_REPETITIONS = 2
+"""Of a confirmation."""
 
 
 def plan_by_budget(study: Study, session: Session) -> None:
@@ -56,6 +66,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
         grace_period=asked.grace_period,
         grace_of=asked.max_epochs if epochs_given or "grace_period" in study.left_open else None,
         reduction_factor=asked.reduction_factor,
+        counted=share_with_rungs(study.checked),
     )
     schedule = choose_schedule(wishes, means)
     study.schedule, study.why = schedule, tuple(reasons(study, wishes, means, schedule))
@@ -66,7 +77,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
 def keep_time_for_ends(study: Study, session: Session, speed: Speed) -> None:
     """Keep what the start of a trial and the end of the study take at this speed."""
     study.start_seconds = START_S * speed.waiting
-    study.budget.end = END_S * speed.waiting + speed.scoring * test_images(study) / session.resources.slots
+    study.budget.end = END_S * speed.waiting + speed.scoring * images_at_end(study) / session.measuring.slots
 
 
 def time_steps(study: Study, session: Session) -> Speed:
@@ -76,9 +87,9 @@ def time_steps(study: Study, session: Session) -> Speed:
         return workplace.run(measure_speed, few(study.task, config), config, session.resources.threads)
 
 
-def test_images(study: Study) -> int:
-    """Number of images in the test split."""
-    return 0 if study.task.dataset.test is None else len(study.task.dataset.test)
+def images_at_end(study: Study) -> int:
+    """Number of images that the model is scored on at the end: of test, or of val if there is no test split."""
+    return len(study.task.dataset.test or study.task.dataset.val)
 
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:
@@ -88,17 +99,19 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
     beside = SIDE_BY_SIDE if slots > 1 else 1.0
     epoch_seconds = beside * (speed.training * len(data.train) + speed.scoring * len(data.val))
     attention = any(each.method.uses_attention for each in study.configs)
-    confirming = 0.0
+    confirming = measuring = 0.0
     if config.confirm:
         arms = study.checked.choices if study.checked.space.balance == ARM else {c.regularizer for c in study.configs}
         confirming = plan_post_search(
             math.inf,
-            repetitions=2,
+            repetitions=LEAST_REPETITIONS,
             epoch_seconds=dict.fromkeys(map(str, arms), epoch_seconds),
             max_epochs=1,
             slots=slots,
             growth=final_training_growth(config, study.task),
         ).total
+        reads = images_to_measure(study.configs, study.task) / session.measuring.slots
+        measuring = (LEAST_REPETITIONS + 1) * reads * speed.scoring
     return Means(
         seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,
@@ -106,6 +119,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
         slots=slots,
         confirming=confirming,
         for_confirming=LARGEST_SHARE * budget.total,
+        measuring=measuring,
     )
 
 

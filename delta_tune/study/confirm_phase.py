@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from delta_tune.results.layout import BEST
 from delta_tune.search.session import Session
 from delta_tune.study.attention_phase import most_probe_images
@@ -13,35 +11,25 @@ from delta_tune.study.study import Study
 from delta_tune.study.time_budget import LOOK_AT_BUDGET_S, SLACK, cached_for, final_takes_val
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How far a session came.
+def confirm_and_retrain(study: Study, session: Session) -> bool:
+    """Compare the methods, if the settings ask for it, and retrain the best one's configuration.
 
-    Attributes:
-        interrupted: whether the user interrupted it.
-        confirmation: the comparison of methods; None if there is none.
-        retrained: whether the final model was trained anew, on all images.
+    Returns:
+        Whether the user interrupted it.
     """
-
-    interrupted: bool = False
-    confirmation: Confirmation | None = None
-    retrained: bool = False
-
-
-def confirm_and_retrain(study: Study, session: Session) -> Outcome:
-    """Compare the methods, if the settings ask for it, and retrain the best one's configuration."""
     config, budget, say = study.config, study.budget, study.progress.say
     if not study.confirms or not study.tables.searched.keys() & set(study.tables.ranked()):
-        return Outcome()
+        return False
     repetitions, left, final_seconds = config.confirm, None, 0.0
     if budget.total is not None:
-        reserved = study.reserve(budget.left, session.resources.slots)
+        # The search ends when as much is left as was reserved, and its processes take a moment to end
+        reserved = study.reserve(budget.left / (1 - SLACK), session)
         repetitions, final_seconds = reserved.repetitions, reserved.final
         left = cached_for(LOOK_AT_BUDGET_S, lambda: budget.left - final_seconds)
         if repetitions < config.confirm:
             say(budget.too_short_to_confirm(repetitions, config.confirm))
         if not repetitions:
-            return Outcome()
+            return False
     study.task.probe_images = most_probe_images(study)
     confirmation, whole = confirm(
         study.task,
@@ -54,17 +42,16 @@ def confirm_and_retrain(study: Study, session: Session) -> Outcome:
         max_epochs=config.max_epochs,
         left=left,
     )
-    if confirmation is None:
-        study.save_record()
-        return Outcome(interrupted=not whole)
-    study.record.set_confirmation(confirmation_to_json(confirmation))
+    if confirmation is not None:
+        study.record.set_confirmation(confirmation_to_json(confirmation))
     study.save_record()
-    retrained = retrain_best(study, session, confirmation, final_seconds)
-    return Outcome(interrupted=not whole, confirmation=confirmation, retrained=retrained)
+    if confirmation is not None:
+        retrain_best(study, session, confirmation, final_seconds)
+    return not whole
 
 
-def retrain_best(study: Study, session: Session, confirmation: Confirmation, seconds: float) -> bool:
-    """Retrain the best method's configuration as the final model; return whether the final model is a retrained one.
+def retrain_best(study: Study, session: Session, confirmation: Confirmation, seconds: float) -> None:
+    """Make the best method's configuration, trained anew, the final model, unless it is.
 
     Args:
         study: the study.
@@ -75,13 +62,11 @@ def retrain_best(study: Study, session: Session, confirmation: Confirmation, sec
     task = task_with_all_images(study.task) if final_takes_val(study.config) else study.task
     model = describe_model(task, confirmation)
     if study.record.model == model and (study.folder / BEST).exists():
-        return True
+        return
     if not study.budget.has_time_for(seconds):
-        study.progress.say("The time budget has no room left for the final model: it is the one the search kept.")
-        return False
+        study.progress.say("The time budget has no room left for the final model: best/ stays as it is.")
+        return
     left = None if study.budget.total is None else lambda: study.budget.left + SLACK * seconds
     trial = retrain_and_save(task, study.tables, confirmation, session, study.folder, left)
-    if trial is None:
-        return False
-    study.record.set_model(trial, model)
-    return True
+    if trial is not None:
+        study.record.set_model(trial, model)

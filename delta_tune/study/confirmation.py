@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,25 +50,32 @@ class Confirmation:
 
 
 def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str | None]:
-    """Method → the best completed trial of each group that had as many trials as the others.
+    """Method → the best completed trial of each group, among as many of the group's first trials as the others have.
 
-    Also a sentence on groups left out: more trials find a better one by luck alone.
+    More trials find a better one by luck alone. Trials that were stopped with the search do not count.
+
+    Returns:
+        Also a sentence on groups left out: without a completed trial, or with less than half as many trials as another.
     """
-    group_of = groups(tables)
-    counts = Counter(group_of.values())
-    best = {group: next((n for n in tables.ranked() if group_of.get(n) == group), None) for group in counts}
-    most = max(counts.values())
-    rank, fair = {n: place for place, n in enumerate(tables.ranked())}, dict[str, int]()
-    for group, n in best.items():
-        if counts[group] == most and n is not None:
-            method = tables.trials[n]["config.regularizer"]  # of two groups, if one ran without its attention
-            fair[method] = min(n, fair.get(method, n), key=rank.__getitem__)
-    left_out = [group for group, n in best.items() if n is None or counts[group] < most]
+    ended: dict[str, list[int]] = {}
+    for number, group in sorted(groups(tables).items()):
+        ended.setdefault(group, []).extend([number] if tables.trials[number]["state"] in FINISHED else [])
+    rank = {number: place for place, number in enumerate(tables.ranked())}
+    most = max(map(len, ended.values()))
+    full = {group: each for group, each in ended.items() if 2 * len(each) >= most and rank.keys() & set(each)}
+    fewest = min(map(len, full.values()), default=0)
+    left_out, fair = list(ended), dict[str, int]()
+    for group, each in full.items():
+        best = min(rank.keys() & set(each[:fewest]), key=rank.__getitem__, default=None)
+        if best is not None:
+            left_out.remove(group)
+            method = tables.trials[best]["config.regularizer"]  # of two groups, if one ran without its attention
+            fair[method] = min(best, fair.get(method, best), key=rank.__getitem__)
     if not left_out:
         return fair, None
     return fair, (
-        f"Not compared: {', '.join(left_out)}, searched with fewer than {most} trials or without a completed one; "
-        f"BALANCE in the space gives each method the same number."
+        f"Not compared: {', '.join(left_out)}, without a completed trial among the first {fewest} or with less than "
+        f"half of {most} trials; BALANCE in the space gives each method the same number."
     )
 
 
@@ -152,7 +158,7 @@ def confirm(
             left=left,
             title="Confirmation",
         )
-        if recorder.stop_the_rest() and (left is None or left() > 0):
+        if recorder.stop_the_rest(time_is_over=left is not None and left() <= 0):
             return None, False
     train, val = len(task.dataset.train), len(task.dataset.val)
     return compare_methods(found, runs, chosen, remark, train, val), True

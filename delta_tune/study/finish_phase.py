@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.cluster.measuring import Measuring
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
-from delta_tune.inference.model_folder import read_config, update_model_config
+from delta_tune.inference.model_folder import update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
-from delta_tune.report.sentences import study_summary
+from delta_tune.report.sentences import model_row, study_summary
 from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import (
     ATTENTION_FILE,
@@ -33,48 +33,47 @@ from delta_tune.results.mirror import push_or_raise
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.study_result import StudyResult
-from delta_tune.study.best_model import is_retrained, save_searched
-from delta_tune.study.confirm_phase import Outcome
+from delta_tune.study.best_model import keep_or_save
 from delta_tune.study.study import Study
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace
 
 
-def conclude(study: Study, measuring: Measuring, outcome: Outcome) -> int | None:
+def conclude(study: Study, measuring: Measuring, *, interrupted: bool) -> int | None:
     """Write the model and score it on the test split; return its trial, None if there is none.
 
     Args:
         study: the study.
         measuring: where the model computes.
-        outcome: result of the earlier phases.
+        interrupted: whether the user interrupted the study.
     """
-    winner = study.record.winner if outcome.retrained else save_searched(study)
+    winner = keep_or_save(study)
     # An interrupted study must not look at its test split yet.
-    if winner is not None and not outcome.interrupted:
+    if winner is not None and not interrupted:
         with measuring.workplace() as place:
             score_final_model(
-                study.task, study.folder, study.record, place, retrained=outcome.retrained, say=study.progress.say
+                study.task, study.folder, study.record, place, retrained=study.record.retrained, say=study.progress.say
             )
     return winner
 
 
-def finish(study: Study, winner: int | None, outcome: Outcome) -> StudyResult:
+def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResult:
     """Write the model's card and the report, and sum up what the study found.
 
     Args:
         study: the study.
         winner: trial of the model; None if there is none.
-        outcome: result of the earlier phases.
+        interrupted: whether the user interrupted the study.
     """
     record, tables, best, say = study.record, study.tables, study.folder / BEST, study.progress.say
-    record.end("interrupted" if outcome.interrupted else "finished")
+    record.end("interrupted" if interrupted else "finished")
     study.save_record()
-    confirmed = outcome.confirmation.sentences if outcome.confirmation else ()
+    confirmed: Sequence[str] = record.confirmation["sentences"] if record.confirmation else ()
     if winner is not None:
         with may_fail("The model card", study.folder, say):
             update_model_config(best, {"versions": dict(record.versions)})
-            write_model_card(best, record, confirmed, retrained=outcome.retrained)
+            write_model_card(best, record, confirmed, retrained=record.retrained)
     page = study.reporter.write()
     study.progress.methods(tables)
     remarks = [text for text in (*confirmed, record.attention_verdict) if text]
@@ -85,9 +84,7 @@ def finish(study: Study, winner: int | None, outcome: Outcome) -> StudyResult:
         push_or_raise(study.mirror, whole=True)
     metrics: dict[str, Any] = {}
     if winner is not None:
-        row = tables.best_row(winner)
-        if not outcome.retrained:  # a stopped trial's epochs may have been better than those that were saved
-            row = tables.epochs[winner][read_config(best)["epoch"] - 1]
+        row = model_row(tables, record)
         metrics = {name: row[name] for name in SCORES} | dict(record.scoring.content if record.scoring else {})
     return StudyResult(
         best_config=None if winner is None else tables.config(winner),
@@ -105,8 +102,7 @@ def keep_best(study: Study) -> None:
     record, best = study.record, study.folder / BEST
     if not (study.folder / STUDY_FILE).exists():
         return
-    if not best.exists() or not is_retrained(record.model or ""):
-        save_searched(study)
+    keep_or_save(study)
     record.end("interrupted")
     study.save_record()
     if best.exists():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
 from delta_tune.cluster.resources import Resources, allocate, find_gpus
-from delta_tune.config import HEAVIEST, METHODS, StudyConfig, TrialConfig
+from delta_tune.config import HEAVIEST, METHODS, TrialConfig
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.models.devices import torch_threads
 from delta_tune.results.mirror import INTERVAL_S
@@ -19,23 +19,26 @@ from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study.schedule import MOST_TRIALS
+from delta_tune.study.schedule import MOST_TRIALS, expected_epochs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, plan_post_search
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
 
-def expected_epochs(trials: int, config: StudyConfig, checked: CheckedSpace) -> float:
-    """Expected number of epochs if a share of 1/reduction_factor passes each rung."""
-    ends = [*rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor), config.max_epochs]
-    staged = sum(
-        (end - start) / config.reduction_factor**k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
-    )
-    without = sum(not p.config.method.has_rungs for p in checked.drawn) / len(checked.drawn)
+def share_with_rungs(checked: CheckedSpace) -> float:
+    """Share of the trials whose epochs count: those on frozen features cost next to nothing beside others."""
+    methods = [proposal.config.method for proposal in checked.drawn]
     if checked.space.balance == "regularizer":
-        without = sum(not METHODS[choice].has_rungs for choice in checked.choices) / len(checked.choices)
-    return trials * (1 - without) * staged
+        methods = [METHODS[choice] for choice in checked.choices]
+    return sum(method.has_rungs for method in methods) / len(methods) or 1.0
+
+
+def epochs_bought(trials: int, study: Study) -> float:
+    """How many epochs so many trials are expected to have."""
+    config = study.config
+    counted = trials * share_with_rungs(study.checked)
+    return expected_epochs(counted, config.max_epochs, config.grace_period, config.reduction_factor)
 
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
@@ -126,7 +129,7 @@ def budget_lines(study: Study) -> list[str]:
     if trials is None:
         about = "" if study.schedule is None else f", about {study.schedule.num_trials} of them"
         return [f"Budget    trials of up to {epochs} until the time is over{about}; {asks}", *why]
-    bought = expected_epochs(trials, config, study.checked)
+    bought = epochs_bought(trials, study)
     return [
         f"Budget    {trials} trials of up to {epochs}; {asks}: about {bought:.0f} epochs instead of "
         f"{trials * config.max_epochs}",
@@ -142,7 +145,7 @@ def estimate(study: Study, resources: Resources) -> str:
     if resources.device != "cpu":
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
     seconds = time_one_epoch(study.task, checked.drawn[0].config, resources.threads)
-    bought = expected_epochs(trials, config, checked)
+    bought = epochs_bought(trials, study)
     then = ""
     if config.confirm:
         arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}

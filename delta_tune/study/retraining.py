@@ -74,7 +74,7 @@ def retrain_and_save(
         place = f"{session.checkpoints(folder)}/{checkpoint.name}"
         retrain(task, config, place, session, left)
     except RetrainingFailed as error:
-        say(f"The final training {error}; the model is the one that the search kept.")
+        say(f"The final training {error}; best/ stays as it is.")
         return None
     means = {confirmation.metric: float(np.mean(confirmation.scores[confirmation.best]))}
     origin = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}

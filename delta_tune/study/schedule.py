@@ -29,6 +29,7 @@ class Wishes:
         grace_period: the first rung, in epochs.
         grace_of: the epochs of a full trial that it belongs to; None keeps it whatever they are.
         reduction_factor: one in so many trials passes a rung.
+        counted: share of the trials whose epochs take time.
     """
 
     max_epochs: int | None
@@ -36,6 +37,7 @@ class Wishes:
     grace_period: int
     grace_of: int | None
     reduction_factor: float
+    counted: float = 1.0
 
     def grace(self, epochs: int) -> int:
         """The first rung of trials of so many epochs."""
@@ -54,6 +56,7 @@ class Means:
         slots: concurrent trials.
         confirming: seconds per epoch of the least confirmation and final model; 0 if none is asked for.
         for_confirming: seconds that those may take at most.
+        measuring: seconds that those need before their first epochs.
     """
 
     seconds: float
@@ -62,6 +65,7 @@ class Means:
     slots: int
     confirming: float = 0.0
     for_confirming: float = 0.0
+    measuring: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,10 +93,10 @@ def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
     Epochs are given up before the confirmation, and that before the last epoch.
     """
     longest = wishes.max_epochs or epochs_of_set(means.steps)
-    seconds = means.seconds - means.for_confirming
-    confirms = 0 < means.confirming <= means.for_confirming and seconds >= means.epoch_seconds
+    seconds, room = means.seconds - means.for_confirming, means.for_confirming - means.measuring
+    confirms = 0 < means.confirming <= room and seconds >= means.epoch_seconds
     if confirms:
-        longest = min(longest, math.floor(means.for_confirming / means.confirming))
+        longest = min(longest, math.floor(room / means.confirming))
     else:
         seconds = means.seconds
     epochs = max(1, min(longest, epochs_that_fit(wishes, means, seconds)))
@@ -134,14 +138,14 @@ def trials_that_fit(wishes: Wishes, means: Means, seconds: float, epochs: int) -
 
 def search_seconds(wishes: Wishes, means: Means, trials: int, epochs: int) -> float:
     """Wall clock that a search is expected to take: its epochs side by side, but no less than a full trial."""
-    bought = expected_epochs(trials, epochs, wishes.grace(epochs), wishes.reduction_factor)
+    bought = expected_epochs(trials * wishes.counted, epochs, wishes.grace(epochs), wishes.reduction_factor)
     return means.epoch_seconds * max(float(epochs), bought / min(means.slots, trials))
 
 
-def expected_epochs(trials: int, max_epochs: int, grace_period: int, reduction_factor: float) -> float:
+def expected_epochs(trials: float, max_epochs: int, grace_period: int, reduction_factor: float) -> float:
     """Expected number of epochs of trials that are compared in the order in which they come to a rung."""
     ends = [*rung_epochs(max_epochs, grace_period, reduction_factor), max_epochs]
-    total, start, running = 0.0, 0, float(trials)
+    total, start, running = 0.0, 0, trials
     for end in ends:
         total += running * (end - start)
         start, running = end, passing(running, reduction_factor)

@@ -56,7 +56,7 @@ def search(study: Study, session: Session) -> bool:
     if used := measure_time_use(study.tables.searched.values(), slots, since=study.budget.began):
         study.record.set_time_use(used)
         study.progress.say(used.sentence())
-    return study.recorder.stop_the_rest() and (left is None or left() > least)
+    return study.recorder.stop_the_rest(time_is_over=left is not None and left() <= least)
 
 
 def run(
@@ -84,21 +84,24 @@ def run(
 def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     """A function that returns the seconds that the search may still use; None if there is no time budget.
 
-    Once epochs have been measured, it prints what is reserved for the confirmation and the final model.
+    Once epochs have been measured, it prints what is reserved for the confirmation and the final model; again, if later
+    ones leave time for fewer seeds.
     """
     budget, confirm = study.budget, study.config.confirm
     if budget.total is None:
         return None
     if not study.confirms:
         return lambda: budget.left
-    most, slots = LARGEST_SHARE * budget.total, session.resources.slots
-    announced = False
+    most = LARGEST_SHARE * budget.total
+    announced = math.inf
 
     def left() -> float:
         nonlocal announced
-        reserved = study.reserve(most, slots)
-        if not announced and any(row["state"] == "completed" for row in study.tables.searched.values()):
-            announced = True
+        reserved = study.reserve(most, session)
+        if reserved.repetitions < announced and any(
+            row["state"] == "completed" for row in study.tables.searched.values()
+        ):
+            announced = reserved.repetitions
             study.record.set_reserved(dataclasses.asdict(reserved))
             study.progress.say(budget.reserved_after_search(reserved, confirm))
         return budget.left - reserved.total

@@ -17,6 +17,7 @@ from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.recorder import Recorder
+from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import Groups, comparison_groups
 from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
@@ -26,8 +27,10 @@ from delta_tune.study.time_budget import (
     PostSearchBudget,
     TimeBudget,
     final_training_growth,
+    images_to_measure,
     mean_epoch_seconds,
     plan_post_search,
+    scoring_seconds,
 )
 from delta_tune.training.task import Task
 
@@ -121,19 +124,21 @@ class Study:
             self.tables.add(number, proposal.config, proposal.params, proposal.helpers)
         self.recorder.asked(number)
 
-    def reserve(self, within: float, slots: int) -> PostSearchBudget:
+    def reserve(self, within: float, session: Session) -> PostSearchBudget:
         """Estimate the time of confirmation and final model.
 
         Args:
             within: seconds they may take.
-            slots: concurrent runs.
+            session: where they run.
         """
+        passes = images_to_measure(self.configs, self.task) / session.measuring.slots
         return plan_post_search(
             within,
             repetitions=self.config.confirm,
             epoch_seconds=mean_epoch_seconds(self.tables, self.groups),
             max_epochs=self.config.max_epochs,
-            slots=slots,
+            slots=session.resources.slots,
             growth=final_training_growth(self.config, self.task),
-            split_seconds=self.record.attention_seconds,
+            split_seconds=self.record.attention_seconds
+            + passes * scoring_seconds(self.tables, len(self.task.dataset.val)),
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from delta_tune.config import StudyConfig
+from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.format import format_duration
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import Groups
@@ -149,6 +149,25 @@ def mean_epoch_seconds(tables: StudyTables, groups: Groups) -> dict[str, float]:
     return found
 
 
+def scoring_seconds(tables: StudyTables, num_val: int) -> float:
+    """Seconds per image of a pass without gradients, by the trials of the slowest method; 0 before the first epoch."""
+    took: dict[str, list[float]] = {}
+    for number, row in tables.searched.items():
+        took.setdefault(row["config.regularizer"], []).extend(each["eval_seconds"] for each in tables.epochs[number])
+    return max((sum(seconds) / len(seconds) for seconds in took.values() if seconds), default=0.0) / num_val
+
+
+def images_to_measure(configs: Sequence[TrialConfig], task: Task) -> int:
+    """How many images of a new split, or of the final training set, the frozen source reads before runs on it."""
+    reads = any(
+        each.needs_fitted_head
+        or each.method.uses_attention
+        or (each.uses_behavior and each.behavior_scale == "relative")
+        for each in configs
+    )
+    return reads * (len(task.dataset.train) + len(task.dataset.val))
+
+
 def plan_post_search(
     within: float,
     *,
@@ -168,7 +187,7 @@ def plan_post_search(
         max_epochs: epochs of a run.
         slots: concurrent runs.
         growth: training images of the final model / of a run.
-        split_seconds: seconds to measure the attention of a new split or of the final training set.
+        split_seconds: seconds to measure what runs on a new split or on the final training set need.
     """
     if not epoch_seconds:
         return PostSearchBudget(repetitions=repetitions)

@@ -67,7 +67,7 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
             found = record.start_from = best_configurations(config.start_from, config.out)
         checked = add_starting_points(checked, found)
     if config.confirm:
-        each_run = "as long as a full trial" if "max_epochs" in left_open else f"{config.max_epochs} epochs each"
+        each_run = f"{config.max_epochs} epochs each" if config.time_budget is None else "as long as a full trial"
         confirmed = (
             f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
             f"{each_run}, and once more for the final model."

@@ -19,7 +19,7 @@ from delta_tune.results.mirror import push_in_background
 from delta_tune.results.study_result import StudyResult
 from delta_tune.search.session import Session, start_session
 from delta_tune.study.budget_plan import choose_by_budget, plan_by_budget
-from delta_tune.study.confirm_phase import Outcome, confirm_and_retrain
+from delta_tune.study.confirm_phase import confirm_and_retrain
 from delta_tune.study.finish_phase import conclude, finish, keep_best
 from delta_tune.study.first_model import fit_first_model
 from delta_tune.study.plan import estimate, plan_lines, study_resources, waits_for_speed
@@ -88,22 +88,20 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
         workers = start_session(resources, study.progress, study.mirror)
         page = run_every(REPORT_INTERVAL_S, study.reporter.now_and_then)
         with push_in_background(study.mirror, study.progress.say), page:
-            outcome = run_phases(study, workers)
-        winner = conclude(study, workers.measuring, outcome)
+            interrupted = run_phases(study, workers)
+        winner = conclude(study, workers.measuring, interrupted=interrupted)
     with crash_logged(folder, resume), as_user_error(folder, study.out):
-        return finish(study, winner, outcome)
+        return finish(study, winner, interrupted=interrupted)
 
 
-def run_phases(study: Study, workers: Session) -> Outcome:
-    """Search, confirm and retrain; an interrupt ends them in order."""
+def run_phases(study: Study, workers: Session) -> bool:
+    """Search, confirm and retrain; an interrupt ends them in order. Return whether there was one."""
     try:
         fit_first_model(study, workers)
         plan_by_budget(study, workers)
-        if search(study, workers):
-            return Outcome(interrupted=True)
-        return confirm_and_retrain(study, workers)
+        return search(study, workers) or confirm_and_retrain(study, workers)
     except KeyboardInterrupt:  # outside of Tune, which ends its runs itself: in attention or the final training
-        return Outcome(interrupted=True)
+        return True
 
 
 def dry_run(**settings: Any) -> list[str]:

@@ -155,6 +155,14 @@ def test_page_of_a_study_whose_best_method_is_none_of_ours_is_written(tmp_path):
     assert own.count('"name":"newer"') == 3  # points, curves, timeline
 
 
+def test_command_names_the_method_that_a_trial_ran_with_without_attention(folder):
+    tables = StudyTables.read(folder, "val_accuracy")
+    tables.trials[0]["config.regularizer"] = "delta_uniform"
+    command = page_module.training_command(tables, StudyRecord.read(folder), 0)
+    assert "regularizer=delta_uniform" in command
+    assert "regularizer=delta " not in command
+
+
 def test_python_gives_the_winners_configuration(folder):
     tables = StudyTables.read(folder, "val_accuracy")
     text = page_module.training_call(tables, tables.leader)

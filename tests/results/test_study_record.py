@@ -66,7 +66,7 @@ def test_record_has_the_keys_of_the_version_before_in_their_order(begun, tmp_pat
     assert file_keys(tmp_path) == [
         *("fingerprints", "backbone", "images", "space", "distributions", "versions", "git_commit", "command"),
         *("started", "test_scorings", "trial_defaults", "settings", "spent_seconds", "spent_seconds_at", "winner"),
-        *("model", "interrupted"),
+        *("model", "model_epoch", "interrupted"),
     ]
 
 

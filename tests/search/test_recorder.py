@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.tune import TuneError
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import TrialConfig, UserError
 from delta_tune.console.progress import Progress
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import BEST_FILE, CHECKPOINTS, ERROR_FILE, TRIALS_FILE, trial_name
@@ -77,6 +77,39 @@ def test_recorder_keeps_the_best_weights_of_the_leader_alone(recorder, tables):
     assert seen == [{0: [BEST_FILE]}, {0: [BEST_FILE]}, {2: [BEST_FILE]}, {2: [BEST_FILE]}]
 
 
+def failing(recorder, *errors):
+    """A recorder whose new leader cannot be saved for these reasons, one after another; what it said and was called."""
+    said, calls, left = [], [], list(errors)
+    recorder._progress.say = said.append
+
+    def follow():
+        calls.append(recorder._tables.leader)
+        if left:
+            raise left.pop(0)
+
+    recorder.on_new_leader = follow
+    return said, calls
+
+
+@pytest.mark.parametrize("error", [OSError("Connection reset by peer"), UserError("resume.json is damaged")])
+def test_leader_that_cannot_be_saved_neither_fails_its_trial_nor_is_forgotten(recorder, tables, error):
+    said, calls = failing(recorder, error, error)
+    for number, score in enumerate((0.5, 0.4, 0.3, 0.2)):
+        end(recorder, begin(tables, number, score))
+    assert {row["state"] for row in tables.trials.values()} == {"completed"}
+    assert calls == [0, 0, 0], "again at the next trial's end, until it is saved"
+    assert kept(tables) == {0: [BEST_FILE]}
+    (sentence,) = said
+    assert str(error) in sentence
+
+
+def test_other_error_at_a_new_leader_ends_the_run_and_not_the_trial(recorder, tables):
+    failing(recorder, error := RuntimeError("os error 28"))
+    recorder.on_fault = (ends := []).append
+    end(recorder, begin(tables, 0, 0.5))
+    assert (ends, tables.trials[0]["state"]) == ([error], "completed")
+
+
 def test_recorder_keeps_the_traceback_of_a_failed_trial(recorder, tables):
     end(recorder, begin(tables, 0, 0.9), TrialOutcome(kind="failed", error="it broke"))
     assert kept(tables) == {0: [ERROR_FILE]}
@@ -105,6 +138,13 @@ def test_recorder_writes_the_tables_at_the_end(recorder, tables, tmp_path):
     assert recorder.stop_the_rest()
     assert pq.read_table(tmp_path / TRIALS_FILE)["state"].to_pylist() == ["completed", "stopped"]
     assert not recorder.stop_the_rest()
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_interrupt_is_one_although_the_time_is_over_too(recorder, tables, interrupted):
+    begin(tables, 0, 0.5)
+    recorder.interrupted = interrupted
+    assert recorder.stop_the_rest(time_is_over=True) == interrupted
 
 
 def test_recorder_tells_the_node_that_a_trial_goes_on_on(recorder, tables):

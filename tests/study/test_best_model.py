@@ -11,7 +11,7 @@ import pytest
 
 from delta_tune.config import TrialConfig
 from delta_tune.inference.model import load
-from delta_tune.results.layout import CONFIG_FILE
+from delta_tune.results.layout import CONFIG_FILE, RESUME_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.messages import TrialAssignment
@@ -24,11 +24,17 @@ CONFIG = TrialConfig(regularizer="l2", head_start="random", lr=0.05, batch_norm=
 
 
 class Running:
-    """A study in its search, without Ray."""
+    """A study in its search, without Ray.
+
+    Attributes:
+        finish: called with a completed trial's number and state.
+    """
 
     def __init__(self, task, folder):
         self.task, self.folder, self.mirror = task, folder, None
         self.record, self.tables = StudyRecord({}), StudyTables(folder, "val_accuracy")
+        self.finish, self.said = self.tables.finish, []
+        self.progress = SimpleNamespace(say=self.said.append, trial=lambda *args: None)
 
     def save_record(self):
         pass
@@ -48,7 +54,7 @@ class Running:
         except KeyboardInterrupt:
             tables.finish(number, "stopped")
         else:
-            tables.finish(number, "completed")
+            self.finish(number, "completed")
 
     @property
     def model(self):
@@ -96,6 +102,32 @@ def test_retrained_model_stays_while_the_search_goes_on(study):
     follow_leader(study)
     assert study.record.model == "trial 0 retrained on 54 images"
     assert not (study.folder / "best").exists()
+
+
+def test_copy_that_failed_is_made_at_the_end_of_the_next_trial(study):
+    def lost(folder):
+        study.mirror = None
+        raise OSError("Connection reset by peer")
+
+    recorder = Recorder(study.tables, SimpleNamespace(pruned=set()), study.progress, 3)
+    recorder.on_new_leader = lambda: follow_leader(study)
+    study.finish = lambda number, state: recorder._finish(number, state, None)
+    study.train(0, dataclasses.replace(CONFIG, lr=1e-9, max_epochs=1), scores=[0.1])
+    study.mirror = SimpleNamespace(fetch_folder=lost)
+    study.train(1, CONFIG)
+    assert (study.record.model, study.model["trial"], len(study.said)) == ("trial 0", "00000", 1)
+    study.train(2, dataclasses.replace(CONFIG, lr=1e-9, max_epochs=1), scores=[0.1])
+    assert (study.record.model, study.model["trial"], len(study.said)) == ("trial 1", "00001", 1)
+
+
+@pytest.mark.usefixtures("saved_each_epoch")
+def test_stopped_trial_whose_saved_state_is_damaged_is_said_and_left_out(study):
+    study.train(1, TrialConfig(regularizer="linear_probe", max_epochs=1))
+    study.tables.epochs[1][0]["val_accuracy"] = 0.1
+    study.train(2, CONFIG, stop_after=3)
+    (study.folder / "checkpoints" / "00002" / RESUME_FILE).write_text("{")
+    assert save_searched(study) == 1
+    assert study.said[0].startswith("Trial 2 cannot be the model: ")
 
 
 @pytest.mark.usefixtures("saved_each_epoch")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.study import budget_plan
 from delta_tune.study.budget_plan import plan_by_budget
 from delta_tune.study.plan import budget_lines
+from delta_tune.study.schedule import expected_epochs
 from delta_tune.study.search_phase import search, time_left
 from delta_tune.study.setup import open_study, prepare_study
 from delta_tune.training.speed import Speed
@@ -19,6 +22,7 @@ from delta_tune.training.speed import Speed
 SPACE = (
     "def space(trial):\n    trial.suggest_float('lr', 1e-4, 1e-3)\n    return {'regularizer': 'l2', 'batch_size': 4}\n"
 )
+ONE_SLOT = SimpleNamespace(resources=SimpleNamespace(slots=1), measuring=SimpleNamespace(slots=1))
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def planned(monkeypatch):
         open_study(study)
         speed = Speed(training=epoch_seconds / 36, scoring=0.0)
         monkeypatch.setattr(budget_plan, "time_steps", lambda *args: speed)
-        plan_by_budget(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+        plan_by_budget(study, ONE_SLOT)
         study.save_record()
         return study
 
@@ -126,7 +130,7 @@ def test_resumed_study_still_has_as_many_trials_as_there_is_time_for(settings, p
 
 def test_reserve_is_said_once_trials_have_shown_what_epochs_take(settings, planned):
     study = planned({**settings, "confirm": 5}, 1)
-    left = time_left(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+    left = time_left(study, ONE_SLOT)
     for number, method in enumerate(("linear_probe", "l2")):
         assert "reserved" not in study.record.content
         study.tables.add(number, TrialConfig(regularizer=method), {}, {})
@@ -135,6 +139,20 @@ def test_reserve_is_said_once_trials_have_shown_what_epochs_take(settings, plann
         left()
     assert study.record.content["reserved"]["repetitions"] == 5
     assert study.record.content["reserved"]["confirmation"] > 0
+
+
+def test_reserve_is_said_again_once_it_is_too_short_for_as_many_seeds(settings, planned):
+    study, said = planned({**settings, "confirm": 5}, 1), []
+    study.progress.say = said.append
+    left = time_left(study, ONE_SLOT)
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    study.tables.report(1, {**dict.fromkeys(EPOCH_COLUMNS, 0.5), "epoch": 1})
+    study.tables.finish(1, "completed")
+    for seconds in (0.0, 0.0, 1e6):
+        study.record.set_attention(seconds, "")
+        left()
+    assert ["with 5 of 5 seeds" in sentence for sentence in said] == [True, False]
+    assert "too short to confirm and retrain" in said[1]
 
 
 def test_budget_too_short_for_a_trial_leaves_the_choice_to_a_later_session(settings, planned):
@@ -152,12 +170,83 @@ def test_without_a_time_budget_nothing_is_chosen(settings):
     assert budget_lines(study)[0].startswith("Budget    16 trials of up to 12 epochs; ")
 
 
+def test_plan_expects_as_many_epochs_as_the_schedule_counts(settings, planned):
+    study = planned({**settings, "num_trials": 24, "max_epochs": 12}, 1)
+    config = study.config
+    expected = expected_epochs(24, config.max_epochs, config.grace_period, config.reduction_factor)
+    assert f": about {expected:.0f} epochs instead of 288" in budget_lines(study)[0]
+
+
+def test_trials_on_frozen_features_do_not_count_in_either(settings, planned, tmp_path):
+    (tmp_path / "both.py").write_text(
+        SPACE.replace("'l2'", "trial.suggest_categorical('regularizer', ['l2', 'l2_fe'])")
+    )
+    with (tmp_path / "both.py").open("a") as file:
+        file.write("BALANCE = 'regularizer'\n")
+    study = planned({**settings, "num_trials": 24, "max_epochs": 12, "space": str(tmp_path / "both.py")}, 1)
+    config = study.config
+    expected = expected_epochs(12, config.max_epochs, config.grace_period, config.reduction_factor)
+    assert f": about {expected:.0f} epochs instead of 288" in budget_lines(study)[0]
+    alone = planned({**settings, "num_trials": 12, "max_epochs": 12, "name": "t"}, 60)
+    again = planned(
+        {**settings, "num_trials": 24, "max_epochs": 12, "space": str(tmp_path / "both.py"), "name": "u"}, 60
+    )
+    assert again.config.max_epochs == alone.config.max_epochs
+
+
+def test_plan_of_a_time_budget_names_no_epochs_that_it_may_shorten(settings, planned):
+    study = planned({**settings, "max_epochs": 12, "num_trials": 24, "confirm": 5}, 60)
+    assert study.config.max_epochs < 12
+    assert not any("12 epochs" in note for note in study.notes)
+
+
 def test_busy_machine_has_more_time_kept_for_its_end(settings, planned, monkeypatch):
     study = planned(settings, 10)
     quiet = study.budget.end
     monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2, waiting=3.0))
-    budget_plan.choose_by_budget(study, SimpleNamespace(resources=SimpleNamespace(slots=1)))
+    budget_plan.choose_by_budget(study, ONE_SLOT)
     assert study.budget.end == pytest.approx(3 * quiet + 15 * 0.2)
+
+
+def test_end_has_time_for_the_validation_pass_where_there_is_no_test_split(settings, planned, monkeypatch):
+    study = planned(settings, 10)
+    quiet, val = study.budget.end, len(study.task.dataset.val)
+    study.task.dataset = dataclasses.replace(study.task.dataset, test=None)
+    two_slots = SimpleNamespace(resources=SimpleNamespace(slots=2), measuring=SimpleNamespace(slots=1))
+    monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=2.0))
+    budget_plan.choose_by_budget(study, two_slots)
+    assert study.budget.end == pytest.approx(quiet + val * 2.0), "one process computes it"
+
+
+def head_start(study, start):
+    """Make the configurations of the study begin with this head."""
+    drawn = [
+        dataclasses.replace(p, config=dataclasses.replace(p.config, head_start=start)) for p in study.checked.drawn
+    ]
+    study.checked = dataclasses.replace(study.checked, drawn=drawn)
+
+
+def test_reserve_has_the_passes_over_fresh_splits_that_a_fitted_head_needs(settings, planned):
+    study, kept = planned({**settings, "confirm": 5}, 1), {}
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    study.tables.report(1, {**dict.fromkeys(EPOCH_COLUMNS, 0.5), "epoch": 1, "eval_seconds": 2.0})
+    for start in ("random", "probe"):
+        head_start(study, start)
+        kept[start] = study.reserve(math.inf, ONE_SLOT)
+    dataset = study.task.dataset
+    one_pass = 2.0 / len(dataset.val) * (len(dataset.train) + len(dataset.val))
+    assert kept["probe"].confirmation == pytest.approx(kept["random"].confirmation + 5 * one_pass)
+    assert kept["probe"].final == pytest.approx(kept["random"].final + one_pass)
+
+
+def test_plan_leaves_time_for_these_passes(settings, planned):
+    study, found = planned({**settings, "confirm": 5}, 1), {}
+    speed = Speed(training=0.1, scoring=1.0)
+    for start in ("random", "probe"):
+        head_start(study, start)
+        found[start] = budget_plan.means_of(study, ONE_SLOT, speed).measuring
+    dataset = study.task.dataset
+    assert found == {"random": 0.0, "probe": pytest.approx(3 * (len(dataset.train) + len(dataset.val)))}
 
 
 def test_confirmation_that_does_not_fit_is_left_out_at_the_start(settings, planned):

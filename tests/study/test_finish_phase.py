@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,8 +25,8 @@ from delta_tune.results.layout import (
     STUDY_FILE,
 )
 from delta_tune.results.study_record import StudyRecord
-from delta_tune.study import finish_phase
-from delta_tune.study.finish_phase import keep_best, score_final_model, score_test
+from delta_tune.study import best_model, finish_phase
+from delta_tune.study.finish_phase import conclude, keep_best, score_final_model, score_test
 from delta_tune.training.workplace import ThisProcess
 
 
@@ -68,7 +69,7 @@ class Kept:
         (folder / STUDY_FILE).touch()
         self.record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": [], **content})
         self.progress = SimpleNamespace(say=self.said.append)
-        monkeypatch.setattr(finish_phase, "save_searched", self._save)
+        monkeypatch.setattr(best_model, "save_searched", self._save)
 
     def _save(self, study):
         self.saved += 1
@@ -96,6 +97,17 @@ def test_nothing_is_kept_of_a_study_that_did_not_begin(tmp_path, monkeypatch):
     (tmp_path / STUDY_FILE).unlink()
     keep_best(study)
     assert (study.saved, study.said, list(tmp_path.iterdir())) == (0, [], [])
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_retrained_model_is_kept_by_a_session_that_trains_none(tmp_path, monkeypatch, interrupted):
+    study = Kept(tmp_path, monkeypatch, model="trial 3 retrained on 40 images", winner=3)
+    (tmp_path / "best").mkdir()
+    study.task, scored = None, []
+    monkeypatch.setattr(finish_phase, "score_final_model", lambda *args, **kwargs: scored.append(kwargs["retrained"]))
+    assert conclude(study, SimpleNamespace(workplace=nullcontext), interrupted=interrupted) == 3
+    assert (study.saved, study.record.model) == (0, "trial 3 retrained on 40 images")
+    assert scored == ([] if interrupted else [True])
 
 
 @pytest.fixture

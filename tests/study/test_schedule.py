@@ -162,6 +162,13 @@ def test_no_more_trials_pass_than_came(trials, factor):
     assert 0 <= passing(trials, factor) <= trials + 1e-9
 
 
+def test_confirmation_has_less_room_for_epochs_where_its_splits_are_measured_first():
+    asked = dataclasses.replace(OPEN, max_epochs=30)
+    means = dataclasses.replace(MEANS, seconds=4000.0, confirming=40.0, for_confirming=1000.0)
+    epochs = [choose_schedule(asked, dataclasses.replace(means, measuring=each)).max_epochs for each in (0.0, 600.0)]
+    assert epochs == [25, 10]
+
+
 def test_expected_epochs_count_each_stage_once():
     # 8 trials of one epoch, 37/12 of three more
     assert expected_epochs(8, 4, 1, 4) == pytest.approx(8 + 3 * 37 / 12)

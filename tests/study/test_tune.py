@@ -24,7 +24,7 @@ from delta_tune.cluster.trial_device import DEVICE_VARIABLE
 from delta_tune.config import UserError, study_config
 from delta_tune.results.tables import StudyTables
 from delta_tune.search import runner
-from delta_tune.study import plan
+from delta_tune.study import plan, search_phase
 from delta_tune.study.settings import settings_for_json
 from delta_tune.training import measurements
 from delta_tune.training.trial import run_trial
@@ -187,6 +187,35 @@ def test_tune_says_nothing_at_verbose_0(settings, capfd):
     capfd.readouterr()
     delta_tune.tune(**{**settings, "space": plain, "num_trials": 1, "max_epochs": 1})
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def every_trial_leads(monkeypatch):
+    monkeypatch.setattr(StudyTables, "_rank", lambda self, number: -number)
+
+
+@pytest.mark.usefixtures("every_trial_leads")
+def test_tune_goes_on_where_the_best_model_so_far_cannot_be_saved(settings, monkeypatch):
+    followed = []
+
+    def follow(study):
+        followed.append(study.tables.leader)
+        raise OSError("Connection reset by peer")
+
+    monkeypatch.setattr(search_phase, "follow_leader", follow)
+    result = delta_tune.tune(**{**settings, "space": plain, "num_trials": 2, "max_epochs": 1})
+    assert [row["state"] for row in searched(result)] == ["completed"] * 2
+    assert followed == [1, 2]
+
+
+@pytest.mark.usefixtures("every_trial_leads")
+def test_tune_ends_with_the_error_that_kept_it_from_saving_the_best_model(settings, monkeypatch):
+    def follow(study):
+        raise ZeroDivisionError("of a test")
+
+    monkeypatch.setattr(search_phase, "follow_leader", follow)
+    with pytest.raises(ZeroDivisionError, match="of a test"):
+        delta_tune.tune(**{**settings, "space": plain, "num_trials": 2, "max_epochs": 1})
 
 
 def test_tune_takes_a_function_as_space_and_refuses_an_unknown_setting(settings):
