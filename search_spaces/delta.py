@@ -26,6 +26,6 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
 
 
 START = [
-    {"regularizer": "delta_uniform", "alpha": 1.0, "layers": "all", "batch_norm": "frozen", "lr": 0.001},
-    {"regularizer": "delta", "alpha": 10.0, "layers": "all", "batch_norm": "frozen", "lr": 0.001},
+    {"regularizer": "delta_uniform", "alpha": 1.0, "layers": "all", "batch_norm": "frozen", "lr": 0.002},
+    {"regularizer": "delta", "alpha": 10.0, "layers": "all", "batch_norm": "frozen", "lr": 0.002},
 ]

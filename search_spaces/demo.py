@@ -25,6 +25,6 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
 BALANCE = "regularizer"
 START = [
     {"regularizer": "l2", "lr": 0.001},
-    {"regularizer": "l2", "lr": 0.0005},
-    {"regularizer": "delta", "lr": 0.001, "alpha": 0.1},
+    {"regularizer": "l2", "lr": 0.002},
+    {"regularizer": "delta", "lr": 0.002, "alpha": 0.1},
 ]

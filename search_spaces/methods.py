@@ -37,7 +37,7 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
     return {"behavior_scale": "relative", "layers": "all"}
 
 
-# Each method's recipe first, from the fitted head (head_start), which bears no more than this learning rate.
+# Each method's recipe first, from the fitted head (head_start).
 START = [
     {"regularizer": "l2", "lr": 0.001, "batch_norm": "frozen", "weight_decay": 1e-4},
     {"regularizer": "l2_sp", "lr": 0.001, "batch_norm": "frozen", "alpha": 0.1},

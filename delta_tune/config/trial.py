@@ -91,7 +91,7 @@ class TrialConfig:
         0.0, "Label smoothing of the training cross entropy", range=Range(0, 1, high_open=True)
     )
     max_grad_norm: float | None = field(
-        5.0, "Gradients are clipped to this norm; null for no clipping", range=Range(0, low_open=True)
+        10.0, "Gradients are clipped to this norm; null for no clipping", range=Range(0, low_open=True)
     )
     average_epochs: float = field(
         0.0,
