@@ -15,6 +15,7 @@ from delta_tune.config import TRIAL_FIELDS, Metric, StudyConfig, TrialConfig, Us
 from delta_tune.filesystem.atomic import write_json
 from delta_tune.filesystem.untrusted import read_json, refusing
 from delta_tune.results.layout import STUDY_FILE
+from delta_tune.results.scoring import Scoring
 from delta_tune.results.study_schema import StudyContent
 from delta_tune.results.utilization import TimeUse
 
@@ -38,38 +39,6 @@ class StudyIdentity:
     images: dict[str, int]
     space: str
     distributions: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """One scoring of the test split.
-
-    Attributes:
-        content: as in `study.json`: trial, model, images, `test_…` scores.
-        index: how often the split had been scored before.
-    """
-
-    content: Mapping[str, Any]
-    index: int
-
-    @property
-    def model(self) -> str:
-        """The model that was scored."""
-        return str(self.content["model"])
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images classified correctly."""
-        return float(self.content["test_accuracy"])
-
-    def __str__(self) -> str:
-        """The accuracy with its images and its interval, and how often the split has been scored."""
-        low, high = self.content["test_accuracy_interval"]
-        times = "scored once" if self.index == 0 else f"scoring {self.index + 1} of this split, so not an unseen one"
-        return (
-            f"{100 * self.accuracy:.1f} % on {self.content['images']} images, {times} "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-        )
 
 
 @dataclass

@@ -1,0 +1,39 @@
+"""A scoring of the final model on the test split, as `study.json` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One scoring of the test split.
+
+    Attributes:
+        content: as in `study.json`: trial, model, images, `test_…` scores.
+        index: how often the split had been scored before.
+    """
+
+    content: Mapping[str, Any]
+    index: int
+
+    @property
+    def model(self) -> str:
+        """The model that was scored."""
+        return str(self.content["model"])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images classified correctly."""
+        return float(self.content["test_accuracy"])
+
+    def __str__(self) -> str:
+        """The accuracy with its images and its interval, and how often the split has been scored."""
+        low, high = self.content["test_accuracy_interval"]
+        times = "scored once" if self.index == 0 else f"scoring {self.index + 1} of this split, so not an unseen one"
+        return (
+            f"{100 * self.accuracy:.1f} % on {self.content['images']} images, {times} "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        )
