@@ -144,6 +144,7 @@ def test_tune_trial_equals_the_same_configuration_run_alone(all_methods, task):
     assert [row["val_loss"] for row in alone[: len(rows)]] == pytest.approx([r["val_loss"] for r in rows], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tune_twice_in_one_process_gives_the_same_and_leaves_no_object(all_methods):
     settings, first = all_methods
     before = free_store_bytes()
@@ -235,6 +236,7 @@ def space(trial):
 """
 
 
+@pytest.mark.slow
 def test_tune_confirms_the_space_against_plain_l2_and_retrains_the_best(settings, tmp_path):
     (tmp_path / "without.py").write_text(WITHOUT_L2)
     small = {"num_trials": 1, "max_epochs": 2, "grace_period": 2, "space": str(tmp_path / "without.py")}
