@@ -93,14 +93,14 @@ def begin(task, tmp_path, said, pool):
     """A function that returns a phase which has begun; it is ended after the test."""
     with contextlib.ExitStack() as ends:
 
-        def begun(*configs, slots=2, total=None, record=None):
+        def begun(*configs, slots=2, total=None, record=None, sampled=False):
             fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0, cache=Cache(tmp_path / "cache"))
             tables = StudyTables(tmp_path / "study", "val_accuracy")
             study = SimpleNamespace(task=fresh, folder=tmp_path / "study", configs=list(configs), tables=tables)
             study.folder.mkdir(exist_ok=True)
             study.searcher, study.progress = SimpleNamespace(), SimpleNamespace(say=said.append)
             study.record, study.save_record = record or StudyRecord(), lambda: None
-            study.budget, study.sampled = TimeBudget(total, spent=0.0, began=time.time()), False
+            study.budget, study.sampled = TimeBudget(total, spent=0.0, began=time.time()), sampled
             pools = []
             measuring = SimpleNamespace(
                 workplace=lambda: contextlib.nullcontext(ThisProcess()),
@@ -196,6 +196,14 @@ def test_delta_runs_with_uniform_weights_where_the_share_was_too_short(begin, po
     told = "Attention had 1:40 of the time budget, too short for layer1.0.conv2, layer4.0.conv2: delta_uniform runs"
     assert any(each.startswith(told) for each in said)
     assert phase.study.record.attention_verdict.startswith(told)
+
+
+def test_attention_is_left_out_where_there_is_no_time_for_all_images(begin, said):
+    phase = begin(DELTA, L2, total=1000.0, sampled=True)
+    assert phase.has_come()
+    assert phase.pools == []
+    assert phase.runs_as(1, DELTA).regularizer == "delta_uniform"
+    assert any("needs a pass over all images" in each for each in said)
 
 
 def test_earlier_sessions_count_in_the_share(begin, pool):
