@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from delta_tune.background import TimeShare
 from delta_tune.cluster.failures import ExternalFailure, out_of_memory_text
 from delta_tune.cluster.gpu_sharing import doubled_share
 from delta_tune.config import UserError
@@ -31,6 +32,8 @@ from delta_tune.search.messages import (
     worker_death,
 )
 
+FOLLOWING_SHARE = 0.02
+"""Largest share of the time in which the weights of trials that run are made the model."""
 MAX_BROKEN = 3
 """A GPU is lost once the context broke under so many trials in a row, each in two processes."""
 
@@ -61,10 +64,11 @@ class Recorder(Callback):  # type: ignore[misc]
         self.interrupted = False
         """Whether the user has interrupted the run."""
         self.on_new_leader: Callable[[], None] | None = None
-        """Called when a trial ended that is the best so far, while its weights are there."""
+        """Called when a trial is the best so far: it ended, and its weights are there, or it reported an epoch."""
         self.on_fault: Callable[[Exception], None] | None = None
         """Called with an error that is to end the run: Tune would take one that is raised here for the trial's."""
         self._behind = self._told = False
+        self._following = TimeShare(FOLLOWING_SHARE)
         self.on_lost_gpu: Callable[[str, str], None] | None = None
         """Called with the node of a GPU that computes nothing any more, and a sentence about it."""
         self._broken: Counter[tuple[str, str]] = Counter()
@@ -114,6 +118,9 @@ class Recorder(Callback):  # type: ignore[misc]
             if self._tables.report(number, row, row["ended"]):
                 self._progress.epoch(self._tables, number, row["epoch"])
             self.standing.reported(number, row["epoch"])
+        if rows and self.on_new_leader is not None and self._following.free and self._leads(number):
+            with self._following.taken():
+                self._follow(self.on_new_leader)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial completed, was stopped at a rung, or reported a bad end."""
@@ -191,6 +198,11 @@ class Recorder(Callback):  # type: ignore[misc]
         self._cleared = True
         self.standing.ended(number)
         self._progress.trial(self._tables, number, self._total, self.standing.left)
+
+    def _leads(self, number: int) -> bool:
+        """Whether a trial that runs is better than the completed ones."""
+        tables, leader = self._tables, self._tables.leader
+        return leader is None or tables.rank_of(tables.best_row(number)) < tables.rank_of(tables.best_row(leader))
 
     def _follow(self, follow: Callable[[], None]) -> None:
         """Tell of the new leader; again at the next trial's end, if that fails for a reason that may pass."""

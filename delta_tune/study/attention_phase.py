@@ -196,7 +196,8 @@ class AttentionPhase:
         if missing:
             layers = ", ".join(dict.fromkeys(layer for each in missing.values() for layer in each))
             assert study.budget.total is not None, "nothing else ends it"
-            had = f"had {format_duration(ATTENTION_SHARE * study.budget.total)} of the time budget, too short for {layers}"
+            share = format_duration(ATTENTION_SHARE * study.budget.total)
+            had = f"had {share} of the time budget, too short for {layers}"
             if study.sampled:
                 had = "needs a pass over all images, for which the time budget is too short"
             sentence = f"Attention {had}: {WITHOUT_ATTENTION} runs in place of delta."

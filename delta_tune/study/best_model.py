@@ -26,12 +26,14 @@ class SavedModel:
         row: of the epoch after which they were scored.
         weights: the file.
         name: the model in words, as in `study.json`.
+        lasting: whether the file stays; a trial that runs replaces it by better ones.
     """
 
     trial: int
     row: dict[str, Any]
     weights: Path
     name: str
+    lasting: bool = True
 
 
 def follow_leader(study: Study) -> None:
@@ -57,7 +59,12 @@ def save_searched(study: Study) -> int | None:
     searched = best.exists() and record.model is not None and not record.retrained
     if searched and (record.model == found.name or _score(study) < study.tables.rank_of(found.row)):
         return record.winner
-    save_winner(study.task, study.tables, found, best)
+    try:
+        save_winner(study.task, study.tables, found, best)
+    except FileNotFoundError:
+        if found.lasting:
+            raise
+        return record.winner  # the trial has saved a better one meanwhile, which is next
     record.set_model(found.trial, found.name, found.row["epoch"])
     return found.trial
 
@@ -73,20 +80,22 @@ def _score(study: Study) -> tuple[float, float]:
 
 
 def best_saved(study: Study) -> SavedModel | None:
-    """The best completed trial, or one that was stopped with the search and was better by then."""
+    """The best completed trial, or one that runs, or was stopped with the search, and is better so far."""
     tables, found = study.tables, None
     if tables.leader is not None:
         found = completed_model(tables, tables.leader)
         if study.mirror is not None and study.record.model != found.name:
             study.mirror.fetch_folder(found.weights.parent)
+    # From s3://… a trial that runs would be fetched again and again
+    states = {"stopped"} if study.mirror is not None else {"stopped", "running"}
     for number, trial in tables.trials.items():
-        if trial["state"] != "stopped" or not tables.epochs[number]:
+        if trial["state"] not in states or not tables.epochs[number]:
             continue
         if found is not None and tables.rank_of(tables.best_row(number)) >= tables.rank_of(found.row):
             continue
-        stopped = stopped_model(study, number)
-        if stopped is not None and (found is None or tables.rank_of(stopped.row) < tables.rank_of(found.row)):
-            found = stopped
+        unfinished = unfinished_model(study, number)
+        if unfinished is not None and (found is None or tables.rank_of(unfinished.row) < tables.rank_of(found.row)):
+            found = unfinished
     return found
 
 
@@ -98,8 +107,8 @@ def completed_model(tables: StudyTables, number: int) -> SavedModel:
     return SavedModel(trial=number, row=tables.best_row(number), weights=weights, name=name)
 
 
-def stopped_model(study: Study, number: int) -> SavedModel | None:
-    """The best weights of a stopped trial; None if none of its epochs was saved, or what was saved is damaged."""
+def unfinished_model(study: Study, number: int) -> SavedModel | None:
+    """The best weights of a trial that runs or was stopped; None if none was saved, or what was saved is damaged."""
     folder = study.folder / CHECKPOINTS / trial_name(number)
     if study.mirror is not None:
         study.mirror.fetch_folder(folder)
@@ -110,10 +119,15 @@ def stopped_model(study: Study, number: int) -> SavedModel | None:
         return None
     if point is None or point.best_epoch is None:
         return None
-    total = study.tables.trials[number]["config.max_epochs"]
-    name = f"trial {number}, stopped after epoch {len(point.rows)} of {total}"
+    trial = study.tables.trials[number]
+    total, stopped = trial["config.max_epochs"], trial["state"] == "stopped"
+    reached = f"stopped after epoch {len(point.rows)}" if stopped else f"after epoch {point.best_epoch}"
     return SavedModel(
-        trial=number, row=point.rows[point.best_epoch - 1], weights=best_weights(folder, point), name=name
+        trial=number,
+        row=point.rows[point.best_epoch - 1],
+        weights=best_weights(folder, point),
+        name=f"trial {number}, {reached} of {total}",
+        lasting=stopped,
     )
 
 

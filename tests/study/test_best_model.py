@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -146,6 +147,56 @@ def test_stopped_trial_is_the_model_where_none_was_completed(study, task):
     study.train(1, CONFIG, stop_after=3)
     assert save_searched(study) == 1
     assert accuracy(study.folder, task.dataset.val) == study.model["metrics"]["val_accuracy"]
+
+
+@pytest.mark.usefixtures("saved_each_epoch")
+def test_trial_that_runs_is_the_model_once_it_is_better(study, task):
+    study.train(1, TrialConfig(regularizer="linear_probe", max_epochs=1))
+    study.tables.epochs[1][0]["val_accuracy"] = 0.1
+    follow_leader(study)
+    study.train(2, CONFIG, stop_after=3)
+    study.tables.trials[2]["state"] = "running"
+    follow_leader(study)
+    kept = study.model
+    assert study.record.model == f"trial 2, after epoch {kept['epoch']} of 4"
+    assert accuracy(study.folder, task.dataset.val) == study.tables.epochs[2][kept["epoch"] - 1]["val_accuracy"]
+
+
+@pytest.mark.usefixtures("saved_each_epoch")
+def test_model_of_a_trial_that_was_pruned_later_is_not_replaced_by_a_worse_one(study):
+    study.train(1, CONFIG, stop_after=3)
+    study.tables.trials[1]["state"] = "running"
+    follow_leader(study)
+    kept = study.record.model
+    study.tables.trials[1]["state"] = "pruned"
+    study.train(2, dataclasses.replace(CONFIG, lr=1e-9, max_epochs=1), scores=[0.0])
+    follow_leader(study)
+    assert (study.record.winner, study.record.model) == (1, kept)
+
+
+@pytest.mark.usefixtures("saved_each_epoch")
+def test_weights_that_a_running_trial_replaces_meanwhile_are_left_for_the_next_time(study):
+    study.train(1, CONFIG, stop_after=3)
+    study.tables.trials[1]["state"] = "running"
+    for weights in (study.folder / "checkpoints" / "00001").glob("best*.safetensors"):
+        weights.unlink()
+    follow_leader(study)
+    assert study.record.winner is None
+
+
+def test_report_that_is_better_than_the_leader_is_followed_and_others_are_not(study):
+    recorder = Recorder(study.tables, SimpleNamespace(pruned=set()), study.progress, 3)
+    told = []
+    recorder.on_new_leader = lambda: told.append(study.tables.best_row(2)["val_accuracy"])
+    recorder._following = SimpleNamespace(free=True, taken=contextlib.nullcontext)
+    study.progress.epoch = lambda *args: None
+    study.train(1, dataclasses.replace(CONFIG, lr=1e-9, max_epochs=1), scores=[0.5])
+    study.tables.add(2, CONFIG, {}, {})
+    trial = SimpleNamespace(config=TrialAssignment(number=2, task=0, hyperparameters=CONFIG.record()).to_config())
+    for epoch, score in enumerate((0.4, 0.5, 0.7), start=1):
+        row = study.tables.epochs[1][0] | {"epoch": epoch, "val_accuracy": score, "val_loss": 9.0, "ended": 0.0}
+        recorder.on_trial_result(0, [], trial, {"node": "n", "began": 0.0, "epochs": [row]})
+    assert told == [0.7]
 
 
 def test_stopped_trial_without_a_saved_epoch_is_no_model(study):
