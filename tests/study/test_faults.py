@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +26,7 @@ from ray.exceptions import ObjectStoreFullError
 from delta_tune.cli import launch
 from delta_tune.cluster import connection, source_map_store
 from delta_tune.cluster.failures import external_cause
+from delta_tune.inference.model import load
 from delta_tune.results import mirror
 from delta_tune.results.columns import FINISHED
 from delta_tune.results.study_record import StudyRecord
@@ -201,6 +203,24 @@ def test_ctrl_c_ends_with_the_best_so_far_and_the_command_to_carry_on(interrupte
     assert "Best: " in said
     assert f"Interrupted. Carry on with: python launch.py --resume --name study --out {folder.parent}" in said
     assert "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sigterm_at_any_moment_leaves_the_model_and_the_command(flags, address, tmp_path, seed):
+    session = Session(tmp_path / "study", *flags, "--num-trials", "99", address=address)
+    assert session.wait_for(lambda trials, epochs: True), session.said
+    time.sleep(random.Random(seed).uniform(0, 8))
+    had_model, began = "First model after " in session.said, time.monotonic()
+    session.send(signal.SIGTERM)
+    status = session.end()
+    assert time.monotonic() - began < 20, "what Slurm and Kubernetes wait at least"
+    said = session.said
+    assert "Traceback" not in said, said
+    assert f"--resume --name study --out {tmp_path}" in said
+    assert (tmp_path / "study" / "best").exists() or not had_model
+    if (tmp_path / "study" / "best").exists():
+        assert status == 0, said
+        assert load(tmp_path / "study").predict([np.zeros((64, 64, 3), np.uint8)])
 
 
 @pytest.mark.parametrize("state", ["pruned", "completed"])
