@@ -197,10 +197,10 @@ class AttentionPhase:
             layers = ", ".join(dict.fromkeys(layer for each in missing.values() for layer in each))
             assert study.budget.total is not None, "nothing else ends it"
             share = format_duration(ATTENTION_SHARE * study.budget.total)
-            had = f"had {share} of the time budget, too short for {layers}"
+            why = f"Attention had {share} of the time budget, too short for {layers}"
             if study.sampled:
-                had = "needs a pass over all images, for which the time budget is too short"
-            sentence = f"Attention {had}: {WITHOUT_ATTENTION} runs in place of delta."
+                why = "Attention needs a pass over all images, for which the time budget is too short"
+            sentence = f"{why}: {WITHOUT_ATTENTION} runs in place of delta."
             self._say(sentence)
             warnings.append(sentence)
         study.record.set_attention(0.0, " ".join(warning for warning in warnings if warning))

@@ -206,7 +206,7 @@ def test_tune_goes_on_where_the_best_model_so_far_cannot_be_saved(settings, monk
     monkeypatch.setattr(search_phase, "follow_leader", follow)
     result = delta_tune.tune(**{**settings, "space": plain, "num_trials": 2, "max_epochs": 1})
     assert [row["state"] for row in searched(result)] == ["completed"] * 2
-    assert followed == [1, 2]
+    assert {1, 2} <= set(followed), "at their ends; reports that lead are followed, too"
 
 
 @pytest.mark.usefixtures("every_trial_leads")
