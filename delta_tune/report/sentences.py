@@ -37,10 +37,10 @@ def model_row(tables: StudyTables, record: StudyRecord) -> dict[str, Any]:
     return rows[epoch - 1]
 
 
-def searched_model(tables: StudyTables, record: StudyRecord) -> BestTrial | None:
-    """The trial whose weights are the model; None if there is no model, or it was retrained."""
+def delivered(tables: StudyTables, record: StudyRecord) -> BestTrial | None:
+    """The trial whose weights are the model; the best completed one, if there is no model or it was retrained."""
     if record.winner is None or record.model is None or record.retrained or not tables.epochs.get(record.winner):
-        return None
+        return best_trial(tables)
     row, method = model_row(tables, record), tables.trials[record.winner]["config.regularizer"]
     return BestTrial(
         number=record.winner, method=method, score=row[tables.metric], epoch=row["epoch"], name=record.model
@@ -76,7 +76,7 @@ def study_summary(
         remarks: further sentences, of the confirmation and on attention.
         out: the folder's parent as the user named it.
     """
-    metric, best = tables.metric, searched_model(tables, record) or best_trial(tables)
+    metric, best = tables.metric, delivered(tables, record)
     lines = []
     if tables.leader is None:
         states = [str(row["state"]) for row in tables.trials.values()]
@@ -134,7 +134,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
         confirmed = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if confirmed is not None:
             return str(confirmed)
-    best, plain = searched_model(tables, record) or best_trial(tables), best_trial(tables, BASELINE)
+    best, plain = delivered(tables, record), best_trial(tables, BASELINE)
     if best is None:
         return "No trial is completed yet." if record.running else "No trial was completed."
     metric = tables.metric
@@ -149,7 +149,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
 
 def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     """Further sentences needed to judge the result."""
-    lines, best = [], searched_model(tables, record) or best_trial(tables)
+    lines, best = [], delivered(tables, record)
     if record.scoring is not None:
         lines.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
     if record.confirmation:
