@@ -223,7 +223,7 @@ class Measurements:
         if {"features", *(f"sums/{layer}" for layer in layers)} <= set(arrays):
             return arrays["features"], {layer: arrays[f"sums/{layer}"].tolist() for layer in layers}
         # Not all of the split's images: what computes may be a process of its own
-        parts, images = split_parts(len(piece), workplace.slots), whole.taken(piece)
+        parts, images = split_parts(len(piece), workplace.slots), whole if alone else whole.taken(piece)
         passes = workplace.map(measure_features, parts, self.backbone, images, layers)
         features = np.concatenate([each for each, _ in passes])
         sums = {layer: [value for _, of in passes for value in of[layer]] for layer in layers}
