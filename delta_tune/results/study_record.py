@@ -270,8 +270,8 @@ class StudyRecord:
         """How long all sessions have measured attention."""
         return float(self.content.get("attention_wall_seconds", 0.0))
 
-    def set_sample(self, fraction: float) -> None:
-        """Note that this part of the images stands for all: the time budget is too short for a pass over all."""
+    def set_sample(self, fraction: float | None) -> None:
+        """Note that this part of the images stands for all, for which the budget is too short; None for all."""
         self.content["sample"] = fraction
 
     @property

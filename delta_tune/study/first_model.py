@@ -33,6 +33,8 @@ LONGEST_S, SHARE = 30.0, 0.1
 PER_CLASS = 20
 """Images of each class in the sample, at least."""
 TIMED_IMAGES = 64
+REST_SHARE = 0.5
+"""Share of the time that is left, where no trial fits into it, that the pass over all images may take."""
 
 
 def first_searched(tables: StudyTables) -> int:
@@ -99,6 +101,21 @@ def fit_to_sample(
         scored = with_all_of_val(sample, val)
         scored.measurements.measure_source([config], say, workplace)
         fit_and_save(study, session, scored, config)
+
+
+def spend_rest(study: Study, session: Session) -> None:
+    """Fit a classifier of a sample to all images after all, if no trial fits into the time budget but that does."""
+    if not study.sampled or study.schedule is None or study.schedule.num_trials:
+        return
+    with session.measuring.workplace() as workplace:
+        if seconds_of_pass(study, workplace) > REST_SHARE * study.budget.left:
+            return
+        config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
+        measurements = study.task.measurements
+        measurements.mean_squares, measurements.head = {}, None
+        measurements.measure_source([config, *study.configs], study.progress.say, workplace)
+    study.record.set_sample(None)
+    fit_and_save(study, session, study.task, config)
 
 
 def choose_sample(study: Study, workplace: Workplace) -> float | None:

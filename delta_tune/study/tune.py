@@ -21,7 +21,7 @@ from delta_tune.search.session import Session, start_session
 from delta_tune.study.budget_plan import choose_by_budget, plan_by_budget
 from delta_tune.study.confirm_phase import confirm_and_retrain
 from delta_tune.study.finish_phase import conclude, finish, keep_best
-from delta_tune.study.first_model import fit_first_model
+from delta_tune.study.first_model import fit_first_model, spend_rest
 from delta_tune.study.plan import estimate, plan_lines, study_resources, waits_for_speed
 from delta_tune.study.search_phase import search
 from delta_tune.study.setup import open_study, prepare_study
@@ -99,6 +99,7 @@ def run_phases(study: Study, workers: Session) -> bool:
     try:
         fit_first_model(study, workers)
         plan_by_budget(study, workers)
+        spend_rest(study, workers)
         return search(study, workers) or confirm_and_retrain(study, workers)
     except KeyboardInterrupt:  # outside of Tune, which ends its runs itself: in attention or the final training
         return True

@@ -17,7 +17,7 @@ from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.study import first_model
 from delta_tune.study.best_model import save_searched
-from delta_tune.study.first_model import first_searched, fit_first_model, longest_pass, seconds_of_pass
+from delta_tune.study.first_model import first_searched, fit_first_model, longest_pass, seconds_of_pass, spend_rest
 from delta_tune.study.time_budget import TimeBudget
 from delta_tune.training import measurements
 from delta_tune.training.measurements import Measurements
@@ -32,6 +32,7 @@ class Begun:
         self.task, self.folder, self.mirror = task.on(task.dataset), folder, None
         self.config, self.configs = StudyConfig(), [TrialConfig(regularizer="delta_uniform")]
         self.record, self.tables = StudyRecord({}), StudyTables(folder, "val_accuracy")
+        self.schedule = None
         self.budget, self.said = TimeBudget(total, spent=0.0, began=0.0), []
         self.progress = SimpleNamespace(say=self.said.append)
 
@@ -125,6 +126,24 @@ def test_pass_that_does_not_fit_into_the_budget_is_left_out(task, tmp_path, sess
     assert study.record.model == "trial 0, fitted to 6 of the training images"
     assert study.tables.trials[0]["state"] == "completed"
     assert any("images of train" in sentence for sentence in study.said)
+
+
+@pytest.mark.parametrize(("seconds", "num_trials", "all_images"), [(20.0, 0, True), (60.0, 0, False), (20.0, 2, False)])
+def test_time_that_no_trial_can_use_goes_into_all_images(
+    task, tmp_path, session, slow, seconds, num_trials, all_images
+):
+    slow(seconds)
+    study = Begun(task, tmp_path, total=100.0)
+    fit_first_model(study, session)
+    assert study.sampled
+    of_sample = study.record.model
+    study.schedule = SimpleNamespace(num_trials=num_trials)
+    spend_rest(study, session)
+    assert study.record.model == ("trial 0" if all_images else of_sample)
+    assert study.sampled != all_images
+    if all_images:
+        alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
+        assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"], "nothing of the sample stays"
 
 
 def test_trials_begin_without_a_pass_that_does_not_fit_into_the_budget(task, tmp_path, session, slow, monkeypatch):

@@ -24,7 +24,7 @@ def interrupted(*args):
     ],
 )
 def test_interrupt_ends_the_study_in_order(monkeypatch, search, confirm):
-    for before in ("fit_first_model", "plan_by_budget"):
+    for before in ("fit_first_model", "plan_by_budget", "spend_rest"):
         monkeypatch.setattr(tune, before, lambda *args: None)
     monkeypatch.setattr(tune, "search", search)
     monkeypatch.setattr(tune, "confirm_and_retrain", confirm)
