@@ -1,145 +1,189 @@
-"""Learning curves of configurations that all run to their end, for choosing how the search stops and samples.
+"""Learning curves of configurations that all run to their end, for choosing how a study searches, names and combines.
 
-    python benchmarks/record_curves.py [--quick] [--configurations 240] [--out benchmarks/curves.parquet]
+    python benchmarks/record_curves.py [--quick] [--configurations 60] [--processes 1] [--weights DIR]
 
-flowers17 with 10 photos a class for training, EfficientNet-Lite0 at 96 px, 12 epochs. Half of the configurations are
-DELTA's; a quarter each has a cosine, a step, a constant learning rate, and a constant one with averaged weights. After
-each epoch 170 validation photos are scored, as a search would see them, and after each of the last three also 510 that
-neither training nor search sees: a configuration's final score is the mean of these three.
-Configurations follow from their number alone. The table is replaced after every trial and what is in it is not run
-again, so the program may be stopped at any time. It takes hours on two cores.
+Three sets of photos, with 10 a class for training and 10 a class for validation; MobileNetV2 at 97 px, 12 epochs. The
+configurations are those of the spaces as shipped: their starting points, then random ones, from
+`search_spaces/delta.py` and `search_spaces/methods.py` in turn, each method of the latter as often as the others. They
+follow from their number alone and are the same for every set.
+`curves/SET.parquet` has a row per epoch. A configuration's last row also has the logits of all validation photos and of
+about 500 that neither training nor validation has, and the latter's with the weights of the best epoch by
+`val_accuracy`, which is what a study kept before. The labels stand in the file's metadata.
+A table is replaced after every run and what is in it is not run again, so the program may be stopped at any time. It
+takes hours on two cores. `--weights DIR` keeps the weights after the last epoch there, for `combination.py`.
+`curves.parquet` is an earlier recording of another network from random heads, by this program at commit 0d2ed44.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import multiprocessing
 import os
+import random
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
+import safetensors.torch
 import torch
+from anytime_parts.tasks import BACKBONES, DIGITS, Files, drawn, files_in, link_splits, splits_of
 from development_data import DATA, MISSING
 
 import delta_tune
-from delta_tune.cluster.connection import ray_cluster
-from delta_tune.cluster.shared_objects import get_shared, put_shared
-from delta_tune.config import TrialConfig
+from delta_tune.config import METRICS, TrialConfig
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.spaces.space import Space, SpaceTrial
-from delta_tune.spaces.validation import random_answers
+from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.report.predictions import split_logits
+from delta_tune.spaces.space import load_space
+from delta_tune.spaces.validation import check_space, random_answers
+from delta_tune.training.checkpoint import last_weights
+from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
-EPOCHS = 12
-METHODS = ("delta", "l2", "delta", "l2_sp", "delta", "delta_uniform")
-SCHEDULES = ("cosine", "step", "constant", "averaged")
-COLUMNS = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "lr", "seconds", "eval_seconds")
+CURVES = Path(__file__).with_name("curves")
+SETS = ("flowers17-10", "clothing-10", "trashnet96-10")
+SPACES = ("delta.py", "methods.py")
+EPOCHS, UNSEEN, SPLIT_SEED = 12, 510, 0
+BACKBONE = BACKBONES["mobilenet_v2"]
+SCORES = ("train_loss", *METRICS, "lr", "seconds", "eval_seconds")
+LOGITS = ("val_logits", "test_logits", "best_test_logits")
 
 
-def curves_space(trial: SpaceTrial) -> dict[str, Any]:
-    """What is searched in the recorded study: `search_spaces/methods.py` without frozen features, and the schedule."""
-    regularizer = trial.suggest_categorical("regularizer", ["delta", "delta_uniform", "l2_sp", "l2"])
-    schedule = trial.suggest_categorical("_schedule", list(SCHEDULES))
-    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
-    trial.suggest_categorical("batch_norm", ["frozen", "train"])
-    trial.suggest_categorical("head_lr_multiplier", [1.0, 10.0])
-    config: dict[str, Any] = {"schedule": "constant", "average_epochs": 1.0} if schedule == "averaged" else {}
-    config = config or {"schedule": schedule}
-    if regularizer == "l2":
-        trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)
-        return config
-    trial.suggest_float("beta", 1e-4, 1e-1, log=True)
-    if regularizer == "l2_sp":
-        trial.suggest_float("alpha", 1e-3, 1.0, log=True)
-        return config
-    trial.suggest_float("alpha", 1e-2, 30, log=True)
-    if regularizer == "delta":
-        trial.suggest_float("attention_temperature", 0.5, 20, log=True)
-    return config
+@functools.cache
+def proposals(count: int) -> tuple[tuple[str, dict[str, Any], TrialConfig], ...]:
+    """Space, coordinates and configuration of the first `count` numbers."""
+    base, folder, found = TrialConfig(max_epochs=EPOCHS), Path(__file__).parents[1] / "search_spaces", []
+    spaces = {name: check_space(load_space(str(folder / name), base, {}), 0) for name in SPACES}
+    for number in range(count):
+        name, turn = SPACES[number % len(SPACES)], number // len(SPACES)
+        checked = spaces[name]
+        space = checked.space
+        rng = np.random.default_rng([19, number])
+        point = dict(checked.points[turn]) if turn < len(checked.points) else {}
+        if not point and space.balance:
+            point = {space.balance: checked.choices[turn % len(checked.choices)]}
+        proposal = space.with_fixed(**point).propose(random_answers(rng))
+        found.append((name, {**point, **proposal.params}, proposal.config))
+    return tuple(found)
 
 
-def proposal(number: int) -> tuple[dict[str, Any], TrialConfig]:
-    """Coordinates and configuration of trial `number`."""
-    fixed = {"regularizer": METHODS[number % len(METHODS)]}
-    fixed["_schedule"] = SCHEDULES[number // len(METHODS) % len(SCHEDULES)]
-    base = TrialConfig(max_epochs=EPOCHS, head_start="random", max_grad_norm=None)
-    space = Space(name="curves", function=curves_space, base=base, fixed=fixed)
-    found = space.propose(random_answers(np.random.default_rng([7, number])))
-    return {**fixed, **found.params}, found.config
+def photos_of(name: str, work: Path) -> dict[str, Files]:
+    """Train and val of 10 a class, and as test what neither has, about `UNSEEN` photos in the classes' proportions."""
+    splits = splits_of(name, SPLIT_SEED, work)
+    used = {path for split in ("train", "val") for paths in splits[split].values() for path in paths}
+    folder = work / "digits" if name == DIGITS else DATA / name.partition("-")[0]
+    parts = [path for path in (folder / "train", folder / "validation", folder / "test") if path.is_dir()] or [folder]
+    rest: Files = {}
+    for part in parts:
+        for label, paths in files_in(part).items():
+            rest.setdefault(label, []).extend(path for path in paths if path not in used)
+    share = min(1.0, UNSEEN / sum(map(len, rest.values())))
+    splits["test"], _ = drawn(rest, share, random.Random(SPLIT_SEED))
+    return splits
 
 
-def record(number: int, shelf: str, epochs: int) -> list[dict[str, Any]]:
-    """The rows of one trial; those of one that diverges end early."""
+@functools.cache
+def task_of(name: str) -> Task:
+    """The task of a set, once per process."""
+    work = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    link_splits(photos_of(name, work), work / "photos")
+    task = delta_tune.prepare(str(work / "photos"), BACKBONE.model, BACKBONE.weights, image_size=BACKBONE.image_size)
+    return dataclasses.replace(task, cache=None)
+
+
+def record(name: str, number: int, epochs: int, weights: Path | None) -> list[dict[str, Any]]:
+    """The rows of one run; those of one that diverges end early."""
     torch.set_num_threads(1)
-    params, config = proposal(number)
-    config = dataclasses.replace(config, max_epochs=epochs)
-    result = run_trial(get_shared(shelf), config, also_score={"test": range(epochs - 2, epochs + 1)})
-    told = {"number": number, "state": result.state, "params": json.dumps(params)}
-    rows = [told | {"epoch": row["epoch"], **{name: row.get(name) for name in COLUMNS}} for row in result.epochs]
-    return rows or [told | {"epoch": 0, **dict.fromkeys(COLUMNS)}]
+    space, params, config = proposals(number + 1)[number]
+    config, task = dataclasses.replace(config, max_epochs=epochs), task_of(name)
+    told = {"number": number, "space": space, "params": json.dumps(params)}
+    told["config"] = json.dumps(config.record())
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_trial(task, config, checkpoint=Path(folder))
+        told["state"] = result.state
+        rows = [told | {"epoch": row["epoch"], **{score: row.get(score) for score in SCORES}} for row in result.epochs]
+        if result.state != "completed":
+            return rows or [told | {"epoch": 0}]
+        last, best = last_weights(Path(folder)), Path(folder) / f"best-{result.best_epoch}.safetensors"
+        rows[-1] |= {
+            "val_logits": logits(task, last, "val"),
+            "test_logits": logits(task, last, "test"),
+            "best_test_logits": logits(task, best, "test"),
+        }
+        if weights is not None:
+            weights.mkdir(parents=True, exist_ok=True)
+            last.replace(weights / f"{name}-{number}.safetensors")
+    return rows
+
+
+def logits(task: Task, file: Path, split: str) -> list[np.float16]:
+    """Of a network with these weights, row by row."""
+    backbone = task.backbone
+    network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes)).eval()
+    load_state(network, safetensors.torch.load_file(file))
+    return list(split_logits(task, task.dataset.for_name(split), network).numpy().astype(np.float16).ravel())
 
 
 def read(file: Path) -> list[dict[str, Any]]:
     return pq.read_table(file).to_pylist() if file.exists() else []
 
 
-def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    kinds = {"number": pa.int32(), "epoch": pa.int32(), "state": pa.string(), "params": pa.string()}
-    kinds |= dict.fromkeys(COLUMNS, pa.float32())
+def write(file: Path, rows: list[dict[str, Any]], labels: dict[str, Any]) -> None:
+    kinds: dict[str, pa.DataType] = {"number": pa.int32(), "epoch": pa.int32()}
+    kinds |= dict.fromkeys(("space", "params", "config", "state"), pa.string())
+    kinds |= dict.fromkeys(SCORES, pa.float32()) | dict.fromkeys(LOGITS, pa.list_(pa.float16()))
     rows = sorted(rows, key=lambda row: (row["number"], row["epoch"]))
-    table = pa.table({name: pa.array([row[name] for row in rows], type=kind) for name, kind in kinds.items()})
+    table = pa.table({name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in kinds.items()})
+    file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({"labels": json.dumps(labels)}), partial, compression="zstd")
+
+
+def labels_of(name: str) -> dict[str, Any]:
+    """`classes`, and the label of each photo of `val` and `test` in the order of the logits."""
+    dataset = task_of(name).dataset
+    splits = {split: [int(label) for label in dataset.for_name(split).labels] for split in ("val", "test")}
+    return {"classes": len(dataset.classes), **splits}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two configurations of two epochs, to a temporary file")
-    parser.add_argument("--configurations", type=int, default=240)
-    parser.add_argument("--hours", type=float, default=float("inf"), help="begin no further trial after so many")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("curves.parquet"))
+    parser.add_argument("--quick", action="store_true", help="digits, four configurations of one epoch, not kept")
+    parser.add_argument("--configurations", type=int, default=60)
+    parser.add_argument("--sets", nargs="+", default=SETS, help="names as in anytime_parts/tasks.py")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--weights", type=Path, help="folder for the weights after the last epoch")
+    parser.add_argument("--out", type=Path, default=CURVES)
     arguments = parser.parse_args()
-    if not (DATA / "flowers17").exists():
+    if not DATA.exists():
         parser.error(MISSING)
-    out, count, epochs = arguments.out, arguments.configurations, EPOCHS
+    out, count, epochs, sets = arguments.out, arguments.configurations, EPOCHS, arguments.sets
     if arguments.quick:
-        out, count, epochs = Path(tempfile.mkdtemp()) / "curves.parquet", 2, 2
-    rows = read(out)
-    left = sorted(set(range(count)) - {row["number"] for row in rows})
-    print(f"torch {torch.__version__}, {count - len(left)} of {count} configurations are recorded in {out}", flush=True)
-    task = delta_tune.prepare(
-        DATA / "flowers17" / "train",
-        "timm:tf_efficientnet_lite0",
-        "demo",
-        image_size=96,
-        val_fraction=0.15625,
-        test_fraction=0.46875,
-        train_per_class=10,
-    )
-    print(f"train {len(task.dataset.train)}, val {len(task.dataset.val)}, test {len(task.dataset.for_name('test'))}")
-    task.measurements.measure([proposal(number)[1] for number in range(count)], say=print)
-    until = time.monotonic() + 3600 * arguments.hours
-    with ray_cluster("local") as cluster, put_shared(task, "curves"):
-        task_of_ray: Any = ray.remote(num_cpus=1)(record)
-        running: list[Any] = []
-        while running or left:
-            while left and len(running) < cluster.cpus and time.monotonic() < until:
-                running.append(task_of_ray.remote(left.pop(0), "curves", epochs))
-            if not running:
-                break
-            (done,), running = ray.wait(running)
-            rows += (curve := ray.get(done))
-            write(out, rows)
-            last = curve[-1]
-            print(f"{time.strftime('%H:%M:%S')} {last['number']:4d} {last['state']:10s}{last['params'][:90]}", end=" ")
-            print(f"{100 * (last['test_accuracy'] or 0):5.1f} %, load {os.getloadavg()[0]:.1f}", flush=True)
+        out, count, epochs, sets = Path(tempfile.mkdtemp()), 4, 1, (DIGITS,)
+    rows = {name: read(out / f"{name}.parquet") for name in sets}
+    known = {(name, row["number"]) for name in sets for row in rows[name]}
+    left = [(name, number) for number in range(count) for name in sets if (name, number) not in known]
+    print(f"torch {torch.__version__}: {len(known)} runs are recorded in {out}, {len(left)} are left", flush=True)
+    labels = {name: labels_of(name) for name in {name for name, _ in left}}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.processes, mp_context=spawn) as pool:
+        runs = {pool.submit(record, name, number, epochs, arguments.weights): name for name, number in left}
+        for run in as_completed(runs):
+            name, found = runs[run], run.result()
+            rows[name] += found
+            write(out / f"{name}.parquet", rows[name], labels[name])
+            last = found[-1]
+            score = f"{100 * last['val_accuracy']:5.1f} %" if last.get("val_accuracy") is not None else "none"
+            told = f"{last['number']:4d} {last['state']:10s} val {score} {last['params'][:90]}"
+            print(f"{time.strftime('%H:%M:%S')} {name:14s}{told}, load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 if __name__ == "__main__":

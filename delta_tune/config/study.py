@@ -110,6 +110,21 @@ class StudyConfig:
         group="search",
         metavar="N",
     )
+    final_runs: int = field(
+        5,
+        "After the search, train the best configuration N ≥ 2 times on nine tenths of train and validation, each time "
+        "without another tenth, and average the weights; 0 keeps the best trial's",
+        range=Range(0, 10),
+        group="search",
+        metavar="N",
+    )
+    members: int = field(
+        1,
+        "Networks of the final model, whose probabilities are averaged: better, and as many times slower",
+        range=Range(1, 10),
+        group="search",
+        metavar="M",
+    )
     cpus_per_trial: float | None = field(
         None,
         "CPUs per trial",
@@ -193,6 +208,13 @@ class StudyConfig:
             )
         if self.confirm == 1:
             raise UserError("confirm must be 0 or at least 2, but got 1: a single run has no spread.")
+        if self.final_runs == 1:
+            raise UserError("final_runs must be 0 or at least 2, but got 1: there is no mean of one network.")
+        if self.members > max(1, self.final_runs):
+            raise UserError(
+                f"members must be at most final_runs, whose networks they are, but got {self.members} and "
+                f"{self.final_runs}; give more --final-runs."
+            )
         if self.train_fraction is not None and self.train_per_class is not None:
             raise UserError("train_fraction and train_per_class exclude each other; give one of them.")
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):

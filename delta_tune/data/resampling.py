@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +30,22 @@ class Pool:
 
 def pool_train_val(dataset: Dataset) -> Pool:
     """Pool train and val, in this order."""
-    splits = (dataset.train, dataset.val)
+    return _pool((dataset.train, dataset.val))
+
+
+def pool_splits(splits: Sequence[Split]) -> Split:
+    """The images of all splits, in order, without a copy."""
+    pool = _pool(splits)
+    return pool.split(np.arange(len(pool.labels)))
+
+
+def _pool(splits: Sequence[Split]) -> Pool:
     locations = [np.stack([np.full(len(s), part), np.arange(len(s))], axis=1) for part, s in enumerate(splits)]
     return Pool(
         images=tuple(split.images for split in splits),
         locations=np.concatenate(locations),
         labels=np.concatenate([split.labels for split in splits]),
-        names=dataset.train.names + dataset.val.names,
+        names=tuple(name for split in splits for name in split.names),
     )
 
 
@@ -57,6 +67,35 @@ def merge_val_into_train(dataset: Dataset) -> Dataset:
     pool = pool_train_val(dataset)
     whole = pool.split(np.arange(len(pool.labels)))
     return dataclasses.replace(dataset, train=whole, fingerprint=f"{dataset.fingerprint}-all")
+
+
+def hold_out_folds(dataset: Dataset, folds: int, seed: int) -> list[Dataset]:
+    """Data sets that each hold another fold of train and val out as val, and train on the rest; test stays the same.
+
+    The folds are stratified. An image that is the only one of its class is in no fold: every run trains on it.
+
+    Args:
+        dataset: whose images are shared.
+        folds: ≥ 2. Where no class has as many images, some hold nothing out and are left away.
+        seed: of the draw.
+    """
+    pool, rng, dealt = pool_train_val(dataset), np.random.default_rng(seed), 0
+    fold_of = np.full(len(pool.labels), -1)
+    for label in np.unique(pool.labels):
+        members = rng.permutation(np.flatnonzero(pool.labels == label))
+        if len(members) > 1:
+            fold_of[members] = (dealt + np.arange(len(members))) % folds
+            dealt += len(members)
+    return [
+        dataclasses.replace(
+            dataset,
+            train=pool.split(np.flatnonzero(fold_of != fold)),
+            val=pool.split(np.flatnonzero(fold_of == fold)),
+            fingerprint=f"{dataset.fingerprint}-fold-{fold}-of-{folds}-{seed}",
+        )
+        for fold in range(folds)
+        if (fold_of == fold).any()
+    ]
 
 
 def first_images(dataset: Dataset, count: int) -> Dataset:

@@ -53,6 +53,8 @@ PICTURES_FILE = Path("report") / "feature_maps.parquet"
 
 PREDICTIONS_FILE = Path("report") / "predictions.parquet"
 
+HELD_OUT_FILE = "held_out.parquet"
+
 FILES: dict[str, str] = {
     STUDY_FILE: "Settings as resolved, fingerprints of data and weights, versions, GPUs, command, every test scoring",
     TRIALS_FILE: "One row per trial",
@@ -61,6 +63,7 @@ FILES: dict[str, str] = {
     REPORT_FILE: "The report: one self-contained page, updated while the study runs",
     str(PREDICTIONS_FILE): "Predictions of the final model for the report",
     str(PICTURES_FILE): "Images of feature maps for the report",
+    HELD_OUT_FILE: "What the final runs predict of the images that each was not trained on; labels that may be wrong",
     f"{BEST}/{WEIGHTS_FILE}": "Weights of the model: the best so far, at the end the final one",
     f"{BEST}/{CONFIG_FILE}": "Configuration, backbone, classes, preprocessing and metrics of the final model",
     f"{BEST}/{CARD_FILE}": "Model card",
@@ -73,6 +76,7 @@ FILES: dict[str, str] = {
     f"{CHECKPOINTS}/NNNNN/optimizer-*.pt": "State of its optimizer",
     f"{CHECKPOINTS}/NNNNN/{ERROR_FILE}": "Traceback of a trial that failed",
     f"{CHECKPOINTS}/retrained-N/": "The same for the final training after `--confirm`, while it is unfinished",
+    f"{CHECKPOINTS}/final-NNNNN-K/": "The same for a final run of a trial's configuration without fold K",
     f"{CONFIRM}/": "Tables, checkpoints and Ray's folder of the runs of `--confirm`, laid out as in the study",
     f"{RAY}/": "Ray Tune's own folder; TensorBoard reads it",
     LOG_FILE: "Messages of Ray Tune; tracebacks of what failed outside of trials",

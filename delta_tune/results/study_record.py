@@ -337,6 +337,24 @@ class StudyRecord:
         """The fields of `Confirmation`; None if methods were not compared on fresh seeds and splits."""
         return self.content.get("confirmation") or None
 
+    def set_race(self, sentences: Sequence[str]) -> None:
+        """Note what the race before the final model says of its rivals."""
+        self.content["race"] = list(sentences)
+
+    @property
+    def race(self) -> Sequence[str]:
+        """Sentences on the rivals of the final model's configuration."""
+        return list(self.content.get("race", ()))
+
+    def set_held_out(self, known: Mapping[str, Any]) -> None:
+        """Note what the final runs predict of images that they were not trained on, as `HeldOutRecord` has it."""
+        self.content["held_out"] = dict(known)
+
+    @property
+    def held_out(self) -> Mapping[str, Any] | None:
+        """The fields of `HeldOutRecord`; None if the model is not that of final runs."""
+        return self.content.get("held_out") if self.retrained else None
+
     def set_model(self, trial: int, model: str, epoch: int | None = None) -> None:
         """Note which trial the final model comes from, the model in words, and the epoch whose weights it has."""
         self.content |= {"winner": trial, "model": model, "model_epoch": epoch}

@@ -114,6 +114,30 @@ class ConfirmationRecord(BaseModel):
     sentences: list[Text]
 
 
+class UnsureRecord(BaseModel):
+    """Below which probability a model says that it is unsure."""
+
+    below: Share
+    refused: Share
+    accuracy: Share
+    images: Images
+
+
+class HeldOutRecord(BaseModel):
+    """What final runs predict of images that they were not trained on."""
+
+    images: Images
+    runs: Count
+    trials: Count
+    suspects: Count
+    accuracy: Share
+    interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    temperature: Annotated[float, Field(gt=0, le=100)]
+    calibration_error: Share
+    calibrated_error: Share
+    unsure: UnsureRecord | None = None
+
+
 class ScoringRecord(BaseModel):
     """One scoring of the test split."""
 
@@ -155,5 +179,7 @@ class StudyContent(BaseModel):
     winner: TrialNumber | None = None
     model: Text | None = None
     model_epoch: Count | None = None
+    race: list[Text] = []
+    held_out: HeldOutRecord | None = None
     test_scorings: list[ScoringRecord] = []
     id: Text | None = None

@@ -17,9 +17,12 @@ from delta_tune.study.study import Study
 from delta_tune.study.time_budget import (
     END_S,
     LARGEST_SHARE,
+    LEAST_RUNS,
     START_S,
     final_training_growth,
+    fold_growth,
     images_to_measure,
+    plan_final_runs,
     plan_post_search,
 )
 from delta_tune.study.trial_plan import plan_trials
@@ -108,10 +111,19 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
             epoch_seconds=dict.fromkeys(map(str, arms), epoch_seconds),
             max_epochs=1,
             slots=slots,
-            growth=final_training_growth(config, study.task),
+            growth=final_training_growth(config, study.task, slots),
         ).total
         reads = images_to_measure(study.configs, study.task) / session.measuring.slots
         measuring = (LEAST_REPETITIONS + 1) * reads * speed.scoring
+    elif study.trains_final:
+        confirming = plan_final_runs(
+            math.inf,
+            runs=LEAST_RUNS,
+            epoch_seconds=epoch_seconds,
+            max_epochs=1,
+            slots=slots,
+            growth=fold_growth(study.task),
+        ).total
     return Means(
         seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,

@@ -6,6 +6,7 @@ from delta_tune.results.layout import BEST
 from delta_tune.search.session import Session
 from delta_tune.study.attention_phase import most_probe_images
 from delta_tune.study.confirmation import Confirmation, confirm, confirmation_to_json
+from delta_tune.study.final_runs import train_final_model
 from delta_tune.study.retraining import describe_model, retrain_and_save, task_with_all_images
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import LOOK_AT_BUDGET_S, SLACK, cached_for, final_takes_val
@@ -18,7 +19,11 @@ def confirm_and_retrain(study: Study, session: Session) -> bool:
         Whether the user interrupted it.
     """
     config, budget, say = study.config, study.budget, study.progress.say
-    if not study.confirms or not study.tables.searched.keys() & set(study.tables.ranked()):
+    if not study.tables.searched.keys() & set(study.tables.ranked()):
+        return False
+    if not study.confirms:
+        if study.trains_final and not study.has_final_model:
+            train_final_model(study, session)
         return False
     repetitions, left, final_seconds = config.confirm, None, 0.0
     if budget.total is not None:
@@ -45,7 +50,9 @@ def confirm_and_retrain(study: Study, session: Session) -> bool:
     if confirmation is not None:
         study.record.set_confirmation(confirmation_to_json(confirmation))
     study.save_record()
-    if confirmation is not None:
+    if confirmation is not None and study.trains_final:
+        train_final_model(study, session, confirmation.trials[confirmation.best])
+    elif confirmation is not None:
         retrain_best(study, session, confirmation, final_seconds)
     return not whole
 

@@ -21,7 +21,7 @@ from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.schedule import MOST_TRIALS, expected_epochs
 from delta_tune.study.study import Study
-from delta_tune.study.time_budget import final_training_growth, plan_post_search
+from delta_tune.study.time_budget import final_training_growth, fold_growth, plan_final_runs, plan_post_search
 from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
@@ -155,12 +155,22 @@ def estimate(study: Study, resources: Resources) -> str:
             epoch_seconds=dict.fromkeys(map(str, arms), seconds),
             max_epochs=config.max_epochs,
             slots=resources.slots,
-            growth=final_training_growth(config, study.task),
+            growth=final_training_growth(config, study.task, resources.slots),
         )
         then = (
             f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "
             f"{format_duration(after.final)} for the final model"
         )
+    elif study.trains_final:
+        runs = plan_final_runs(
+            math.inf,
+            runs=config.final_runs,
+            epoch_seconds=seconds,
+            max_epochs=config.max_epochs,
+            slots=resources.slots,
+            growth=fold_growth(study.task),
+        )
+        then = f", then about {format_duration(runs.final)} for {format_count(runs.runs, 'final run')}"
     return (
         f"Time      about {format_duration(seconds * bought / resources.slots)}{then} "
         f"({seconds:.1f} s an epoch, measured here with one trial running), attention not included"

@@ -90,7 +90,7 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     budget, confirm = study.budget, study.config.confirm
     if budget.total is None:
         return None
-    if not study.confirms:
+    if not study.confirms and not study.trains_final:
         return lambda: budget.left
     most = LARGEST_SHARE * budget.total
     announced = math.inf
@@ -98,10 +98,9 @@ def time_left(study: Study, session: Session) -> Callable[[], float] | None:
     def left() -> float:
         nonlocal announced
         reserved = study.reserve(most, session)
-        if reserved.repetitions < announced and any(
-            row["state"] == "completed" for row in study.tables.searched.values()
-        ):
-            announced = reserved.repetitions
+        kept = reserved.repetitions if confirm else reserved.runs
+        if kept < announced and any(row["state"] == "completed" for row in study.tables.searched.values()):
+            announced = kept
             study.record.set_reserved(dataclasses.asdict(reserved))
             study.progress.say(budget.reserved_after_search(reserved, confirm))
         return budget.left - reserved.total

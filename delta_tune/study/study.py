@@ -11,6 +11,8 @@ from optuna.storages import BaseStorage
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.progress import Progress
 from delta_tune.report.page import ReportWriter
+from delta_tune.results.columns import FINISHED
+from delta_tune.results.layout import BEST
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
@@ -26,9 +28,12 @@ from delta_tune.study.time_budget import (
     START_S,
     PostSearchBudget,
     TimeBudget,
+    final_takes_val,
     final_training_growth,
+    fold_growth,
     images_to_measure,
     mean_epoch_seconds,
+    plan_final_runs,
     plan_post_search,
     scoring_seconds,
 )
@@ -101,6 +106,19 @@ class Study:
         return self.config.confirm > 0 and (self.schedule is None or self.schedule.confirms)
 
     @property
+    def trains_final(self) -> bool:
+        """Whether the final model is to be trained after the search, and there has been time for it so far."""
+        asked = self.config.final_runs > 0 and final_takes_val(self.config) and not self.sampled
+        return asked and (self.schedule is None or self.schedule.confirms)
+
+    @property
+    def has_final_model(self) -> bool:
+        """Whether the model is that of final runs, and no trial has ended since."""
+        ended = sum(row["state"] in FINISHED for row in self.tables.trials.values())
+        known = self.record.held_out
+        return known is not None and known["trials"] == ended and (self.folder / BEST).exists()
+
+    @property
     def sampled(self) -> bool:
         """Whether the time budget is too short for a pass over all images: nothing then needs one."""
         return self.record.sample is not None
@@ -131,14 +149,24 @@ class Study:
             within: seconds they may take.
             session: where they run.
         """
+        epoch_seconds, slots = mean_epoch_seconds(self.tables, self.groups), session.resources.slots
+        if not self.config.confirm:
+            return plan_final_runs(
+                within,
+                runs=self.config.final_runs,
+                epoch_seconds=max(epoch_seconds.values(), default=0.0),
+                max_epochs=self.config.max_epochs,
+                slots=slots,
+                growth=fold_growth(self.task),
+            )
         passes = images_to_measure(self.configs, self.task) / session.measuring.slots
         return plan_post_search(
             within,
             repetitions=self.config.confirm,
-            epoch_seconds=mean_epoch_seconds(self.tables, self.groups),
+            epoch_seconds=epoch_seconds,
             max_epochs=self.config.max_epochs,
-            slots=session.resources.slots,
-            growth=final_training_growth(self.config, self.task),
+            slots=slots,
+            growth=final_training_growth(self.config, self.task, slots),
             split_seconds=self.record.attention_seconds
             + passes * scoring_seconds(self.tables, len(self.task.dataset.val)),
         )

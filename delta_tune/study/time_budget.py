@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from delta_tune.config import StudyConfig, TrialConfig
-from delta_tune.console.format import format_duration
+from delta_tune.console.format import format_count, format_duration
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import Groups
 from delta_tune.training.task import Task
@@ -19,10 +19,25 @@ def final_takes_val(config: StudyConfig) -> bool:
     return config.train_fraction is None and config.train_per_class is None
 
 
-def final_training_growth(config: StudyConfig, task: Task) -> float:
-    """Training images of the final model / training images of a trial."""
+FOLDS = 10
+"""Of train and val, one of which each final run holds out."""
+LEAST_RUNS = 2
+"""Final runs whose weights have a mean."""
+
+
+def fold_growth(task: Task) -> float:
+    """Training images of a final run / of a trial."""
     train, val = len(task.dataset.train), len(task.dataset.val)
-    return (train + val) / train if final_takes_val(config) else 1.0
+    return (1 - 1 / FOLDS) * (train + val) / train
+
+
+def final_training_growth(config: StudyConfig, task: Task, slots: int) -> float:
+    """Training time of the final model / of a trial: of the least final runs, or of one run on all images."""
+    if not final_takes_val(config):
+        return 1.0
+    if config.final_runs:
+        return math.ceil(LEAST_RUNS / slots) * fold_growth(task)
+    return (len(task.dataset.train) + len(task.dataset.val)) / len(task.dataset.train)
 
 
 LARGEST_SHARE = 0.5
@@ -44,9 +59,11 @@ class PostSearchBudget:
         repetitions: repetitions of the confirmation; 0 if fewer than two fit.
         confirmation: seconds of the confirmation.
         final: seconds of the final model.
+        runs: final runs; 0 if the final model is the search's, or trained once.
     """
 
     repetitions: int = 0
+    runs: int = 0
     confirmation: float = 0.0
     final: float = 0.0
 
@@ -106,6 +123,11 @@ class TimeBudget:
             reserved: the reservation.
             confirm: repetitions that the user asked for.
         """
+        if not confirm:
+            return (
+                f"Of the {self._total}, {format_duration(reserved.final)} are kept for "
+                f"{format_count(reserved.runs, 'final run')}."
+            )
         if not reserved.repetitions:
             return self.too_short()
         return (
@@ -114,8 +136,8 @@ class TimeBudget:
         )
 
     def too_short(self) -> str:
-        """A sentence on a budget that has no room for a confirmation."""
-        return f"The {self._total} are too short to confirm and retrain: the search has all of them."
+        """A sentence on a budget that has no room for a confirmation, or for final runs."""
+        return f"The {self._total} are too short to train anew after the search, which has all of them."
 
     def too_short_to_confirm(self, repetitions: int, confirm: int) -> str:
         """A sentence on what is cut.
@@ -199,6 +221,26 @@ def plan_post_search(
         confirmation = count * split_seconds + max_epochs * (count * sum(epoch_seconds.values()) / slots + tail)
         if confirmation + final <= within:
             return PostSearchBudget(repetitions=count, confirmation=confirmation, final=final)
+    return PostSearchBudget()
+
+
+def plan_final_runs(
+    within: float, *, runs: int, epoch_seconds: float, max_epochs: int, slots: int, growth: float
+) -> PostSearchBudget:
+    """Estimate the final runs, as many as fit.
+
+    Args:
+        within: seconds they may take.
+        runs: asked for.
+        epoch_seconds: of a trial, with scoring.
+        max_epochs: of a run.
+        slots: concurrent runs.
+        growth: training images of a run / of a trial.
+    """
+    for count in range(runs, LEAST_RUNS - 1, -1):
+        seconds = math.ceil(count / slots) * max_epochs * epoch_seconds * growth
+        if seconds <= within:
+            return PostSearchBudget(runs=count, final=seconds)
     return PostSearchBudget()
 
 

@@ -13,6 +13,7 @@ from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
 from delta_tune.spaces.space import load_space
 from delta_tune.spaces.validation import CheckedSpace, check_space
 from delta_tune.spaces.warm_start import add_starting_points, best_configurations
+from delta_tune.study.time_budget import final_takes_val
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +71,15 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
         each_run = f"{config.max_epochs} epochs each" if config.time_budget is None else "as long as a full trial"
         confirmed = (
             f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
-            f"{each_run}, and once more for the final model."
+            f"{each_run}{'' if config.final_runs else ', and once more for the final model'}."
         )
-    notes = tuple(text for text in (note, remark, beside, confirmed) if text)
+    final = None
+    if config.final_runs and final_takes_val(config):
+        final = (
+            f"Then the best configuration {config.final_runs} times on nine tenths of train and validation; the mean of "
+            f"the weights is the final model."
+        )
+    notes = tuple(text for text in (note, remark, beside, confirmed, final) if text)
     return TrialPlan(checked=checked, num_trials=trials, notes=notes)
 
 

@@ -1,0 +1,234 @@
+"""The final model: the mean of the weights of several runs, what they say of unseen images, and `best/` made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from delta_tune.config import as_utf8
+from delta_tune.console.escape import distinct_names
+from delta_tune.data.resampling import merge_val_into_train, pool_splits
+from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.inference.model_folder import save_model
+from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.report.predictions import save_predictions, split_logits
+from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
+from delta_tune.results.columns import FINISHED
+from delta_tune.results.label_errors import suspect_labels
+from delta_tune.results.layout import BEST, CHECKPOINTS, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
+from delta_tune.results.statistics import wilson_interval
+from delta_tune.search.session import Session
+from delta_tune.study.race import FoldRun
+from delta_tune.study.study import Study
+from delta_tune.training.checkpoint import last_weights
+from delta_tune.training.metrics import classification_metrics
+from delta_tune.training.task import Task
+from delta_tune.training.workplace import Workplace
+
+FINAL = "final"
+"""Begins the names of the final runs' folders among the checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Predictions of N images by a run that was not trained on them.
+
+    Attributes:
+        names: of the images.
+        labels: (N,).
+        logits: (N, K).
+    """
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose class is predicted."""
+        return float(np.mean(self.logits.argmax(1) == self.labels))
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """(N, K)."""
+        found: NDArray[np.float32] = torch.from_numpy(self.logits).softmax(1).numpy()
+        return found
+
+
+def run_folder(run: FoldRun) -> str:
+    """Name of the checkpoint folder of a final run."""
+    return f"{FINAL}-{trial_name(run.trial)}-{run.fold}"
+
+
+def make_final_model(
+    study: Study, session: Session, folds: Sequence[Task], predicted: Mapping[FoldRun, HeldOut]
+) -> None:
+    """Average the weights of the runs, check the mean, and make it `best/`, with what is known of it.
+
+    Args:
+        study: whose record and folder are written.
+        session: where the mean is checked.
+        folds: the runs' tasks.
+        predicted: the runs of one trial, ≥ 1, and what they predict.
+    """
+    runs, record, best = list(predicted), study.record, study.folder / BEST
+    trial, checkpoints = runs[0].trial, study.folder / CHECKPOINTS
+    held_out = join(list(predicted.values()))
+    files = []
+    for run in runs:
+        if session.mirror is not None:
+            session.mirror.fetch_folder(checkpoints / run_folder(run))
+        files.append(last_weights(checkpoints / run_folder(run)))
+    with session.measuring.workplace() as workplace:
+        weights = checked_means(study, files, held_out.accuracy, workplace, checkpoints / FINAL)
+    known = describe(held_out)
+    metrics = classification_metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
+    config = study.tables.config(trial)
+    origin = {
+        "trial": trial_name(trial),
+        "epoch": config.last_epoch,
+        "config": config.record(),
+        "metrics": {f"val_{name}": value for name, value in metrics.items()},
+        "runs": len(runs),
+        **{name: value for name, value in known.items() if name in ("temperature", "unsure")},
+    }
+    save_model(study.task.backbone, study.task.dataset.classes, weights, origin, best)
+    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
+    times = f"{len(runs)} times" if len(weights) > 1 or len(runs) > 1 else "once"
+    made = "weights averaged" if len(weights) == 1 else f"{len(weights)} networks"
+    record.set_model(trial, f"trial {trial} retrained {times} on {images}, {made}")
+    suspects = suspect_labels(held_out.probabilities, held_out.labels)
+    ended = sum(row["state"] in FINISHED for row in study.tables.trials.values())
+    record.set_held_out(known | {"runs": len(runs), "suspects": len(suspects), "trials": ended})
+    study.save_record()
+    write_held_out(study.task, held_out, suspects, known["temperature"], study.folder / HELD_OUT_FILE)
+    if study.task.dataset.test is None:
+        seen = pool_splits([fold.dataset.val for fold in folds])
+        task = study.task.on(dataclasses.replace(study.task.dataset, val=seen))
+        save_predictions(task, "val", torch.from_numpy(held_out.logits), study.folder / PREDICTIONS_FILE)
+    for folder in checkpoints.glob(f"{FINAL}*"):
+        if session.mirror is not None:
+            session.mirror.discard(folder)
+        shutil.rmtree(folder)
+
+
+def join(parts: Sequence[HeldOut]) -> HeldOut:
+    """The images of all parts."""
+    return HeldOut(
+        names=tuple(name for part in parts for name in part.names),
+        labels=np.concatenate([part.labels for part in parts]),
+        logits=np.concatenate([part.logits for part in parts]),
+    )
+
+
+def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of networks of one architecture, computed in float64; whole numbers are those of the first.
+
+    Args:
+        files: of safetensors, ≥ 1.
+    """
+    first = safetensors.torch.load_file(files[0])
+    total = {name: value.double() for name, value in first.items() if value.is_floating_point()}
+    for file in files[1:]:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            for name, value in total.items():
+                value += opened.get_tensor(name)
+    return first | {name: (value / len(files)).to(first[name].dtype) for name, value in total.items()}
+
+
+def checked_means(
+    study: Study, files: Sequence[Path], held_out_accuracy: float, workplace: Workplace, folder: Path
+) -> list[Path]:
+    """Files of the mean of each group of networks, one group per member of the model.
+
+    Networks that do not lie in one basin have a mean that classifies nothing. So the mean has to classify all images,
+    of which it has seen each, as well as its networks classify those that they have not seen; else the networks
+    themselves become the members, as many as were asked for.
+
+    Args:
+        study: says how many members.
+        files: the networks' weights.
+        held_out_accuracy: of the networks.
+        workplace: scores the means.
+        folder: where they are written.
+    """
+    members, task = study.config.members, study.task.on(merge_val_into_train(study.task.dataset))
+    backbone, labels = task.backbone, task.dataset.train.labels
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for index in range(min(members, len(files))):
+        group = files[index::members]
+        state = mean_weights(group)
+        file = folder / f"member-{index}.safetensors"
+        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, file)
+        written.append(file)
+        if len(group) == 1:
+            continue
+        network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes)).eval()
+        load_state(network, state)
+        logits = split_logits(task, task.dataset.train, network, workplace)
+        accuracy = float(np.mean(logits.argmax(1).numpy() == labels))
+        if not accuracy >= held_out_accuracy:
+            study.progress.say(
+                f"The mean of {len(group)} networks is right for {100 * accuracy:.1f} % of all images, and they are for "
+                f"{100 * held_out_accuracy:.1f} % of those that they have not seen, so they are not averaged."
+            )
+            return list(files[:members])
+    return written
+
+
+def describe(held_out: HeldOut) -> dict[str, Any]:
+    """Accuracy with its interval, temperature, calibration error without and with it, and where to be unsure."""
+    labels, temperature = held_out.labels, fit_temperature(held_out.logits, held_out.labels)
+    calibrated = torch.from_numpy(held_out.logits / temperature).softmax(1).numpy()
+    accuracy = held_out.accuracy
+    return {
+        "images": len(labels),
+        "accuracy": accuracy,
+        "interval": list(wilson_interval(accuracy, len(labels))),
+        "temperature": temperature,
+        "calibration_error": expected_calibration_error(held_out.probabilities, labels),
+        "calibrated_error": expected_calibration_error(calibrated, labels),
+        "unsure": confidence_threshold(calibrated, labels),
+    }
+
+
+def write_held_out(task: Task, held_out: HeldOut, suspects: NDArray[np.int64], temperature: float, file: Path) -> None:
+    """Write a row per held-out image: its class, the predicted one, both probabilities, and whether to check its label.
+
+    Args:
+        task: has the classes.
+        held_out: the predictions.
+        suspects: positions of images whose label is probably wrong, the most suspicious first.
+        temperature: of the probabilities.
+        file: Parquet.
+    """
+    classes = distinct_names(task.dataset.classes, as_utf8)
+    probabilities = torch.from_numpy(held_out.logits / temperature).softmax(1).numpy()
+    predicted = probabilities.argmax(1)
+    places = {int(position): place for place, position in enumerate(suspects, start=1)}
+    table = pa.table(
+        {
+            "image": [as_utf8(name) for name in held_out.names],
+            "true": [classes[label] for label in held_out.labels],
+            "predicted": [classes[label] for label in predicted],
+            "probability": probabilities.max(1),
+            "probability_of_true": probabilities[np.arange(len(predicted)), held_out.labels],
+            "suspect": pa.array([places.get(n) for n in range(len(predicted))], type=pa.int32()),
+        }
+    )
+    with atomic_write(file) as partial:
+        pq.write_table(table, partial)

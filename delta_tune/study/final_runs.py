@@ -1,0 +1,174 @@
+"""After the search: train the best configuration on several folds of train and validation.
+
+Each run holds a tenth of the images out and predicts it at its end, so that what is said of the model comes from images
+that were not trained on. Runs are plain Ray tasks, resumed from their checkpoints like trials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+import safetensors.torch
+import torch
+
+from delta_tune.cluster.assigned_gpu import use_assigned_gpu
+from delta_tune.cluster.failures import BrokenGpuError, device_faults_named
+from delta_tune.cluster.resources import wait_for_resources
+from delta_tune.config import TrialConfig
+from delta_tune.console.format import format_count
+from delta_tune.data.resampling import hold_out_folds
+from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.report.predictions import split_logits
+from delta_tune.results.mirror import local_copy
+from delta_tune.search.session import Session
+from delta_tune.search.worker import push_with_retries
+from delta_tune.study.confirmation import fresh_seed
+from delta_tune.study.final_model import HeldOut, make_final_model, run_folder
+from delta_tune.study.race import MOST_RACERS, ROUNDS, FoldRun, Race, finalists, image_scores, race_sentences
+from delta_tune.study.study import Study
+from delta_tune.study.time_budget import FOLDS, LEAST_RUNS, SLACK, fold_growth
+from delta_tune.training.checkpoint import last_weights
+from delta_tune.training.task import Task
+from delta_tune.training.trial import run_trial
+
+LOOK_S = 1.0
+RACE_SHARE = 1 / 3
+"""Largest share of the study's time for runs of configurations that do not become the model."""
+
+
+def train_final_model(study: Study, session: Session, chosen: int | None = None) -> None:
+    """Train the final model and make it `best/`, if there is time.
+
+    Args:
+        study: whose search is over.
+        session: where to train.
+        chosen: the trial whose configuration it has; None for a race of the best.
+    """
+    say = study.progress.say
+    if study.has_final_model and chosen in (None, study.record.winner):
+        return
+    racers = [chosen] if chosen is not None else finalists(study.tables, len(study.task.dataset.val))
+    if not racers:
+        return
+    count, racers = runs_that_fit(study, session, racers)
+    if count < LEAST_RUNS:
+        say("The time budget has no room left for the final runs: best/ stays as it is.")
+        return
+    configs = {trial: study.tables.config(trial) for trial in racers}
+    folds = fold_tasks(study, session, list(configs.values()))[:count]
+    rivals = " and ".join(named(study, each) for each in racers[1:])
+    race = Race(racers, len(folds))
+    say(
+        f"Final runs: {named(study, racers[0])} {len(folds)} times on {len(folds[0].dataset.train)} images"
+        f"{f', and {rivals} {ROUNDS} times to compare' if rivals else ''}."
+    )
+    ended = run_race(study, session, race, folds, configs)
+    study.record.set_race(race_sentences(race, lambda trial: named(study, trial), study.config.metric))
+    runs = sorted((run for run in ended if run.trial == race.leader), key=lambda run: run.fold)
+    if len(runs) < LEAST_RUNS:
+        say(f"Only {format_count(len(runs), 'final run')} ended: best/ stays as it is.")
+        return
+    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs})
+
+
+def named(study: Study, trial: int) -> str:
+    """A trial in words."""
+    return f"{study.tables.trials[trial]['config.regularizer']} (trial {trial})"
+
+
+def runs_that_fit(study: Study, session: Session, racers: Sequence[int]) -> tuple[int, list[int]]:
+    """How many runs of the leader there is time for, and who races: each rival costs `ROUNDS` further runs."""
+    wanted, seconds, room = study.config.final_runs, run_seconds(study, racers[0]), math.inf
+    if study.budget.total is not None and seconds > 0:
+        room = max(0, math.floor(study.budget.left / ((1 - SLACK) * seconds))) * session.resources.slots
+    searched = sum(row["train_seconds"] + row["eval_seconds"] for row in study.tables.searched.values())
+    rivals = 0
+    for more in range(1, min(len(racers), MOST_RACERS)):
+        runs = more * ROUNDS
+        if wanted + runs <= room and runs * seconds <= RACE_SHARE * (searched + (wanted + runs) * seconds):
+            rivals = more
+    return int(min(wanted, room)), list(racers[: 1 + rivals])
+
+
+def run_seconds(study: Study, trial: int) -> float:
+    """Expected seconds of a final run of a trial's configuration."""
+    row = study.tables.trials[trial]
+    seconds = (row["train_seconds"] + row["eval_seconds"]) / max(1, row["epochs"])
+    return float(seconds * study.tables.config(trial).last_epoch * fold_growth(study.task))
+
+
+def fold_tasks(study: Study, session: Session, configs: Sequence[TrialConfig]) -> list[Task]:
+    """The task with each fold held out. Attention is that of the search; the rest is measured where a run needs it."""
+    with session.measuring.workplace() as workplace:
+        study.task.measurements.measure_source(configs, study.progress.say, workplace)
+        study.task.measurements.find_attention(configs, study.progress.say)
+    tasks = []
+    for data in hold_out_folds(study.task.dataset, FOLDS, fresh_seed(study.config.seed, FOLDS)):
+        task = dataclasses.replace(study.task, dataset=data, cache=None)
+        task.measurements.keep_attention(study.task.measurements.attention)
+        tasks.append(task)
+    return tasks
+
+
+def run_race(
+    study: Study, session: Session, race: Race, folds: Sequence[Task], configs: Mapping[int, TrialConfig]
+) -> dict[FoldRun, HeldOut]:
+    """Train what the race asks for, as long as there is time; return what the runs predict that ended well."""
+    resources, say, budget = session.resources, study.progress.say, study.budget
+    seconds = max(run_seconds(study, trial) for trial in race.racers)
+    wait_for_resources(resources, say)
+    shared, ended, running = ray.put(list(folds)), dict[FoldRun, HeldOut](), dict[Any, FoldRun]()
+
+    def start(run: FoldRun) -> None:
+        gpus = study.tables.trials[run.trial].get("gpus") or resources.gpus_per_trial
+        options = {"num_cpus": resources.cpus_per_trial, "num_gpus": gpus if resources.gpus_per_trial else 0}
+        remote: Any = ray.remote(max_retries=3, retry_exceptions=[BrokenGpuError], **options)(_train)
+        config = dataclasses.replace(configs[run.trial], seed=fresh_seed(study.config.seed, FOLDS + 1 + run.fold))
+        place = f"{session.checkpoints(study.folder)}/{run_folder(run)}"
+        running[remote.remote([shared], run.fold, config, place, resources.device, resources.threads)] = run
+
+    try:
+        with study.progress.bar("Final runs", len(folds)) as advance:
+            while True:
+                while len(running) < resources.slots and budget.has_time_for(seconds):
+                    if (run := race.upcoming()) is None:
+                        break
+                    start(run)
+                if not running or budget.left + SLACK * seconds <= 0:
+                    return ended
+                for reference in ray.wait(list(running), timeout=LOOK_S)[0]:
+                    run, found = running.pop(reference), ray.get(reference)
+                    advance(run.trial == race.leader)
+                    if isinstance(found, str):
+                        say(f"A final run of {named(study, run.trial)} diverged: {found}.")
+                        race.ended(run, None)
+                        continue
+                    ended[run] = found
+                    race.ended(run, image_scores(found.logits, found.labels, study.config.metric))
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _train(
+    shared: list[Any], fold: int, config: TrialConfig, checkpoint: str, device: str, threads: int
+) -> HeldOut | str:
+    """Train a fold's run, resuming where an earlier session stopped; return its predictions, or why it diverged."""
+    torch.set_num_threads(threads)
+    with device_faults_named("a final run"), local_copy(checkpoint) as (folder, mirror):
+        if device != "cpu":
+            use_assigned_gpu()
+        task: Task = ray.get(shared[0])[fold]
+        saved = None if mirror is None else lambda epoch: push_with_retries(mirror)
+        error = run_trial(task, config, checkpoint=folder, device=device, saved=saved).error
+        if error:
+            return error
+        backbone, val = task.backbone, task.dataset.val
+        network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes))
+        load_state(network, safetensors.torch.load_file(last_weights(folder)))
+        logits = split_logits(task, val, network.eval().to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        return HeldOut(names=val.names, labels=val.labels, logits=logits.numpy())

@@ -1,0 +1,176 @@
+"""Which configuration the final runs are of: the best few train on the same folds, as long as it is not clear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, Metric
+from delta_tune.results.tables import StudyTables
+
+MOST_RACERS = 3
+ROUNDS = 2
+"""Folds on which all racers run, unless the data tell them apart before."""
+CLEAR = 1.96
+"""Standard errors by which a racer must be behind the leader to be dropped: 95 % of a normal distribution."""
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldRun:
+    """One run: a trial's configuration, trained on all but one fold."""
+
+    trial: int
+    fold: int
+
+
+class Race:
+    """Says which run comes next, and learns how each ended.
+
+    All racers run on the first folds, in rounds. One that is clearly behind the leader on the images that both have
+    predicted, image by image, runs no further. Then the leader alone runs on the folds that are left.
+
+    Args:
+        racers: numbers of trials, the favourite first.
+        folds: of each the leader's run is wanted.
+    """
+
+    def __init__(self, racers: Sequence[int], folds: int) -> None:
+        self.racers, self._folds = tuple(racers), folds
+        self._rounds = min(ROUNDS, folds) if len(racers) > 1 else 0
+        self.alive = list(racers)
+        self.scores: dict[FoldRun, Scores | None] = {}
+        """Of each run that ended: a score of each image of its fold; None if it failed."""
+        self._started: set[FoldRun] = set()
+
+    def upcoming(self) -> FoldRun | None:
+        """The next run; None if there is none, or none before another has ended."""
+        for fold in range(self._rounds):
+            for trial in self.alive:
+                if (run := FoldRun(trial=trial, fold=fold)) not in self._started:
+                    self._started.add(run)
+                    return run
+        if any(run.fold < self._rounds and run.trial in self.alive for run in self._started - self.scores.keys()):
+            return None  # another may lead after it
+        for fold in range(self._folds):
+            if (run := FoldRun(trial=self.leader, fold=fold)) not in self._started:
+                self._started.add(run)
+                return run
+        return None
+
+    def ended(self, run: FoldRun, scores: Scores | None) -> None:
+        """Note how a run ended, and drop who is clearly behind.
+
+        Args:
+            run: one that `upcoming` returned.
+            scores: of the images of its fold, higher is better; None if it failed.
+        """
+        self.scores[run] = scores
+        if scores is None:
+            self.alive = [trial for trial in self.alive if trial != run.trial] or self.alive
+        leader = self.leader
+        self.alive = [trial for trial in self.alive if trial == leader or not self._is_behind(trial, leader)]
+
+    @property
+    def leader(self) -> int:
+        """The best of those that are alive, on the folds that all of them have run; the favourite at first."""
+        shared = [fold for fold in range(self._rounds) if all(self._has(trial, fold) for trial in self.alive)]
+        if not shared:
+            return self.alive[0]
+        return max(self.alive, key=lambda trial: float(np.mean(self._of(trial, shared))))  # the first of equal ones
+
+    def compared(self, trial: int, other: int) -> tuple[float, float, int]:
+        """Mean difference of two trials' scores, image by image, its standard error, and the number of images."""
+        folds = [fold for fold in range(self._folds) if self._has(trial, fold) and self._has(other, fold)]
+        if not folds:
+            return 0.0, math.inf, 0
+        gap = self._of(trial, folds) - self._of(other, folds)
+        error = float(np.std(gap, ddof=1) / math.sqrt(len(gap))) if len(gap) > 1 else math.inf
+        return float(np.mean(gap)), error, len(gap)
+
+    def _is_behind(self, trial: int, leader: int) -> bool:
+        gap, error, images = self.compared(trial, leader)
+        return images > 0 and gap < 0 and gap + CLEAR * error < 0
+
+    def _has(self, trial: int, fold: int) -> bool:
+        return self.scores.get(FoldRun(trial=trial, fold=fold)) is not None
+
+    def _of(self, trial: int, folds: Sequence[int]) -> Scores:
+        found = [self.scores[FoldRun(trial=trial, fold=fold)] for fold in folds]
+        return np.concatenate([scores for scores in found if scores is not None])
+
+
+def finalists(tables: StudyTables, num_val: int) -> list[int]:
+    """The trials that may race, the best first: the next best ones, and the best of plain L2 as a control.
+
+    They are ordered by their last epoch, for that is what a final run ends with. Of the others, only those count whose
+    accuracy the validation split cannot tell from the best one's, that is, within its standard error; if the metric is
+    a loss, the next best.
+    """
+    rows = {number: tables.epochs[number][-1] for number in tables.ranked()}
+    ranked = sorted(rows, key=lambda number: (tables.is_sampled(number), *tables.rank_of(rows[number]), number))
+    if not ranked:
+        return []
+    first = ranked[0]
+    close = [number for number in ranked[1:] if _is_close(tables.metric, rows[first], rows[number], num_val)]
+    methods = {number: tables.trials[number]["config.regularizer"] for number in ranked}
+    control = next((number for number in ranked if methods[number] == BASELINE), first)
+    # The first model is no fine-tuning: it races only if nothing is better
+    others = [number for number in close if methods[number] not in (BASELINE, FIRST_MODEL)]
+    chosen = [first, *([control] if control != first else []), *others]
+    return sorted(chosen[:MOST_RACERS], key=ranked.index)
+
+
+def _is_close(metric: Metric, best: dict[str, float], other: dict[str, float], num_val: int) -> bool:
+    if METRICS[metric] == "min":
+        return True
+    error = math.sqrt(max(best[metric] * (1 - best[metric]), 0.25 / num_val) / num_val)
+    return best[metric] - other[metric] <= error
+
+
+def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> Scores:
+    """A score of each image, higher is better, whose mean is the metric; for macro F1 the accuracy stands in.
+
+    Args:
+        logits: (N, K).
+        labels: (N,), in [0, K).
+        metric: of the study.
+    """
+    if metric == "val_loss":
+        shifted = logits - logits.max(1, keepdims=True)
+        losses: Scores = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+        return -losses
+    right = (logits.argmax(1) == labels).astype(np.float64)
+    if metric != "val_balanced_accuracy":
+        return right
+    counts = np.bincount(labels)
+    scores: Scores = right * len(labels) / (np.count_nonzero(counts) * counts[labels])
+    return scores
+
+
+def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> list[str]:
+    """What the race says of each rival of the leader.
+
+    Args:
+        race: that has ended.
+        name: a trial in words.
+        metric: of the study.
+    """
+    lines, leader = [], race.leader
+    unit, factor = ("", 1.0) if metric == "val_loss" else (" points", 100.0)
+    for rival in race.racers:
+        gap, error, images = race.compared(leader, rival)
+        if rival == leader or not images:
+            continue
+        low, high = factor * (gap - CLEAR * error), factor * (gap + CLEAR * error)
+        told = "ahead" if low > 0 else "not told apart"
+        lines.append(
+            f"Race: {name(leader)} against {name(rival)} on {images} images that neither was trained on: "
+            f"{factor * gap:+.1f}{unit} [{low:.1f}, {high:.1f}], {told}."
+        )
+    return lines
