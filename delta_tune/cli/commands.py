@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from delta_tune.cli.launch import EXIT_MISTAKE
 from delta_tune.config import UserError, visible
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from delta_tune.inference.model import Prediction
 
 MODEL_FOLDER = "Folder of a study, or its best/; local or at s3://…"
+FLIP = "Average the image and its mirror image, which takes twice as long"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,10 +37,17 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them")
     predict.add_argument("--top", type=int, default=2, metavar="K", help="Number of classes to show (2)")
     predict.add_argument("--device", default="cpu", metavar="DEVICE", help="Where to compute, such as cuda (cpu)")
+    predict.add_argument("--flip", action="store_true", help=FLIP)
+    predict.add_argument(
+        "--min-confidence",
+        metavar="X|auto",
+        help="Mark predictions with a lower probability as unsure; auto is what the study found",
+    )
     predict.add_argument("--json", action="store_true", help="Print the probability of every class as JSON")
     export = _command(commands, "export", _export, "Write the model for other programs")
     export.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
     export.add_argument("--format", choices=tuple(SUFFIXES), required=True, help="Format of the file")
+    export.add_argument("--flip", action="store_true", help=f"{FLIP}; not with state_dict")
     export.add_argument(
         "--output", type=Path, metavar="FILE", help="File to write (model.onnx, model.pt or model.pth, by format)"
     )
@@ -74,9 +83,11 @@ def _predict(given: argparse.Namespace) -> None:
 
     if given.top < 1:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
-    model = load(given.folder, given.device)
+    least = _min_confidence(given.min_confidence)
+    model = load(given.folder, given.device, flip=given.flip)
     names = [name for image in given.images for name in (list_images(image) if os.path.isdir(image) else [image])]
-    predictions = model.predict(names[0] if len(names) == 1 else names)  # a single one that is unreadable has no rows
+    images = names[0] if len(names) == 1 else names  # a single one that is unreadable has no rows
+    predictions = model.predict(images, min_confidence=least)
     if given.json:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
         print(json.dumps(rows, indent=2))
@@ -91,6 +102,20 @@ def _predict(given: argparse.Namespace) -> None:
         )
 
 
+def _min_confidence(text: str | None) -> float | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UserError(f"--min-confidence must be a number from 0 to 1, or auto, but got {text}.")
+    return value
+
+
 def _print_predictions(names: Sequence[str | Path], predictions: Sequence[Prediction], top: int) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -100,7 +125,8 @@ def _print_predictions(names: Sequence[str | Path], predictions: Sequence[Predic
         if prediction.label is None or prediction.probability is None:
             table.add_row(visible(str(name)), visible(prediction.error or ""))
             continue
-        cells = [str(name), prediction.label, f"{100 * prediction.probability:.1f} %"]
+        label = f"unsure ({prediction.label}?)" if prediction.unsure else prediction.label
+        cells = [str(name), label, f"{100 * prediction.probability:.1f} %"]
         if top > 1:
             others = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[1:top]
             cells.append(", ".join(f"{label} {100 * probability:.1f} %" for label, probability in others))
@@ -118,7 +144,7 @@ def _export(given: argparse.Namespace) -> None:
         raise UserError(f"--output {file} has no folder to lie in; make {file.absolute().parent} first.")
     if file.is_dir():
         raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
-    model = load(given.folder)
+    model = load(given.folder, flip=given.flip)
     try:
         written = export_model(model, given.format, file)
     except OSError as error:

@@ -17,6 +17,7 @@ from torchvision.models import get_model
 
 from delta_tune.config import UserError
 from delta_tune.filesystem.atomic import atomic_write, write_json
+from delta_tune.inference.ensemble import Flipped, members_of
 from delta_tune.inference.formats import SUFFIXES, Format
 from delta_tune.inference.model import Model
 from delta_tune.models.backbones import constructor_options
@@ -26,6 +27,8 @@ from delta_tune.results.layout import CONFIG_FILE
 TOLERANCE = 1e-4
 """Largest allowed difference of logits between the model and the exported file, in parts of the largest above 1."""
 CHECKED_BATCHES = (1, 3)
+OF_THE_FOLDER = ("networks", "sha256", "temperature")
+"""Keys of `config.json` that do not hold for a file that computes all by itself."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -33,14 +36,27 @@ class ExportMismatch(UserError):
     """The exported file does not compute what the model computes."""
 
 
+class _Calibrated(nn.Module):
+    """A network's logits (N, K), divided by the temperature."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits / self.temperature
+
+
 def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
     """Export a model to `file`, atomically.
 
     ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
-    any N. Classes and preprocessing are in the file too (ONNX: JSON in `metadata_props`, with the layout of `input`
-    and `output`; TorchScript: the extra file `config.json`). The state dict loads into torchvision's or timm's
-    own constructor; a JSON file beside it, `FILE.json`, has the constructor's arguments, classes and preprocessing.
-    Each file is read again by the library that it is meant for, and its logits are compared.
+    any N, divided by the model's temperature. Classes and preprocessing are in the file too (ONNX: JSON in
+    `metadata_props`, with the layout of `input` and `output`; TorchScript: the extra file `config.json`, with
+    `output`). The state dict loads into torchvision's or timm's own constructor; a JSON file beside it, `FILE.json`,
+    has the constructor's arguments, classes, preprocessing and temperature. Each file is read again by the library
+    that it is meant for, and its logits are compared.
 
     Args:
         model: on CPU, in eval mode.
@@ -51,7 +67,8 @@ def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
         The files written.
 
     Raises:
-        UserError: ONNX's packages are missing, or the network cannot be exported to this format.
+        UserError: ONNX's packages are missing, the network cannot be exported to this format, or a state dict is wanted
+            of several networks or of one that sees mirror images.
         ExportMismatch: logits for random images differ from the model's by more than `TOLERANCE`.
     """
     if kind == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES):
@@ -59,6 +76,8 @@ def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
             f"--format onnx needs the packages {', '.join(ONNX_PACKAGES)}; install them with "
             f'pip install "delta-tune[onnx]".'
         )
+    if kind == "state_dict":
+        _check_one_network(model)
     try:
         with atomic_write(file) as partial:
             {"onnx": _onnx, "torchscript": _torchscript, "state_dict": _state_dict}[kind](model, partial)
@@ -74,6 +93,13 @@ def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
     return file, beside
 
 
+def _check_one_network(model: Model) -> None:
+    flip, networks = isinstance(model.network, Flipped), len(members_of(model.network))
+    if flip or networks > 1:
+        what = f"{networks} networks" if networks > 1 else "a network that sees the image and its mirror image"
+        raise UserError(f"A state dict cannot hold {what}; give --format onnx or torchscript.")
+
+
 def _state_dict(model: Model, file: Path) -> None:
     network = model.network.to(memory_format=torch.contiguous_format)
     torch.save(network.state_dict(), file)  # no plain dict: it has the versions of modules, which MNASNet asks for
@@ -81,7 +107,7 @@ def _state_dict(model: Model, file: Path) -> None:
     build = timm.create_model if told["call"] == "timm.create_model" else get_model
     rebuilt: nn.Module = build(*told["arguments"], **told["keywords"])
     rebuilt.load_state_dict(torch.load(file, weights_only=True))
-    _check(model, rebuilt.eval())
+    _check(model, network, rebuilt.eval())
 
 
 def _constructor(model: Model) -> dict[str, Any]:
@@ -94,8 +120,15 @@ def _constructor(model: Model) -> dict[str, Any]:
     }
 
 
+def _calibrated(model: Model) -> nn.Module:
+    """What computes logits whose softmax is what the model predicts."""
+    return model.network if model.temperature == 1 else _Calibrated(model.network, model.temperature).eval()
+
+
 def _torchscript(model: Model, file: Path) -> None:
-    network = model.network.to(memory_format=torch.contiguous_format)
+    network = _calibrated(model).to(memory_format=torch.contiguous_format)
+    told = {name: value for name, value in model.config.items() if name not in OF_THE_FOLDER}
+    told["output"] = _output(model)
     with warnings.catch_warnings():
         # PyTorch recommends torch.export, but its files need Python; TorchScript needs only libtorch
         for category in (DeprecationWarning, FutureWarning):
@@ -103,16 +136,16 @@ def _torchscript(model: Model, file: Path) -> None:
         # Sizes become constants, which is right: the input size is fixed
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(network, _random_images(model, 2))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(file), _extra_files={CONFIG_FILE: json.dumps(model.config)})
+        torch.jit.save(traced, str(file), _extra_files={CONFIG_FILE: json.dumps(told)})
         read = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
-    _check(model, read)
+    _check(model, network, read)
 
 
 def _onnx(model: Model, file: Path) -> None:
     import onnx
     import onnxruntime
 
-    network = model.network.to(memory_format=torch.contiguous_format)
+    network = _calibrated(model).to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter and onnxscript
         program = torch.onnx.export(
@@ -134,22 +167,31 @@ def _onnx(model: Model, file: Path) -> None:
             **{"name": "images", "type": "float32", "layout": "NCHW", "shape": ["N", 3, size, size], "channels": "RGB"},
             "values": "(pixel / 255 - preprocessing.mean) / preprocessing.std",
         },
-        "output": {
-            **{"name": "logits", "type": "float32", "shape": ["N", len(model.classes)], "order": "classes"},
-            "values": "logits; softmax makes them probabilities",
-        },
+        "output": {"name": "logits", **_output(model)},
     }
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.save(proto, str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    _check(model, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
+    _check(model, network, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
 
 
-def _check(model: Model, exported: Callable[[Tensor], Tensor]) -> None:
+def _output(model: Model) -> dict[str, Any]:
+    """What a file says of what it computes."""
+    values = "logits; softmax makes them probabilities"
+    if model.temperature != 1:
+        values = f"logits, already divided by the temperature {model.temperature:.6g}; softmax makes them probabilities"
+    flip = {"flip": "probabilities are the means of those of the image and of its mirror image"}
+    return {
+        **{"type": "float32", "shape": ["N", len(model.classes)], "order": "classes", "values": values},
+        **(flip if isinstance(model.network, Flipped) else {}),
+    }
+
+
+def _check(model: Model, network: nn.Module, exported: Callable[[Tensor], Tensor]) -> None:
     for many in CHECKED_BATCHES:
         images = _random_images(model, many)
         with torch.inference_mode():
-            expected, found = model.network(images), exported(images)
+            expected, found = network(images), exported(images)
         apart, largest = float((expected - found).abs().max()), max(1.0, float(expected.abs().max()))
         if not apart <= TOLERANCE * largest:
             raise ExportMismatch(

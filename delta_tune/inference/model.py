@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from delta_tune.data.augmentation import center_crop
 from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.device_copies import to_device
 from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, to_square
+from delta_tune.inference.ensemble import Flipped
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import read_model
 
@@ -33,18 +34,36 @@ class Prediction:
     """Probability of each class, in training order; empty if the image cannot be read."""
     error: str | None = None
     """A sentence if the image cannot be read."""
+    unsure: bool = False
+    """Whether `probability` is below the `min_confidence` that was asked for."""
 
 
 class Model:
-    """A fine-tuned network with its classes and preprocessing, in eval mode."""
+    """A fine-tuned network with its classes and preprocessing, in eval mode.
 
-    def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
-        self.network, self.config = network, config
+    Attributes:
+        network: maps normalised images (N, 3, S, S) to logits (N, K); with `flip` to the log of the mean probabilities
+            of an image and its mirror image.
+        config: the content of `config.json`.
+        classes: in the order of the logits.
+        preprocessing: of images.
+        temperature: softmax(logits / temperature) are the probabilities.
+    """
+
+    def __init__(self, network: nn.Module, config: dict[str, Any], *, flip: bool = False) -> None:
+        self.network, self.config = Flipped(network) if flip else network, config
+        self.temperature: float = config.get("temperature", 1.0)
         self.classes: tuple[str, ...] = tuple(config["classes"])
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         self.preprocessing = Preprocessing(**stored)
 
-    def predict(self, images: Images, *, batch_size: int = EVAL_BATCH_SIZE) -> list[Prediction]:
+    def predict(
+        self,
+        images: Images,
+        *,
+        batch_size: int = EVAL_BATCH_SIZE,
+        min_confidence: float | Literal["auto"] | None = None,
+    ) -> list[Prediction]:
         """Classify images.
 
         Args:
@@ -52,14 +71,18 @@ class Model:
                 reading bytes, uploads of web frameworks, PIL images, uint8 arrays (H, W, 3) or (H, W), or uint8 tensors
                 (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
             batch_size: images per forward pass, ≥ 1.
+            min_confidence: a prediction with a lower probability is marked as `unsure`, in [0, 1]; "auto" is what the
+                study found.
 
         Returns:
             A prediction for each image, in order; one of several that cannot be read has an `error` instead of a label.
 
         Raises:
             UserError: a single image cannot be read, what is given is no image, an array has another type or shape, the
-                batch size is below 1, or the model returns numbers that are not finite.
+                batch size is below 1, `min_confidence` is outside [0, 1], or "auto" and the study found none, or the
+                model returns numbers that are not finite.
         """
+        least = self._least(min_confidence)
         if batch_size < 1:
             raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
         found: list[Prediction] = []
@@ -70,7 +93,7 @@ class Model:
             found += [
                 Prediction(None, None, {}, str(square))
                 if isinstance(square, DamagedImage)
-                else self._prediction(next(rows))
+                else self._prediction(next(rows), least)
                 for square in batch
             ]
         return found
@@ -80,29 +103,47 @@ class Model:
         for image in open_each(images):
             yield image if isinstance(image, DamagedImage) else to_square(image, p.stored_size, p.interpolation)
 
-    def _prediction(self, row: np.ndarray) -> Prediction:
+    def _least(self, min_confidence: float | Literal["auto"] | None) -> float:
+        if min_confidence is None:
+            return 0.0
+        if min_confidence == "auto":
+            if (found := self.config.get("unsure")) is None:
+                raise UserError(
+                    "The model does not know below which confidence it is unsure, for its study did not find out; give "
+                    "a number from 0 to 1 instead of auto."
+                )
+            return float(found["below"])
+        if not isinstance(min_confidence, int | float) or not 0 <= min_confidence <= 1:
+            raise UserError(f'min_confidence must be a number from 0 to 1, or "auto", but got {min_confidence!r}.')
+        return min_confidence
+
+    def _prediction(self, row: np.ndarray, least: float) -> Prediction:
+        probability = float(row.max())
         return Prediction(
             self.classes[int(row.argmax())],
-            float(row.max()),
+            probability,
             dict(zip(self.classes, map(float, row), strict=True)),
+            unsure=probability < least,
         )
 
     def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             logits = self.network(center_crop(to_device(pixels, device), self.preprocessing))
-            probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
+            probabilities: np.ndarray = (logits.float() / self.temperature).softmax(1).cpu().numpy()
         if not np.isfinite(probabilities).all():
             raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")
         return probabilities
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+def load(folder: str | Path, device: torch.device | str = "cpu", *, flip: bool = False) -> Model:
     """Load the model from a study's folder or its `best/`.
 
     Args:
         folder: a local folder, or an address such as s3://bucket/results/photos.
         device: where to predict.
+        flip: whether probabilities are the mean of those of the image and of its mirror image: often more accurate,
+            and takes twice as long.
 
     Raises:
         UserError: the folder has no model, or the device is unusable.
@@ -118,4 +159,5 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
             f"The device {device} cannot be used ({cause}); give cpu, or cuda where PyTorch finds a GPU."
         ) from error
     config, network = read_model(folder)
-    return Model(network.to(device, memory_format=torch.channels_last), config)  # type: ignore[call-overload]
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Model(network, config, flip=flip)

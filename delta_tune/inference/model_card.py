@@ -38,7 +38,9 @@ model = delta_tune.load("best")  # this folder
 model.predict(["photo.jpg"])  # label and probability of each image
 ```
 
-`model.safetensors` holds the weights, `config.json` all that another program needs: classes, preprocessing, backbone.
+`model.safetensors` holds the weights{% if networks > 1 %} of the first of {{ networks }} networks, whose \
+probabilities are averaged, `model-2.safetensors` and so on those of the others{% endif %}, \
+`config.json` all that another program needs: classes, preprocessing, backbone.
 
 ## Data
 
@@ -69,7 +71,10 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 
 ## Limits
 
-- Whatever it is shown, it answers with one of its classes; its probabilities have not been calibrated.
+- Whatever it is shown, it answers with one of its classes; \
+{% if temperature %}its probabilities are calibrated: logits are divided by the temperature {{ temperature }}.
+{% else %}its probabilities have not been calibrated.
+{% endif %}
 - The figures hold for images such as those of {{ data | as_name }}; nothing else was tried.
 {% for limit in limits %}
 - {{ limit }}
@@ -109,6 +114,8 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         first_model=FIRST_MODEL,
         backbone=told["backbone"]["model"],
         classes=told["classes"],
+        networks=told.get("networks", 1),
+        temperature=f"{told['temperature']:.3g}" if "temperature" in told else "",
         many=MANY_CLASSES,
         data=record.settings["data"],
         images=", ".join(f"{count} {split}" for split, count in record.images.items()),

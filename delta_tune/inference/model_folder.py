@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,15 +18,38 @@ from torch import Tensor, nn
 from delta_tune.config import UserError
 from delta_tune.data.images import Interpolation
 from delta_tune.filesystem.atomic import atomic_write, write_json
-from delta_tune.filesystem.untrusted import JSON_BYTES, Count, Number, Scalar, Text, parse_json, read_json, refusing
+from delta_tune.filesystem.untrusted import (
+    JSON_BYTES,
+    Count,
+    Number,
+    Scalar,
+    Share,
+    Text,
+    parse_json,
+    read_json,
+    refusing,
+)
 from delta_tune.filesystem.uris import open_filesystem, read_regular
+from delta_tune.inference.ensemble import combine
 from delta_tune.models.backbones import Backbone, build_architecture, check_output, load_state
-from delta_tune.results.layout import BEST, CONFIG_FILE, PICTURES_FILE, PREDICTIONS_FILE, WEIGHTS_FILE
+from delta_tune.results.layout import (
+    BEST,
+    CONFIG_FILE,
+    MORE_WEIGHTS_FILES,
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    weights_file,
+)
 
 MAX_SIDE = 4096
 """Pixels; as in `StudyConfig.image_size`."""
 HEADER_BYTES = 16 * 2**20
 """At most, of a safetensors file without its tensors."""
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, MemoryError, safetensors.SafetensorError)
+"""What a damaged folder raises."""
+MAX_NETWORKS = 16
+MEASURED = ("networks", "sha256", "temperature", "unsure")
+"""Keys of `config.json` that hold for these very weights and change what `predict` answers."""
 
 
 def _not_empty(text: str) -> str:
@@ -37,6 +62,10 @@ def _unlike(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError("a class stands twice")
     return names
+
+
+Networks = Annotated[int, Field(ge=1, le=MAX_NETWORKS)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class ModelBackbone(BaseModel):
@@ -62,12 +91,26 @@ def _larger(sizes: ModelPreprocessing) -> ModelPreprocessing:
     return sizes
 
 
+class ModelUnsure(BaseModel):
+    """What `confidence_threshold` found."""
+
+    below: Share
+    refused: Share
+    accuracy: Share
+    images: Count
+
+
 class ModelConfig(BaseModel):
     """What prediction needs of `config.json`."""
 
     backbone: ModelBackbone
     classes: Annotated[list[Text], Field(min_length=1, max_length=50_000), AfterValidator(_unlike)]
     preprocessing: Annotated[ModelPreprocessing, AfterValidator(_larger)]
+    networks: Networks = 1
+    sha256: list[Text] = []
+    """Of each network's file, if there are several."""
+    temperature: Temperature = 1.0
+    unsure: ModelUnsure | None = None
 
 
 class ModelTrial(BaseModel):
@@ -104,36 +147,66 @@ class StudyModelConfig(BaseModel):
     epoch: Count | None = None
     config: ModelTrial
     metrics: dict[Text, Number]
+    networks: Networks = 1
+    temperature: Temperature = 1.0
 
 
 def save_model(
-    backbone: Backbone, classes: Sequence[str], weights: Path, origin: Mapping[str, Any], best: Path
+    backbone: Backbone, classes: Sequence[str], weights: Sequence[Path], origin: Mapping[str, Any], best: Path
 ) -> None:
     """Write a folder of weights and all that another program needs to predict with them.
 
-    Predictions and maps of another model beside it are removed.
+    Predictions and maps of another model beside it are removed. The folder can be read at every moment: while weights
+    are replaced, `config.json` tells of one network without a temperature, the former model's first one or the new
+    model's. Who read it before, or has a copy of a part, sees by the sums of the files that they are not of one model.
 
     Args:
-        backbone: of the network.
-        classes: in the order of its outputs.
-        weights: a safetensors file.
-        origin: where they come from: trial, epoch, config, metrics.
+        backbone: of the networks.
+        classes: in the order of their outputs.
+        weights: 1 to 16 safetensors files, whose networks' probabilities are averaged.
+        origin: where they come from: trial, epoch, config, metrics; `temperature` and `unsure`, if they are known.
         best: the folder.
+
+    Raises:
+        FileNotFoundError: a file of weights is missing.
     """
+    assert 1 <= len(weights) <= MAX_NETWORKS
     for file in (PREDICTIONS_FILE, PICTURES_FILE):
         (best.parent / file).unlink(missing_ok=True)
     best.mkdir(exist_ok=True)
-    with atomic_write(best / WEIGHTS_FILE) as partial:
-        shutil.copyfile(weights, partial)
+    names = [weights_file(number) for number in range(1, len(weights) + 1)]
+    sums = []
+    with ExitStack() as copies:
+        for name, file in zip(names, weights, strict=True):
+            partial = copies.enter_context(atomic_write(best / name))
+            shutil.copyfile(file, partial)
+            with partial.open("rb") as copy:
+                sums.append(hashlib.file_digest(copy, "sha256").hexdigest())
+        _forget_measured(best)  # all is copied; now the copies get their names
+    for stale in best.glob(MORE_WEIGHTS_FILES):
+        if stale.name not in names:
+            stale.unlink()
+    several = {"networks": len(names), "sha256": sums} if len(names) > 1 else {}
     write_json(
         best / CONFIG_FILE,
         {
             **origin,
+            **several,
             "backbone": {"model": backbone.model, "head": backbone.head, "fingerprint": backbone.fingerprint},
             "classes": list(classes),
             "preprocessing": dataclasses.asdict(backbone.preprocessing),
         },
     )
+
+
+def _forget_measured(best: Path) -> None:
+    """Let `config.json` tell of the model's first network alone, for whatever weights it has."""
+    try:
+        told = read_json(best / CONFIG_FILE, dict[str, Any])
+    except (OSError, ValueError):  # none yet, or a damaged one, which is not read before it is replaced
+        return
+    if told.keys() & set(MEASURED):
+        write_json(best / CONFIG_FILE, {key: value for key, value in told.items() if key not in MEASURED})
 
 
 def update_model_config(best: Path, content: dict[str, Any]) -> None:
@@ -155,6 +228,8 @@ def read_config(best: Path) -> dict[str, Any]:
 def read_model(folder: str | Path) -> tuple[dict[str, Any], nn.Module]:
     """`config.json` and the network of a study's `best` folder (or of the study's own), in eval mode.
 
+    Several networks are an `Ensemble`.
+
     Args:
         folder: here, or at an address such as s3://bucket/results/photos.
 
@@ -166,19 +241,46 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], nn.Module]:
     try:
         if filesystem.get_file_info(f"{root}/{BEST}/{CONFIG_FILE}").is_file:
             root = f"{root}/{BEST}"
-        config = parse_json(_read(filesystem, f"{root}/{CONFIG_FILE}", JSON_BYTES), ModelConfig)
-        backbone, classes = config["backbone"], len(config["classes"])
-        network = build_architecture(backbone["model"], backbone["head"], classes).eval()
-        own = network.state_dict()
-        most = sum(value.nbytes for value in own.values()) + HEADER_BYTES
-        _load(network, own, safetensors.torch.load(_read(filesystem, f"{root}/{WEIGHTS_FILE}", most)))
-        check_output(network, classes, config["preprocessing"]["image_size"])
-    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, safetensors.SafetensorError) as error:
+        while True:
+            content = _read(filesystem, f"{root}/{CONFIG_FILE}", JSON_BYTES)
+            try:
+                config = parse_json(content, ModelConfig)
+                return config, _read_networks(filesystem, root, config)
+            except UNREADABLE:
+                if _read(filesystem, f"{root}/{CONFIG_FILE}", JSON_BYTES) == content:
+                    raise
+                # A better model has taken its place meanwhile
+    except UNREADABLE as error:
         cause = f"{str(error) or type(error).__name__:.300}".splitlines()[0]
         raise UserError(
             f"There is no model in {folder} ({cause}); give the folder `best` of a finished study."
         ) from error
-    return config, network
+
+
+def _read_networks(filesystem: fs.FileSystem, root: str, config: dict[str, Any]) -> nn.Module:
+    backbone, classes, networks = config["backbone"], len(config["classes"]), []
+    for number, expected in enumerate(_sums(config), 1):
+        name = weights_file(number)
+        network = build_architecture(backbone["model"], backbone["head"], classes).eval()
+        most = sum(value.nbytes for value in network.state_dict().values()) + HEADER_BYTES
+        content = _read(filesystem, f"{root}/{name}", most)
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+            raise ValueError(f"{name} is not the one that {CONFIG_FILE} tells of")
+        _load(network, name, safetensors.torch.load(content))
+        check_output(network, classes, config["preprocessing"]["image_size"])
+        networks.append(network)
+    return combine(networks)
+
+
+def _sums(config: dict[str, Any]) -> list[str | None]:
+    """The SHA-256 that the file of each network must have; that of a single one is not known."""
+    networks = config.get("networks", 1)
+    if networks == 1:
+        return [None]
+    sums: list[str | None] = config.get("sha256", [])
+    if len(sums) != networks:
+        raise ValueError(f"sha256: it has {len(sums)} sums for {networks} networks")
+    return sums
 
 
 def _read(filesystem: fs.FileSystem, path: str, limit: int) -> bytes:
@@ -188,20 +290,21 @@ def _read(filesystem: fs.FileSystem, path: str, limit: int) -> bytes:
     return content
 
 
-def _load(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Load weights into a network, whose own tensors they must be alike.
+def _load(network: nn.Module, file: str, state: Mapping[str, Tensor]) -> None:
+    """Load weights of a file into a network, whose own tensors they must be alike.
 
     Raises:
         ValueError: a tensor is missing, unknown, of another type or shape, or not finite.
     """
+    own = network.state_dict()
     if different := sorted(own.keys() ^ state.keys()):
-        raise ValueError(f"{WEIGHTS_FILE} does not fit {CONFIG_FILE}: {len(different)} tensors such as {different[0]}")
+        raise ValueError(f"{file} does not fit {CONFIG_FILE}: {len(different)} tensors such as {different[0]}")
     for name, value in state.items():
         if (value.dtype, value.shape) != (own[name].dtype, own[name].shape):
             raise ValueError(
-                f"{name} in {WEIGHTS_FILE} is {value.dtype} {tuple(value.shape)} instead of {own[name].dtype} "
+                f"{name} in {file} is {value.dtype} {tuple(value.shape)} instead of {own[name].dtype} "
                 f"{tuple(own[name].shape)}"
             )
         if not value.isfinite().all():
-            raise ValueError(f"{name} in {WEIGHTS_FILE} is not finite")
+            raise ValueError(f"{name} in {file} is not finite")
     load_state(network, state)

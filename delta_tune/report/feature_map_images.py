@@ -21,6 +21,7 @@ from delta_tune.data.images import Pixels
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Count, Number, Picture, Text, check_rows, refusing
+from delta_tune.inference.ensemble import members_of
 from delta_tune.models.backbones import Backbone, build_source
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.models.network_state import rebuild, state_arrays
@@ -70,7 +71,7 @@ def save_feature_map_images(
     Args:
         task: data and source of the study.
         attention: layer → weights (C,); if empty, nothing is drawn.
-        model: the final network, on CPU.
+        model: the final network, on CPU; of several networks the first is drawn.
         file: Parquet file to write.
         workplace: computes the maps; None is this process.
     """
@@ -79,7 +80,8 @@ def save_feature_map_images(
     layers, val = list(attention), task.dataset.val
     chosen = np.sort(np.unique(val.labels, return_index=True)[1])[:PHOTOS]
     pixels = val.images.batch(chosen)
-    maps = (workplace or ThisProcess()).run(_maps, task.backbone, state_arrays(model), pixels, layers)
+    state = state_arrays(members_of(model)[0])
+    maps = (workplace or ThisProcess()).run(_maps, task.backbone, state, pixels, layers)
     rows = []
     for position, index in enumerate(chosen.tolist()):
         photo = thumbnail(pixels[position], task.backbone.preprocessing, 2 * TILE + GAP)

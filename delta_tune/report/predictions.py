@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from delta_tune.data.images import Pixels, Preprocessing
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, parse_json, refusing
+from delta_tune.inference.ensemble import Flipped, combine, members_of
 from delta_tune.models.backbones import Backbone
 from delta_tune.models.network_state import rebuild, state_arrays
 from delta_tune.training.task import Task
@@ -85,19 +86,27 @@ def split_logits(task: Task, split: Split, network: nn.Module, workplace: Workpl
     Args:
         task: has the architecture and the preprocessing.
         split: N images.
-        network: the final model's.
+        network: the final model's, a combination of several too.
         workplace: computes them; None computes on the network's device.
     """
     if workplace is None:
         return _logits(network, task.backbone, split, None)
     parts = split_parts(len(split), workplace.slots)
-    return torch.cat(workplace.map(_part_logits, parts, task.backbone, state_arrays(network), split))
+    states = [state_arrays(member) for member in members_of(network)]
+    flip = isinstance(network, Flipped)
+    return torch.cat(workplace.map(_part_logits, parts, task.backbone, states, flip, split))
 
 
 def _part_logits(
-    backbone: Backbone, state: Mapping[str, np.ndarray], split: Split, device: torch.device, part: range
+    backbone: Backbone,
+    states: Sequence[Mapping[str, np.ndarray]],
+    flip: bool,
+    split: Split,
+    device: torch.device,
+    part: range,
 ) -> Tensor:
-    return _logits(rebuild(backbone, state, device), backbone, split, np.array(part))
+    network = combine([rebuild(backbone, state, device) for state in states], flip=flip)
+    return _logits(network, backbone, split, np.array(part))
 
 
 def _logits(network: nn.Module, backbone: Backbone, split: Split, indices: np.ndarray | None) -> Tensor:

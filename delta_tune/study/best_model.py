@@ -139,4 +139,4 @@ def save_winner(task: Task, tables: StudyTables, winner: SavedModel, best: Path)
         "config": tables.config(winner.trial).record(),
         "metrics": {name: winner.row[name] for name in SCORES},
     }
-    save_model(task.backbone, task.dataset.classes, winner.weights, origin, best)
+    save_model(task.backbone, task.dataset.classes, [winner.weights], origin, best)

@@ -34,7 +34,7 @@ def folder(task, tmp_path_factory):
     save_model(
         task.backbone,
         task.dataset.classes,
-        place / "weights.safetensors",
+        [place / "weights.safetensors"],
         {"config": {}, "metrics": {}},
         place / "best",
     )

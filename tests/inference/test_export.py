@@ -29,7 +29,7 @@ def model(task, tmp_path_factory):
     save_model(
         task.backbone,
         task.dataset.classes,
-        place / "weights.safetensors",
+        [place / "weights.safetensors"],
         {"config": {"regularizer": "delta"}, "metrics": {}},
         place / "best",
     )

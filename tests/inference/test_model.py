@@ -108,7 +108,7 @@ def test_predict_names_an_image_it_cannot_read(best, tmp_path):
 def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / PREDICTIONS_FILE).touch()
-    save_model(task.backbone, task.dataset.classes, best / "model.safetensors", {}, tmp_path / "best")
+    save_model(task.backbone, task.dataset.classes, [best / "model.safetensors"], {}, tmp_path / "best")
     assert not (tmp_path / PREDICTIONS_FILE).exists()
 
 

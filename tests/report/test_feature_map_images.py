@@ -22,7 +22,7 @@ def drawn(task, tmp_path_factory):
     place = tmp_path_factory.mktemp("pictures")
     network = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
     safetensors.torch.save_file(network.state_dict(), place / "weights.safetensors")
-    save_model(task.backbone, task.dataset.classes, place / "weights.safetensors", {}, place / "best")
+    save_model(task.backbone, task.dataset.classes, [place / "weights.safetensors"], {}, place / "best")
     rng = np.random.default_rng(1)
     losses = {layer: rng.normal(0, 0.5, count).astype(np.float32) for layer, count in (("layer1", 32), ("layer3", 48))}
     weights = {name: np.exp(each) / np.exp(each).sum() for name, each in losses.items()}
