@@ -89,14 +89,15 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         best: the model's folder.
         record: of the study.
         sentences: findings of the study, such as the confirmation's result.
-        retrained: whether the model was retrained after a confirmation; its metrics are then the confirmation's means.
+        retrained: whether the model was trained after the search; its metrics are then those of other runs.
     """
     told = read_config(best)
     scored = record.scoring
     metrics, limits = [], []
     for name, value in told["metrics"].items():
         what = ", mean of the confirmation's runs" if retrained else ""
-        chosen = ", by which it was chosen" if name == record.metric else ""
+        what = ", of images that its runs were not trained on" if record.held_out is not None else what
+        chosen = ", by which it was chosen" if name == record.metric and record.held_out is None else ""
         metrics.append((f"{name.replace('_', ' ')}{what}{chosen}", f"{value:.4g}"))
     if scored is None and retrained:
         limits.append("It was itself never scored: the metric is that of other runs of its configuration.")
@@ -104,7 +105,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:
         metrics.append(("test accuracy", str(scored)))
-    if not record.confirmed:
+    if not record.confirmed and record.held_out is None:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"as_name": markdown_name, "yaml": yaml_string}

@@ -22,9 +22,17 @@ from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
+from delta_tune.report.held_out import read_suspects
 from delta_tune.report.predictions import Predictions, read_predictions
 from delta_tune.report.sentences import study_remarks, study_verdict
-from delta_tune.results.layout import ATTENTION_FILE, LOG_FILE, PICTURES_FILE, PREDICTIONS_FILE, REPORT_FILE
+from delta_tune.results.layout import (
+    ATTENTION_FILE,
+    HELD_OUT_FILE,
+    LOG_FILE,
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+)
 from delta_tune.results.log import error_in_short, log_traceback
 from delta_tune.results.study_folder import read_study
 from delta_tune.results.study_record import StudyRecord
@@ -150,6 +158,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "attention": attention,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
+        "suspects": read_suspects(folder / HELD_OUT_FILE) if record.held_out is not None else (),
         "columns": list(parameters),
         "trials": trial_rows(tables, parameters),
         "time_use": record.time_use.sentence() if record.time_use else None,

@@ -116,10 +116,10 @@ def _logits(network: nn.Module, backbone: Backbone, split: Split, indices: np.nd
         return torch.cat([network(images) for images in batches]).float().cpu()
 
 
-def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
+def save_predictions(task: Task, name: str, logits: Tensor, file: Path, *, told: str | None = None) -> None:
     """Write one row per image of the split `name`: true and predicted class with their probabilities.
 
-    The most confident mistakes get a thumbnail of what the network saw.
+    The most confident mistakes get a thumbnail of what the network saw. A report calls the split `told`, if given.
     """
     split, classes = task.dataset.for_name(name), distinct_names(task.dataset.classes, as_utf8)
     probabilities = logits.softmax(1).numpy()
@@ -141,7 +141,7 @@ def save_predictions(task: Task, name: str, logits: Tensor, file: Path) -> None:
     )
     file.parent.mkdir(exist_ok=True)
     with atomic_write(file) as partial:
-        pq.write_table(table.replace_schema_metadata({"split": name, "classes": json.dumps(classes)}), partial)
+        pq.write_table(table.replace_schema_metadata({"split": told or name, "classes": json.dumps(classes)}), partial)
 
 
 def read_predictions(file: Path) -> Predictions | None:

@@ -10,7 +10,7 @@ from typing import Any
 from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, visible
 from delta_tune.console.escape import resume_command
 from delta_tune.console.format import format_params, format_score
-from delta_tune.results.layout import BEST, EPOCHS_FILE, REPORT_FILE, TRIALS_FILE
+from delta_tune.results.layout import BEST, EPOCHS_FILE, HELD_OUT_FILE, REPORT_FILE, TRIALS_FILE
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
@@ -91,6 +91,7 @@ def study_summary(
         if best.method == FIRST_MODEL:
             lines.append("That is a linear classifier on the frozen network: no completed trial of the search beat it.")
         lines += _against_plain(tables, best)
+    lines += final_model_sentences(record, folder / HELD_OUT_FILE)
     lines += remarks
     if record.model is not None:
         if record.scoring is not None:
@@ -128,6 +129,44 @@ def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
     ]
 
 
+def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]:
+    """What is known of a model that final runs made; empty if they did not."""
+    known = record.held_out
+    if known is None:
+        return []
+    low, high = known["interval"]
+    lines = [
+        f"Its {known['runs']} final runs: accuracy {100 * known['accuracy']:.1f} % on {known['images']} images, each "
+        f"predicted by a run that was not trained on it (95 % interval {100 * low:.1f} to {100 * high:.1f} %). "
+        f"The model is made of these runs and usually better than one of them."
+    ]
+    lines += record.race
+    if known["suspects"]:
+        these = "1 of these images has a label that is" if known["suspects"] == 1 else "labels that are"
+        what = these if known["suspects"] == 1 else f"{known['suspects']} of these images have {these}"
+        lines.append(f"{what} probably wrong: see the column suspect of {held_out_file}.")
+    return lines
+
+
+def calibration_sentence(record: StudyRecord) -> str | None:
+    """How far the model's probabilities can be trusted; None if it is not known."""
+    known = record.held_out
+    if known is None:
+        return None
+    before, after = 100 * known["calibration_error"], 100 * known["calibrated_error"]
+    told = (
+        f"Probabilities are calibrated with a temperature of {known['temperature']:.2f}, fitted to the held-out "
+        f"images: their expected calibration error there is {after:.1f} points instead of {before:.1f}."
+    )
+    if unsure := known.get("unsure"):
+        told += (
+            f" With --min-confidence auto, predict is unsure below {100 * unsure['below']:.0f} %: of "
+            f"{100 * unsure['refused']:.0f} % of the images; of the others it is right for "
+            f"{100 * unsure['accuracy']:.1f} %."
+        )
+    return told
+
+
 def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     """The study's result in one sentence."""
     if record.confirmation:
@@ -149,7 +188,10 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
 
 def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     """Further sentences needed to judge the result."""
-    lines, best = [], delivered(tables, record)
+    lines, best = list[str](), delivered(tables, record)
+    lines += final_model_sentences(record, Path(HELD_OUT_FILE))
+    if (calibrated := calibration_sentence(record)) is not None:
+        lines.append(calibrated)
     if record.scoring is not None:
         lines.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
     if record.confirmation:

@@ -45,13 +45,16 @@ def _row(folder: Path) -> dict[str, Any]:
     test = record.scoring
     best = None if tables.leader is None else tables.best_row(tables.leader)
     split = "test" if test else "val"
-    images = record.images
+    images = dict(record.images)
     accuracy: float | None = test.accuracy if test else best["val_accuracy"] if best else None
+    if test is None and record.held_out is not None:
+        split, accuracy = "held-out images", float(record.held_out["accuracy"])
+        images = images | {split: record.held_out["images"]}
     return {
         "study": folder.name,
         "data": record.settings["data"],
         "data_fingerprint": record.fingerprints["data"],
-        "images": images,
+        "images": record.images,
         "model": record.backbone,
         "method": None if winner is None else tables.trials[winner]["config.regularizer"],
         "metric": record.metric,

@@ -5,25 +5,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from delta_tune.config import as_utf8
-from delta_tune.console.escape import distinct_names
 from delta_tune.data.resampling import merge_val_into_train, pool_splits
-from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
 from delta_tune.results.columns import FINISHED
@@ -40,32 +34,6 @@ from delta_tune.training.workplace import Workplace
 
 FINAL = "final"
 """Begins the names of the final runs' folders among the checkpoints."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Predictions of N images by a run that was not trained on them.
-
-    Attributes:
-        names: of the images.
-        labels: (N,).
-        logits: (N, K).
-    """
-
-    names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    logits: NDArray[np.float32]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images whose class is predicted."""
-        return float(np.mean(self.logits.argmax(1) == self.labels))
-
-    @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """(N, K)."""
-        found: NDArray[np.float32] = torch.from_numpy(self.logits).softmax(1).numpy()
-        return found
 
 
 def run_folder(run: FoldRun) -> str:
@@ -114,24 +82,16 @@ def make_final_model(
     ended = sum(row["state"] in FINISHED for row in study.tables.trials.values())
     record.set_held_out(known | {"runs": len(runs), "suspects": len(suspects), "trials": ended})
     study.save_record()
-    write_held_out(study.task, held_out, suspects, known["temperature"], study.folder / HELD_OUT_FILE)
-    if study.task.dataset.test is None:
-        seen = pool_splits([fold.dataset.val for fold in folds])
-        task = study.task.on(dataclasses.replace(study.task.dataset, val=seen))
-        save_predictions(task, "val", torch.from_numpy(held_out.logits), study.folder / PREDICTIONS_FILE)
+    split = pool_splits([fold.dataset.val for fold in folds])
+    task = study.task.on(dataclasses.replace(study.task.dataset, val=split))
+    calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
+    write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE)
+    if task.dataset.test is None:
+        save_predictions(task, "val", calibrated, study.folder / PREDICTIONS_FILE, told=HELD_OUT)
     for folder in checkpoints.glob(f"{FINAL}*"):
         if session.mirror is not None:
             session.mirror.discard(folder)
         shutil.rmtree(folder)
-
-
-def join(parts: Sequence[HeldOut]) -> HeldOut:
-    """The images of all parts."""
-    return HeldOut(
-        names=tuple(name for part in parts for name in part.names),
-        labels=np.concatenate([part.labels for part in parts]),
-        logits=np.concatenate([part.logits for part in parts]),
-    )
 
 
 def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -183,8 +143,8 @@ def checked_means(
         accuracy = float(np.mean(logits.argmax(1).numpy() == labels))
         if not accuracy >= held_out_accuracy:
             study.progress.say(
-                f"The mean of {len(group)} networks is right for {100 * accuracy:.1f} % of all images, and they are for "
-                f"{100 * held_out_accuracy:.1f} % of those that they have not seen, so they are not averaged."
+                f"The mean of {len(group)} networks is right for {100 * accuracy:.1f} % of all images, and they "
+                f"are for {100 * held_out_accuracy:.1f} % of those that they have not seen, so they are not averaged."
             )
             return list(files[:members])
     return written
@@ -204,31 +164,3 @@ def describe(held_out: HeldOut) -> dict[str, Any]:
         "calibrated_error": expected_calibration_error(calibrated, labels),
         "unsure": confidence_threshold(calibrated, labels),
     }
-
-
-def write_held_out(task: Task, held_out: HeldOut, suspects: NDArray[np.int64], temperature: float, file: Path) -> None:
-    """Write a row per held-out image: its class, the predicted one, both probabilities, and whether to check its label.
-
-    Args:
-        task: has the classes.
-        held_out: the predictions.
-        suspects: positions of images whose label is probably wrong, the most suspicious first.
-        temperature: of the probabilities.
-        file: Parquet.
-    """
-    classes = distinct_names(task.dataset.classes, as_utf8)
-    probabilities = torch.from_numpy(held_out.logits / temperature).softmax(1).numpy()
-    predicted = probabilities.argmax(1)
-    places = {int(position): place for place, position in enumerate(suspects, start=1)}
-    table = pa.table(
-        {
-            "image": [as_utf8(name) for name in held_out.names],
-            "true": [classes[label] for label in held_out.labels],
-            "predicted": [classes[label] for label in predicted],
-            "probability": probabilities.max(1),
-            "probability_of_true": probabilities[np.arange(len(predicted)), held_out.labels],
-            "suspect": pa.array([places.get(n) for n in range(len(predicted))], type=pa.int32()),
-        }
-    )
-    with atomic_write(file) as partial:
-        pq.write_table(table, partial)

@@ -15,7 +15,7 @@ from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.cluster.measuring import Measuring
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
-from delta_tune.inference.model_folder import update_model_config
+from delta_tune.inference.model_folder import read_config, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.report.sentences import model_row, study_summary
@@ -85,7 +85,8 @@ def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResul
     metrics: dict[str, Any] = {}
     if winner is not None:
         row = model_row(tables, record)
-        metrics = {name: row[name] for name in SCORES} | dict(record.scoring.content if record.scoring else {})
+        scores = read_config(best)["metrics"] if record.held_out is not None else row
+        metrics = {name: scores[name] for name in SCORES} | dict(record.scoring.content if record.scoring else {})
     return StudyResult(
         best_config=None if winner is None else tables.config(winner),
         best_metrics=metrics,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,32 +145,8 @@ def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric:
         shifted = logits - logits.max(1, keepdims=True)
         losses: Scores = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
         return -losses
-    right = (logits.argmax(1) == labels).astype(np.float64)
-    if metric != "val_balanced_accuracy":
-        return right
-    counts = np.bincount(labels)
-    scores: Scores = right * len(labels) / (np.count_nonzero(counts) * counts[labels])
-    return scores
-
-
-def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> list[str]:
-    """What the race says of each rival of the leader.
-
-    Args:
-        race: that has ended.
-        name: a trial in words.
-        metric: of the study.
-    """
-    lines, leader = [], race.leader
-    unit, factor = ("", 1.0) if metric == "val_loss" else (" points", 100.0)
-    for rival in race.racers:
-        gap, error, images = race.compared(leader, rival)
-        if rival == leader or not images:
-            continue
-        low, high = factor * (gap - CLEAR * error), factor * (gap + CLEAR * error)
-        told = "ahead" if low > 0 else "not told apart"
-        lines.append(
-            f"Race: {name(leader)} against {name(rival)} on {images} images that neither was trained on: "
-            f"{factor * gap:+.1f}{unit} [{low:.1f}, {high:.1f}], {told}."
-        )
-    return lines
+    right: Scores = (logits.argmax(1) == labels).astype(np.float64)
+    if metric == "val_balanced_accuracy":
+        counts = np.bincount(labels)
+        right *= len(labels) / (np.count_nonzero(counts) * counts[labels])
+    return right

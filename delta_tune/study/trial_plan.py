@@ -76,8 +76,8 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
     final = None
     if config.final_runs and final_takes_val(config):
         final = (
-            f"Then the best configuration {config.final_runs} times on nine tenths of train and validation; the mean of "
-            f"the weights is the final model."
+            f"Then the best configuration {config.final_runs} times on nine tenths of train and validation; the mean "
+            f"of the weights is the final model."
         )
     notes = tuple(text for text in (note, remark, beside, confirmed, final) if text)
     return TrialPlan(checked=checked, num_trials=trials, notes=notes)

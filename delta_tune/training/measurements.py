@@ -61,7 +61,7 @@ class Measurements:
     """Layer → mean FM_s² over un-augmented training images."""
     head: FittedHead | None = field(default=None, repr=False)
     """A classifier fitted to the features of train."""
-    attention: dict[str, dict[str, LayerAttention]] = field(default_factory=dict, repr=False)
+    attention: dict[AttentionEstimator, dict[str, LayerAttention]] = field(default_factory=dict, repr=False)
     """Estimator → layer → its channels' losses and how reliable they are."""
 
     def measure(

@@ -1,0 +1,118 @@
+"""What the final runs predict of images that they were not trained on, and which of their labels may be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from delta_tune.config import as_utf8
+from delta_tune.console.escape import distinct_names
+from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.filesystem.rows import read_table_file
+from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, refusing
+from delta_tune.report.predictions import WORST, Mistake, thumbnail
+from delta_tune.training.task import Task
+
+HELD_OUT = "held-out"
+"""Stands for the name of a split in the predictions of a report."""
+COLUMNS: dict[str, Any] = {
+    "image": Text,
+    "true": Text,
+    "predicted": Text,
+    "probability": MeanOfShares,
+    "suspect": Annotated[int, Field(ge=1)] | None,
+    "thumbnail": Picture | None,
+}
+"""Columns that a report shows, and their values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Predictions of N images by runs that were not trained on them.
+
+    Attributes:
+        names: of the images.
+        labels: (N,).
+        logits: (N, K).
+    """
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose class is predicted."""
+        return float(np.mean(self.logits.argmax(1) == self.labels))
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """(N, K)."""
+        found: NDArray[np.float32] = torch.from_numpy(self.logits).softmax(1).numpy()
+        return found
+
+
+def join(parts: Sequence[HeldOut]) -> HeldOut:
+    """The images of all parts."""
+    return HeldOut(
+        names=tuple(name for part in parts for name in part.names),
+        labels=np.concatenate([part.labels for part in parts]),
+        logits=np.concatenate([part.logits for part in parts]),
+    )
+
+
+def write_held_out(task: Task, logits: Tensor, suspects: NDArray[np.int64], file: Path) -> None:
+    """Write a row per image: its class, the predicted one, both probabilities, and whether its label may be wrong.
+
+    Args:
+        task: its val are the N images.
+        logits: (N, K), calibrated.
+        suspects: positions of images whose label is probably wrong, the most suspect first; those have a thumbnail.
+        file: Parquet.
+    """
+    split, classes = task.dataset.val, distinct_names(task.dataset.classes, as_utf8)
+    probabilities, labels = logits.softmax(1).numpy(), np.asarray(split.labels)
+    predicted, rows = probabilities.argmax(1), range(len(labels))
+    places = {int(position): place for place, position in enumerate(suspects, start=1)}
+    shown = np.asarray(suspects[:WORST], dtype=np.int64)
+    pictures = (thumbnail(pixels, task.backbone.preprocessing) for pixels in split.images.batch(shown))
+    thumbnails = dict(zip(shown.tolist(), pictures, strict=True))
+    table = pa.table(
+        {
+            "image": [as_utf8(name) for name in split.names],
+            "true": [classes[label] for label in labels],
+            "predicted": [classes[label] for label in predicted],
+            "probability": probabilities.max(1),
+            "probability_of_true": probabilities[np.arange(len(labels)), labels],
+            "suspect": pa.array([places.get(row) for row in rows], type=pa.int32()),
+            "thumbnail": pa.array([thumbnails.get(row) for row in rows], type=pa.binary()),
+        }
+    )
+    with atomic_write(file) as partial:
+        pq.write_table(table, partial)
+
+
+def read_suspects(file: Path) -> tuple[Mistake, ...]:
+    """The images whose label is most probably wrong, the most suspect first; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not file.exists():
+        return ()
+    with refusing(file, "remove it: a report leaves out what it lacks"):
+        rows, _ = read_table_file(file)
+        check_rows(rows, COLUMNS)
+    suspects = sorted((row for row in rows if row["suspect"] and row["thumbnail"]), key=lambda row: int(row["suspect"]))
+    columns = ("image", "true", "predicted", "probability", "thumbnail")
+    return tuple(Mistake(**{name: row[name] for name in columns}) for row in suspects[:WORST])
