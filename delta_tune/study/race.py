@@ -150,3 +150,26 @@ def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric:
         counts = np.bincount(labels)
         right *= len(labels) / (np.count_nonzero(counts) * counts[labels])
     return right
+
+
+def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> list[str]:
+    """What the race says of each rival of the leader.
+
+    Args:
+        race: that has ended.
+        name: returns a trial in words.
+        metric: of the study.
+    """
+    lines, leader = [], race.leader
+    unit, factor = ("", 1.0) if metric == "val_loss" else (" points", 100.0)
+    for rival in race.racers:
+        gap, error, images = race.compared(leader, rival)
+        if rival == leader or not images:
+            continue
+        low, high = factor * (gap - CLEAR * error), factor * (gap + CLEAR * error)
+        told = "ahead" if low > 0 else "not told apart"
+        lines.append(
+            f"Race: {name(leader)} against {name(rival)} on {images} images that neither was trained on: "
+            f"{factor * gap:+.1f}{unit} [{low:.1f}, {high:.1f}], {told}."
+        )
+    return lines
