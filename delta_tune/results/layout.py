@@ -70,7 +70,7 @@ FILES: dict[str, str] = {
     str(PREDICTIONS_FILE): "Predictions of the final model for the report",
     str(PICTURES_FILE): "Images of feature maps for the report",
     f"{BEST}/{WEIGHTS_FILE}": "Weights of the model: the best so far, at the end the final one",
-    f"{BEST}/{weights_file(2)}, …": "Weights of its further networks, if it averages several",
+    f"{BEST}/model-K.safetensors": "Weights of its networks from the second on, if it averages several",
     f"{BEST}/{CONFIG_FILE}": "Configuration, backbone, classes, preprocessing and metrics of the final model",
     f"{BEST}/{CARD_FILE}": "Model card",
     str(ATTENTION_FILE): "Ablation losses, attention weights and their reliability, per hooked layer",
