@@ -35,7 +35,6 @@ from delta_tune.models.backbones import Backbone, build_architecture, check_outp
 from delta_tune.results.layout import (
     BEST,
     CONFIG_FILE,
-    MORE_WEIGHTS_FILES,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     weights_file,
@@ -181,9 +180,8 @@ def save_model(
             shutil.copyfile(file, partial)
         sums = [_sha256(partial) for partial in partials] if len(partials) > 1 else []
         _forget_measured(best)  # all is copied; at the block's end the copies get their names
-    for stale in best.glob(MORE_WEIGHTS_FILES):
-        if stale.name not in names:
-            stale.unlink()
+    for number in range(len(names) + 1, MAX_NETWORKS + 1):
+        (best / weights_file(number)).unlink(missing_ok=True)
     write_json(
         best / CONFIG_FILE,
         {

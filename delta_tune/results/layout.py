@@ -42,13 +42,11 @@ def traceback_file(number: int) -> str:
 
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-MORE_WEIGHTS_FILES = "model-*.safetensors"
-"""Pattern of the names of the second and further networks' weights."""
 
 
 def weights_file(number: int) -> str:
     """The weights of a model's network, by its number from 1."""
-    return WEIGHTS_FILE if number == 1 else MORE_WEIGHTS_FILES.replace("*", str(number))
+    return WEIGHTS_FILE if number == 1 else f"model-{number}.safetensors"
 
 
 CARD_FILE = "README.md"
