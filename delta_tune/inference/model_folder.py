@@ -35,7 +35,6 @@ from delta_tune.models.backbones import Backbone, build_architecture, check_outp
 from delta_tune.results.layout import (
     BEST,
     CONFIG_FILE,
-    MORE_WEIGHTS_FILES,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     weights_file,
@@ -175,23 +174,19 @@ def save_model(
         (best.parent / file).unlink(missing_ok=True)
     best.mkdir(exist_ok=True)
     names = [weights_file(number) for number in range(1, len(weights) + 1)]
-    sums = []
-    with ExitStack() as copies:
-        for name, file in zip(names, weights, strict=True):
-            partial = copies.enter_context(atomic_write(best / name))
+    with ExitStack() as writing:
+        partials = [writing.enter_context(atomic_write(best / name)) for name in names]
+        for partial, file in zip(partials, weights, strict=True):
             shutil.copyfile(file, partial)
-            with partial.open("rb") as copy:
-                sums.append(hashlib.file_digest(copy, "sha256").hexdigest())
-        _forget_measured(best)  # all is copied; now the copies get their names
-    for stale in best.glob(MORE_WEIGHTS_FILES):
-        if stale.name not in names:
-            stale.unlink()
-    several = {"networks": len(names), "sha256": sums} if len(names) > 1 else {}
+        sums = [_sha256(partial) for partial in partials] if len(partials) > 1 else []
+        _forget_measured(best)  # all is copied; at the block's end the copies get their names
+    for number in range(len(names) + 1, MAX_NETWORKS + 1):
+        (best / weights_file(number)).unlink(missing_ok=True)
     write_json(
         best / CONFIG_FILE,
         {
             **origin,
-            **several,
+            **({"networks": len(sums), "sha256": sums} if sums else {}),
             "backbone": {"model": backbone.model, "head": backbone.head, "fingerprint": backbone.fingerprint},
             "classes": list(classes),
             "preprocessing": dataclasses.asdict(backbone.preprocessing),
@@ -207,6 +202,11 @@ def _forget_measured(best: Path) -> None:
         return
     if told.keys() & set(MEASURED):
         write_json(best / CONFIG_FILE, {key: value for key, value in told.items() if key not in MEASURED})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def update_model_config(best: Path, content: dict[str, Any]) -> None:

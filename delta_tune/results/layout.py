@@ -42,13 +42,11 @@ def traceback_file(number: int) -> str:
 
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-MORE_WEIGHTS_FILES = "model-*.safetensors"
-"""Pattern of the names of the second and further networks' weights."""
 
 
 def weights_file(number: int) -> str:
     """The weights of a model's network, by its number from 1."""
-    return WEIGHTS_FILE if number == 1 else MORE_WEIGHTS_FILES.replace("*", str(number))
+    return WEIGHTS_FILE if number == 1 else f"model-{number}.safetensors"
 
 
 CARD_FILE = "README.md"
@@ -73,7 +71,7 @@ FILES: dict[str, str] = {
     str(PICTURES_FILE): "Images of feature maps for the report",
     HELD_OUT_FILE: "What the final runs predict of the images that each was not trained on; labels that may be wrong",
     f"{BEST}/{WEIGHTS_FILE}": "Weights of the model: the best so far, at the end the final one",
-    f"{BEST}/{weights_file(2)}, …": "Weights of its further networks, if it averages several",
+    f"{BEST}/model-K.safetensors": "Weights of its networks from the second on, if it averages several",
     f"{BEST}/{CONFIG_FILE}": "Configuration, backbone, classes, preprocessing and metrics of the final model",
     f"{BEST}/{CARD_FILE}": "Model card",
     str(ATTENTION_FILE): "Ablation losses, attention weights and their reliability, per hooked layer",

@@ -102,6 +102,25 @@ def test_predict_shows_a_table(folder, task, capsys, monkeypatch):
     assert all(label in out for label in prediction.probabilities)
 
 
+def test_predict_marks_what_it_is_unsure_of(folder, task, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    name = task.dataset.test.names[0]
+    (prediction,) = load(folder).predict(name)
+    _, out, _ = run(capsys, "predict", folder, name, "--min-confidence", "1")
+    assert f" unsure ({prediction.label}?) " in out
+    assert f"{100 * prediction.probability:.1f} %" in out
+    (row,) = json.loads(run(capsys, "predict", folder, name, "--min-confidence", "1", "--json")[1])
+    assert (row["label"], row["unsure"]) == (prediction.label, True)
+    assert "unsure" not in run(capsys, "predict", folder, name)[1]
+
+
+def test_predict_averages_mirror_images_on_demand(folder, task, capsys):
+    name = task.dataset.test.names[0]
+    (row,) = json.loads(run(capsys, "predict", folder, name, "--flip", "--json")[1])
+    assert row["probabilities"] == load(folder, flip=True).predict(name)[0].probabilities
+    assert row["probabilities"] != load(folder).predict(name)[0].probabilities
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -112,6 +131,10 @@ def test_predict_shows_a_table(folder, task, capsys, monkeypatch):
         (["predict", "FOLDER", "a.jpg", "--top", "0"], "--top must be ≥ 1, but got 0."),
         (["export", "FOLDER", "--format", "onnx", "--output", "EMPTY/no/model.onnx"], "has no folder to lie in"),
         (["export", "FOLDER", "--format", "state_dict", "--output", "EMPTY"], "is a folder; give a file, such as"),
+        (["predict", "FOLDER", "a.jpg", "--min-confidence", "2"], "--min-confidence must be a number from 0 to 1, or"),
+        (["predict", "FOLDER", "a.jpg", "--min-confidence", "x"], "must be a number from 0 to 1, or auto, but got x."),
+        (["predict", "FOLDER", "a.jpg", "--min-confidence", "auto"], "The model does not know below which confidence"),
+        (["export", "FOLDER", "--format", "state_dict", "--flip"], "cannot hold a network that sees the image and its"),
         (["predict", "FOLDER", "a.jpg", "--device", "nonsense"], "The device nonsense cannot be used"),
         (["compare", "s3://bucket/study"], "compare takes a folder on this machine, but got s3://bucket/study"),
         (["report", "s3://bucket/study"], "report takes a folder on this machine, but got s3://bucket/study"),

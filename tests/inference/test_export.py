@@ -11,9 +11,11 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from scipy.special import softmax
 
 from delta_tune.config import UserError
 from delta_tune.inference import export
+from delta_tune.inference.ensemble import Ensemble
 from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_architecture, build_target, build_unfilled
@@ -152,6 +154,65 @@ def test_state_dict_that_its_library_does_not_take_is_refused(model, tmp_path, m
     with pytest.raises(UserError, match=r"cannot be exported to state_dict .*give another --format"):
         export.export_model(model, "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def combined(model):
+    """Two networks, a temperature and mirror images."""
+    other = of_random_weights("timm:test_resnet").network
+    return Model(Ensemble([model.network, other]), model.config | {"networks": 2, "temperature": 1.7}, flip=True)
+
+
+@pytest.fixture(scope="module")
+def combined_shares(combined, images):
+    """Its calibrated probabilities, from those of the members for each view."""
+    views = images, images.flip(3)
+    with torch.inference_mode():
+        members = combined.network.network.members
+        mean = torch.stack([member(view).softmax(1) for member in members for view in views]).mean(0)
+    powers = mean.numpy() ** (1 / 1.7)
+    return powers / powers.sum(1, keepdims=True)
+
+
+def test_onnx_of_several_networks_gives_calibrated_probabilities(combined, combined_shares, images, tmp_path):
+    export.export_model(combined, "onnx", tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for many in (1, 5):
+        (logits,) = session.run(None, {"images": images[:many].numpy()})
+        np.testing.assert_allclose(softmax(logits, axis=1), combined_shares[:many], atol=1e-4)
+    told = json.loads(session.get_modelmeta().custom_metadata_map["output"])
+    assert told["values"].startswith("logits, already divided by the temperature 1.7; softmax")
+    assert "mirror image" in told["flip"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_torchscript_of_several_networks_gives_calibrated_probabilities(combined, combined_shares, images, tmp_path):
+    export.export_model(combined, "torchscript", tmp_path / "model.pt")
+    files = {"config.json": ""}
+    script = torch.jit.load(str(tmp_path / "model.pt"), _extra_files=files)
+    with torch.inference_mode():
+        np.testing.assert_allclose(softmax(script(images).numpy(), axis=1), combined_shares, atol=1e-4)
+    told = json.loads(files["config.json"])
+    assert told["output"]["values"].startswith("logits, already divided by the temperature 1.7; softmax")
+    assert "temperature" not in told, "nobody divides a second time"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_state_dict_of_several_networks_is_refused(model, tmp_path, flip):
+    several = Model(Ensemble([model.network, model.network]), model.config, flip=flip)
+    with pytest.raises(UserError, match="A state dict cannot hold 2 networks; give --format onnx or torchscript"):
+        export.export_model(several, "state_dict", tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_dict_has_the_temperature_beside_it(model, images, expected, tmp_path):
+    calibrated = Model(model.network, model.config | {"temperature": 1.7})
+    file, beside = export.export_model(calibrated, "state_dict", tmp_path / "model.pth")
+    assert json.loads(beside.read_text())["temperature"] == 1.7
+    network = timm.create_model("test_resnet", num_classes=3).eval()
+    network.load_state_dict(torch.load(file, weights_only=True))
+    with torch.inference_mode():
+        np.testing.assert_allclose(network(images).numpy(), expected, atol=1e-4)
 
 
 def test_file_whose_logits_differ_is_not_left_behind(model, tmp_path, monkeypatch):

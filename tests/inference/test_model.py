@@ -13,7 +13,7 @@ from pyarrow import fs
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.filesystem.uris import to_pyarrow_uri
-from delta_tune.inference.model import load
+from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import PREDICTIONS_FILE
@@ -127,6 +127,51 @@ def test_predict_reports_an_unreadable_image_in_its_row(best, task, batch_size):
 def test_predict_of_unreadable_images_only(best, tmp_path):
     (row,) = load(best).predict([tmp_path / "missing.jpg"])
     assert row.error.startswith(f"{tmp_path}/missing.jpg cannot be read as an image (No such file")
+
+
+def test_flip_averages_the_image_and_its_mirror_image(best, task):
+    test, model = task.dataset.test, load(best)
+    pixels = torch.from_numpy(test.images.batch(np.arange(1)))
+    image = center_crop(pixels, task.backbone.preprocessing)
+    with torch.no_grad():
+        one, other = (model.network(view).softmax(1)[0].numpy() for view in (image, image.flip(3)))
+    assert one != pytest.approx(other, rel=1e-3)
+    (found,) = load(best, flip=True).predict(test.names[0])
+    np.testing.assert_allclose(list(found.probabilities.values()), (one + other) / 2, rtol=1e-4)
+
+
+def test_predictions_below_the_confidence_are_unsure(best, task):
+    model, names = load(best), task.dataset.test.names
+    plain = model.predict(names)
+    middle = sorted(p.probability for p in plain)[len(plain) // 2]
+    found = model.predict(names, min_confidence=middle)
+    assert [p.unsure for p in found] == [p.probability < middle for p in plain]
+    assert [(p.label, p.probabilities) for p in found] == [(p.label, p.probabilities) for p in plain]
+    assert not any(p.unsure for p in plain)
+
+
+def test_auto_is_the_confidence_that_the_study_found(best, task):
+    known = {"below": 0.6, "refused": 0.1, "accuracy": 0.9, "images": 50}
+    model, names = load(best), task.dataset.test.names
+    known_model = Model(model.network, model.config | {"unsure": known})
+    assert known_model.predict(names, min_confidence="auto") == model.predict(names, min_confidence=0.6)
+
+
+def test_auto_needs_what_the_study_found(best, task):
+    with pytest.raises(UserError, match=r"does not know below .*; give a number from 0 to 1 instead of auto"):
+        load(best).predict(task.dataset.test.names, min_confidence="auto")
+
+
+@pytest.mark.parametrize("given", [-0.1, 1.1, float("nan"), "often"])
+def test_confidence_outside_its_range_is_refused(best, task, given):
+    with pytest.raises(UserError, match=f'min_confidence must be a number from 0 to 1, or "auto", but got {given!r}'):
+        load(best).predict(task.dataset.test.names, min_confidence=given)
+
+
+def test_unreadable_image_is_not_unsure(best):
+    (row,) = load(best).predict([b"no image"], min_confidence=1.0)
+    assert row.error
+    assert not row.unsure
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])

@@ -30,9 +30,9 @@ CONFIG = {
 def card(tmp_path):
     """A function from what the study's record says to the card's text."""
 
-    def write(sentences=(), *, retrained=False, method="delta", **more):
+    def write(sentences=(), *, retrained=False, method="delta", told=(), **more):
         study_json(tmp_path, **{"model": "trial 0", "winner": 0, **more})
-        config = CONFIG | {"config": CONFIG["config"] | {"regularizer": method}}
+        config = CONFIG | {"config": CONFIG["config"] | {"regularizer": method}} | dict(told)
         (tmp_path / "config.json").write_text(json.dumps(config))
         write_model_card(tmp_path, StudyRecord.read(tmp_path), sentences, retrained=retrained)
         return (tmp_path / "README.md").read_text()
@@ -59,6 +59,18 @@ def test_card_tells_data_method_and_preprocessing(card):
 )
 def test_card_says_what_was_trained(card, method, what):
     assert what in card(method=method)
+
+
+def test_card_says_whether_probabilities_are_calibrated(card):
+    assert "its probabilities have not been calibrated.\n- The figures" in card()
+    text = card(told={"temperature": 1.73456})
+    assert "its probabilities are calibrated: logits are divided by the temperature 1.73.\n- The figures" in text
+
+
+def test_card_tells_how_many_networks_there_are(card):
+    assert "`model.safetensors` holds the weights, `config.json` all that" in card()
+    text = card(told={"networks": 3})
+    assert "holds the weights of the first of 3 networks, whose probabilities are averaged, `model-2.safetens" in text
 
 
 def test_card_begins_with_front_matter(card):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from delta_tune.data.augmentation import center_crop
+from delta_tune.inference.ensemble import Ensemble, Flipped
 from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_source, build_target
@@ -75,6 +76,15 @@ def test_lower_row_is_the_models(drawn):
     _, pictures = drawn
     pixels = np.asarray(Image.open(io.BytesIO(pictures[0].picture)).convert("RGBA").convert("RGB"), dtype=int)
     np.testing.assert_array_equal(pixels[:TILE], pixels[TILE + GAP :])  # this model is the source still
+
+
+def test_of_several_networks_the_first_is_drawn(drawn, task, tmp_path):
+    attention, pictures = drawn
+    others = [build_target(task.backbone, 3, torch.Generator()).eval() for _ in range(2)]
+    for value in others[1].state_dict().values():
+        value.zero_()
+    feature_map_images.save_feature_map_images(task, attention, Flipped(Ensemble(others)), tmp_path / "maps.parquet")
+    assert feature_map_images.read_feature_map_images(tmp_path / "maps.parquet") == pictures
 
 
 def test_map_that_is_the_same_everywhere_is_dark():

@@ -12,7 +12,10 @@ from scipy.sparse import csr_array
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import Preprocessing
+from delta_tune.inference.ensemble import combine
+from delta_tune.models.backbones import build_target
 from delta_tune.report import predictions
+from delta_tune.training.workplace import ThisProcess
 
 
 @pytest.fixture
@@ -53,6 +56,24 @@ def test_worst_are_the_surest_mistakes_alone(kept, task, logits):
     ]
     found = predictions.read_predictions(kept).worst
     assert [each.image for each in found] == [name for _, name in sorted(wrong, reverse=True)][: predictions.WORST]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_workers_compute_the_logits_of_several_networks(task, flip, monkeypatch):
+    monkeypatch.setattr("delta_tune.training.workplace.PART_BATCHES", 1)
+    monkeypatch.setattr("delta_tune.data.batches.EVAL_BATCH_SIZE", 4)
+    networks = [build_target(task.backbone, 3, torch.Generator().manual_seed(seed)).eval() for seed in range(3)]
+    for network in networks:
+        network.get_submodule(task.backbone.head).weight.data *= 30
+    split = task.dataset.test
+    pixels = torch.from_numpy(split.images.batch(np.arange(len(split))))
+    with torch.inference_mode():
+        images = center_crop(pixels, task.backbone.preprocessing)
+        views = [images, images.flip(3)] if flip else [images]
+        expected = torch.stack([network(view).softmax(1) for network in networks for view in views]).mean(0)
+    for workplace in (None, ThisProcess()):
+        found = predictions.split_logits(task, split, combine(networks, flip=flip), workplace)
+        np.testing.assert_allclose(found.softmax(1).numpy(), expected.numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_recalls_are_shares_found_and_name_the_class_taken_instead():
