@@ -159,9 +159,10 @@ def score_final_model(
     drawn = (folder / PICTURES_FILE).exists() or not (folder / ATTENTION_FILE).exists()
     if record.scoring is not None and (folder / PREDICTIONS_FILE).exists() and drawn:
         return
-    network = load(best).network
+    model = load(best)
+    network = model.network
     if name == "test" or not retrained:
-        logits = split_logits(task, task.dataset.for_name(name), network, workplace)
+        logits = split_logits(task, task.dataset.for_name(name), network, workplace) / model.temperature
         if name == "test" and record.scoring is None:
             record.add_scoring(score_test(task, best, logits))
             record.write(folder)
