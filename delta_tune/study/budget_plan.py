@@ -11,13 +11,14 @@ from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.study.attention_phase import ATTENTION_SHARE
 from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
-from delta_tune.study.schedule import Means, Schedule, Wishes, choose_schedule, search_seconds
+from delta_tune.study.schedule import SHORTEST, Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, written_settings
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import (
     END_S,
     LARGEST_SHARE,
     LEAST_RUNS,
+    MOST_CHECKED,
     START_S,
     final_training_growth,
     fold_growth,
@@ -91,8 +92,10 @@ def time_steps(study: Study, session: Session) -> Speed:
 
 
 def images_at_end(study: Study) -> int:
-    """Number of images that the model is scored on at the end: of test, or of val if there is no test split."""
-    return len(study.task.dataset.test or study.task.dataset.val)
+    """Number of images that networks classify at the end: test, or val if there is none, and those of a check."""
+    data = study.task.dataset
+    checked = min(MOST_CHECKED, len(data.train) + len(data.val)) * (study.config.final_runs + 1)
+    return len(data.test or data.val) + checked * study.trains_final
 
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:
@@ -132,6 +135,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
         confirming=confirming,
         for_confirming=LARGEST_SHARE * budget.total,
         measuring=measuring,
+        least_epochs=1 if config.confirm else SHORTEST,
     )
 
 

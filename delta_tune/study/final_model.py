@@ -13,8 +13,10 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from delta_tune.data.resampling import merge_val_into_train, pool_splits
+from delta_tune.data.dataset import Split
+from delta_tune.data.resampling import pool_splits, pool_train_val
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_architecture, load_state
 from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
@@ -27,6 +29,7 @@ from delta_tune.results.statistics import wilson_interval
 from delta_tune.search.session import Session
 from delta_tune.study.race import FoldRun
 from delta_tune.study.study import Study
+from delta_tune.study.time_budget import MOST_CHECKED
 from delta_tune.training.checkpoint import last_weights
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
@@ -61,7 +64,7 @@ def make_final_model(
             session.mirror.fetch_folder(checkpoints / run_folder(run))
         files.append(last_weights(checkpoints / run_folder(run)))
     with session.measuring.workplace() as workplace:
-        weights = checked_means(study, files, held_out.accuracy, workplace, checkpoints / FINAL)
+        weights, averaged = checked_means(study, files, workplace, checkpoints / FINAL)
     known = describe(held_out)
     metrics = classification_metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
     config = study.tables.config(trial)
@@ -75,9 +78,7 @@ def make_final_model(
     }
     save_model(study.task.backbone, study.task.dataset.classes, weights, origin, best)
     images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
-    times = f"{len(runs)} times" if len(weights) > 1 or len(runs) > 1 else "once"
-    made = "weights averaged" if len(weights) == 1 else f"{len(weights)} networks"
-    record.set_model(trial, f"trial {trial} retrained {times} on {images}, {made}")
+    record.set_model(trial, f"trial {trial} retrained {in_words(len(runs), images, len(weights), averaged=averaged)}")
     suspects = suspect_labels(held_out.probabilities, held_out.labels)
     ended = sum(row["state"] in FINISHED for row in study.tables.trials.values())
     record.set_held_out(known | {"runs": len(runs), "suspects": len(suspects), "trials": ended})
@@ -109,24 +110,20 @@ def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     return first | {name: (value / len(files)).to(first[name].dtype) for name, value in total.items()}
 
 
-def checked_means(
-    study: Study, files: Sequence[Path], held_out_accuracy: float, workplace: Workplace, folder: Path
-) -> list[Path]:
-    """Files of the mean of each group of networks, one group per member of the model.
+def checked_means(study: Study, files: Sequence[Path], workplace: Workplace, folder: Path) -> tuple[list[Path], bool]:
+    """Files of the members of the model, each the mean of a group of networks, and whether they are means.
 
-    Networks that do not lie in one basin have a mean that classifies nothing. So the mean has to classify all images,
-    of which it has seen each, as well as its networks classify those that they have not seen; else the networks
-    themselves become the members, as many as were asked for.
+    Networks that lie in different basins of the loss have a mean that classifies worse than they do. So on images of
+    train and validation, nine tenths of which each network has seen, the mean's loss must not be above theirs; else the
+    networks themselves become the members, as many as were asked for.
 
     Args:
         study: says how many members.
         files: the networks' weights.
-        held_out_accuracy: of the networks.
-        workplace: scores the means.
-        folder: where they are written.
+        workplace: scores the networks.
+        folder: where the means are written.
     """
-    members, task = study.config.members, study.task.on(merge_val_into_train(study.task.dataset))
-    backbone, labels = task.backbone, task.dataset.train.labels
+    members, images = study.config.members, checked_images(study)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index in range(min(members, len(files))):
@@ -137,17 +134,38 @@ def checked_means(
         written.append(file)
         if len(group) == 1:
             continue
-        network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes)).eval()
-        load_state(network, state)
-        logits = split_logits(task, task.dataset.train, network, workplace)
-        accuracy = float(np.mean(logits.argmax(1).numpy() == labels))
-        if not accuracy >= held_out_accuracy:
+        ours = loss_of(study.task, state, images, workplace)
+        theirs = [loss_of(study.task, safetensors.torch.load_file(each), images, workplace) for each in group]
+        if not ours <= np.mean(theirs):
             study.progress.say(
-                f"The mean of {len(group)} networks is right for {100 * accuracy:.1f} % of all images, and they "
-                f"are for {100 * held_out_accuracy:.1f} % of those that they have not seen, so they are not averaged."
+                f"The mean of {len(group)} networks has a loss of {ours:.3g} where they have {np.mean(theirs):.3g}, so "
+                f"they are not averaged."
             )
-            return list(files[:members])
-    return written
+            return list(files[:members]), False
+    return written, len(written) < len(files)
+
+
+def in_words(runs: int, images: str, members: int, *, averaged: bool) -> str:
+    """How the model came about."""
+    times = f"{runs if averaged else members} times on {images}" if averaged or members > 1 else f"once on {images}"
+    means = ", weights averaged" if averaged else ""
+    return f"{times}{means}{f', {members} networks' if members > 1 else ''}"
+
+
+def checked_images(study: Study) -> Split:
+    """Some images of train and validation."""
+    pool = pool_train_val(study.task.dataset)
+    order = np.random.default_rng(study.config.seed).permutation(len(pool.labels))
+    return pool.split(np.sort(order[:MOST_CHECKED]))
+
+
+def loss_of(task: Task, state: Mapping[str, Tensor], images: Split, workplace: Workplace) -> float:
+    """Mean cross entropy of the network with these weights."""
+    backbone = task.backbone
+    network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes)).eval()
+    load_state(network, state)
+    logits = split_logits(task, images, network, workplace)
+    return F.cross_entropy(logits, torch.from_numpy(np.asarray(images.labels))).item()
 
 
 def describe(held_out: HeldOut) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Means:
         confirming: seconds per epoch of the least confirmation and final model; 0 if none is asked for.
         for_confirming: seconds that those may take at most.
         measuring: seconds that those need before their first epochs.
+        least_epochs: epochs with less than which they are not worth their time, ≥ 1.
     """
 
     seconds: float
@@ -66,6 +67,7 @@ class Means:
     confirming: float = 0.0
     for_confirming: float = 0.0
     measuring: float = 0.0
+    least_epochs: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,7 @@ def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
     """
     longest = wishes.max_epochs or epochs_of_set(means.steps)
     seconds, room = means.seconds - means.for_confirming, means.for_confirming - means.measuring
-    confirms = 0 < means.confirming <= room and seconds >= means.epoch_seconds
+    confirms = 0 < means.confirming * min(means.least_epochs, longest) <= room and seconds >= means.epoch_seconds
     if confirms:
         longest = min(longest, math.floor(room / means.confirming))
     else:

@@ -21,6 +21,8 @@ def final_takes_val(config: StudyConfig) -> bool:
 
 FOLDS = 10
 """Of train and val, one of which each final run holds out."""
+MOST_CHECKED = 1000
+"""Images on which the mean of the final runs' weights is compared with them."""
 LEAST_RUNS = 2
 """Final runs whose weights have a mean."""
 
