@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
+from delta_tune.config import TrialConfig
+from delta_tune.spaces.space import load_space
+from delta_tune.spaces.validation import check_space
+
 Floats = NDArray[np.float64]
 Metric = Literal["accuracy", "balanced_accuracy"]
 OLD_PHOTOS = 170
@@ -31,6 +35,8 @@ class Pool:
     num_val: int
     methods: tuple[str, ...]
     """Each one's regularizer."""
+    starts: NDArray[np.bool_]
+    """(N,), whether it is a starting point of its space."""
     score: Floats
     """(N, E), the metric on validation."""
     loss: Floats
@@ -86,6 +92,7 @@ def read_pool(file: Path, metric: Metric = "accuracy") -> Pool:
     if b"labels" not in metadata:
         assert metric == "accuracy"
         methods = tuple(json.loads(row["params"])["regularizer"] for row in lasts)
+        common |= {"starts": np.zeros(len(lasts), bool)}  # its space is no longer there
         test = np.array([row["test_accuracy"] for row in lasts])
         return Pool(**common, num_val=OLD_PHOTOS, methods=methods, test=test)
     told = json.loads(metadata[b"labels"])
@@ -99,11 +106,24 @@ def read_pool(file: Path, metric: Metric = "accuracy") -> Pool:
         **common,
         num_val=len(labels["val"]),
         methods=tuple(json.loads(row["config"])["regularizer"] for row in lasts),
+        starts=np.array([is_start(row["space"], json.loads(row["params"])) for row in lasts]),
         test=score(logits("test_logits"), labels["test"]),
         best_test=score(logits("best_test_logits"), labels["test"]),
         logits=logits("val_logits"),
         labels=labels["val"],
     )
+
+
+@functools.cache
+def starting_points(space: str) -> tuple[dict[str, Any], ...]:
+    """Those of a shipped space."""
+    file = Path(__file__).parents[2] / "search_spaces" / space
+    return tuple(dict(point) for point in check_space(load_space(str(file), TrialConfig(), {}), 0).points)
+
+
+def is_start(space: str, params: dict[str, Any]) -> bool:
+    """Whether these coordinates are a starting point of the space."""
+    return any(point.items() <= params.items() for point in starting_points(space))
 
 
 def accuracy(logits: Floats, labels: NDArray[np.int64]) -> Floats:

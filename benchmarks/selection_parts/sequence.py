@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,21 @@ from selection_parts.arms import Arm, Indices
 from selection_parts.pool import Floats, Pool
 
 MOST_TRIALS = 32
-GRACE, FACTOR = 1, 4
 Stops = Callable[[list[float], int, int], bool]
 """(best epochs' scores of the trials that ran to their end, trials that ended, validation photos) → enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rungs:
+    """How trials are stopped; as the project does where nothing is asked for."""
+
+    grace: int = 1
+    factor: float = 4
+    tolerant: bool = True
+    """Whether a trial within a standard error of the cut goes on."""
+
+
+OURS = Rungs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +40,30 @@ class Run:
     epochs: Indices
     """Trained until each one's end, by all."""
 
+    def scores(self, arm: Arm, test: Floats, budgets: Sequence[int]) -> list[float]:
+        """Test score of the named one after so many epochs of all trials."""
+        ended = np.searchsorted(self.epochs, budgets, side="right")
+        by_trials = {trials: score_of(test, self.named(arm, trials)) for trials in set(ended.tolist())}
+        return [by_trials[trials] for trials in ended.tolist()]
+
     def named(self, arm: Arm, trials: int) -> int | None:
         """The configuration that the rule names after so many trials; None if none ran to its end."""
         complete = self.order[:trials][self.full[:trials]]
         return int(arm.pick(complete[None])[0]) if len(complete) else None
 
 
-def run_of(pool: Pool, order: Indices) -> Run:
-    """Run these configurations one at a time."""
+def run_of(pool: Pool, order: Indices, rungs: Rungs | None = OURS) -> Run:
+    """Run these configurations one at a time; without rungs at full length."""
     epochs = pool.accuracy.shape[1]
+    if rungs is None:
+        every = np.full(len(order), epochs)
+        return Run(order=order, full=every == epochs, epochs=every.cumsum())
     scheduler = AshaScheduler(
-        metric="val_accuracy", max_epochs=epochs, grace_period=GRACE, reduction_factor=FACTOR, num_val=pool.num_val
+        metric="val_accuracy",
+        max_epochs=epochs,
+        grace_period=rungs.grace,
+        reduction_factor=rungs.factor,
+        num_val=pool.num_val if rungs.tolerant else None,
     )
 
     def length(number: int, index: int) -> int:
@@ -91,7 +116,23 @@ def score_of(test: Floats, named: int | None) -> float:
     return float(test.min() if named is None else test[named])
 
 
-def runs_of(pool: Pool, count: int, seed: int = 0) -> list[Run]:
-    """Studies of `MOST_TRIALS` different configurations, or of all if there are fewer, in random orders."""
-    rng = np.random.default_rng([seed, 2])
-    return [run_of(pool, rng.permutation(len(pool))[:MOST_TRIALS]) for _ in range(count)]
+def runs_of(
+    pool: Pool, count: int, rungs: Rungs | None = OURS, most: int | None = MOST_TRIALS, *, starts: bool = False
+) -> list[Run]:
+    """Studies of one trial at a time.
+
+    Args:
+        pool: the configurations.
+        count: of studies.
+        rungs: None for trials of full length.
+        most: different trials of each; all there are, if they are fewer or it is None.
+        starts: whether the spaces' starting points come first, in their order; if not, the order is random.
+    """
+    rng = np.random.default_rng(2)  # whatever the rungs, the same orders
+    runs = []
+    for _ in range(count):
+        order = rng.permutation(len(pool))
+        if starts:
+            order = np.concatenate([np.flatnonzero(pool.starts), order[~pool.starts[order]]])
+        runs.append(run_of(pool, order[:most], rungs))
+    return runs

@@ -15,7 +15,8 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # programs, not a package
 import selection
 from selection_parts.arms import Arm, arms_of, decision
-from selection_parts.pool import Pool, balanced_accuracy, read_pool, stratified_halves, tempered_nll
+from selection_parts.efficiency import efficiency
+from selection_parts.pool import Pool, balanced_accuracy, is_start, read_pool, stratified_halves, tempered_nll
 from selection_parts.sequence import judge, run_of, runs_of, trials_until
 from selection_parts.studies import draws, resampled, simulate
 
@@ -38,6 +39,7 @@ def pool_of(count=12, seed=0):
     rise = np.array([0.4, 0.7, 0.9, 0.97, 1.0])
     return Pool(
         name="made up",
+        starts=np.zeros(count, bool),
         num_val=VAL,
         methods=("l2",) * count,
         score=final[:, None] * rise,
@@ -56,6 +58,7 @@ def table_of(file, count=6, state="completed"):
     rows = []
     for number in range(count):
         given = {"number": number, "state": state if number == 1 else "completed"}
+        given |= {"space": "methods.py", "params": json.dumps({"regularizer": "l2", "lr": number})}
         given["config"] = json.dumps({"regularizer": "l2_sp" if number == 2 else "l2"})
         for epoch in range(1, EPOCHS + 1):
             scores = dict(zip(("val_accuracy", "val_balanced_accuracy", "val_loss"), rng.random(3), strict=True))
@@ -260,6 +263,42 @@ def test_judge_of_all_trials_loses_nothing_and_of_fewer_something():
     every, few = judge(pool, runs, arm, 32), judge(pool, runs, arm, 3)
     assert (every.trials, every.share, every.loss) == (20, 1, 0)
     assert (few.trials, few.share < 0.5, few.loss > 1) == (3, True, True)
+
+
+def test_run_at_full_length_prunes_nothing():
+    run = run_of(pool_of(4), np.arange(4), None)
+    assert (run.full.all(), run.epochs.tolist()) == (True, [5, 10, 15, 20])
+
+
+def test_run_scores_count_trials_that_have_ended():
+    test = np.array([0.3, 0.9, 0.6])
+    arm = Arm(score=np.array([0.1, 0.2, 0.3]), loss=np.zeros(3))
+    run = run_of(dataclasses.replace(pool_of(3), test=test), np.array([1, 0, 2]), None)
+    # None, then the second, which has the better score than the first, then the third
+    assert run.scores(arm, test, [4, 5, 14, 15]) == [0.3, 0.9, 0.9, 0.6]
+
+
+def test_runs_with_starts_have_them_first_in_their_order():
+    pool = dataclasses.replace(pool_of(8), starts=np.isin(np.arange(8), [2, 6]))
+    orders = [run.order.tolist() for run in runs_of(pool, 5, starts=True)]
+    assert all(order[:2] == [2, 6] and sorted(order) == list(range(8)) for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_efficiency_of_rungs_that_stop_the_worst():
+    pool = pool_of(16)
+    arm = Arm(score=pool.test, loss=-pool.test)
+    found = efficiency(pool, arm, ["full length", "ours"], 30)
+    assert found["full length"].by_trials[-1] == pytest.approx(100 * pool.test.max())
+    assert found["full length"].epochs <= 16 * EPOCHS
+    assert found["ours"].epochs < found["full length"].epochs
+    assert found["ours"].area > found["full length"].area
+
+
+def test_start_of_a_shipped_space_is_known_by_its_coordinates():
+    start = {"regularizer": "l2", "lr": 0.001, "batch_norm": "frozen", "weight_decay": 1e-4}
+    assert is_start("methods.py", start | {"beta": 0.3})
+    assert not is_start("methods.py", start | {"lr": 0.002})
 
 
 def test_program_ends_and_writes_its_figures(tmp_path, monkeypatch, capsys):
