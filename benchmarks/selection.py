@@ -137,20 +137,22 @@ def print_decision(by_set: Mapping[str, Outcomes]) -> str:
 
 
 def print_enough(pools: Sequence[Pool], taken: str, studies: int) -> list[dict[str, Any]]:
-    """What stopping early costs, by set and by rule of the winner."""
+    """What stopping early costs, by set, by order and by rule of the winner."""
     print(f"\nAgainst {MOST_TRIALS} trials: trials, share of the epochs, points lost ± standard error over the studies")
     rows = []
-    for pool in pools:
-        runs, arms = runs_of(pool, studies), arms_of(pool)
-        epochs, full = (np.mean([of(run) for run in runs]) for of in (lambda r: r.epochs[-1], lambda r: r.full.sum()))
-        print(f"{pool.name}: {len(runs[0].order)} trials have {epochs:.0f} epochs, {full:.1f} run to their end")
+    studied = [(pool, starts) for pool in pools for starts in (False, True) if pool.starts.any() or not starts]
+    for pool, starts in studied:
+        runs, arms = runs_of(pool, studies, starts=starts), arms_of(pool)
+        epochs, full = np.mean([(run.epochs[-1], run.full.sum()) for run in runs], axis=0)
+        name = f"{pool.name}, starts first" if starts else pool.name
+        print(f"{name}: {len(runs[0].order)} trials have {epochs:.0f} epochs, {full:.1f} run to their end")
         for arm in (arm for arm in dict.fromkeys((TODAY, taken)) if arm in arms):
             for stops in (enough_trials, *FIXED):
                 told = judge(pool, runs, arms[arm], stops)
-                name = f"{stops} trials" if isinstance(stops, int) else "auto"
+                rule = f"{stops} trials" if isinstance(stops, int) else "auto"
                 cells = f"{told.trials:>7.1f}{told.share:>7.2f}{told.loss:>7.2f} ± {told.error:.2f}"
-                print(f"  {NAMES[arm]:17}{name:>10}{cells}")
-                rows.append({"set": pool.name, "arm": arm, "stops": name, **vars(told)})
+                print(f"  {NAMES[arm]:17}{rule:>10}{cells}")
+                rows.append({"set": name, "arm": arm, "stops": rule, **vars(told)})
     return rows
 
 

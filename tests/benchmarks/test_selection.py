@@ -167,6 +167,13 @@ def test_read_pool_sorts_rows_and_leaves_out_what_diverged(tmp_path, metric):
         assert told == pytest.approx([score(np.array(labels["test"]), each) for each in named])
 
 
+def test_read_pool_of_the_old_table():
+    pool = read_pool(selection.OLD)
+    assert (len(pool), pool.score.shape, pool.logits, pool.best_test) == (200, (200, 12), None, None)
+    assert 0.8 < pool.test.max() < 0.92
+    assert sorted(arms_of(pool)) == ["a", "b", "c", "f", "g"]
+
+
 def test_draws_take_no_configuration_twice_and_each_as_often():
     drawn = draws(np.random.default_rng(0), np.ones(9, int), 3000, 4)
     assert all(len(set(each)) == 4 for each in drawn.tolist())
@@ -304,13 +311,15 @@ def test_start_of_a_shipped_space_is_known_by_its_coordinates():
 def test_program_ends_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     table_of(tmp_path / "made.parquet", 9)
     table_of(tmp_path / "begun.parquet", 3)
+    table_of(tmp_path / "old", 9)
+    monkeypatch.setattr(selection, "OLD", tmp_path / "old")
     monkeypatch.setattr(selection, "POOLS", 20)
     monkeypatch.setattr(
         sys, "argv", ["selection.py", "--quick", "--curves", str(tmp_path), "--json", str(tmp_path / "told.json")]
     )
     selection.main()
     told = json.loads((tmp_path / "told.json").read_text())
-    assert told["configurations"] == {"curves": 200, "made": 9}  # of the other too few
+    assert told["configurations"] == {"old": 9, "made": 9}  # of the other too few
     assert set(told["selection"]["made"]["4"]) == {"a", "a*", "b", "c", "d", "e", "f", "g"}
     assert set(told["halves"]["made"]["4"]) == {"b", "c", "d", "e"}
     assert f"Taken: {selection.NAMES[told['taken']]}" in capsys.readouterr().out
