@@ -38,9 +38,9 @@ best epoch's is from the table. Decides nothing either.
 
 **Enough trials?** A study runs configurations in a random order, one at a time, through the project's own rungs (the
 first after one epoch, factor 4) and stops as `delta_tune/search/enough_trials.py` says, or after 32. The rule's
-settings are chosen on the old table alone. It has proved itself if over the new sets it takes at most half of the
-epochs of 32 trials, and its winner is at most 0.2 points of mean below theirs. Studies that stop after a fixed number
-stand beside it.
+settings are chosen on the old table alone: the largest share of the standard error at which today's winner and c's lose
+at most 0.2 points. It has proved itself if over the new sets it takes at most half of the epochs of 32 trials, and its
+winner is at most 0.2 points of mean below theirs. Studies that stop after a fixed number stand beside it.
 
 **Which rungs?** The same studies over all configurations of a set: test accuracy of the one that the rule taken above
 names, against epochs, with other rungs, with starting points first, and at full length. Samplers are not compared: of
@@ -197,7 +197,7 @@ def main() -> None:
     files = tables(options.curves)
     if not files:
         parser.error(f"{options.curves} has no tables; benchmarks/record_curves.py makes them")
-    studies, pools, runs = (200, POOLS // 10, 50) if options.quick else (2000, POOLS, 500)
+    studies, pools, runs = (200, POOLS // 10, 10) if options.quick else (2000, POOLS, 100)
     files = [file for file in files if len(read_pool(file)) >= 2 * min(TRIALS)]  # of one that is still being recorded
     new = [read_pool(file) for file in files]
     every = [read_pool(OLD), *new]
@@ -210,8 +210,8 @@ def main() -> None:
     balanced = [read_pool(file, "balanced_accuracy") for file in files]
     by_balanced = {pool.name: outcomes(pool, studies, pools, BALANCED_ARMS) for pool in balanced}
     print_outcomes("By balanced accuracy", by_balanced)
-    enough = print_enough(every, taken, runs)
-    by_way = print_efficiency(every, taken, runs // 5)
+    enough = print_enough(every, taken, studies)
+    by_way = print_efficiency(every, taken, runs)
     if options.json:
         told = {"configurations": {pool.name: len(pool) for pool in every}, "studies": studies, "taken": taken}
         told |= {"selection": in_json(found), "halves": in_json(halves), "balanced": in_json(by_balanced)}

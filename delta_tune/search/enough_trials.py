@@ -33,7 +33,7 @@ def expected_gain(scores: Sequence[float], num_ended: int, num_val: int) -> floa
     return scale / (num_ended + 1)
 
 
-def enough_trials(scores: Sequence[float], num_ended: int, num_val: int, share: float = 0.04) -> bool:
+def enough_trials(scores: Sequence[float], num_ended: int, num_val: int, share: float = 0.03) -> bool:
     """Whether another trial's expected gain is below a share of the best score's standard error.
 
     The standard error is the binomial one with two right and two wrong photos more (Agresti and Coull), so that a best

@@ -31,9 +31,9 @@ def test_expected_gain_of_equal_scores_is_a_photo_among_the_trials():
 
 def test_enough_trials_compares_with_the_standard_error():
     scores, error = [0.82, 0.77, 0.72, 0.7], math.sqrt((84 / 104) * (20 / 104) / 100)
-    last = 0.07 / (0.04 * error) - 1  # the number of trials at which both are equal
-    assert not enough_trials(scores, math.floor(last), 100)
-    assert enough_trials(scores, math.ceil(last), 100)
+    last = 0.07 / (0.05 * error) - 1  # the number of trials at which both are equal
+    assert not enough_trials(scores, math.floor(last), 100, share=0.05)
+    assert enough_trials(scores, math.ceil(last), 100, share=0.05)
 
 
 def test_enough_trials_takes_fewer_where_photos_show_less():
