@@ -33,8 +33,9 @@ most sets is taken, among equals that of the larger mean gain. If none is left, 
 **Smaller validation sets.** b, c, d, e, which need the last logits only, with half of the photos of each class, of 20
 such halves in turn; differences are to b. They show whether the choice holds, and decide nothing.
 
-**Another metric.** a, b, c, e with balanced accuracy in the place of accuracy, for validation, test and oracle. The
-best epoch's is from the table. Decides nothing either.
+**Another metric.** a, b, c, e with balanced accuracy in the place of accuracy, for validation, test and oracle. As
+validation has 10 photos of each class, only the test scores differ; so b, c, d, e also with 20 draws in turn that
+leave from 10 photos of one class to 2 of another. Decides nothing either.
 
 **Enough trials?** A study runs configurations in a random order, one at a time, through the project's own rungs (the
 first after one epoch, factor 4) and stops as `delta_tune/search/enough_trials.py` says, or after 32. The rule's
@@ -59,7 +60,7 @@ from typing import Any
 import numpy as np
 from selection_parts.arms import LAST, NAMES, TODAY, TODAY_BEST, arms_of, decision
 from selection_parts.efficiency import WAYS, efficiency, trials_shown
-from selection_parts.pool import Floats, Pool, read_pool, stratified_halves, tables
+from selection_parts.pool import Floats, Pool, parts_of, read_pool, tables
 from selection_parts.sequence import MOST_TRIALS, judge, runs_of
 from selection_parts.studies import POOLS, Outcome, simulate
 
@@ -68,20 +69,29 @@ from delta_tune.search.enough_trials import enough_trials
 HERE = Path(__file__).parent
 OLD, NEW = HERE / "curves.parquet", HERE / "curves"
 TRIALS = (4, 8, 16)
-HALVES = 20
-BALANCED_ARMS, HALF_ARMS = "abce", "bcde"
+PARTS, HALF, FALLING = 20, (0.5, 0.5), (1.0, 0.2)
+BALANCED_ARMS, PART_ARMS = "abce", "bcde"
 FIXED = (8, 12, 16, 24)
 Outcomes = dict[int, dict[str, Outcome]]
 """n → arm → outcome."""
 
 
-def outcomes(pool: Pool, studies: int, pools: int, arms: str = "abcdefg") -> Outcomes:
-    """Of the arms over today's, or over the last epoch's if today's is not among them."""
-    if TODAY in arms:
-        judges = [pool]
-    else:
+def outcomes(
+    pool: Pool, studies: int, pools: int, arms: str = "abcdefg", shares: tuple[float, float] | None = None
+) -> Outcomes:
+    """Of the arms over today's, or over the last epoch's if today's is not among them.
+
+    Args:
+        pool: the set.
+        studies: for each n.
+        pools: of the bootstrap.
+        arms: their letters.
+        shares: of the validation photos that the class with the most and that with the fewest keep.
+    """
+    judges = [pool]
+    if shares is not None:
         assert pool.labels is not None
-        judges = [pool.with_photos(photos) for photos in stratified_halves(pool.labels, HALVES, seed=0)]
+        judges = [pool.with_photos(photos) for photos in parts_of(pool.labels, PARTS, *shares)]
     rules = [{name: arm for name, arm in arms_of(each).items() if name in arms} for each in judges]
     against = TODAY if TODAY in arms else LAST
     return {
@@ -205,16 +215,19 @@ def main() -> None:
     found = {pool.name: outcomes(pool, studies, pools) for pool in every}
     print_outcomes("Test accuracy of the named one, and its loss against the oracle", found)
     taken = print_decision(found)
-    halves = {pool.name: outcomes(pool, studies, pools, HALF_ARMS) for pool in new}
+    halves = {pool.name: outcomes(pool, studies, pools, PART_ARMS, HALF) for pool in new}
     print_outcomes("With half of the validation photos; gains are over b", halves)
     balanced = [read_pool(file, "balanced_accuracy") for file in files]
     by_balanced = {pool.name: outcomes(pool, studies, pools, BALANCED_ARMS) for pool in balanced}
     print_outcomes("By balanced accuracy", by_balanced)
+    uneven = {pool.name: outcomes(pool, studies, pools, PART_ARMS, FALLING) for pool in balanced}
+    print_outcomes("By balanced accuracy, with 10 to 2 validation photos a class; gains are over b", uneven)
     enough = print_enough(every, taken, studies)
     by_way = print_efficiency(every, taken, runs)
     if options.json:
         told = {"configurations": {pool.name: len(pool) for pool in every}, "studies": studies, "taken": taken}
-        told |= {"selection": in_json(found), "halves": in_json(halves), "balanced": in_json(by_balanced)}
+        shown = {"selection": found, "halves": halves, "balanced": by_balanced, "uneven": uneven}
+        told |= {name: in_json(table) for name, table in shown.items()}
         told |= {"enough": enough, "efficiency": by_way}
         options.json.write_text(json.dumps(told, indent=1))
 

@@ -80,4 +80,4 @@ def decision(gains: Mapping[str, Mapping[str, float]], least: float = 0.1, most_
     for found in gains.values():
         if here := {arm: gain for arm, gain in found.items() if arm in left}:
             wins[max(here, key=lambda arm: here[arm])] += 1
-    return max(left, key=lambda arm: (wins[arm], means[arm]), default=TODAY)
+    return max(sorted(left), key=lambda arm: (wins[arm], means[arm]), default=TODAY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class Pool:
     """Completed configurations of one set, by number: N of them, E epochs, V validation photos, K classes."""
 
     name: str
+    metric: Metric = "accuracy"
     num_val: int
     methods: tuple[str, ...]
     """Each one's regularizer."""
@@ -67,10 +69,9 @@ class Pool:
         assert self.logits is not None
         assert self.labels is not None
         logits, labels = self.logits[:, photos], self.labels[photos]
-        score = accuracy(logits, labels)[:, None]
         loss = np.array([nll(each, labels) for each in logits])[:, None]
-        changed = {"num_val": len(photos), "score": score, "loss": loss, "accuracy": score}
-        return dataclasses.replace(self, **changed, logits=logits, labels=labels)
+        scores = {"score": SCORES[self.metric](logits, labels)[:, None], "accuracy": accuracy(logits, labels)[:, None]}
+        return dataclasses.replace(self, num_val=len(photos), **scores, loss=loss, logits=logits, labels=labels)
 
 
 def read_pool(file: Path, metric: Metric = "accuracy") -> Pool:
@@ -85,7 +86,7 @@ def read_pool(file: Path, metric: Metric = "accuracy") -> Pool:
     def curves(column: str) -> Floats:
         return np.array([[row[column] for row in rows] for rows in runs], dtype=float)
 
-    common = {"name": file.stem, "score": curves(f"val_{metric}"), "loss": curves("val_loss")}
+    common = {"name": file.stem, "metric": metric, "score": curves(f"val_{metric}"), "loss": curves("val_loss")}
     common |= {"accuracy": curves("val_accuracy")}
     lasts = [rows[-1] for rows in runs]
     metadata = table.schema.metadata or {}
@@ -101,7 +102,7 @@ def read_pool(file: Path, metric: Metric = "accuracy") -> Pool:
     def logits(column: str) -> Floats:
         return np.array([row[column] for row in lasts], dtype=float).reshape(len(lasts), -1, told["classes"])
 
-    score = accuracy if metric == "accuracy" else balanced_accuracy
+    score = SCORES[metric]
     return Pool(
         **common,
         num_val=len(labels["val"]),
@@ -137,6 +138,9 @@ def balanced_accuracy(logits: Floats, labels: NDArray[np.int64]) -> Floats:
     return np.asarray(np.mean([right[:, labels == label].mean(1) for label in np.unique(labels)], axis=0))
 
 
+SCORES = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+
+
 def nll(logits: Floats, labels: NDArray[np.int64]) -> float:
     """Mean negative log-likelihood of the labels: (V, K) → a number."""
     return float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]))
@@ -149,15 +153,24 @@ def tempered_nll(logits: Floats, labels: NDArray[np.int64]) -> float:
     return float(found.fun)
 
 
-def stratified_halves(labels: NDArray[np.int64], count: int, seed: int) -> list[NDArray[np.int64]]:
-    """Indices of half of each class's photos, rounded up; `count` draws of them."""
-    rng = np.random.default_rng([seed, 1])
+def parts_of(labels: NDArray[np.int64], count: int, most: float, least: float) -> list[NDArray[np.int64]]:
+    """Indices of a part of each class's photos, rounded up; `count` draws of them.
 
-    def half() -> NDArray[np.int64]:
-        by_class = (np.flatnonzero(labels == label) for label in np.unique(labels))
-        return np.concatenate([rng.choice(own, (len(own) + 1) // 2, replace=False) for own in by_class])
+    Args:
+        labels: (V,).
+        count: of draws.
+        most: share of the photos that one class keeps, a random one; from class to class it falls in equal steps.
+        least: share that the last one keeps.
+    """
+    rng = np.random.default_rng(1)
+    classes = np.unique(labels)
 
-    return [half() for _ in range(count)]
+    def part() -> NDArray[np.int64]:
+        shares = zip(rng.permutation(classes), np.linspace(most, least, len(classes)), strict=True)
+        by_class = [(np.flatnonzero(labels == label), share) for label, share in shares]
+        return np.concatenate([rng.choice(own, math.ceil(share * len(own)), replace=False) for own, share in by_class])
+
+    return [part() for _ in range(count)]
 
 
 def tables(folder: Path) -> Sequence[Path]:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # p
 import selection
 from selection_parts.arms import Arm, arms_of, decision
 from selection_parts.efficiency import efficiency
-from selection_parts.pool import Pool, balanced_accuracy, is_start, read_pool, stratified_halves, tempered_nll
+from selection_parts.pool import Pool, balanced_accuracy, is_start, parts_of, read_pool, tempered_nll
 from selection_parts.sequence import judge, run_of, runs_of, trials_until
 from selection_parts.studies import draws, resampled, simulate
 
@@ -135,9 +135,17 @@ def test_balanced_accuracy_is_that_of_sklearn():
     )
 
 
-def test_stratified_halves_have_half_of_each_class():
+def test_parts_fall_from_class_to_class_in_a_random_order():
+    labels = np.repeat([0, 1, 2, 3, 4], 10)
+    parts = parts_of(labels, 30, 1.0, 0.2)
+    counts = [np.bincount(labels[part]).tolist() for part in parts]
+    assert all(sorted(each) == [2, 4, 6, 8, 10] for each in counts)
+    assert len({tuple(each) for each in counts}) > 5
+
+
+def test_parts_of_a_half_have_half_of_each_class():
     labels = np.repeat([0, 1, 2], [10, 4, 3])
-    halves = stratified_halves(labels, 5, seed=0)
+    halves = parts_of(labels, 5, 0.5, 0.5)
     assert all(np.bincount(labels[half]).tolist() == [5, 2, 2] for half in halves)
     assert all(len(set(half.tolist())) == 9 for half in halves)
     assert len({tuple(half.tolist()) for half in halves}) == 5
@@ -149,6 +157,9 @@ def test_pool_with_photos_is_judged_by_them_alone():
     expected = (pool.logits[:, photos].argmax(2) == pool.labels[photos]).mean(1)
     assert part.score[:, -1] == pytest.approx(expected)
     assert part.num_val == 3
+    balanced = dataclasses.replace(pool, metric="balanced_accuracy").with_photos(np.arange(15))
+    told = [balanced_accuracy_score(pool.labels[:15], each[:15].argmax(1)) for each in pool.logits]
+    assert balanced.score[:, 0] == pytest.approx(told)
     assert sorted(arms_of(part)) == ["b", "c", "d", "e"]
     assert part.nll[4] == pytest.approx(tempered_nll(pool.logits[4, photos], pool.labels[photos]))
 
