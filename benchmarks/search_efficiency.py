@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from record_curves import EPOCHS, SCHEDULES, curves_space
+from old_space import EPOCHS, SCHEDULES, curves_space
 from replay import (
     Curve,
     Finish,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # programs, not a package
-from record_curves import EPOCHS
+from old_space import EPOCHS
 from replay import Curve, Nearest, Ours, RandomSearch, proposal_at, replay
 from search_efficiency import METHODS, SPACE, Setting, by_seed, measures, spearman_by_epoch
 
