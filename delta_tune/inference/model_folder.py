@@ -144,6 +144,7 @@ class StudyModelConfig(BaseModel):
     classes: list[Text]
     preprocessing: ToldPreprocessing
     epoch: Count | None = None
+    fitted_to: Annotated[int, Field(ge=1)] | None = None
     config: ModelTrial
     metrics: dict[Text, Number]
     networks: Networks = 1

@@ -88,7 +88,12 @@ def study_summary(
             f"Best: {best.method}{f' with {params}' if params else ''}: {metric} {score} after epoch "
             f"{best.epoch} ({best.name})."
         )
-        if best.method == FIRST_MODEL:
+        if best.method == FIRST_MODEL and record.has_seen_val:
+            lines.append(
+                "That is a linear classifier on the frozen network, scored before it was fitted to validation too: no "
+                "trial of the search was better by more than those images are worth."
+            )
+        elif best.method == FIRST_MODEL:
             lines.append("That is a linear classifier on the frozen network: no completed trial of the search beat it.")
         lines += _against_plain(tables, best)
     lines += final_model_sentences(record, folder / HELD_OUT_FILE)

@@ -380,6 +380,11 @@ class StudyRecord:
         return " retrained " in (self.model or "")
 
     @property
+    def has_seen_val(self) -> bool:
+        """Whether the final model was trained on validation too."""
+        return self.retrained or ", fitted to all " in (self.model or "")
+
+    @property
     def confirmed(self) -> bool:
         """Whether the final model's configuration was among those compared on fresh seeds and splits."""
         return self.confirmation is not None and self.winner in self.confirmation["trials"].values()

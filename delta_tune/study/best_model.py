@@ -12,6 +12,7 @@ from delta_tune.inference.model_folder import read_config, save_model
 from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import BEST, BEST_FILE, CHECKPOINTS, trial_name
 from delta_tune.results.tables import StudyTables
+from delta_tune.study.all_images import expected_scores
 from delta_tune.study.study import Study
 from delta_tune.training.checkpoint import best_weights, read_resume_point
 from delta_tune.training.task import Task
@@ -57,7 +58,7 @@ def save_searched(study: Study) -> int | None:
     if found is None:
         return None
     searched = best.exists() and record.model is not None and not record.retrained
-    if searched and (record.model == found.name or _score(study) < study.tables.rank_of(found.row)):
+    if searched and (record.model == found.name or _score(study) <= study.tables.rank_of(found.row)):
         return record.winner
     try:
         save_winner(study.task, study.tables, found, best)
@@ -70,11 +71,16 @@ def save_searched(study: Study) -> int | None:
 
 
 def _score(study: Study) -> tuple[float, float]:
-    """By which the model is ordered; last if it was scored on a sample, or its `config.json` is damaged."""
+    """By which the model is ordered, with what more images than a trial's are worth.
+
+    Last if it was scored on a sample, or its `config.json` is damaged.
+    """
     if study.tables.is_sampled(study.record.winner):
         return math.inf, math.inf
     try:
-        return study.tables.rank_of(read_config(study.folder / BEST)["metrics"])
+        config, train = read_config(study.folder / BEST), len(study.task.dataset.train)
+        metrics, growth = config["metrics"], config.get("fitted_to", train) / train
+        return study.tables.rank_of(expected_scores(metrics, study.config.metric, growth))
     except (UserError, KeyError):
         return math.inf, math.inf
 

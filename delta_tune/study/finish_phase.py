@@ -53,7 +53,12 @@ def conclude(study: Study, measuring: Measuring, *, interrupted: bool) -> int | 
     if winner is not None and not interrupted:
         with measuring.workplace() as place:
             score_final_model(
-                study.task, study.folder, study.record, place, retrained=study.record.retrained, say=study.progress.say
+                study.task,
+                study.folder,
+                study.record,
+                place,
+                seen_val=study.record.has_seen_val,
+                say=study.progress.say,
             )
     return winner
 
@@ -139,7 +144,7 @@ def score_final_model(
     record: StudyRecord,
     workplace: Workplace,
     *,
-    retrained: bool,
+    seen_val: bool,
     say: Callable[[str], None] = print,
 ) -> None:
     """Score the final model on test; if there is no test split, predict validation, unless it was trained on it.
@@ -152,7 +157,7 @@ def score_final_model(
         folder: the study's folder, where predictions and feature-map images are saved.
         record: of the study; the scoring of a test split is added.
         workplace: where the model computes.
-        retrained: whether the model was trained on validation too.
+        seen_val: whether the model was trained on validation too.
         say: prints a sentence about predictions or images that cannot be written.
     """
     name, best = "val" if task.dataset.test is None else "test", folder / BEST
@@ -161,7 +166,7 @@ def score_final_model(
         return
     model = load(best)
     network = model.network
-    if name == "test" or not retrained:
+    if name == "test" or not seen_val:
         logits = split_logits(task, task.dataset.for_name(name), network, workplace) / model.temperature
         if name == "test" and record.scoring is None:
             record.add_scoring(score_test(task, best, logits))

@@ -20,6 +20,7 @@ from delta_tune.results.mirror import local_copy
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
+from delta_tune.study.all_images import fit_to_all_images
 from delta_tune.study.best_model import completed_model, follow_leader, save_winner
 from delta_tune.study.study import Study
 from delta_tune.training.task import Task
@@ -204,6 +205,8 @@ def fit_and_save(study: Study, session: Session, task: Task, config: TrialConfig
         f"{f' with {_sizes(task)}' if tables.is_partial(NUMBER) else ''}; "
         f"{study.folder / BEST} has the best so far from now on."
     )
+    fit_to_all_images(study, NUMBER)
+    study.save_record()
 
 
 def _run(study: Study, session: Session, task: Task, config: TrialConfig) -> TrialResult:
