@@ -128,7 +128,10 @@ class HeldOutRecord(BaseModel):
 
     images: Images
     runs: Count
+    combined: bool
     trials: Count
+    final_runs: Count
+    members: Count
     suspects: Count
     accuracy: Share
     interval: Annotated[list[Share], Field(min_length=2, max_length=2)]

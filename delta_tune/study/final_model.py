@@ -20,7 +20,6 @@ from delta_tune.models.backbones import build_architecture, load_state
 from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
-from delta_tune.results.columns import FINISHED
 from delta_tune.results.label_errors import suspect_labels
 from delta_tune.results.layout import BEST, CHECKPOINTS, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
 from delta_tune.results.statistics import wilson_interval
@@ -61,8 +60,12 @@ def make_final_model(
             session.mirror.fetch_folder(checkpoints / run_folder(run))
         files.append(last_weights(checkpoints / run_folder(run)))
     with session.measuring.workplace() as workplace:
-        weights = checked_means(study, files, held_out.accuracy, workplace, checkpoints / FINAL)
+        weights, averaged = checked_means(study, files, held_out.accuracy, workplace, checkpoints / FINAL)
     known = describe(held_out)
+    suspects = suspect_labels(held_out.probabilities, held_out.labels)
+    task = study.task.on(dataclasses.replace(study.task.dataset, val=pool_splits([fold.dataset.val for fold in folds])))
+    calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
+    write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE)
     metrics = classification_metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
     config = study.tables.config(trial)
     origin = {
@@ -74,20 +77,15 @@ def make_final_model(
         **{name: value for name, value in known.items() if name in ("temperature", "unsure")},
     }
     save_model(study.task.backbone, study.task.dataset.classes, weights, origin, best)
-    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
-    times = f"{len(runs)} times" if len(weights) > 1 or len(runs) > 1 else "once"
-    made = "weights averaged" if len(weights) == 1 else f"{len(weights)} networks"
-    record.set_model(trial, f"trial {trial} retrained {times} on {images}, {made}")
-    suspects = suspect_labels(held_out.probabilities, held_out.labels)
-    ended = sum(row["state"] in FINISHED for row in study.tables.trials.values())
-    record.set_held_out(known | {"runs": len(runs), "suspects": len(suspects), "trials": ended})
-    study.save_record()
-    split = pool_splits([fold.dataset.val for fold in folds])
-    task = study.task.on(dataclasses.replace(study.task.dataset, val=split))
-    calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
-    write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE)
     if task.dataset.test is None:
         save_predictions(task, "val", calibrated, study.folder / PREDICTIONS_FILE, told=HELD_OUT)
+    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
+    made = "weights averaged" if averaged else "one of these networks"
+    made = made if len(weights) == 1 else f"{len(weights)} networks"
+    record.set_model(trial, f"trial {trial} retrained {len(runs)} times on {images}, {made}")
+    told = {"runs": len(runs), "combined": averaged or len(weights) > 1, "suspects": len(suspects)}
+    record.set_held_out(known | told | study.final_model_of)
+    study.save_record()  # last: a session that is killed before it makes the model again
     for folder in checkpoints.glob(f"{FINAL}*"):
         if session.mirror is not None:
             session.mirror.discard(folder)
@@ -111,8 +109,8 @@ def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 def checked_means(
     study: Study, files: Sequence[Path], held_out_accuracy: float, workplace: Workplace, folder: Path
-) -> list[Path]:
-    """Files of the mean of each group of networks, one group per member of the model.
+) -> tuple[list[Path], bool]:
+    """Files of the mean of each group of networks, one group per member of the model, and whether they are means.
 
     Networks that do not lie in one basin have a mean that classifies nothing. So the mean has to classify all images,
     of which it has seen each, as well as its networks classify those that they have not seen; else the networks
@@ -146,8 +144,8 @@ def checked_means(
                 f"The mean of {len(group)} networks is right for {100 * accuracy:.1f} % of all images, and they "
                 f"are for {100 * held_out_accuracy:.1f} % of those that they have not seen, so they are not averaged."
             )
-            return list(files[:members])
-    return written
+            return list(files[:members]), False
+    return written, True
 
 
 def describe(held_out: HeldOut) -> dict[str, Any]:

@@ -46,20 +46,20 @@ class Race:
         self.alive = list(racers)
         self.scores: dict[FoldRun, Scores | None] = {}
         """Of each run that ended: a score of each image of its fold; None if it failed."""
-        self._started: set[FoldRun] = set()
+        self.started: set[FoldRun] = set()
 
     def upcoming(self) -> FoldRun | None:
         """The next run; None if there is none, or none before another has ended."""
         for fold in range(self._rounds):
             for trial in self.alive:
-                if (run := FoldRun(trial=trial, fold=fold)) not in self._started:
-                    self._started.add(run)
+                if (run := FoldRun(trial=trial, fold=fold)) not in self.started:
+                    self.started.add(run)
                     return run
-        if any(run.fold < self._rounds and run.trial in self.alive for run in self._started - self.scores.keys()):
+        if any(run.fold < self._rounds and run.trial in self.alive for run in self.started - self.scores.keys()):
             return None  # another may lead after it
         for fold in range(self._folds):
-            if (run := FoldRun(trial=self.leader, fold=fold)) not in self._started:
-                self._started.add(run)
+            if (run := FoldRun(trial=self.leader, fold=fold)) not in self.started:
+                self.started.add(run)
                 return run
         return None
 
@@ -121,7 +121,7 @@ def finalists(tables: StudyTables, num_val: int) -> list[int]:
     methods = {number: tables.trials[number]["config.regularizer"] for number in ranked}
     control = next((number for number in ranked if methods[number] == BASELINE), first)
     # The first model is no fine-tuning: it races only if nothing is better
-    others = [number for number in close if methods[number] not in (BASELINE, FIRST_MODEL)]
+    others = [number for number in close if number != control and methods[number] != FIRST_MODEL]
     chosen = [first, *([control] if control != first else []), *others]
     return sorted(chosen[:MOST_RACERS], key=ranked.index)
 
@@ -161,7 +161,7 @@ def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> li
         metric: of the study.
     """
     lines, leader = [], race.leader
-    unit, factor = ("", 1.0) if metric == "val_loss" else (" points", 100.0)
+    unit, factor, digits = ("", 1.0, 3) if metric == "val_loss" else (" points", 100.0, 1)
     for rival in race.racers:
         gap, error, images = race.compared(leader, rival)
         if rival == leader or not images:
@@ -170,6 +170,6 @@ def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> li
         told = "ahead" if low > 0 else "not told apart"
         lines.append(
             f"Race: {name(leader)} against {name(rival)} on {images} images that neither was trained on: "
-            f"{factor * gap:+.1f}{unit} [{low:.1f}, {high:.1f}], {told}."
+            f"{factor * gap:+.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}], {told}."
         )
     return lines
