@@ -121,7 +121,7 @@ def finalists(tables: StudyTables, num_val: int) -> list[int]:
     methods = {number: tables.trials[number]["config.regularizer"] for number in ranked}
     control = next((number for number in ranked if methods[number] == BASELINE), first)
     # The first model is no fine-tuning: it races only if nothing is better
-    others = [number for number in close if number != control and methods[number] != FIRST_MODEL]
+    others = [number for number in close if methods[number] not in (BASELINE, FIRST_MODEL)]
     chosen = [first, *([control] if control != first else []), *others]
     return sorted(chosen[:MOST_RACERS], key=ranked.index)
 
@@ -161,7 +161,7 @@ def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> li
         metric: of the study.
     """
     lines, leader = [], race.leader
-    unit, factor, digits = ("", 1.0, 3) if metric == "val_loss" else (" points", 100.0, 1)
+    unit, factor = ("", 1.0) if metric == "val_loss" else (" points", 100.0)
     for rival in race.racers:
         gap, error, images = race.compared(leader, rival)
         if rival == leader or not images:
@@ -170,6 +170,6 @@ def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> li
         told = "ahead" if low > 0 else "not told apart"
         lines.append(
             f"Race: {name(leader)} against {name(rival)} on {images} images that neither was trained on: "
-            f"{factor * gap:+.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}], {told}."
+            f"{factor * gap:+.1f}{unit} [{low:.1f}, {high:.1f}], {told}."
         )
     return lines

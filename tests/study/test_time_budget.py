@@ -10,7 +10,14 @@ import pytest
 from delta_tune.config import TrialConfig
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.time_budget import PostSearchBudget, TimeBudget, cached_for, mean_epoch_seconds, plan_post_search
+from delta_tune.study.time_budget import (
+    PostSearchBudget,
+    TimeBudget,
+    cached_for,
+    mean_epoch_seconds,
+    plan_final_runs,
+    plan_post_search,
+)
 
 
 def test_time_budget_counts_all_sessions():
@@ -52,7 +59,32 @@ def test_time_budget_says_what_is_reserved():
     assert budget.reserved_after_search(reserved, 5) == (
         "Of the 1:00:00, 10:00 are kept for a confirmation with 3 of 5 seeds and 1:30 for the final model."
     )
-    assert "too short to confirm and retrain" in budget.reserved_after_search(PostSearchBudget(), 5)
+    assert "too short to train anew" in budget.reserved_after_search(PostSearchBudget(), 5)
+
+
+def test_time_budget_says_what_is_reserved_for_final_runs():
+    budget = TimeBudget(3600, spent=0, began=time.time())
+    reserved = PostSearchBudget(runs=3, final=600)
+    assert budget.reserved_after_search(reserved, 0) == "Of the 1:00:00, 10:00 are kept for 3 final runs."
+    assert "too short to train anew" in budget.reserved_after_search(PostSearchBudget(), 0)
+
+
+def final_runs(within, slots=1):
+    shape = {"runs": 5, "epoch_seconds": 10.0, "max_epochs": 4, "slots": slots, "growth": 1.5}
+    return plan_final_runs(within, **shape, measuring=4.0, checking=8.0)
+
+
+def test_final_runs_are_kept_time_for_what_they_measure_and_for_the_check_of_their_mean():
+    # 4 epochs of 15 s and 4 s before them
+    assert final_runs(math.inf) == PostSearchBudget(runs=5, final=5 * 64 + 8)
+    assert final_runs(math.inf, slots=2) == PostSearchBudget(runs=5, final=3 * 64 + 8)
+
+
+def test_final_runs_are_as_many_as_fit():
+    assert final_runs(4 * 64 + 8).runs == 4
+    assert final_runs(4 * 64 + 7).runs == 3
+    assert final_runs(2 * 64 + 8, slots=2).runs == 4
+    assert final_runs(2 * 64 + 7) == PostSearchBudget()
 
 
 def methods(tables):
