@@ -15,10 +15,10 @@ from typing import Any
 import ray
 import safetensors.torch
 import torch
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from delta_tune.cluster.assigned_gpu import use_assigned_gpu
-from delta_tune.cluster.failures import BrokenGpuError, device_faults_named
+from delta_tune.cluster.failures import BrokenGpuError, TooLittleMemoryError, device_faults_named
 from delta_tune.cluster.resources import wait_for_resources
 from delta_tune.config import TrialConfig
 from delta_tune.console.format import format_count
@@ -177,11 +177,12 @@ def run_race(
 
 
 def outcome(reference: Any) -> HeldOut | str:
-    """What a run predicts, or how it ended without; a worker that dies again and again ends its run alone."""
+    """What a run predicts, or how it ended without: too little memory ends its run alone, not the study."""
     try:
         found: HeldOut | str = ray.get(reference)
-    except (OutOfMemoryError, WorkerCrashedError) as error:
-        return f"failed: {str(error).strip().splitlines()[0]}"
+    except (TooLittleMemoryError, OutOfMemoryError, WorkerCrashedError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error  # the text of the former is a traceback
+        return f"failed: {str(cause).strip().splitlines()[0]}"
     return found
 
 

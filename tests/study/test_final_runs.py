@@ -7,14 +7,16 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
+from delta_tune.cluster.failures import TooLittleMemoryError
 from delta_tune.config import TrialConfig
 from delta_tune.study import final_runs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
 
 TRAIN, VAL = 80, 20
+OF_A_WORKER = RayTaskError("_train", "a traceback", TooLittleMemoryError("the GPU's memory is too small"))
 
 
 class Searched:
@@ -78,12 +80,19 @@ def test_rival_that_takes_longer_than_a_third_of_the_study_does_not_race():
     assert fit(Searched((700, 100), (7, 1)), 0, 1) == (5, [0, 1])
 
 
-def test_worker_that_dies_ends_its_run_and_no_more(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (WorkerCrashedError(), "failed: The worker died"),
+        (OF_A_WORKER.as_instanceof_cause(), "failed: the GPU's memory is too small"),
+    ],
+)
+def test_worker_that_dies_ends_its_run_and_no_more(monkeypatch, error, told):
     def get(reference):
-        raise WorkerCrashedError
+        raise error
 
     monkeypatch.setattr(final_runs.ray, "get", get)
-    assert final_runs.outcome("reference").startswith("failed: The worker died")
+    assert final_runs.outcome("reference").startswith(told)
 
 
 def test_error_of_the_code_ends_the_study(monkeypatch):
