@@ -27,6 +27,7 @@ from delta_tune.report.predictions import split_logits
 from delta_tune.results.mirror import local_copy
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
+from delta_tune.study.attention_phase import attention_of_earlier_sessions
 from delta_tune.study.confirmation import fresh_seed
 from delta_tune.study.final_model import make_final_model, run_folder
 from delta_tune.study.race import MOST_RACERS, ROUNDS, FoldRun, Race, finalists, image_scores, race_sentences
@@ -73,7 +74,7 @@ def train_final_model(study: Study, session: Session, chosen: int | None = None)
     if len(runs) < LEAST_RUNS:
         say(f"Only {format_count(len(runs), 'final run')} ended: best/ stays as it is.")
         return
-    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs})
+    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs}, race.begun)
 
 
 def named(study: Study, trial: int) -> str:
@@ -106,7 +107,9 @@ def fold_tasks(study: Study, session: Session, configs: Sequence[TrialConfig]) -
     """The task with each fold held out. Attention is that of the search; the rest is measured where a run needs it."""
     with session.measuring.workplace() as workplace:
         study.task.measurements.measure_source(configs, study.progress.say, workplace)
-        study.task.measurements.find_attention(configs, study.progress.say)
+        if study.task.measurements.missing_attention(configs):
+            study.task.measurements.keep_attention(attention_of_earlier_sessions(study))
+            study.task.measurements.find_attention(configs, study.progress.say)
     tasks = []
     for data in hold_out_folds(study.task.dataset, FOLDS, fresh_seed(study.config.seed, FOLDS)):
         task = dataclasses.replace(study.task, dataset=data, cache=None)
