@@ -128,10 +128,9 @@ class HeldOutRecord(BaseModel):
 
     images: Images
     runs: Count
-    combined: bool
+    asked: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    """Final runs and members, as the settings had them."""
     trials: Count
-    final_runs: Count
-    members: Count
     suspects: Count
     accuracy: Share
     interval: Annotated[list[Share], Field(min_length=2, max_length=2)]

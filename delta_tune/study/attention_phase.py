@@ -42,8 +42,8 @@ def most_probe_images(study: Study) -> int:
     return max((layer.images for layers in measured for layer in layers.values()), default=MAX_PROBE_IMAGES)
 
 
-def attention_in_folder(study: Study) -> Found:
-    """Attention that earlier sessions ended with: all runs of one study are to have the same."""
+def attention_of_earlier_sessions(study: Study) -> Found:
+    """Attention that earlier sessions ended with: trials of one study are to have the same."""
     channels = study.task.backbone.channels
     try:
         found = read_layers(study.folder / ATTENTION_FILE)
@@ -98,7 +98,7 @@ class AttentionPhase:
         """
         study, measurements = self._study, self._measurements
         study.searcher.attention = self
-        measurements.keep_attention(attention_in_folder(study))
+        measurements.keep_attention(attention_of_earlier_sessions(study))
         measurements.find_attention(study.configs, self._say)
         if not measurements.missing_attention(study.configs) or self._seconds_left <= 0 or study.sampled:
             self._conclude()

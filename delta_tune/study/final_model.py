@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from delta_tune.console.format import format_count
 from delta_tune.data.resampling import merge_val_into_train, pool_splits
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_architecture, load_state
@@ -21,7 +22,7 @@ from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
 from delta_tune.results.label_errors import suspect_labels
-from delta_tune.results.layout import BEST, CHECKPOINTS, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
+from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.search.session import Session
 from delta_tune.study.race import FoldRun
@@ -31,9 +32,6 @@ from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace
 
-FINAL = "final"
-"""Begins the names of the final runs' folders among the checkpoints."""
-
 
 def run_folder(run: FoldRun) -> str:
     """Name of the checkpoint folder of a final run."""
@@ -41,7 +39,11 @@ def run_folder(run: FoldRun) -> str:
 
 
 def make_final_model(
-    study: Study, session: Session, folds: Sequence[Task], predicted: Mapping[FoldRun, HeldOut]
+    study: Study,
+    session: Session,
+    folds: Sequence[Task],
+    predicted: Mapping[FoldRun, HeldOut],
+    begun: Collection[FoldRun],
 ) -> None:
     """Average the weights of the runs, check the mean, and make it `best/`, with what is known of it.
 
@@ -50,6 +52,7 @@ def make_final_model(
         session: where the mean is checked.
         folds: the runs' tasks.
         predicted: the runs of one trial, ≥ 1, and what they predict.
+        begun: these runs and all others, whose checkpoints are removed at the end.
     """
     runs, record, best = list(predicted), study.record, study.folder / BEST
     trial, checkpoints = runs[0].trial, study.folder / CHECKPOINTS
@@ -60,12 +63,8 @@ def make_final_model(
             session.mirror.fetch_folder(checkpoints / run_folder(run))
         files.append(last_weights(checkpoints / run_folder(run)))
     with session.measuring.workplace() as workplace:
-        weights, averaged = checked_means(study, files, held_out.accuracy, workplace, checkpoints / FINAL)
+        weights = checked_means(study, files, held_out.accuracy, workplace, checkpoints / FINAL)
     known = describe(held_out)
-    suspects = suspect_labels(held_out.probabilities, held_out.labels)
-    task = study.task.on(dataclasses.replace(study.task.dataset, val=pool_splits([fold.dataset.val for fold in folds])))
-    calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
-    write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE)
     metrics = classification_metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
     config = study.tables.config(trial)
     origin = {
@@ -76,20 +75,25 @@ def make_final_model(
         "runs": len(runs),
         **{name: value for name, value in known.items() if name in ("temperature", "unsure")},
     }
-    save_model(study.task.backbone, study.task.dataset.classes, weights, origin, best)
+    suspects = suspect_labels(held_out.probabilities, held_out.labels)
+    split = pool_splits([fold.dataset.val for fold in folds])
+    task = study.task.on(dataclasses.replace(study.task.dataset, val=split))
+    calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
+    write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE)
+    save_model(task.backbone, task.dataset.classes, weights, origin, best)
+    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
+    averaged = len(weights) == 1 and weights[0] not in files
+    made = "weights averaged" if averaged else format_count(len(weights), "network")
+    record.set_model(trial, f"trial {trial} retrained {len(runs)} times on {images}, {made}")
+    asked = [study.config.final_runs, study.config.members]
+    record.set_held_out(known | {"runs": len(runs), "asked": asked, "suspects": len(suspects), "trials": study.ended})
+    study.save_record()
     if task.dataset.test is None:
         save_predictions(task, "val", calibrated, study.folder / PREDICTIONS_FILE, told=HELD_OUT)
-    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
-    made = "weights averaged" if averaged else "one of these networks"
-    made = made if len(weights) == 1 else f"{len(weights)} networks"
-    record.set_model(trial, f"trial {trial} retrained {len(runs)} times on {images}, {made}")
-    told = {"runs": len(runs), "combined": averaged or len(weights) > 1, "suspects": len(suspects)}
-    record.set_held_out(known | told | study.final_model_of)
-    study.save_record()  # last: a session that is killed before it makes the model again
-    for folder in checkpoints.glob(f"{FINAL}*"):
+    for folder in {*checkpoints.glob(f"{FINAL}*"), *(checkpoints / run_folder(run) for run in begun)}:
         if session.mirror is not None:
             session.mirror.discard(folder)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -109,8 +113,8 @@ def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 def checked_means(
     study: Study, files: Sequence[Path], held_out_accuracy: float, workplace: Workplace, folder: Path
-) -> tuple[list[Path], bool]:
-    """Files of the mean of each group of networks, one group per member of the model, and whether they are means.
+) -> list[Path]:
+    """Files of the mean of each group of networks, one group per member of the model.
 
     Networks that do not lie in one basin have a mean that classifies nothing. So the mean has to classify all images,
     of which it has seen each, as well as its networks classify those that they have not seen; else the networks
@@ -144,8 +148,8 @@ def checked_means(
                 f"The mean of {len(group)} networks is right for {100 * accuracy:.1f} % of all images, and they "
                 f"are for {100 * held_out_accuracy:.1f} % of those that they have not seen, so they are not averaged."
             )
-            return list(files[:members]), False
-    return written, True
+            return list(files[:members])
+    return written
 
 
 def describe(held_out: HeldOut) -> dict[str, Any]:

@@ -26,11 +26,10 @@ from delta_tune.data.resampling import hold_out_folds
 from delta_tune.models.backbones import build_architecture, load_state
 from delta_tune.report.held_out import HeldOut
 from delta_tune.report.predictions import split_logits
-from delta_tune.results.layout import CHECKPOINTS
 from delta_tune.results.mirror import local_copy
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
-from delta_tune.study.attention_phase import attention_in_folder
+from delta_tune.study.attention_phase import attention_of_earlier_sessions
 from delta_tune.study.confirmation import fresh_seed
 from delta_tune.study.final_model import make_final_model, run_folder
 from delta_tune.study.race import ROUNDS, FoldRun, Race, finalists, image_scores, race_sentences
@@ -77,10 +76,7 @@ def train_final_model(study: Study, session: Session, chosen: int | None = None)
         say(f"Only {format_count(len(runs), 'final run')} ended: best/ stays as it is.")
         return
     study.record.set_race(race_sentences(race, lambda trial: named(study, trial), study.config.metric))
-    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs})
-    if session.mirror is not None:  # what the workers of the rivals wrote is not here
-        for run in race.started:
-            session.mirror.discard(study.folder / CHECKPOINTS / run_folder(run))
+    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs}, race.begun)
 
 
 def named(study: Study, trial: int) -> str:
@@ -119,7 +115,7 @@ def fold_tasks(study: Study, session: Session, configs: Sequence[TrialConfig]) -
     """The task with each fold held out. Attention is that of the search; the rest is measured where a run needs it."""
     measurements, say = study.task.measurements, study.progress.say
     if measurements.missing_attention(configs):  # a session that had nothing left to search
-        measurements.keep_attention(attention_in_folder(study))
+        measurements.keep_attention(attention_of_earlier_sessions(study))
         measurements.find_attention(configs, say)
     if measurements.missing_attention(configs):
         with session.measuring.workplace(probes=True) as workplace:

@@ -14,7 +14,7 @@ from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.progress import Progress
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.columns import FINISHED
-from delta_tune.results.layout import BEST
+from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
@@ -116,16 +116,16 @@ class Study:
 
     @property
     def has_final_model(self) -> bool:
-        """Whether the model is that of final runs, as they are asked for, and no trial has ended since."""
-        known = self.record.held_out
-        of = self.final_model_of
-        return known is not None and of == {name: known[name] for name in of} and (self.folder / BEST).exists()
+        """Whether the model is that of the final runs that are asked for, is whole, and no trial has ended since."""
+        known, begun = self.record.held_out, any((self.folder / CHECKPOINTS).glob(f"{FINAL}*"))
+        if known is None or begun or not (self.folder / BEST).exists():
+            return False
+        return (known["trials"], known["asked"]) == (self.ended, [self.config.final_runs, self.config.members])
 
     @property
-    def final_model_of(self) -> dict[str, int]:
-        """By which it is known later whether the final model has to be trained again."""
-        ended = sum(row["state"] in FINISHED for row in self.tables.trials.values())
-        return {"trials": ended, "final_runs": self.config.final_runs, "members": self.config.members}
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return sum(row["state"] in FINISHED for row in self.tables.trials.values())
 
     @property
     def sampled(self) -> bool:

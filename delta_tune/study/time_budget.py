@@ -117,19 +117,19 @@ class TimeBudget:
         )
 
     def reserved_after_search(self, reserved: PostSearchBudget, confirm: int) -> str:
-        """A sentence on what is reserved for confirmation and final model.
+        """A sentence on what is reserved for confirmation and final model, or for the final runs.
 
         Args:
             reserved: the reservation.
             confirm: repetitions that the user asked for.
         """
-        if not confirm and reserved.runs:
+        if not reserved.repetitions and not reserved.runs:
+            return self.too_short()
+        if not confirm:
             return (
                 f"Of the {self._total}, {format_duration(reserved.final)} are kept for "
                 f"{format_count(reserved.runs, 'final run')}."
             )
-        if not reserved.repetitions:
-            return self.too_short()
         return (
             f"Of the {self._total}, {format_duration(reserved.confirmation)} are kept for a confirmation with "
             f"{reserved.repetitions} of {confirm} seeds and {format_duration(reserved.final)} for the final model."

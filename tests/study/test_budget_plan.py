@@ -32,7 +32,7 @@ def settings(image_folder, tiny_weights, tmp_path, monkeypatch):
     (tmp_path / "space.py").write_text(SPACE)
     return {
         **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
-        **{"out": str(tmp_path / "results"), "name": "s", "verbose": 0, "time_budget": "1h"},
+        **{"out": str(tmp_path / "results"), "name": "s", "verbose": 0, "time_budget": "1h", "final_runs": 0},
         "space": str(tmp_path / "space.py"),
     }
 
@@ -152,7 +152,7 @@ def test_reserve_is_said_again_once_it_is_too_short_for_as_many_seeds(settings, 
         study.record.set_attention(seconds, "")
         left()
     assert ["with 5 of 5 seeds" in sentence for sentence in said] == [True, False]
-    assert "too short to confirm and retrain" in said[1]
+    assert "too short to train anew" in said[1]
 
 
 def test_budget_too_short_for_a_trial_leaves_the_choice_to_a_later_session(settings, planned):
@@ -252,5 +252,5 @@ def test_plan_leaves_time_for_these_passes(settings, planned):
 def test_confirmation_that_does_not_fit_is_left_out_at_the_start(settings, planned):
     study = planned({**settings, "confirm": 5}, 900)
     assert not study.confirms
-    assert any("too short to confirm and retrain" in line for line in budget_lines(study))
+    assert any("too short to train anew" in line for line in budget_lines(study))
     assert planned({**settings, "confirm": 5, "name": "t"}, 1).confirms

@@ -39,7 +39,7 @@ def settings(image_folder, tiny_weights, bucket):
     return {
         **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
         **{"out": f"s3://{bucket}/my results", "name": "study", "verbose": 0, "max_epochs": 2, "num_trials": 2},
-        **{"set": fixed, "gpus_per_trial": 0, "max_concurrent_trials": 1},
+        **{"set": fixed, "final_runs": 0, "gpus_per_trial": 0, "max_concurrent_trials": 1},
     }
 
 

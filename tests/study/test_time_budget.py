@@ -7,13 +7,15 @@ import time
 
 import pytest
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.tables import StudyTables
 from delta_tune.study.time_budget import (
     PostSearchBudget,
     TimeBudget,
     cached_for,
+    final_training_growth,
+    fold_growth,
     mean_epoch_seconds,
     plan_final_runs,
     plan_post_search,
@@ -62,29 +64,12 @@ def test_time_budget_says_what_is_reserved():
     assert "too short to train anew" in budget.reserved_after_search(PostSearchBudget(), 5)
 
 
-def test_time_budget_says_what_is_reserved_for_final_runs():
-    budget = TimeBudget(3600, spent=0, began=time.time())
-    reserved = PostSearchBudget(runs=3, final=600)
-    assert budget.reserved_after_search(reserved, 0) == "Of the 1:00:00, 10:00 are kept for 3 final runs."
-    assert "too short to train anew" in budget.reserved_after_search(PostSearchBudget(), 0)
-
-
-def final_runs(within, slots=1):
-    shape = {"runs": 5, "epoch_seconds": 10.0, "max_epochs": 4, "slots": slots, "growth": 1.5}
-    return plan_final_runs(within, **shape, measuring=4.0, checking=8.0)
-
-
 def test_final_runs_are_kept_time_for_what_they_measure_and_for_the_check_of_their_mean():
+    shape = {"runs": 5, "epoch_seconds": 10.0, "max_epochs": 4, "growth": 1.5, "measuring": 4.0, "checking": 8.0}
     # 4 epochs of 15 s and 4 s before them
-    assert final_runs(math.inf) == PostSearchBudget(runs=5, final=5 * 64 + 8)
-    assert final_runs(math.inf, slots=2) == PostSearchBudget(runs=5, final=3 * 64 + 8)
-
-
-def test_final_runs_are_as_many_as_fit():
-    assert final_runs(4 * 64 + 8).runs == 4
-    assert final_runs(4 * 64 + 7).runs == 3
-    assert final_runs(2 * 64 + 8, slots=2).runs == 4
-    assert final_runs(2 * 64 + 7) == PostSearchBudget()
+    assert plan_final_runs(math.inf, slots=1, **shape) == PostSearchBudget(runs=5, final=5 * 64 + 8)
+    assert plan_final_runs(math.inf, slots=2, **shape) == PostSearchBudget(runs=5, final=3 * 64 + 8)
+    assert plan_final_runs(4 * 64 + 7, slots=1, **shape).runs == 3
 
 
 def methods(tables):
@@ -137,6 +122,53 @@ def test_reserve_counts_the_attention_of_each_fresh_split_and_of_the_final_train
 @pytest.mark.parametrize(("within", "kept"), [(237.5, 4), (237.4, 3), (137.5, 2), (137.4, 0), (0, 0)])
 def test_reserve_cuts_repetitions_first_and_never_to_one(within, kept):
     assert plan_post_search(within, repetitions=4, **TWO_METHODS).repetitions == kept
+
+
+RUNS = {"runs": 5, "epoch_seconds": 3.0, "max_epochs": 10, "slots": 1, "growth": 1.1}
+
+
+def test_reserve_of_final_runs_is_theirs_alone():
+    found = plan_final_runs(math.inf, **RUNS)
+    assert (found.runs, found.repetitions, found.confirmation) == (5, 0, 0)
+    assert found.total == pytest.approx(5 * 10 * 3.0 * 1.1)
+
+
+@pytest.mark.parametrize(("slots", "rounds"), [(2, 3), (4, 2), (5, 1), (8, 1)])
+def test_reserve_of_final_runs_counts_rounds_of_the_slots(slots, rounds):
+    assert plan_final_runs(math.inf, **RUNS | {"slots": slots}).final == pytest.approx(rounds * 33.0)
+
+
+@pytest.mark.parametrize(("within", "kept"), [(165.1, 5), (164.9, 4), (66.1, 2), (65.9, 0), (-1, 0)])
+def test_final_runs_are_cut_and_never_to_one(within, kept):
+    found = plan_final_runs(within, **RUNS)
+    assert found.runs == kept
+    assert found.total <= max(0, within)
+
+
+def test_sentence_on_what_is_reserved_for_final_runs_promises_none_that_do_not_fit():
+    budget = TimeBudget(600, spent=0, began=0)
+    assert budget.reserved_after_search(PostSearchBudget(runs=3, final=99), 0) == (
+        "Of the 10:00, 1:39 are kept for 3 final runs."
+    )
+    assert budget.reserved_after_search(PostSearchBudget(), 0) == budget.too_short()
+    assert budget.reserved_after_search(PostSearchBudget(), 4) == budget.too_short()
+
+
+def test_growth_of_a_final_run_is_nine_tenths_of_train_and_val(task):
+    assert fold_growth(task) == pytest.approx(0.9 * 54 / 36)
+
+
+@pytest.mark.parametrize(
+    ("more", "slots", "growth"),
+    [
+        ({}, 1, 2 * 0.9 * 54 / 36),
+        ({}, 2, 0.9 * 54 / 36),
+        ({"final_runs": 0}, 1, 54 / 36),
+        ({"train_per_class": 5}, 1, 1.0),
+    ],
+)
+def test_growth_of_the_final_model_is_that_of_two_runs_or_of_one_on_all_images(task, more, slots, growth):
+    assert final_training_growth(StudyConfig(**more), task, slots) == pytest.approx(growth)
 
 
 def test_reserve_keeps_nothing_where_no_epoch_is_measured_yet():
