@@ -353,11 +353,15 @@ class StudyRecord:
     @property
     def held_out(self) -> Mapping[str, Any] | None:
         """The fields of `HeldOutRecord`; None if the model is not that of final runs."""
-        return self.content.get("held_out") if self.retrained else None
+        return self.content.get("held_out")
 
     def set_model(self, trial: int, model: str, epoch: int | None = None) -> None:
-        """Note which trial the final model comes from, the model in words, and the epoch whose weights it has."""
+        """Note which trial the final model comes from, the model in words, and the epoch whose weights it has.
+
+        What final runs said of the model before is forgotten.
+        """
         self.content |= {"winner": trial, "model": model, "model_epoch": epoch}
+        self.content.pop("held_out", None)
 
     @property
     def winner(self) -> int | None:
@@ -376,7 +380,7 @@ class StudyRecord:
 
     @property
     def retrained(self) -> bool:
-        """Whether the final model was trained anew after a confirmation."""
+        """Whether the final model was trained anew after the search."""
         return " retrained " in (self.model or "")
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
+    LEAST_RUNS,
     START_S,
     PostSearchBudget,
     TimeBudget,
@@ -156,6 +159,7 @@ class Study:
             session: where they run.
         """
         epoch_seconds, slots = mean_epoch_seconds(self.tables, self.groups), session.resources.slots
+        measuring, checking = self.measuring_seconds(self.configs), self.checking_seconds(session)
         if not self.config.confirm:
             return plan_final_runs(
                 within,
@@ -164,15 +168,27 @@ class Study:
                 max_epochs=self.config.max_epochs,
                 slots=slots,
                 growth=fold_growth(self.task),
+                measuring=measuring,
+                checking=checking,
             )
-        passes = images_to_measure(self.configs, self.task) / session.measuring.slots
-        return plan_post_search(
-            within,
+        besides = math.ceil(LEAST_RUNS / slots) * measuring + checking if self.trains_final else 0.0
+        found = plan_post_search(
+            within - besides,
             repetitions=self.config.confirm,
             epoch_seconds=epoch_seconds,
             max_epochs=self.config.max_epochs,
             slots=slots,
             growth=final_training_growth(self.config, self.task, slots),
-            split_seconds=self.record.attention_seconds
-            + passes * scoring_seconds(self.tables, len(self.task.dataset.val)),
+            split_seconds=self.record.attention_seconds + measuring / session.measuring.slots,
         )
+        return dataclasses.replace(found, final=found.final + besides) if found.repetitions else found
+
+    def measuring_seconds(self, configs: Sequence[TrialConfig]) -> float:
+        """Seconds in which one process measures what such runs need of new splits, but attention."""
+        return images_to_measure(configs, self.task) * scoring_seconds(self.tables, len(self.task.dataset.val))
+
+    def checking_seconds(self, session: Session) -> float:
+        """Seconds in which the means of the final runs' weights are checked on all images."""
+        train, val = len(self.task.dataset.train), len(self.task.dataset.val)
+        seconds = (train + val) * scoring_seconds(self.tables, val) / session.measuring.slots
+        return self.config.members * seconds

@@ -225,7 +225,15 @@ def plan_post_search(
 
 
 def plan_final_runs(
-    within: float, *, runs: int, epoch_seconds: float, max_epochs: int, slots: int, growth: float
+    within: float,
+    *,
+    runs: int,
+    epoch_seconds: float,
+    max_epochs: int,
+    slots: int,
+    growth: float,
+    measuring: float = 0.0,
+    checking: float = 0.0,
 ) -> PostSearchBudget:
     """Estimate the final runs, as many as fit.
 
@@ -236,9 +244,11 @@ def plan_final_runs(
         max_epochs: of a run.
         slots: concurrent runs.
         growth: training images of a run / of a trial.
+        measuring: seconds in which each run measures what it needs of its images.
+        checking: seconds in which the mean of their weights is checked.
     """
     for count in range(runs, LEAST_RUNS - 1, -1):
-        seconds = math.ceil(count / slots) * max_epochs * epoch_seconds * growth
+        seconds = math.ceil(count / slots) * (max_epochs * epoch_seconds * growth + measuring) + checking
         if seconds <= within:
             return PostSearchBudget(runs=count, final=seconds)
     return PostSearchBudget()
