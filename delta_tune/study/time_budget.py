@@ -31,12 +31,12 @@ def fold_growth(task: Task) -> float:
     return (1 - 1 / FOLDS) * (train + val) / train
 
 
-def final_training_growth(config: StudyConfig, task: Task, slots: int) -> float:
-    """Training time of the final model / of a trial: of the least final runs, or of one run on all images."""
+def final_training_growth(config: StudyConfig, task: Task, slots: int, runs: int = LEAST_RUNS) -> float:
+    """Training time of the final model / of a trial: of so many final runs, or of one run on all images."""
     if not final_takes_val(config):
         return 1.0
     if config.final_runs:
-        return math.ceil(LEAST_RUNS / slots) * fold_growth(task)
+        return math.ceil(runs / slots) * fold_growth(task)
     return (len(task.dataset.train) + len(task.dataset.val)) / len(task.dataset.train)
 
 

@@ -218,6 +218,55 @@ def test_end_has_time_for_the_validation_pass_where_there_is_no_test_split(setti
     assert study.budget.end == pytest.approx(quiet + val * 2.0), "one process computes it"
 
 
+FIVE = {"final_runs": 5}
+
+
+@pytest.mark.parametrize(("members", "passes"), [(1, 1), (2, 2), (4, 1), (5, 0)])
+def test_end_has_time_for_the_check_of_means_and_for_each_network(settings, planned, monkeypatch, members, passes):
+    study = planned(settings | FIVE | {"members": members}, 10)
+    quiet, data = study.budget.end, study.task.dataset
+    monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2))
+    budget_plan.choose_by_budget(study, ONE_SLOT)
+    scored = members * len(data.test) + passes * (len(data.train) + len(data.val))
+    assert study.budget.end == pytest.approx(quiet + 0.2 * scored), "the mean of one run is that run"
+
+
+def test_final_runs_that_do_not_fit_are_left_out_at_the_start(settings, planned):
+    assert planned(settings | FIVE, 1).trains_final
+    study = planned(settings | FIVE | {"name": "t"}, 900)
+    assert not study.trains_final
+    assert any("too short to train anew" in line for line in budget_lines(study))
+    with_end = study.budget.end
+    assert with_end == planned(settings | {"name": "u"}, 900).budget.end, "no mean is checked"
+
+
+def test_search_leaves_time_for_final_runs_and_says_so_once(settings, planned):
+    study, said = planned(settings | FIVE, 1), []
+    study.progress.say = said.append
+    left = time_left(study, ONE_SLOT)
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    study.tables.report(1, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "seconds": 0.9, "eval_seconds": 0.1})
+    study.tables.finish(1, "completed")
+    final = 5 * study.config.max_epochs * 1.0 * 0.9 * 54 / 36
+    assert left() == pytest.approx(study.budget.left - final, abs=1)
+    left()
+    assert len(said) == 1
+    assert said[0].endswith("are kept for 5 final runs.")
+    assert study.record.content["reserved"]["runs"] == 5
+
+
+def test_final_runs_take_at_most_half_of_the_time_budget(settings, planned):
+    study = planned(settings | FIVE, 1)
+    study.progress.say = lambda text: None
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    seconds = 3600 / 2 / (study.config.max_epochs * 0.9 * 1.5) / 3.5  # of an epoch: half of the budget holds 3.5 runs
+    study.tables.report(1, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "seconds": seconds, "eval_seconds": 0.0})
+    study.tables.finish(1, "completed")
+    left = time_left(study, ONE_SLOT)()
+    assert study.record.content["reserved"]["runs"] == 3
+    assert left == pytest.approx(study.budget.left - 1800 * 3 / 3.5, abs=1)
+
+
 def head_start(study, start):
     """Make the configurations of the study begin with this head."""
     drawn = [
