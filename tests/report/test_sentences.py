@@ -134,9 +134,3 @@ def test_model_that_never_has_to_be_unsure_says_nothing_of_it(final):
 def test_model_of_a_single_run_is_not_said_to_be_better_than_one(final):
     end, _ = final(model="trial 0 retrained 3 times on 135 of 150 images, 1 network")
     assert end[1] == ITS_RUNS.partition(" The model")[0] + " The model is one of these runs."
-
-
-def test_what_final_runs_said_is_not_told_of_another_model(tables):
-    add(tables, 0, "l2", [0.5, 0.7], "completed")
-    end, _ = told(tables, winner=0, model="trial 0", held_out=HELD_OUT, race=["Race: x."])
-    assert end == ["Best: l2 with lr=0.01: val_accuracy 70.0 % after epoch 2 (trial 0).", "Model: s/best (trial 0)"]

@@ -251,7 +251,7 @@ def diverging(monkeypatch, *folds):
 
     def run(shared, fold, config, *others):
         if fold in folds:
-            return "of a test"
+            return "diverged: of a test"
         return train(shared, fold, config, *others)
 
     monkeypatch.setattr(final_runs, "_train", run)
