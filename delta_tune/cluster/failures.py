@@ -38,6 +38,10 @@ class BrokenGpuError(ExternalFailure):
     """The context of a GPU is broken; in a new process the same work may succeed."""
 
 
+class TooLittleMemoryError(ExternalFailure):
+    """The memory of a GPU or of a node is too small."""
+
+
 def out_of_memory_text(text: str, kind: FaultKind = "GPU memory") -> str:
     """What a user is told of too little memory: the error and what helps."""
     cause = "the GPU's memory is too small" if kind == "GPU memory" else "the node's memory is too small"
@@ -63,7 +67,7 @@ def device_faults_named(doing: str) -> Iterator[None]:
 
     Raises:
         BrokenGpuError: a new process may succeed (`retry_exceptions` of Ray's tasks).
-        ExternalFailure: the memory is too small.
+        TooLittleMemoryError: of the GPU or the node.
     """
     try:
         yield
@@ -71,7 +75,7 @@ def device_faults_named(doing: str) -> Iterator[None]:
         if (cause := device_cause(error)) is None:
             raise
         fault = find_device_fault(error)
-        kind = BrokenGpuError if fault is not None and fault.kind == "GPU" else ExternalFailure
+        kind = BrokenGpuError if fault is not None and fault.kind == "GPU" else TooLittleMemoryError
         raise kind(f"{doing} on {place_in_words()}: {cause}") from None
 
 

@@ -215,6 +215,11 @@ class StudyConfig:
                 f"members must be at most final_runs, whose networks they are, but got {self.members} and "
                 f"{self.final_runs}; give more --final-runs."
             )
+        if self.members > 1 and (self.train_fraction or self.train_per_class):
+            raise UserError(
+                f"members must be 1 with train_fraction or train_per_class, which leave out the final runs, but got "
+                f"{self.members}."
+            )
         if self.train_fraction is not None and self.train_per_class is not None:
             raise UserError("train_fraction and train_per_class exclude each other; give one of them.")
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
@@ -251,6 +256,7 @@ DEMO: dict[str, Any] = {
     "max_epochs": 9,
     "grace_period": 3,
     "reduction_factor": 3,
+    "final_runs": 2,
 }
 """What the demo uses where nothing else is asked for: minutes on two cores."""
 

@@ -38,13 +38,13 @@ def model_row(tables: StudyTables, record: StudyRecord) -> dict[str, Any]:
 
 
 def delivered(tables: StudyTables, record: StudyRecord) -> BestTrial | None:
-    """The trial whose weights are the model; the best completed one, if there is no model or it was retrained."""
-    if record.winner is None or record.model is None or record.retrained or not tables.epochs.get(record.winner):
+    """The trial whose weights, or whose configuration, are the model's; the best completed one, if there is no model."""
+    confirmed = record.retrained and record.held_out is None
+    if record.winner is None or record.model is None or confirmed or not tables.epochs.get(record.winner):
         return best_trial(tables)
     row, method = model_row(tables, record), tables.trials[record.winner]["config.regularizer"]
-    return BestTrial(
-        number=record.winner, method=method, score=row[tables.metric], epoch=row["epoch"], name=record.model
-    )
+    name = f"trial {record.winner}" if record.retrained else record.model
+    return BestTrial(number=record.winner, method=method, score=row[tables.metric], epoch=row["epoch"], name=name)
 
 
 def best_trial(tables: StudyTables, method: str | None = None, *, other_than: str | None = None) -> BestTrial | None:
@@ -140,10 +140,13 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     if known is None:
         return []
     low, high = known["interval"]
+    one = (record.model or "").endswith(", 1 network")
+    made = "one of these runs" if one else "made of these runs and usually better than one of them"
     lines = [
-        f"Its {known['runs']} final runs: accuracy {100 * known['accuracy']:.1f} % on {known['images']} images, each "
-        f"predicted by a run that was not trained on it (95 % interval {100 * low:.1f} to {100 * high:.1f} %). "
-        f"The model is made of these runs and usually better than one of them."
+        f"The {known['runs']} final runs of trial {record.winner}: accuracy {100 * known['accuracy']:.1f} % on "
+        f"{known['images']} images, each predicted by a run that was not trained on it (95 % interval {100 * low:.1f} "
+        f"to {100 * high:.1f} %). "
+        f"The model is {made}."
     ]
     lines += record.race
     if known["suspects"]:

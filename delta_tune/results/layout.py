@@ -41,6 +41,9 @@ def traceback_file(number: int) -> str:
     return f"{CHECKPOINTS}/{trial_name(number)}/{ERROR_FILE}"
 
 
+FINAL = "final"
+"""Begins the names of the final runs' folders among the checkpoints."""
+
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 

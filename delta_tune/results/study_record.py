@@ -109,8 +109,8 @@ class StudyRecord:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The fields of `StudyConfig`; those that an earlier version did not know have their defaults."""
-        return {**dataclasses.asdict(StudyConfig()), **self.content["settings"]}
+        """The fields of `StudyConfig`; those that an earlier version did not know are what it did."""
+        return {**dataclasses.asdict(StudyConfig()), "final_runs": 0, **self.content["settings"]}
 
     @property
     def settled(self) -> frozenset[str]:
@@ -356,8 +356,12 @@ class StudyRecord:
         return self.content.get("held_out") if self.retrained else None
 
     def set_model(self, trial: int, model: str, epoch: int | None = None) -> None:
-        """Note which trial the final model comes from, the model in words, and the epoch whose weights it has."""
+        """Note which trial the final model comes from, the model in words, and the epoch whose weights it has.
+
+        What final runs said of the model before is forgotten.
+        """
         self.content |= {"winner": trial, "model": model, "model_epoch": epoch}
+        self.content.pop("held_out", None)
 
     @property
     def winner(self) -> int | None:
@@ -376,7 +380,7 @@ class StudyRecord:
 
     @property
     def retrained(self) -> bool:
-        """Whether the final model was trained anew after a confirmation."""
+        """Whether the final model was trained anew after the search."""
         return " retrained " in (self.model or "")
 
     @property

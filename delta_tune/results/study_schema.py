@@ -128,6 +128,8 @@ class HeldOutRecord(BaseModel):
 
     images: Images
     runs: Count
+    asked: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    """Final runs and members, as the settings had them."""
     trials: Count
     suspects: Count
     accuracy: Share

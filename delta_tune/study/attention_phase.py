@@ -42,6 +42,20 @@ def most_probe_images(study: Study) -> int:
     return max((layer.images for layers in measured for layer in layers.values()), default=MAX_PROBE_IMAGES)
 
 
+def attention_of_earlier_sessions(study: Study) -> Found:
+    """Attention that earlier sessions ended with: trials of one study are to have the same."""
+    channels = study.task.backbone.channels
+    try:
+        found = read_layers(study.folder / ATTENTION_FILE)
+    except UserError as error:
+        study.progress.say(f"Attention: {error} It is measured again.")
+        return {}
+    return {
+        estimator: {name: each for name, each in layers.items() if channels.get(name) == len(each.losses)}
+        for estimator, layers in found.items()
+    }
+
+
 class AttentionPhase:
     """Measures the attention that trials need, while other trials run; a context manager that ends it.
 
@@ -84,7 +98,7 @@ class AttentionPhase:
         """
         study, measurements = self._study, self._measurements
         study.searcher.attention = self
-        measurements.keep_attention(self._of_earlier_sessions())
+        measurements.keep_attention(attention_of_earlier_sessions(study))
         measurements.find_attention(study.configs, self._say)
         if not measurements.missing_attention(study.configs) or self._seconds_left <= 0 or study.sampled:
             self._conclude()
@@ -209,16 +223,3 @@ class AttentionPhase:
             with atomic_write(study.folder / ATTENTION_FILE) as partial:
                 pq.write_table(attention_table(rows), partial)
         study.save_record()
-
-    def _of_earlier_sessions(self) -> Found:
-        """Attention that earlier sessions ended with: trials of one study are to have the same."""
-        channels = self._study.task.backbone.channels
-        try:
-            found = read_layers(self._study.folder / ATTENTION_FILE)
-        except UserError as error:
-            self._say(f"Attention: {error} It is measured again.")
-            return {}
-        return {
-            estimator: {name: each for name, each in layers.items() if channels.get(name) == len(each.losses)}
-            for estimator, layers in found.items()
-        }

@@ -74,6 +74,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
     )
     schedule = choose_schedule(wishes, means)
     study.schedule, study.why = schedule, tuple(reasons(study, wishes, means, schedule))
+    keep_time_for_ends(study, session, speed)  # less where there is no time for final runs
     if schedule.num_trials:  # else the choice is left to a session with more time
         use_schedule(study, schedule)
 
@@ -92,10 +93,13 @@ def time_steps(study: Study, session: Session) -> Speed:
 
 
 def images_at_end(study: Study) -> int:
-    """Number of images that networks classify at the end: test, or val if there is none, and those of a check."""
-    data = study.task.dataset
-    checked = min(MOST_CHECKED, len(data.train) + len(data.val)) * (study.config.final_runs + 1)
-    return len(data.test or data.val) + checked * study.trains_final
+    """Number of images that are scored at the end: of test, or of val if there is no test split, by each network.
+
+    The mean of final runs is checked beside them on some of train and val.
+    """
+    data, config = study.task.dataset, study.config
+    checked = min(MOST_CHECKED, len(data.train) + len(data.val)) * (config.final_runs + config.members)
+    return config.members * len(data.test or data.val) + checked * study.trains_final
 
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:
@@ -127,6 +131,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
             slots=slots,
             growth=fold_growth(study.task),
         ).total
+        measuring = math.ceil(LEAST_RUNS / slots) * images_to_measure(study.configs, study.task) * speed.scoring
     return Means(
         seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from delta_tune.models.backbones import build_architecture, load_state
 from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
-from delta_tune.results.columns import FINISHED
 from delta_tune.results.label_errors import suspect_labels
-from delta_tune.results.layout import BEST, CHECKPOINTS, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
+from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.search.session import Session
 from delta_tune.study.race import FoldRun
@@ -35,9 +34,6 @@ from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace
 
-FINAL = "final"
-"""Begins the names of the final runs' folders among the checkpoints."""
-
 
 def run_folder(run: FoldRun) -> str:
     """Name of the checkpoint folder of a final run."""
@@ -45,7 +41,11 @@ def run_folder(run: FoldRun) -> str:
 
 
 def make_final_model(
-    study: Study, session: Session, folds: Sequence[Task], predicted: Mapping[FoldRun, HeldOut]
+    study: Study,
+    session: Session,
+    folds: Sequence[Task],
+    predicted: Mapping[FoldRun, HeldOut],
+    begun: Collection[FoldRun],
 ) -> None:
     """Average the weights of the runs, check the mean, and make it `best/`, with what is known of it.
 
@@ -54,6 +54,7 @@ def make_final_model(
         session: where the mean is checked.
         folds: the runs' tasks.
         predicted: the runs of one trial, ≥ 1, and what they predict.
+        begun: these runs and all others, whose checkpoints are removed at the end.
     """
     runs, record, best = list(predicted), study.record, study.folder / BEST
     trial, checkpoints = runs[0].trial, study.folder / CHECKPOINTS
@@ -76,23 +77,23 @@ def make_final_model(
         "runs": len(runs),
         **{name: value for name, value in known.items() if name in ("temperature", "unsure")},
     }
-    save_model(study.task.backbone, study.task.dataset.classes, weights, origin, best)
-    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
-    record.set_model(trial, f"trial {trial} retrained {in_words(len(runs), images, len(weights), averaged=averaged)}")
     suspects = suspect_labels(held_out.probabilities, held_out.labels)
-    ended = sum(row["state"] in FINISHED for row in study.tables.trials.values())
-    record.set_held_out(known | {"runs": len(runs), "suspects": len(suspects), "trials": ended})
-    study.save_record()
     split = pool_splits([fold.dataset.val for fold in folds])
     task = study.task.on(dataclasses.replace(study.task.dataset, val=split))
     calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
     write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE)
+    save_model(task.backbone, task.dataset.classes, weights, origin, best)
+    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
+    record.set_model(trial, f"trial {trial} retrained {in_words(len(runs), images, len(weights), averaged=averaged)}")
+    asked = [study.config.final_runs, study.config.members]
+    record.set_held_out(known | {"runs": len(runs), "asked": asked, "suspects": len(suspects), "trials": study.ended})
+    study.save_record()
     if task.dataset.test is None:
         save_predictions(task, "val", calibrated, study.folder / PREDICTIONS_FILE, told=HELD_OUT)
-    for folder in checkpoints.glob(f"{FINAL}*"):
+    for folder in {*checkpoints.glob(f"{FINAL}*"), *(checkpoints / run_folder(run) for run in begun)}:
         if session.mirror is not None:
             session.mirror.discard(folder)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:

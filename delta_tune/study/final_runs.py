@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 import safetensors.torch
 import torch
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from delta_tune.cluster.assigned_gpu import use_assigned_gpu
-from delta_tune.cluster.failures import BrokenGpuError, device_faults_named
+from delta_tune.cluster.failures import BrokenGpuError, TooLittleMemoryError, device_faults_named
 from delta_tune.cluster.resources import wait_for_resources
 from delta_tune.config import TrialConfig
 from delta_tune.console.format import format_count
@@ -27,9 +29,10 @@ from delta_tune.report.predictions import split_logits
 from delta_tune.results.mirror import local_copy
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
+from delta_tune.study.attention_phase import attention_of_earlier_sessions
 from delta_tune.study.confirmation import fresh_seed
 from delta_tune.study.final_model import make_final_model, run_folder
-from delta_tune.study.race import MOST_RACERS, ROUNDS, FoldRun, Race, finalists, image_scores, race_sentences
+from delta_tune.study.race import ROUNDS, FoldRun, Race, finalists, image_scores, race_sentences
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import FOLDS, LEAST_RUNS, SLACK, fold_growth
 from delta_tune.training.checkpoint import last_weights
@@ -68,12 +71,12 @@ def train_final_model(study: Study, session: Session, chosen: int | None = None)
         f"{f', and {rivals} {ROUNDS} times to compare' if rivals else ''}."
     )
     ended = run_race(study, session, race, folds, configs)
-    study.record.set_race(race_sentences(race, lambda trial: named(study, trial), study.config.metric))
     runs = sorted((run for run in ended if run.trial == race.leader), key=lambda run: run.fold)
     if len(runs) < LEAST_RUNS:
         say(f"Only {format_count(len(runs), 'final run')} ended: best/ stays as it is.")
         return
-    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs})
+    study.record.set_race(race_sentences(race, lambda trial: named(study, trial), study.config.metric))
+    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs}, race.begun)
 
 
 def named(study: Study, trial: int) -> str:
@@ -83,34 +86,43 @@ def named(study: Study, trial: int) -> str:
 
 def runs_that_fit(study: Study, session: Session, racers: Sequence[int]) -> tuple[int, list[int]]:
     """How many runs of the leader there is time for, and who races: each rival costs `ROUNDS` further runs."""
-    wanted, seconds, room = study.config.final_runs, run_seconds(study, racers[0]), math.inf
-    if study.budget.total is not None and seconds > 0:
-        room = max(0, math.floor(study.budget.left / ((1 - SLACK) * seconds))) * session.resources.slots
+    wanted, slots = study.config.final_runs, session.resources.slots
+    seconds = {trial: run_seconds(study, trial) for trial in racers}
+
+    def fits(count: int, racing: Sequence[int]) -> bool:
+        in_race = ROUNDS if len(racing) > 1 else 0
+        rounds = math.ceil(len(racing) * in_race / slots) + math.ceil(max(0, count - in_race) / slots)
+        return (1 - SLACK) * rounds * max(seconds[trial] for trial in racing) <= study.budget.left
+
+    count = next((count for count in range(wanted, LEAST_RUNS - 1, -1) if fits(count, racers[:1])), 0)
     searched = sum(row["train_seconds"] + row["eval_seconds"] for row in study.tables.searched.values())
-    rivals = 0
-    for more in range(1, min(len(racers), MOST_RACERS)):
-        runs = more * ROUNDS
-        if wanted + runs <= room and runs * seconds <= RACE_SHARE * (searched + (wanted + runs) * seconds):
-            rivals = more
-    return int(min(wanted, room)), list(racers[: 1 + rivals])
+    for many in range(len(racers), 1, -1):
+        besides = ROUNDS * sum(seconds[trial] for trial in racers[1:many])
+        if fits(wanted, racers[:many]) and besides <= RACE_SHARE * (searched + wanted * seconds[racers[0]] + besides):
+            return wanted, list(racers[:many])
+    return count, list(racers[:1])
 
 
 def run_seconds(study: Study, trial: int) -> float:
-    """Expected seconds of a final run of a trial's configuration."""
-    row = study.tables.trials[trial]
-    seconds = (row["train_seconds"] + row["eval_seconds"]) / max(1, row["epochs"])
-    return float(seconds * study.tables.config(trial).last_epoch * fold_growth(study.task))
+    """Expected seconds of a final run of a trial's configuration, with what it measures of its images before."""
+    row, config = study.tables.trials[trial], study.tables.config(trial)
+    epoch = (row["train_seconds"] + row["eval_seconds"]) / max(1, row["epochs"])
+    return float(epoch * config.last_epoch * fold_growth(study.task)) + study.measuring_seconds([config])
 
 
 def fold_tasks(study: Study, session: Session, configs: Sequence[TrialConfig]) -> list[Task]:
     """The task with each fold held out. Attention is that of the search; the rest is measured where a run needs it."""
-    with session.measuring.workplace() as workplace:
-        study.task.measurements.measure_source(configs, study.progress.say, workplace)
-        study.task.measurements.find_attention(configs, study.progress.say)
+    measurements, say = study.task.measurements, study.progress.say
+    if measurements.missing_attention(configs):  # a session that had nothing left to search
+        measurements.keep_attention(attention_of_earlier_sessions(study))
+        measurements.find_attention(configs, say)
+    if measurements.missing_attention(configs):
+        with session.measuring.workplace(probes=True) as workplace:
+            measurements.keep_attention(measurements.measure_attention(configs, say, workplace))
     tasks = []
     for data in hold_out_folds(study.task.dataset, FOLDS, fresh_seed(study.config.seed, FOLDS)):
         task = dataclasses.replace(study.task, dataset=data, cache=None)
-        task.measurements.keep_attention(study.task.measurements.attention)
+        task.measurements.keep_attention(measurements.attention)
         tasks.append(task)
     return tasks
 
@@ -122,15 +134,19 @@ def run_race(
     resources, say, budget = session.resources, study.progress.say, study.budget
     seconds = max(run_seconds(study, trial) for trial in race.racers)
     wait_for_resources(resources, say)
-    shared, ended, running = ray.put(list(folds)), dict[FoldRun, HeldOut](), dict[Any, FoldRun]()
+    shared, ended, running = ray.put(list(folds)), dict[FoldRun, HeldOut](), dict[Any, tuple[FoldRun, float]]()
 
     def start(run: FoldRun) -> None:
         gpus = study.tables.trials[run.trial].get("gpus") or resources.gpus_per_trial
         options = {"num_cpus": resources.cpus_per_trial, "num_gpus": gpus if resources.gpus_per_trial else 0}
         remote: Any = ray.remote(max_retries=3, retry_exceptions=[BrokenGpuError], **options)(_train)
-        config = dataclasses.replace(configs[run.trial], seed=fresh_seed(study.config.seed, FOLDS + 1 + run.fold))
+        # One seed for all: from heads drawn with different ones, weights have no mean
+        config = dataclasses.replace(configs[run.trial], seed=fresh_seed(study.config.seed, FOLDS + 1))
         place = f"{session.checkpoints(study.folder)}/{run_folder(run)}"
-        running[remote.remote([shared], run.fold, config, place, resources.device, resources.threads)] = run
+        running[remote.remote([shared], run.fold, config, place, resources.device, resources.threads)] = (
+            run,
+            time.monotonic(),
+        )
 
     try:
         with study.progress.bar("Final runs", len(folds)) as advance:
@@ -142,10 +158,11 @@ def run_race(
                 if not running or budget.left + SLACK * seconds <= 0:
                     return ended
                 for reference in ray.wait(list(running), timeout=LOOK_S)[0]:
-                    run, found = running.pop(reference), ray.get(reference)
+                    (run, began), found = running.pop(reference), outcome(reference)
+                    seconds = max(seconds, time.monotonic() - began)
                     advance(run.trial == race.leader)
                     if isinstance(found, str):
-                        say(f"A final run of {named(study, run.trial)} diverged: {found}.")
+                        say(f"A final run of {named(study, run.trial)} {found}.")
                         race.ended(run, None)
                         continue
                     ended[run] = found
@@ -155,10 +172,20 @@ def run_race(
             ray.cancel(reference, force=True)
 
 
+def outcome(reference: Any) -> HeldOut | str:
+    """What a run predicts, or how it ended without: too little memory ends its run alone, not the study."""
+    try:
+        found: HeldOut | str = ray.get(reference)
+    except (TooLittleMemoryError, OutOfMemoryError, WorkerCrashedError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error  # the text of the former is a traceback
+        return f"failed: {str(cause).strip().splitlines()[0]}"
+    return found
+
+
 def _train(
     shared: list[Any], fold: int, config: TrialConfig, checkpoint: str, device: str, threads: int
 ) -> HeldOut | str:
-    """Train a fold's run, resuming where an earlier session stopped; return its predictions, or why it diverged."""
+    """Train a fold's run, resuming where an earlier session stopped; return its predictions, or that it diverged."""
     torch.set_num_threads(threads)
     with device_faults_named("a final run"), local_copy(checkpoint) as (folder, mirror):
         if device != "cpu":
@@ -167,7 +194,7 @@ def _train(
         saved = None if mirror is None else lambda epoch: push_with_retries(mirror)
         error = run_trial(task, config, checkpoint=folder, device=device, saved=saved).error
         if error:
-            return error
+            return f"diverged: {error}"
         backbone, val = task.backbone, task.dataset.val
         network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes))
         load_state(network, safetensors.torch.load_file(last_weights(folder)))

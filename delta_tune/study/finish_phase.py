@@ -165,9 +165,8 @@ def score_final_model(
     if record.scoring is not None and (folder / PREDICTIONS_FILE).exists() and drawn:
         return
     model = load(best)
-    network = model.network
     if name == "test" or not seen_val:
-        logits = split_logits(task, task.dataset.for_name(name), network, workplace) / model.temperature
+        logits = split_logits(task, task.dataset.for_name(name), model.network, workplace) / model.temperature
         if name == "test" and record.scoring is None:
             record.add_scoring(score_test(task, best, logits))
             record.write(folder)
@@ -179,4 +178,4 @@ def score_final_model(
             save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
     with may_fail("The images of feature maps for the report", folder, say):
         attention = read_attention_weights(folder / ATTENTION_FILE)
-        save_feature_map_images(task, attention, network, folder / PICTURES_FILE, workplace)
+        save_feature_map_images(task, attention, model.network, folder / PICTURES_FILE, workplace)

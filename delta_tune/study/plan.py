@@ -155,7 +155,7 @@ def estimate(study: Study, resources: Resources) -> str:
             epoch_seconds=dict.fromkeys(map(str, arms), seconds),
             max_epochs=config.max_epochs,
             slots=resources.slots,
-            growth=final_training_growth(config, study.task, resources.slots),
+            growth=final_training_growth(config, study.task, resources.slots, config.final_runs),
         )
         then = (
             f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "

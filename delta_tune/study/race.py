@@ -46,20 +46,21 @@ class Race:
         self.alive = list(racers)
         self.scores: dict[FoldRun, Scores | None] = {}
         """Of each run that ended: a score of each image of its fold; None if it failed."""
-        self._started: set[FoldRun] = set()
+        self.begun: set[FoldRun] = set()
+        """Runs that `upcoming` returned."""
 
     def upcoming(self) -> FoldRun | None:
         """The next run; None if there is none, or none before another has ended."""
         for fold in range(self._rounds):
             for trial in self.alive:
-                if (run := FoldRun(trial=trial, fold=fold)) not in self._started:
-                    self._started.add(run)
+                if (run := FoldRun(trial=trial, fold=fold)) not in self.begun:
+                    self.begun.add(run)
                     return run
-        if any(run.fold < self._rounds and run.trial in self.alive for run in self._started - self.scores.keys()):
+        if any(run.fold < self._rounds and run.trial in self.alive for run in self.begun - self.scores.keys()):
             return None  # another may lead after it
         for fold in range(self._folds):
-            if (run := FoldRun(trial=self.leader, fold=fold)) not in self._started:
-                self._started.add(run)
+            if (run := FoldRun(trial=self.leader, fold=fold)) not in self.begun:
+                self.begun.add(run)
                 return run
         return None
 
@@ -121,7 +122,7 @@ def finalists(tables: StudyTables, num_val: int) -> list[int]:
     methods = {number: tables.trials[number]["config.regularizer"] for number in ranked}
     control = next((number for number in ranked if methods[number] == BASELINE), first)
     # The first model is no fine-tuning: it races only if nothing is better
-    others = [number for number in close if methods[number] not in (BASELINE, FIRST_MODEL)]
+    others = [number for number in close if number != control and methods[number] != FIRST_MODEL]
     chosen = [first, *([control] if control != first else []), *others]
     return sorted(chosen[:MOST_RACERS], key=ranked.index)
 
@@ -161,15 +162,17 @@ def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> li
         metric: of the study.
     """
     lines, leader = [], race.leader
-    unit, factor = ("", 1.0) if metric == "val_loss" else (" points", 100.0)
     for rival in race.racers:
         gap, error, images = race.compared(leader, rival)
-        if rival == leader or not images:
+        if rival == leader or images < 2:
             continue
-        low, high = factor * (gap - CLEAR * error), factor * (gap + CLEAR * error)
-        told = "ahead" if low > 0 else "not told apart"
+        low, high = gap - CLEAR * error, gap + CLEAR * error
+        if metric == "val_loss":
+            difference = f"loss {-gap:+.3f} [{-high:.3f}, {-low:.3f}]"
+        else:
+            difference = f"{100 * gap:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         lines.append(
             f"Race: {name(leader)} against {name(rival)} on {images} images that neither was trained on: "
-            f"{factor * gap:+.1f}{unit} [{low:.1f}, {high:.1f}], {told}."
+            f"{difference}, {'ahead' if low > 0 else 'not told apart'}."
         )
     return lines

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.progress import Progress
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.columns import FINISHED
-from delta_tune.results.layout import BEST
+from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL
 from delta_tune.results.mirror import Mirror
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
@@ -25,6 +27,7 @@ from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
+    LEAST_RUNS,
     START_S,
     PostSearchBudget,
     TimeBudget,
@@ -113,10 +116,16 @@ class Study:
 
     @property
     def has_final_model(self) -> bool:
-        """Whether the model is that of final runs, and no trial has ended since."""
-        ended = sum(row["state"] in FINISHED for row in self.tables.trials.values())
-        known = self.record.held_out
-        return known is not None and known["trials"] == ended and (self.folder / BEST).exists()
+        """Whether the model is that of the final runs that are asked for, is whole, and no trial has ended since."""
+        known, begun = self.record.held_out, any((self.folder / CHECKPOINTS).glob(f"{FINAL}*"))
+        if known is None or begun or not (self.folder / BEST).exists():
+            return False
+        return (known["trials"], known["asked"]) == (self.ended, [self.config.final_runs, self.config.members])
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return sum(row["state"] in FINISHED for row in self.tables.trials.values())
 
     @property
     def sampled(self) -> bool:
@@ -150,6 +159,7 @@ class Study:
             session: where they run.
         """
         epoch_seconds, slots = mean_epoch_seconds(self.tables, self.groups), session.resources.slots
+        measuring = self.measuring_seconds(self.configs)
         if not self.config.confirm:
             return plan_final_runs(
                 within,
@@ -158,15 +168,20 @@ class Study:
                 max_epochs=self.config.max_epochs,
                 slots=slots,
                 growth=fold_growth(self.task),
+                measuring=measuring,
             )
-        passes = images_to_measure(self.configs, self.task) / session.measuring.slots
-        return plan_post_search(
-            within,
+        besides = math.ceil(LEAST_RUNS / slots) * measuring if self.trains_final else 0.0
+        found = plan_post_search(
+            within - besides,
             repetitions=self.config.confirm,
             epoch_seconds=epoch_seconds,
             max_epochs=self.config.max_epochs,
             slots=slots,
             growth=final_training_growth(self.config, self.task, slots),
-            split_seconds=self.record.attention_seconds
-            + passes * scoring_seconds(self.tables, len(self.task.dataset.val)),
+            split_seconds=self.record.attention_seconds + measuring / session.measuring.slots,
         )
+        return dataclasses.replace(found, final=found.final + besides) if found.repetitions else found
+
+    def measuring_seconds(self, configs: Sequence[TrialConfig]) -> float:
+        """Seconds in which one process measures what such runs need of new splits, but attention."""
+        return images_to_measure(configs, self.task) * scoring_seconds(self.tables, len(self.task.dataset.val))

@@ -33,12 +33,12 @@ def fold_growth(task: Task) -> float:
     return (1 - 1 / FOLDS) * (train + val) / train
 
 
-def final_training_growth(config: StudyConfig, task: Task, slots: int) -> float:
-    """Training time of the final model / of a trial: of the least final runs, or of one run on all images."""
+def final_training_growth(config: StudyConfig, task: Task, slots: int, runs: int = LEAST_RUNS) -> float:
+    """Training time of the final model / of a trial: of so many final runs, or of one run on all images."""
     if not final_takes_val(config):
         return 1.0
     if config.final_runs:
-        return math.ceil(LEAST_RUNS / slots) * fold_growth(task)
+        return math.ceil(runs / slots) * fold_growth(task)
     return (len(task.dataset.train) + len(task.dataset.val)) / len(task.dataset.train)
 
 
@@ -119,19 +119,19 @@ class TimeBudget:
         )
 
     def reserved_after_search(self, reserved: PostSearchBudget, confirm: int) -> str:
-        """A sentence on what is reserved for confirmation and final model.
+        """A sentence on what is reserved for confirmation and final model, or for the final runs.
 
         Args:
             reserved: the reservation.
             confirm: repetitions that the user asked for.
         """
+        if not reserved.repetitions and not reserved.runs:
+            return self.too_short()
         if not confirm:
             return (
                 f"Of the {self._total}, {format_duration(reserved.final)} are kept for "
                 f"{format_count(reserved.runs, 'final run')}."
             )
-        if not reserved.repetitions:
-            return self.too_short()
         return (
             f"Of the {self._total}, {format_duration(reserved.confirmation)} are kept for a confirmation with "
             f"{reserved.repetitions} of {confirm} seeds and {format_duration(reserved.final)} for the final model."
@@ -227,7 +227,14 @@ def plan_post_search(
 
 
 def plan_final_runs(
-    within: float, *, runs: int, epoch_seconds: float, max_epochs: int, slots: int, growth: float
+    within: float,
+    *,
+    runs: int,
+    epoch_seconds: float,
+    max_epochs: int,
+    slots: int,
+    growth: float,
+    measuring: float = 0.0,
 ) -> PostSearchBudget:
     """Estimate the final runs, as many as fit.
 
@@ -238,9 +245,10 @@ def plan_final_runs(
         max_epochs: of a run.
         slots: concurrent runs.
         growth: training images of a run / of a trial.
+        measuring: seconds in which each run measures what it needs of its images.
     """
     for count in range(runs, LEAST_RUNS - 1, -1):
-        seconds = math.ceil(count / slots) * max_epochs * epoch_seconds * growth
+        seconds = math.ceil(count / slots) * (max_epochs * epoch_seconds * growth + measuring)
         if seconds <= within:
             return PostSearchBudget(runs=count, final=seconds)
     return PostSearchBudget()

@@ -63,7 +63,7 @@ def flags(image_folder, tiny_weights, tmp_path_factory):
     return [
         *("--data", image_folder, "--model", "timm:test_resnet", "--weights", tiny_weights, "--image-size", "64"),
         *("--cache", shared / "cache", "--out", shared, "--metric", "val_loss", "--gpus-per-trial", "0"),
-        *("--num-trials", "4", "--max-epochs", "2", "--grace-period", "2"),
+        *("--num-trials", "4", "--max-epochs", "2", "--grace-period", "2", "--final-runs", "0"),
     ]
 
 

@@ -189,7 +189,7 @@ def test_study_from_a_head_without_gpu_runs_every_network_on_the_nodes(image_fol
     nodes = Nodes(tmp_path / "nodes", network)
     settings = {"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64}
     settings |= {"cache": str(tmp_path / "cache"), "out": str(tmp_path), "name": "study", "address": nodes.address}
-    settings |= {"num_trials": 2, "max_epochs": 2, "confirm": 2, "gpus_per_trial": 1}
+    settings |= {"num_trials": 2, "max_epochs": 2, "confirm": 2, "final_runs": 0, "gpus_per_trial": 1}
     settings |= {"set": {"layers": "layer4.0.conv2"}, "grace_period": 2}
     try:
         nodes.start_head(cpus=0)

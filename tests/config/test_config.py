@@ -226,6 +226,7 @@ def test_trial_config_from_record_refuses_an_unknown_name():
         ("verbose", 3),
         ("skip_damaged", "no"),
         ("time_budget", "soon"),
+        *(("final_runs", -1), ("final_runs", 11), ("final_runs", 1), ("members", 0), ("members", 11)),
         ("name", "a/b"),
         ("name", ".."),
         ("name", ""),
@@ -242,6 +243,7 @@ def test_study_config_refuses_a_value_that_is_not_allowed(name, value):
     [
         *(("test_fraction", 0), ("train_fraction", 1), ("gpus_per_trial", 0), ("gpus_per_trial", 0.25)),
         *(("cpus_per_trial", 0.5), ("reduction_factor", 1.5), ("verbose", 0), ("num_trials", 1)),
+        *(("final_runs", 0), ("final_runs", 2), ("final_runs", 10), ("members", 1), ("members", 5)),
     ],
 )
 def test_study_config_takes_the_ends_of_its_ranges(name, value):
@@ -285,6 +287,19 @@ def test_study_config_takes_the_mode_of_the_metric(metric):
 def test_study_config_refuses_a_grace_period_over_max_epochs():
     with pytest.raises(UserError, match=r"grace_period must not exceed max_epochs, but got 5 and 4"):
         StudyConfig(grace_period=5, max_epochs=4)
+
+
+@pytest.mark.parametrize(("runs", "members"), [(0, 2), (2, 3), (5, 6)])
+def test_study_config_refuses_more_networks_than_are_trained(runs, members):
+    with pytest.raises(UserError, match=rf"^members must be at most final_runs, .* got {members} and {runs}; give "):
+        StudyConfig(final_runs=runs, members=members)
+
+
+@pytest.mark.parametrize("small", [{"train_fraction": 0.5}, {"train_per_class": 5}])
+def test_study_config_refuses_several_networks_where_there_are_no_final_runs(small):
+    with pytest.raises(UserError, match=r"^members must be 1 with train_fraction or train_per_class, .* got 2\.$"):
+        StudyConfig(members=2, **small)
+    assert StudyConfig(final_runs=5, **small).members == 1
 
 
 def test_study_config_refuses_two_sizes_of_the_training_split():

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from delta_tune.data.images import EncodedImages, pack_files, to_png
-from delta_tune.data.resampling import first_images, merge_val_into_train, resample_splits
+from delta_tune.data.resampling import (
+    first_images,
+    hold_out_folds,
+    merge_val_into_train,
+    pool_splits,
+    resample_splits,
+)
 
 
 def contents(split):
@@ -75,3 +81,46 @@ def test_first_images_are_the_same_and_hold_no_others(dataset, kind):
 
 def test_first_images_of_a_small_set_are_all(dataset):
     assert len(first_images(dataset, 1000).val) == len(dataset.val)
+
+
+def test_each_image_is_held_out_once_and_trained_on_by_all_others(dataset):
+    whole = contents(dataset.train) | contents(dataset.val)
+    folds = hold_out_folds(dataset, 10, seed=3)
+    assert len(folds) == 10
+    assert sorted(name for fold in folds for name in fold.val.names) == sorted(whole)
+    for fold in folds:
+        assert contents(fold.train) | contents(fold.val) == whole
+        assert not set(fold.train.names) & set(fold.val.names)
+        assert fold.test is dataset.test
+
+
+def test_folds_are_stratified_and_of_about_one_size(dataset):
+    folds = hold_out_folds(dataset, 10, seed=3)
+    counts = np.array([np.bincount(fold.val.labels, minlength=3) for fold in folds])
+    assert counts.sum(0).tolist() == [18, 18, 18]
+    assert counts.min() == 1
+    assert counts.max() == 2
+    assert set(counts.sum(1)) == {5, 6}
+
+
+def test_folds_follow_from_the_seed(dataset):
+    one, same, other = (hold_out_folds(dataset, 4, seed=seed) for seed in (3, 3, 4))
+    assert [fold.val.names for fold in one] == [fold.val.names for fold in same]
+    assert [fold.val.names for fold in one] != [fold.val.names for fold in other]
+    assert len({fold.fingerprint for fold in (*one, *other)}) == 8
+
+
+def test_only_image_of_a_class_is_never_held_out_and_empty_folds_are_left_away(dataset):
+    few = dataclasses.replace(dataset, train=dataset.train.taken(range(11, 14)), val=dataset.val.taken(range(6, 7)))
+    assert few.train.labels.tolist() + few.val.labels.tolist() == [0, 1, 1, 1]
+    folds = hold_out_folds(few, 10, seed=0)
+    assert [fold.val.labels.tolist() for fold in folds] == [[1], [1], [1]]
+    for fold in folds:
+        assert sorted(fold.train.labels) == [0, 1, 1]
+
+
+def test_pooled_splits_hold_the_images_of_all_in_their_order(dataset):
+    folds = hold_out_folds(dataset, 10, seed=3)
+    pooled = pool_splits([folds[4].val, folds[1].val])
+    assert pooled.names == folds[4].val.names + folds[1].val.names
+    assert contents(pooled) == contents(folds[4].val) | contents(folds[1].val)

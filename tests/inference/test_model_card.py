@@ -6,7 +6,7 @@ import pytest
 import yaml
 from helpers.fuzz import cases
 from helpers.names import NAMES
-from helpers.studies import study_json
+from helpers.studies import FINAL_MODEL, HELD_OUT, study_json
 from hypothesis import assume, given
 from markdown_it import MarkdownIt
 
@@ -30,9 +30,9 @@ CONFIG = {
 def card(tmp_path):
     """A function from what the study's record says to the card's text."""
 
-    def write(sentences=(), *, retrained=False, method="delta", told=(), **more):
+    def write(sentences=(), *, retrained=False, method="delta", told=None, **more):
         study_json(tmp_path, **{"model": "trial 0", "winner": 0, **more})
-        config = CONFIG | {"config": CONFIG["config"] | {"regularizer": method}} | dict(told)
+        config = CONFIG | {"config": CONFIG["config"] | {"regularizer": method}} | (told or {})
         (tmp_path / "config.json").write_text(json.dumps(config))
         write_model_card(tmp_path, StudyRecord.read(tmp_path), sentences, retrained=retrained)
         return (tmp_path / "README.md").read_text()
@@ -146,3 +146,20 @@ def test_names_are_names_in_the_card(tmp_path, name, data, method):
     assert yaml.safe_load(odd.split("---\n")[1])["tags"][2] == method
     assert shape(odd) == shape(usual)
     assert not shape(odd)[1]
+
+
+def test_card_of_final_runs_says_whose_scores_these_are(card):
+    text = card(test=False, retrained=True, model=FINAL_MODEL, held_out=HELD_OUT, told={"temperature": 1.537})
+    assert "| val accuracy, of images that its runs were not trained on | 0.91 |" in text
+    assert "by which it was chosen" not in text
+    assert "One training run with one seed" not in text
+    assert "its probabilities are calibrated: logits are divided by the temperature 1.54." in text
+    assert f"({FINAL_MODEL})" in text
+
+
+def test_card_says_what_is_not_calibrated_and_how_many_networks_there_are(card):
+    assert "its probabilities have not been calibrated" in card()
+    assert "networks, whose" not in card()
+    text = card(told={"networks": 3})
+    assert "the weights of the first of 3 networks, whose probabilities are averaged" in text
+    assert "`model-2.safetensors` and so on those of the others" in text

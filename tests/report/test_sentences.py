@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.studies import epoch_row, study_json
+from helpers.studies import FINAL_MODEL, HELD_OUT, epoch_row, study_json
 
 from delta_tune.config import TrialConfig
 from delta_tune.report.sentences import study_remarks, study_summary, study_verdict
@@ -73,3 +73,64 @@ def test_best_of_the_search_is_told_beside_a_retrained_model(tables):
         "Best: l2_sp with lr=0.01: val_accuracy 70.0 % after epoch 1 (trial 1).",
         "Model: s/best (trial 0 retrained on 150 images)",
     ]
+
+
+ITS_RUNS = (
+    "The 3 final runs of trial 0: accuracy 90.0 % on 120 images, each predicted by a run that was not trained on it "
+    "(95 % interval 83.3 to 94.2 %). The model is made of these runs and usually better than one of them."
+)
+CALIBRATED = (
+    "Probabilities are calibrated with a temperature of 1.50, fitted to the held-out images: their expected "
+    "calibration error there is 2.0 points instead of 8.0."
+)
+UNSURE = (
+    " With --min-confidence auto, predict is unsure below 60 %: of 20 % of the images; of the others it is right for "
+    "96.0 %."
+)
+
+
+@pytest.fixture
+def final(tables):
+    """A function from changes of what is known of final runs to the last lines and the report's remarks."""
+    add(tables, 0, "l2", [0.5, 0.7], "completed")
+
+    def lines(race=(), model=FINAL_MODEL, **known):
+        end, _ = told(tables, winner=0, model=model, held_out=HELD_OUT | known, race=list(race))
+        return end, study_remarks(tables, StudyRecord.read(tables.folder))
+
+    return lines
+
+
+def test_last_lines_tell_what_final_runs_predict_of_images_they_were_not_trained_on(final):
+    race = "Race: l2 (trial 0) against delta (trial 3) on 60 images."
+    end, remarks = final([race])
+    suspects = "2 of these images have labels that are probably wrong: see the column suspect of"
+    assert end == [
+        "Best: l2 with lr=0.01: val_accuracy 70.0 % after epoch 2 (trial 0).",
+        ITS_RUNS,
+        race,
+        f"{suspects} s/held_out.parquet.",
+        f"Model: s/best ({FINAL_MODEL})",
+    ]
+    assert remarks[:4] == [ITS_RUNS, race, f"{suspects} held_out.parquet.", CALIBRATED + UNSURE]
+
+
+@pytest.mark.parametrize(
+    ("suspects", "sentence"),
+    [
+        (1, ["1 of these images has a label that is probably wrong: see the column suspect of s/held_out.parquet."]),
+        (0, []),
+    ],
+)
+def test_suspect_labels_are_counted_in_words(final, suspects, sentence):
+    end, _ = final(suspects=suspects)
+    assert [line for line in end if "probably wrong" in line] == sentence
+
+
+def test_model_that_never_has_to_be_unsure_says_nothing_of_it(final):
+    assert CALIBRATED in final(unsure=None)[1]
+
+
+def test_model_of_a_single_run_is_not_said_to_be_better_than_one(final):
+    end, _ = final(model="trial 0 retrained 3 times on 135 of 150 images, 1 network")
+    assert end[1] == ITS_RUNS.partition(" The model")[0] + " The model is one of these runs."

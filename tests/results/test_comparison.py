@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.studies import add_trial, study_json, tables_in
+from helpers.studies import FINAL_MODEL, HELD_OUT, add_trial, study_json, tables_in
 
 from delta_tune.config import UserError
 from delta_tune.results.comparison import comparability_notes, compare_studies
@@ -33,6 +33,18 @@ def test_row_without_a_test_split_has_the_validation_accuracy(tmp_path):
     (row,) = compare_studies([study(tmp_path / "a", test=False)])
     assert row["accuracy_of"] == "val"
     assert row["interval"] == wilson_interval(row["best"], 50)
+
+
+def test_row_of_final_runs_without_a_test_split_has_their_accuracy_on_held_out_images(tmp_path):
+    final = {"model": FINAL_MODEL, "winner": 0, "held_out": HELD_OUT}
+    (row,) = compare_studies([study(tmp_path / "a", test=False, **final)])
+    assert (row["accuracy_of"], row["accuracy"], row["interval"]) == ("held-out images", 0.9, wilson_interval(0.9, 120))
+    assert row["images"] == {"train": 100, "val": 50}
+
+
+def test_row_of_final_runs_with_a_test_split_has_its_accuracy(tmp_path):
+    (row,) = compare_studies([study(tmp_path / "a", held_out=HELD_OUT)])
+    assert row["accuracy_of"] == "test"
 
 
 def test_differences_say_that_images_are_not_the_same(tmp_path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.fuzz import cases
 from helpers.hostile import MISSING, VALUES, changed, columns, paths
-from helpers.studies import add_trial, attention_file, study_json, tables_in
+from helpers.studies import FINAL_MODEL, HELD_OUT, add_trial, attention_file, study_json, tables_in
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from delta_tune.config import UserError
 from delta_tune.report import page
 from delta_tune.report.page import write_report
 from delta_tune.results.comparison import compare_studies
-from delta_tune.results.layout import ATTENTION_FILE, STUDY_FILE
+from delta_tune.results.layout import ATTENTION_FILE, HELD_OUT_FILE, STUDY_FILE
 from delta_tune.spaces.warm_start import best_configurations
 
 CONFIRMATION = {
@@ -26,8 +27,10 @@ CONFIRMATION = {
     "sentences": ["Confirmed: so."],
 }
 TIME_USE = {"total": 9.0, "training": 5.0, "validation": 1.0, "inside": 1.0, "between": 1.0, "tail": 1.0}
-TABLES = ("trials.parquet", "epochs.parquet", str(ATTENTION_FILE))
-quick = cases(40)
+TABLES = ("trials.parquet", "epochs.parquet", str(ATTENTION_FILE), HELD_OUT_FILE)
+SUSPECT = {"image": "a.jpg", "true": "blue", "predicted": "green", "probability": 0.9, "probability_of_true": 0.1}
+SUSPECT |= {"suspect": 1, "thumbnail": b"\xff\xd8\xff"}
+quick = cases(60)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,12 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "study"
     folder.mkdir()
     own = {"winner": 0, "spent_seconds": 3.0, "spent_seconds_at": 1.7e9, "time_use": TIME_USE}
+    own |= {"model": FINAL_MODEL, "held_out": HELD_OUT, "race": ["Race: so."]}
     study_json(folder, confirmation=CONFIRMATION, start_from=[{"regularizer": "l2", "lr": 0.1}], **own)
+    content = json.loads((folder / STUDY_FILE).read_text())
+    content["test_scorings"][0]["model"] = FINAL_MODEL
+    (folder / STUDY_FILE).write_text(json.dumps(content))
+    pq.write_table(pa.table({name: [value, value] for name, value in SUSPECT.items()}), folder / HELD_OUT_FILE)
     tables = tables_in(folder)
     for number, (method, state) in enumerate([("delta", "completed"), ("l2", "completed"), ("l2", "pruned")]):
         add_trial(tables, number, state, method=method)
@@ -129,6 +137,9 @@ def test_any_column_of_a_table_may_be_changed(folder, data):
         (("winner",), 99, "names trial 99, of which trials.parquet has no epoch"),
         (("time_use", "total"), 0, "time_use.total"),
         (("confirmation", "trials", "l2"), 7, "names trial 7"),
+        (("held_out", "accuracy"), 1.5, "held_out.accuracy: it should be less than or equal to 1"),
+        (("held_out", "interval"), [0.1], "held_out.interval"),
+        (("race",), "so", "race: it should be a valid list"),
     ],
 )
 def test_report_names_the_file_and_the_field(folder, study_content, place, value, said):

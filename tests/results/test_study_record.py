@@ -179,3 +179,11 @@ def test_read_refuses_what_is_damaged(tmp_path, content):
     (tmp_path / STUDY_FILE).write_bytes(content)
     with pytest.raises(UserError, match=r"study.json is damaged .*; start a new study"):
         StudyRecord.read(tmp_path)
+
+
+def test_what_final_runs_said_holds_until_there_is_another_model(begun):
+    begun.set_model(3, "trial 3 retrained 5 times on 135 of 150 images, weights averaged")
+    begun.set_held_out({"accuracy": 0.9})
+    assert begun.held_out == {"accuracy": 0.9}
+    begun.set_model(3, "trial 3 retrained on 150 images")
+    assert begun.held_out is None

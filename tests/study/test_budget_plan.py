@@ -32,7 +32,7 @@ def settings(image_folder, tiny_weights, tmp_path, monkeypatch):
     (tmp_path / "space.py").write_text(SPACE)
     return {
         **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
-        **{"out": str(tmp_path / "results"), "name": "s", "verbose": 0, "time_budget": "1h"},
+        **{"out": str(tmp_path / "results"), "name": "s", "verbose": 0, "time_budget": "1h", "final_runs": 0},
         "space": str(tmp_path / "space.py"),
     }
 
@@ -152,7 +152,7 @@ def test_reserve_is_said_again_once_it_is_too_short_for_as_many_seeds(settings, 
         study.record.set_attention(seconds, "")
         left()
     assert ["with 5 of 5 seeds" in sentence for sentence in said] == [True, False]
-    assert "too short to confirm and retrain" in said[1]
+    assert "too short to train anew" in said[1]
 
 
 def test_budget_too_short_for_a_trial_leaves_the_choice_to_a_later_session(settings, planned):
@@ -218,6 +218,69 @@ def test_end_has_time_for_the_validation_pass_where_there_is_no_test_split(setti
     assert study.budget.end == pytest.approx(quiet + val * 2.0), "one process computes it"
 
 
+FIVE = {"final_runs": 5}
+
+
+@pytest.mark.parametrize("members", [1, 5])
+def test_end_has_time_for_each_network_of_the_model(settings, planned, monkeypatch, members):
+    study = planned(settings | FIVE | {"members": members}, 10)
+    quiet = study.budget.end
+    monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2))
+    budget_plan.choose_by_budget(study, ONE_SLOT)
+    checked = 54 if members == 1 else 0  # five members of five runs are no means
+    assert study.budget.end == pytest.approx(quiet + 0.2 * (15 * members + checked))
+
+
+def test_plan_counts_what_final_runs_measure(settings, planned):
+    study, found = planned(settings | FIVE, 1), {}
+    speed = Speed(training=0.1, scoring=1.0)
+    for start in ("random", "probe"):
+        head_start(study, start)
+        found[start] = budget_plan.means_of(study, ONE_SLOT, speed).measuring
+    assert found == {"random": 0, "probe": pytest.approx(2 * 54)}, "two runs at least, one at a time"
+
+
+def test_end_has_time_for_the_check_of_the_mean(settings, planned):
+    study = planned(settings | FIVE, 1)
+    assert study.trains_final
+    assert budget_plan.images_at_end(study) == 15 + 54
+
+
+def test_final_runs_that_do_not_fit_are_left_out_at_the_start(settings, planned):
+    assert planned(settings | FIVE, 1).trains_final
+    study = planned(settings | FIVE | {"name": "t"}, 900)
+    assert not study.trains_final
+    assert any("too short to train anew" in line for line in budget_lines(study))
+
+
+def test_search_leaves_time_for_final_runs_and_says_so_once(settings, planned):
+    study, said = planned(settings | FIVE, 1), []
+    study.progress.say = said.append
+    left = time_left(study, ONE_SLOT)
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    study.tables.report(1, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "seconds": 0.9, "eval_seconds": 0.1})
+    study.tables.finish(1, "completed")
+    one_pass = 54 * 0.1 / 18  # before each run, for its head, and for the check of the mean
+    final = 5 * (study.config.max_epochs * 1.0 * 0.9 * 54 / 36 + one_pass) + one_pass
+    assert left() == pytest.approx(study.budget.left - final, abs=0.5)
+    left()
+    assert len(said) == 1
+    assert said[0].endswith("are kept for 5 final runs.")
+    assert study.record.content["reserved"]["runs"] == 5
+
+
+def test_final_runs_take_at_most_half_of_the_time_budget(settings, planned):
+    study = planned(settings | FIVE, 1)
+    study.progress.say = lambda text: None
+    study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
+    seconds = 3600 / 2 / (study.config.max_epochs * 0.9 * 1.5) / 3.5  # of an epoch: half of the budget holds 3.5 runs
+    study.tables.report(1, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "seconds": seconds, "eval_seconds": 0.0})
+    study.tables.finish(1, "completed")
+    left = time_left(study, ONE_SLOT)()
+    assert study.record.content["reserved"]["runs"] == 3
+    assert left == pytest.approx(study.budget.left - 1800 * 3 / 3.5, abs=1)
+
+
 def head_start(study, start):
     """Make the configurations of the study begin with this head."""
     drawn = [
@@ -252,5 +315,5 @@ def test_plan_leaves_time_for_these_passes(settings, planned):
 def test_confirmation_that_does_not_fit_is_left_out_at_the_start(settings, planned):
     study = planned({**settings, "confirm": 5}, 900)
     assert not study.confirms
-    assert any("too short to confirm and retrain" in line for line in budget_lines(study))
+    assert any("too short to train anew" in line for line in budget_lines(study))
     assert planned({**settings, "confirm": 5, "name": "t"}, 1).confirms

@@ -143,7 +143,7 @@ def flags(image_folder, tiny_weights, tmp_path_factory):
         *("--data", str(image_folder), "--model", "timm:test_resnet", "--weights", str(tiny_weights)),
         *("--image-size", "64", "--cache", str(shared / "cache"), "--space", str(shared / "space.py")),
         *("--set", "batch_size=3", "--metric", "val_loss", "--gpus-per-trial", "0", "--max-concurrent-trials", "1"),
-        *("--max-epochs", "4", "--grace-period", "1", "--reduction-factor", "2"),
+        *("--max-epochs", "4", "--grace-period", "1", "--reduction-factor", "2", "--final-runs", "0"),
     ]
 
 

@@ -29,7 +29,7 @@ def study_settings(image_folder, tiny_weights, place):
     (place / "space.py").write_text(SPACE)
     return {
         **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
-        **{"out": str(place / "results"), "name": "s", "num_trials": 1, "max_epochs": 1, "verbose": 0},
+        **{"out": str(place / "results"), "name": "s", "num_trials": 1, "max_epochs": 1, "final_runs": 0, "verbose": 0},
         "space": str(place / "space.py"),
     }
 

@@ -11,7 +11,8 @@ from helpers.objects import at
 
 import delta_tune
 from delta_tune.config import UserError
-from delta_tune.study import remote
+from delta_tune.inference.ensemble import members_of
+from delta_tune.study import final_runs, remote
 from delta_tune.study.remote import RemoteStudies
 
 
@@ -39,7 +40,7 @@ def settings(image_folder, tiny_weights, bucket):
     return {
         **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
         **{"out": f"s3://{bucket}/my results", "name": "study", "verbose": 0, "max_epochs": 2, "num_trials": 2},
-        **{"set": fixed, "gpus_per_trial": 0, "max_concurrent_trials": 1},
+        **{"set": fixed, "final_runs": 0, "gpus_per_trial": 0, "max_concurrent_trials": 1},
     }
 
 
@@ -67,3 +68,28 @@ def test_study_at_an_address_is_whole_there_and_is_resumed_on_another_machine(
     then = at(f"s3://{bucket}/my%20results/study")
     assert {name.split("/")[1] for name in then if name.startswith("ray/")} == {"run-1", "run-2"}
     assert len([name for name in then if name.startswith("checkpoints")]) == 1
+
+
+@pytest.mark.slow
+def test_final_runs_at_an_address_leave_a_model_there_and_resume_on_another_machine(
+    ray_cluster, settings, tmp_path, monkeypatch, bucket
+):
+    def interrupted(race, run, scores):
+        ended(race, run, scores)
+        raise KeyboardInterrupt
+
+    ended, address = final_runs.Race.ended, f"s3://{bucket}/my%20results/study"
+    rivals = {"final_runs": 3, "members": 2}
+    monkeypatch.setattr(final_runs, "finalists", lambda tables, num_val: [1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(final_runs.Race, "ended", interrupted)
+        delta_tune.tune(**settings | rivals)
+    found = at(address)
+    assert any(name.startswith("checkpoints/final-00001-0/") for name in found)
+    monkeypatch.setattr(remote, "WORKPLACE", tmp_path / "elsewhere")
+    again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
+    found = at(address)
+    assert not [name for name in found if name.startswith("checkpoints/final")]
+    for name in ("best/model.safetensors", "best/model-2.safetensors", "best/config.json", "held_out.parquet"):
+        assert found[name] == (again.path / name).read_bytes()
+    assert len(members_of(delta_tune.load(f"s3://{bucket}/my results/study").network)) == 2

@@ -7,10 +7,19 @@ import time
 
 import pytest
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.time_budget import PostSearchBudget, TimeBudget, cached_for, mean_epoch_seconds, plan_post_search
+from delta_tune.study.time_budget import (
+    PostSearchBudget,
+    TimeBudget,
+    cached_for,
+    final_training_growth,
+    fold_growth,
+    mean_epoch_seconds,
+    plan_final_runs,
+    plan_post_search,
+)
 
 
 def test_time_budget_counts_all_sessions():
@@ -52,7 +61,15 @@ def test_time_budget_says_what_is_reserved():
     assert budget.reserved_after_search(reserved, 5) == (
         "Of the 1:00:00, 10:00 are kept for a confirmation with 3 of 5 seeds and 1:30 for the final model."
     )
-    assert "too short to confirm and retrain" in budget.reserved_after_search(PostSearchBudget(), 5)
+    assert "too short to train anew" in budget.reserved_after_search(PostSearchBudget(), 5)
+
+
+def test_final_runs_are_kept_time_for_what_they_measure():
+    shape = {"runs": 5, "epoch_seconds": 10.0, "max_epochs": 4, "growth": 1.5, "measuring": 4.0}
+    # 4 epochs of 15 s and 4 s before them
+    assert plan_final_runs(math.inf, slots=1, **shape) == PostSearchBudget(runs=5, final=5 * 64)
+    assert plan_final_runs(math.inf, slots=2, **shape) == PostSearchBudget(runs=5, final=3 * 64)
+    assert plan_final_runs(4 * 64 - 1, slots=1, **shape).runs == 3
 
 
 def methods(tables):
@@ -105,6 +122,53 @@ def test_reserve_counts_the_attention_of_each_fresh_split_and_of_the_final_train
 @pytest.mark.parametrize(("within", "kept"), [(237.5, 4), (237.4, 3), (137.5, 2), (137.4, 0), (0, 0)])
 def test_reserve_cuts_repetitions_first_and_never_to_one(within, kept):
     assert plan_post_search(within, repetitions=4, **TWO_METHODS).repetitions == kept
+
+
+RUNS = {"runs": 5, "epoch_seconds": 3.0, "max_epochs": 10, "slots": 1, "growth": 1.1}
+
+
+def test_reserve_of_final_runs_is_theirs_alone():
+    found = plan_final_runs(math.inf, **RUNS)
+    assert (found.runs, found.repetitions, found.confirmation) == (5, 0, 0)
+    assert found.total == pytest.approx(5 * 10 * 3.0 * 1.1)
+
+
+@pytest.mark.parametrize(("slots", "rounds"), [(2, 3), (4, 2), (5, 1), (8, 1)])
+def test_reserve_of_final_runs_counts_rounds_of_the_slots(slots, rounds):
+    assert plan_final_runs(math.inf, **RUNS | {"slots": slots}).final == pytest.approx(rounds * 33.0)
+
+
+@pytest.mark.parametrize(("within", "kept"), [(165.1, 5), (164.9, 4), (66.1, 2), (65.9, 0), (-1, 0)])
+def test_final_runs_are_cut_and_never_to_one(within, kept):
+    found = plan_final_runs(within, **RUNS)
+    assert found.runs == kept
+    assert found.total <= max(0, within)
+
+
+def test_sentence_on_what_is_reserved_for_final_runs_promises_none_that_do_not_fit():
+    budget = TimeBudget(600, spent=0, began=0)
+    assert budget.reserved_after_search(PostSearchBudget(runs=3, final=99), 0) == (
+        "Of the 10:00, 1:39 are kept for 3 final runs."
+    )
+    assert budget.reserved_after_search(PostSearchBudget(), 0) == budget.too_short()
+    assert budget.reserved_after_search(PostSearchBudget(), 4) == budget.too_short()
+
+
+def test_growth_of_a_final_run_is_nine_tenths_of_train_and_val(task):
+    assert fold_growth(task) == pytest.approx(0.9 * 54 / 36)
+
+
+@pytest.mark.parametrize(
+    ("more", "slots", "growth"),
+    [
+        ({}, 1, 2 * 0.9 * 54 / 36),
+        ({}, 2, 0.9 * 54 / 36),
+        ({"final_runs": 0}, 1, 54 / 36),
+        ({"train_per_class": 5}, 1, 1.0),
+    ],
+)
+def test_growth_of_the_final_model_is_that_of_two_runs_or_of_one_on_all_images(task, more, slots, growth):
+    assert final_training_growth(StudyConfig(**more), task, slots) == pytest.approx(growth)
 
 
 def test_reserve_keeps_nothing_where_no_epoch_is_measured_yet():

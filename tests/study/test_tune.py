@@ -51,6 +51,7 @@ def study_settings(image_folder, tiny_weights, cache, out):
         "verbose": 0,
         "max_epochs": 4,
         "num_trials": 4,
+        "final_runs": 0,
         "set": {"batch_size": 8},
         "gpus_per_trial": 0,
         "max_concurrent_trials": 1,  # each further one starts a process, which takes longer than these trials

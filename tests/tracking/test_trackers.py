@@ -42,6 +42,7 @@ def settings(image_folder, tiny_weights, tmp_path):
         "sampler": "random",
         "max_epochs": 2,
         "num_trials": 5,
+        "final_runs": 0,
         "set": {"batch_size": 1},
         "gpus_per_trial": 0,
         "max_concurrent_trials": 1,

@@ -1,0 +1,359 @@
+"""Studies of seconds whose best configuration is trained anew on folds, on a real Ray with two CPUs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import delta_tune
+from delta_tune.config import UserError
+from delta_tune.data.resampling import hold_out_folds
+from delta_tune.inference.ensemble import members_of
+from delta_tune.inference.model import load
+from delta_tune.report.predictions import read_predictions
+from delta_tune.results.layout import HELD_OUT_FILE, PREDICTIONS_FILE
+from delta_tune.study import final_model, final_runs
+from delta_tune.study.confirmation import fresh_seed
+from delta_tune.study.time_budget import FOLDS
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SPACE = """
+def space(trial):
+    trial.suggest_float("lr", 1e-3, 1e-2, log=True)
+    return {"regularizer": "l2"}
+"""
+
+
+def study_settings(image_folder, tiny_weights, place):
+    """A study of two trials and two final runs."""
+    (place / "space.py").write_text(SPACE)
+    return {
+        **{"data": str(image_folder), "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
+        **{"out": place, "name": "study", "verbose": 0, "max_epochs": 2, "num_trials": 2, "final_runs": 2},
+        **{"space": str(place / "space.py"), "set": {"batch_size": 8}, "grace_period": 2},
+        **{"gpus_per_trial": 0, "max_concurrent_trials": 1},
+    }
+
+
+@pytest.fixture
+def settings(image_folder, tiny_weights, tmp_path):
+    return study_settings(image_folder, tiny_weights, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(image_folder, tiny_weights, tmp_path_factory, ray_cluster):
+    """The settings of a study, and its result."""
+    own = study_settings(image_folder, tiny_weights, tmp_path_factory.mktemp("made"))
+    return own, delta_tune.tune(**own)
+
+
+def record(result):
+    return json.loads((result.path / "study.json").read_text())
+
+
+def weights(result):
+    return hashlib.sha256((result.path / "best" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def resumed(made, tmp_path, image_folder):
+    """A function that resumes a copy of the study."""
+    shutil.copytree(made[1].path, tmp_path / "study")
+
+    def resume(**more):
+        return delta_tune.tune(name="study", out=tmp_path, resume=True, verbose=0, **more)
+
+    return resume
+
+
+def test_model_is_named_and_predicts(made, image_folder):
+    _, result = made
+    told = record(result)
+    # 54 images, 18 of each of three classes: the first two folds have six each
+    assert told["model"] == f"trial {told['winner']} retrained 2 times on 48 of 54 images, weights averaged"
+    assert load(result.path).predict(next(image_folder.rglob("*.png")))[0].label in ("blue", "green", "red")
+    assert f"({told['model']})" in result.summary
+    assert "The 2 final runs of trial " in result.summary
+    assert f"({told['model']})" in (result.path / "best" / "README.md").read_text()
+
+
+def test_held_out_images_are_those_of_both_folds_each_predicted_once(made, task):
+    _, result = made
+    rows = pq.read_table(result.path / HELD_OUT_FILE).to_pylist()
+    folds = hold_out_folds(task.dataset, FOLDS, fresh_seed(0, FOLDS))[:2]
+    assert [row["image"] for row in rows] == [name for fold in folds for name in fold.val.names]
+    labels = np.concatenate([fold.val.labels for fold in folds])
+    assert [row["true"] for row in rows] == [task.dataset.classes[label] for label in labels]
+
+
+def test_record_model_and_result_tell_the_held_out_scores(made):
+    _, result = made
+    rows, known = pq.read_table(result.path / HELD_OUT_FILE).to_pylist(), record(result)["held_out"]
+    accuracy = np.mean([row["true"] == row["predicted"] for row in rows])
+    assert (known["images"], known["runs"]) == (len(rows), 2)
+    assert known["accuracy"] == pytest.approx(accuracy)
+    assert known["suspects"] == sum(row["suspect"] is not None for row in rows)
+    told = json.loads((result.path / "best" / "config.json").read_text())
+    assert told["metrics"]["val_accuracy"] == pytest.approx(accuracy)
+    assert {name: result.best_metrics[name] for name in told["metrics"]} == told["metrics"]
+    assert told["temperature"] == known["temperature"]
+
+
+def test_probabilities_of_held_out_images_are_calibrated(made):
+    _, result = made
+    rows, known = pq.read_table(result.path / HELD_OUT_FILE).to_pylist(), record(result)["held_out"]
+    right = np.array([row["true"] == row["predicted"] for row in rows])
+    confidence = np.array([row["probability"] for row in rows])
+    bins = np.ceil(confidence * 15)
+    gaps = [abs((right[bins == each] - confidence[bins == each]).sum()) for each in np.unique(bins)]
+    assert known["calibrated_error"] == pytest.approx(sum(gaps) / len(rows), abs=1e-5)
+
+
+def test_test_split_is_scored_once_and_shown_as_the_model_predicts_it(made, task):
+    _, result = made
+    told = record(result)
+    assert [scoring["model"] for scoring in told["test_scorings"]] == [told["model"]]
+    rows = pq.read_table(result.path / PREDICTIONS_FILE).to_pylist()
+    predicted = load(result.path).predict([row["image"] for row in rows])
+    assert [row["probability"] for row in rows] == pytest.approx([p.probability for p in predicted], abs=1e-4)
+
+
+def test_weights_are_the_mean_of_the_runs(settings, monkeypatch):
+    kept, mean = [], final_model.mean_weights
+
+    def keeping(files):
+        from safetensors.torch import load_file
+
+        kept.append([load_file(file) for file in files])
+        return mean(files)
+
+    monkeypatch.setattr(final_model, "mean_weights", keeping)
+    result = delta_tune.tune(**settings)
+    ((one, other),) = kept
+    found = load(result.path).network.state_dict()
+    for name, value in one.items():
+        assert not np.array_equal(value, other[name]) or not value.is_floating_point() or "running" in name, name
+        if value.is_floating_point():
+            expected = (value.double().numpy() + other[name].double().numpy()) / 2
+            np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_no_checkpoint_of_a_final_run_is_left(made):
+    _, result = made
+    assert [folder.name for folder in (result.path / "checkpoints").iterdir() if "final" in folder.name] == []
+
+
+def test_report_shows_what_is_known_of_the_model(made):
+    text = (made[1].path / "report.html").read_text()
+    assert "The 2 final runs of trial " in text
+    assert "Probabilities are calibrated with a temperature" in text
+
+
+def test_same_seed_gives_the_same_bytes(made):
+    own, first = made
+    again = delta_tune.tune(**own | {"name": "again"})
+    assert weights(again) == weights(first)
+    assert pq.read_table(again.path / HELD_OUT_FILE).equals(pq.read_table(first.path / HELD_OUT_FILE))
+
+
+def test_resume_of_a_finished_study_trains_nothing_again(made, resumed, monkeypatch):
+    monkeypatch.setattr(final_runs, "run_race", None)
+    again = resumed()
+    assert weights(again) == weights(made[1])
+    assert record(again)["test_scorings"] == record(made[1])["test_scorings"]
+    assert again.summary.replace(str(again.path), "") == made[1].summary.replace(str(made[1].path), "")
+
+
+def test_resume_with_further_trials_trains_the_final_model_anew(made, resumed):
+    again = resumed(num_trials=3)
+    told = record(again)
+    assert told["held_out"]["trials"] == record(made[1])["held_out"]["trials"] + 1
+    assert " retrained 2 times " in told["model"]
+    assert load(again.path)
+
+
+@pytest.mark.parametrize(("more", "networks", "runs"), [({"members": 2}, 2, 2), ({"final_runs": 3}, 1, 3)])
+def test_resume_with_other_final_runs_trains_the_final_model_anew(resumed, more, networks, runs):
+    again = resumed(**more)
+    assert record(again)["held_out"]["runs"] == runs
+    assert len(members_of(load(again.path).network)) == networks
+
+
+def test_resume_without_final_runs_keeps_the_model_that_they_made(made, resumed):
+    again = resumed(final_runs=0)
+    assert weights(again) == weights(made[1])
+
+
+def test_two_members_are_two_networks(settings, image_folder):
+    result = delta_tune.tune(**settings | {"members": 2})
+    model = load(result.path)
+    assert len(members_of(model.network)) == 2
+    assert record(result)["model"].endswith(" retrained 2 times on 48 of 54 images, 2 networks")
+    assert len(model.predict([str(file) for file in sorted(image_folder.rglob("*.png"))[:3]])) == 3
+    assert "of the first of 2 networks" in (result.path / "best" / "README.md").read_text()
+
+
+@pytest.fixture
+def photos(image_folder, tmp_path):
+    """The images without their test split."""
+    folder = tmp_path / "photos"
+    for split in ("train", "val"):
+        shutil.copytree(image_folder / split, folder / split)
+    return str(folder)
+
+
+def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings, photos):
+    result = delta_tune.tune(**settings | {"data": photos, "final_runs": 3})
+    found = read_predictions(result.path / PREDICTIONS_FILE)
+    rows = pq.read_table(result.path / HELD_OUT_FILE)
+    assert (found.split, found.confusion.sum()) == ("held-out", rows.num_rows)
+    assert "held-out images" in (result.path / "report.html").read_text()
+
+
+def test_confirmed_configuration_is_that_of_the_final_runs(settings):
+    space = "search_spaces/methods.py"
+    settings = settings | {"space": space, "num_trials": 5, "confirm": 2, "max_epochs": 1, "grace_period": 1}
+    result = delta_tune.tune(**settings)
+    told = record(result)
+    assert told["model"].startswith(f"trial {told['winner']} retrained 2 times on ")
+    assert told["winner"] in told["confirmation"]["trials"].values()
+    assert [scoring["model"] for scoring in told["test_scorings"]] == [told["model"]]
+    assert told["race"] == []
+
+
+@pytest.mark.parametrize("small", [{"train_per_class": 6}, {"train_fraction": 0.5}])
+def test_study_of_few_training_images_on_purpose_keeps_the_search_s_model(settings, small):
+    result = delta_tune.tune(**settings | small | {"num_trials": 1})
+    told = record(result)
+    assert "held_out" not in told
+    assert not (result.path / HELD_OUT_FILE).exists()
+    assert " retrained " not in told["model"]
+
+
+def test_time_budget_that_is_too_short_for_two_runs_keeps_the_model(settings, monkeypatch, capsys):
+    monkeypatch.setattr(final_runs, "run_seconds", lambda *args: 1e6)
+    result = delta_tune.tune(**settings | {"time_budget": "10m", "verbose": 1})
+    assert "no room left for the final runs: best/ stays as it is" in " ".join(capsys.readouterr().out.split())
+    assert "held_out" not in record(result)
+    assert load(result.path)
+
+
+def diverging(monkeypatch, *folds):
+    """Runs without these folds diverge."""
+    train = final_runs._train
+
+    def run(shared, fold, config, *others):
+        if fold in folds:
+            return "diverged: of a test"
+        return train(shared, fold, config, *others)
+
+    monkeypatch.setattr(final_runs, "_train", run)
+
+
+def test_final_run_that_diverges_is_left_out(settings, monkeypatch, capsys, task):
+    diverging(monkeypatch, 1)
+    result = delta_tune.tune(**settings | {"final_runs": 3, "verbose": 1})
+    told = record(result)
+    assert f"A final run of l2 (trial {told['winner']}) diverged: of a test." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert told["held_out"]["runs"] == 2
+    folds = hold_out_folds(task.dataset, FOLDS, fresh_seed(0, FOLDS))
+    names = pq.read_table(result.path / HELD_OUT_FILE)["image"].to_pylist()
+    assert names == [name for fold in (0, 2) for name in folds[fold].val.names]
+
+
+def test_single_run_that_ends_well_leaves_the_model_as_it_is(settings, monkeypatch, capsys):
+    diverging(monkeypatch, 1)
+    result = delta_tune.tune(**settings | {"verbose": 1})
+    assert "Only 1 final run ended: best/ stays as it is." in " ".join(capsys.readouterr().out.split())
+    assert "held_out" not in record(result)
+
+
+def counted(monkeypatch, place):
+    """Folds that are trained, as files in `place`: each run leaves one with the epochs that it trained."""
+    train = final_runs._train
+
+    def run(shared, fold, config, *others):
+        import delta_tune.study.final_runs as module
+
+        epochs, one = [], module.run_trial
+
+        def counting(task, config, **more):
+            from delta_tune.training import trial
+
+            inner = trial._Run.train_and_score
+            trial._Run.train_and_score = lambda self, epoch: (epochs.append(epoch), inner(self, epoch))[1]
+            try:
+                return one(task, config, **more)
+            finally:
+                trial._Run.train_and_score = inner
+
+        module.run_trial = counting
+        try:
+            return train(shared, fold, config, *others)
+        finally:
+            module.run_trial = one
+            with (Path(place) / f"{fold}").open("a") as file:
+                file.write(f"{epochs}")
+
+    monkeypatch.setattr(final_runs, "_train", run)
+
+
+def test_interrupt_between_two_final_runs_is_resumed_without_the_finished_one(made, settings, monkeypatch, tmp_path):
+    (tmp_path / "counts").mkdir()
+    counted(monkeypatch, tmp_path / "counts")
+    ended = final_runs.Race.ended
+
+    def interrupted(race, run, scores):
+        ended(race, run, scores)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(final_runs.Race, "ended", interrupted)
+        first = delta_tune.tune(**settings)
+    assert "Interrupted. Carry on with:" in first.summary
+    assert record(first)["test_scorings"] == []
+    assert load(first.path), "the search's"
+    again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
+    assert (tmp_path / "counts" / "0").read_text() == "[1, 2][]"
+    assert (tmp_path / "counts" / "1").read_text() == "[1, 2]"
+    assert weights(again) == weights(made[1])
+    assert len(record(again)["test_scorings"]) == 1
+
+
+def test_interrupt_while_the_model_is_made_is_resumed_to_the_same_end(made, settings, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    for step in ("save_model", "describe", "write_held_out"):
+        with monkeypatch.context() as patch:
+            patch.setattr(final_model, step, interrupted)
+            study = settings | ({} if step == "save_model" else {"resume": True})
+            if step != "save_model":
+                study = {"name": "study", "out": settings["out"], "resume": True, "verbose": 0}
+            delta_tune.tune(**study)
+    again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
+    assert weights(again) == weights(made[1])
+    assert pq.read_table(again.path / HELD_OUT_FILE).equals(pq.read_table(made[1].path / HELD_OUT_FILE))
+    assert [folder.name for folder in (again.path / "checkpoints").iterdir() if "final" in folder.name] == []
+
+
+def test_first_model_that_no_trial_beats_is_trained_on_the_folds_too(settings, monkeypatch):
+    monkeypatch.setattr(final_runs, "finalists", lambda tables, num_val: [0])
+    result = delta_tune.tune(**settings | {"num_trials": 1})
+    assert record(result)["model"].startswith("trial 0 retrained 2 times on ")
+    assert "frozen, with a fitted linear classifier" in (result.path / "best" / "README.md").read_text()
+    assert load(result.path)
+
+
+def test_members_without_final_runs_are_refused(settings):
+    with pytest.raises(UserError, match="members must be at most final_runs"):
+        delta_tune.tune(**settings | {"final_runs": 0, "members": 2})
