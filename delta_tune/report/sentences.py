@@ -38,7 +38,7 @@ def model_row(tables: StudyTables, record: StudyRecord) -> dict[str, Any]:
 
 
 def delivered(tables: StudyTables, record: StudyRecord) -> BestTrial | None:
-    """The trial whose weights, or whose configuration, are the model's; the best completed one, if there is no model."""
+    """The trial whose weights or configuration the model has; the best completed one, if there is no model."""
     confirmed = record.retrained and record.held_out is None
     if record.winner is None or record.model is None or confirmed or not tables.epochs.get(record.winner):
         return best_trial(tables)
