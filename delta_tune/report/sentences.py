@@ -138,8 +138,9 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     one = (record.model or "").endswith(", 1 network")
     made = "one of these runs" if one else "made of these runs and usually better than one of them"
     lines = [
-        f"Its {known['runs']} final runs: accuracy {100 * known['accuracy']:.1f} % on {known['images']} images, each "
-        f"predicted by a run that was not trained on it (95 % interval {100 * low:.1f} to {100 * high:.1f} %). "
+        f"The {known['runs']} final runs of trial {record.winner}: accuracy {100 * known['accuracy']:.1f} % on "
+        f"{known['images']} images, each predicted by a run that was not trained on it (95 % interval {100 * low:.1f} "
+        f"to {100 * high:.1f} %). "
         f"The model is {made}."
     ]
     lines += record.race

@@ -353,7 +353,7 @@ class StudyRecord:
     @property
     def held_out(self) -> Mapping[str, Any] | None:
         """The fields of `HeldOutRecord`; None if the model is not that of final runs."""
-        return self.content.get("held_out")
+        return self.content.get("held_out") if self.retrained else None
 
     def set_model(self, trial: int, model: str, epoch: int | None = None) -> None:
         """Note which trial the final model comes from, the model in words, and the epoch whose weights it has.

@@ -124,9 +124,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
             slots=slots,
             growth=fold_growth(study.task),
         ).total
-        reads = math.ceil(LEAST_RUNS / slots) * images_to_measure(study.configs, study.task)
-        checked = config.members * (len(data.train) + len(data.val)) / session.measuring.slots
-        measuring = (reads + checked) * speed.scoring
+        measuring = math.ceil(LEAST_RUNS / slots) * images_to_measure(study.configs, study.task) * speed.scoring
     return Means(
         seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,

@@ -88,12 +88,11 @@ def runs_that_fit(study: Study, session: Session, racers: Sequence[int]) -> tupl
     """How many runs of the leader there is time for, and who races: each rival costs `ROUNDS` further runs."""
     wanted, slots = study.config.final_runs, session.resources.slots
     seconds = {trial: run_seconds(study, trial) for trial in racers}
-    left = study.budget.left - study.checking_seconds(session)
 
     def fits(count: int, racing: Sequence[int]) -> bool:
         in_race = ROUNDS if len(racing) > 1 else 0
         rounds = math.ceil(len(racing) * in_race / slots) + math.ceil(max(0, count - in_race) / slots)
-        return (1 - SLACK) * rounds * max(seconds[trial] for trial in racing) <= left
+        return (1 - SLACK) * rounds * max(seconds[trial] for trial in racing) <= study.budget.left
 
     count = next((count for count in range(wanted, LEAST_RUNS - 1, -1) if fits(count, racers[:1])), 0)
     searched = sum(row["train_seconds"] + row["eval_seconds"] for row in study.tables.searched.values())
@@ -133,7 +132,7 @@ def run_race(
 ) -> dict[FoldRun, HeldOut]:
     """Train what the race asks for, as long as there is time; return what the runs predict that ended well."""
     resources, say, budget = session.resources, study.progress.say, study.budget
-    seconds, checking = max(run_seconds(study, trial) for trial in race.racers), study.checking_seconds(session)
+    seconds = max(run_seconds(study, trial) for trial in race.racers)
     wait_for_resources(resources, say)
     shared, ended, running = ray.put(list(folds)), dict[FoldRun, HeldOut](), dict[Any, tuple[FoldRun, float]]()
 
@@ -151,11 +150,11 @@ def run_race(
     try:
         with study.progress.bar("Final runs", len(folds)) as advance:
             while True:
-                while len(running) < resources.slots and budget.has_time_for(seconds + checking):
+                while len(running) < resources.slots and budget.has_time_for(seconds):
                     if (run := race.upcoming()) is None:
                         break
                     start(run)
-                if not running or budget.left - checking + SLACK * seconds <= 0:
+                if not running or budget.left + SLACK * seconds <= 0:
                     return ended
                 for reference in ray.wait(list(running), timeout=LOOK_S)[0]:
                     (run, began), found = running.pop(reference), outcome(reference)

@@ -159,7 +159,7 @@ class Study:
             session: where they run.
         """
         epoch_seconds, slots = mean_epoch_seconds(self.tables, self.groups), session.resources.slots
-        measuring, checking = self.measuring_seconds(self.configs), self.checking_seconds(session)
+        measuring = self.measuring_seconds(self.configs)
         if not self.config.confirm:
             return plan_final_runs(
                 within,
@@ -169,9 +169,8 @@ class Study:
                 slots=slots,
                 growth=fold_growth(self.task),
                 measuring=measuring,
-                checking=checking,
             )
-        besides = math.ceil(LEAST_RUNS / slots) * measuring + checking if self.trains_final else 0.0
+        besides = math.ceil(LEAST_RUNS / slots) * measuring if self.trains_final else 0.0
         found = plan_post_search(
             within - besides,
             repetitions=self.config.confirm,
@@ -186,9 +185,3 @@ class Study:
     def measuring_seconds(self, configs: Sequence[TrialConfig]) -> float:
         """Seconds in which one process measures what such runs need of new splits, but attention."""
         return images_to_measure(configs, self.task) * scoring_seconds(self.tables, len(self.task.dataset.val))
-
-    def checking_seconds(self, session: Session) -> float:
-        """Seconds in which the means of the final runs' weights are checked on all images."""
-        train, val = len(self.task.dataset.train), len(self.task.dataset.val)
-        seconds = (train + val) * scoring_seconds(self.tables, val) / session.measuring.slots
-        return self.config.members * seconds

@@ -233,7 +233,6 @@ def plan_final_runs(
     slots: int,
     growth: float,
     measuring: float = 0.0,
-    checking: float = 0.0,
 ) -> PostSearchBudget:
     """Estimate the final runs, as many as fit.
 
@@ -245,10 +244,9 @@ def plan_final_runs(
         slots: concurrent runs.
         growth: training images of a run / of a trial.
         measuring: seconds in which each run measures what it needs of its images.
-        checking: seconds in which the mean of their weights is checked.
     """
     for count in range(runs, LEAST_RUNS - 1, -1):
-        seconds = math.ceil(count / slots) * (max_epochs * epoch_seconds * growth + measuring) + checking
+        seconds = math.ceil(count / slots) * (max_epochs * epoch_seconds * growth + measuring)
         if seconds <= within:
             return PostSearchBudget(runs=count, final=seconds)
     return PostSearchBudget()

@@ -76,8 +76,8 @@ def test_best_of_the_search_is_told_beside_a_retrained_model(tables):
 
 
 ITS_RUNS = (
-    "Its 3 final runs: accuracy 90.0 % on 120 images, each predicted by a run that was not trained on it (95 % "
-    "interval 83.3 to 94.2 %). The model is made of these runs and usually better than one of them."
+    "The 3 final runs of trial 0: accuracy 90.0 % on 120 images, each predicted by a run that was not trained on it "
+    "(95 % interval 83.3 to 94.2 %). The model is made of these runs and usually better than one of them."
 )
 CALIBRATED = (
     "Probabilities are calibrated with a temperature of 1.50, fitted to the held-out images: their expected "

@@ -80,7 +80,7 @@ def test_model_is_named_and_predicts(made, image_folder):
     assert told["model"] == f"trial {told['winner']} retrained 2 times on 48 of 54 images, weights averaged"
     assert load(result.path).predict(next(image_folder.rglob("*.png")))[0].label in ("blue", "green", "red")
     assert f"({told['model']})" in result.summary
-    assert "Its 2 final runs: accuracy" in result.summary
+    assert "The 2 final runs of trial " in result.summary
     assert f"({told['model']})" in (result.path / "best" / "README.md").read_text()
 
 
@@ -152,7 +152,7 @@ def test_no_checkpoint_of_a_final_run_is_left(made):
 
 def test_report_shows_what_is_known_of_the_model(made):
     text = (made[1].path / "report.html").read_text()
-    assert "Its 2 final runs: accuracy" in text
+    assert "The 2 final runs of trial " in text
     assert "Probabilities are calibrated with a temperature" in text
 
 

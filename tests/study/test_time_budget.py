@@ -64,12 +64,12 @@ def test_time_budget_says_what_is_reserved():
     assert "too short to train anew" in budget.reserved_after_search(PostSearchBudget(), 5)
 
 
-def test_final_runs_are_kept_time_for_what_they_measure_and_for_the_check_of_their_mean():
-    shape = {"runs": 5, "epoch_seconds": 10.0, "max_epochs": 4, "growth": 1.5, "measuring": 4.0, "checking": 8.0}
+def test_final_runs_are_kept_time_for_what_they_measure():
+    shape = {"runs": 5, "epoch_seconds": 10.0, "max_epochs": 4, "growth": 1.5, "measuring": 4.0}
     # 4 epochs of 15 s and 4 s before them
-    assert plan_final_runs(math.inf, slots=1, **shape) == PostSearchBudget(runs=5, final=5 * 64 + 8)
-    assert plan_final_runs(math.inf, slots=2, **shape) == PostSearchBudget(runs=5, final=3 * 64 + 8)
-    assert plan_final_runs(4 * 64 + 7, slots=1, **shape).runs == 3
+    assert plan_final_runs(math.inf, slots=1, **shape) == PostSearchBudget(runs=5, final=5 * 64)
+    assert plan_final_runs(math.inf, slots=2, **shape) == PostSearchBudget(runs=5, final=3 * 64)
+    assert plan_final_runs(4 * 64 - 1, slots=1, **shape).runs == 3
 
 
 def methods(tables):
