@@ -73,6 +73,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
     )
     schedule = choose_schedule(wishes, means)
     study.schedule, study.why = schedule, tuple(reasons(study, wishes, means, schedule))
+    keep_time_for_ends(study, session, speed)  # less where there is no time for final runs
     if schedule.num_trials:  # else the choice is left to a session with more time
         use_schedule(study, schedule)
 
@@ -91,8 +92,13 @@ def time_steps(study: Study, session: Session) -> Speed:
 
 
 def images_at_end(study: Study) -> int:
-    """Number of images that each network of the model scores at the end: of test, or of val if there is none."""
-    return study.config.members * len(study.task.dataset.test or study.task.dataset.val)
+    """Number of images that are scored at the end: of test, or of val if there is no test split, by each network.
+
+    The means of final runs are checked on all of train and val.
+    """
+    data, members = study.task.dataset, study.config.members
+    means = min(members, study.config.final_runs - members) if study.trains_final else 0
+    return members * len(data.test or data.val) + means * (len(data.train) + len(data.val))
 
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:
