@@ -94,7 +94,7 @@ def time_steps(study: Study, session: Session) -> Speed:
 def images_at_end(study: Study) -> int:
     """Number of images that are scored at the end: of test, or of val if there is no test split, by each network.
 
-    The means of final runs are checked on all of train and val.
+    The mean of final runs is checked on all of train and val.
     """
     data, members = study.task.dataset, study.config.members
     means = min(members, study.config.final_runs - members) if study.trains_final else 0
