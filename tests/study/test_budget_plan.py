@@ -221,14 +221,14 @@ def test_end_has_time_for_the_validation_pass_where_there_is_no_test_split(setti
 FIVE = {"final_runs": 5}
 
 
-@pytest.mark.parametrize("members", [1, 5])
-def test_end_has_time_for_each_network_of_the_model(settings, planned, monkeypatch, members):
+@pytest.mark.parametrize(("members", "passes"), [(1, 1), (2, 2), (4, 1), (5, 0)])
+def test_end_has_time_for_the_check_of_means_and_for_each_network(settings, planned, monkeypatch, members, passes):
     study = planned(settings | FIVE | {"members": members}, 10)
-    quiet = study.budget.end
+    quiet, data = study.budget.end, study.task.dataset
     monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2))
     budget_plan.choose_by_budget(study, ONE_SLOT)
-    checked = 54 if members == 1 else 0  # five members of five runs are no means
-    assert study.budget.end == pytest.approx(quiet + 0.2 * (15 * members + checked))
+    scored = members * len(data.test) + passes * (len(data.train) + len(data.val))
+    assert study.budget.end == pytest.approx(quiet + 0.2 * scored), "the mean of one run is that run"
 
 
 def test_plan_counts_what_final_runs_measure(settings, planned):
@@ -237,13 +237,7 @@ def test_plan_counts_what_final_runs_measure(settings, planned):
     for start in ("random", "probe"):
         head_start(study, start)
         found[start] = budget_plan.means_of(study, ONE_SLOT, speed).measuring
-    assert found == {"random": 0, "probe": pytest.approx(2 * 54)}, "two runs at least, one at a time"
-
-
-def test_end_has_time_for_the_check_of_the_mean(settings, planned):
-    study = planned(settings | FIVE, 1)
-    assert study.trains_final
-    assert budget_plan.images_at_end(study) == 15 + 54
+    assert found == {"random": 0.0, "probe": pytest.approx(2 * 54)}, "two runs at least, one at a time"
 
 
 def test_final_runs_that_do_not_fit_are_left_out_at_the_start(settings, planned):
@@ -260,8 +254,8 @@ def test_search_leaves_time_for_final_runs_and_says_so_once(settings, planned):
     study.tables.add(1, TrialConfig(regularizer="l2"), {}, {})
     study.tables.report(1, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "seconds": 0.9, "eval_seconds": 0.1})
     study.tables.finish(1, "completed")
-    one_pass = 54 * 0.1 / 18  # before each run, for its head, and for the check of the mean
-    final = 5 * (study.config.max_epochs * 1.0 * 0.9 * 54 / 36 + one_pass) + one_pass
+    one_pass = 54 * 0.1 / 18  # before each run, for its head
+    final = 5 * (study.config.max_epochs * 1.0 * 0.9 * 54 / 36 + one_pass)
     assert left() == pytest.approx(study.budget.left - final, abs=0.5)
     left()
     assert len(said) == 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import delta_tune
-from delta_tune.config import UserError
+from delta_tune.config import TrialConfig, UserError
 from delta_tune.data.resampling import hold_out_folds
 from delta_tune.inference.ensemble import members_of
 from delta_tune.inference.model import load
@@ -84,10 +84,9 @@ def test_model_is_named_and_predicts(made, image_folder):
     assert f"({told['model']})" in (result.path / "best" / "README.md").read_text()
 
 
-def test_held_out_images_are_those_of_both_folds_each_predicted_once(made, task):
+def test_held_out_images_are_those_of_both_folds_each_predicted_once(made, task, folds):
     _, result = made
-    rows = pq.read_table(result.path / HELD_OUT_FILE).to_pylist()
-    folds = hold_out_folds(task.dataset, FOLDS, fresh_seed(0, FOLDS))[:2]
+    rows, folds = pq.read_table(result.path / HELD_OUT_FILE).to_pylist(), folds[:2]
     assert [row["image"] for row in rows] == [name for fold in folds for name in fold.val.names]
     labels = np.concatenate([fold.val.labels for fold in folds])
     assert [row["true"] for row in rows] == [task.dataset.classes[label] for label in labels]
@@ -125,6 +124,7 @@ def test_test_split_is_scored_once_and_shown_as_the_model_predicts_it(made, task
     assert [row["probability"] for row in rows] == pytest.approx([p.probability for p in predicted], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_are_the_mean_of_the_runs(settings, monkeypatch):
     kept, mean = [], final_model.mean_weights
 
@@ -156,6 +156,7 @@ def test_report_shows_what_is_known_of_the_model(made):
     assert "Probabilities are calibrated with a temperature" in text
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes(made):
     own, first = made
     again = delta_tune.tune(**own | {"name": "again"})
@@ -171,6 +172,7 @@ def test_resume_of_a_finished_study_trains_nothing_again(made, resumed, monkeypa
     assert again.summary.replace(str(again.path), "") == made[1].summary.replace(str(made[1].path), "")
 
 
+@pytest.mark.slow
 def test_resume_with_further_trials_trains_the_final_model_anew(made, resumed):
     again = resumed(num_trials=3)
     told = record(again)
@@ -179,6 +181,7 @@ def test_resume_with_further_trials_trains_the_final_model_anew(made, resumed):
     assert load(again.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "networks", "runs"), [({"members": 2}, 2, 2), ({"final_runs": 3}, 1, 3)])
 def test_resume_with_other_final_runs_trains_the_final_model_anew(resumed, more, networks, runs):
     again = resumed(**more)
@@ -191,6 +194,7 @@ def test_resume_without_final_runs_keeps_the_model_that_they_made(made, resumed)
     assert weights(again) == weights(made[1])
 
 
+@pytest.mark.slow
 def test_two_members_are_two_networks(settings, image_folder):
     result = delta_tune.tune(**settings | {"members": 2})
     model = load(result.path)
@@ -209,6 +213,7 @@ def photos(image_folder, tmp_path):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings, photos):
     result = delta_tune.tune(**settings | {"data": photos, "final_runs": 3})
     found = read_predictions(result.path / PREDICTIONS_FILE)
@@ -217,6 +222,7 @@ def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings
     assert "held-out images" in (result.path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_confirmed_configuration_is_that_of_the_final_runs(settings):
     space = "search_spaces/methods.py"
     settings = settings | {"space": space, "num_trials": 5, "confirm": 2, "max_epochs": 1, "grace_period": 1}
@@ -228,6 +234,7 @@ def test_confirmed_configuration_is_that_of_the_final_runs(settings):
     assert told["race"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [{"train_per_class": 6}, {"train_fraction": 0.5}])
 def test_study_of_few_training_images_on_purpose_keeps_the_search_s_model(settings, small):
     result = delta_tune.tune(**settings | small | {"num_trials": 1})
@@ -237,6 +244,7 @@ def test_study_of_few_training_images_on_purpose_keeps_the_search_s_model(settin
     assert " retrained " not in told["model"]
 
 
+@pytest.mark.slow
 def test_time_budget_that_is_too_short_for_two_runs_keeps_the_model(settings, monkeypatch, capsys):
     monkeypatch.setattr(final_runs, "run_seconds", lambda *args: 1e6)
     result = delta_tune.tune(**settings | {"time_budget": "10m", "verbose": 1})
@@ -245,76 +253,60 @@ def test_time_budget_that_is_too_short_for_two_runs_keeps_the_model(settings, mo
     assert load(result.path)
 
 
-def diverging(monkeypatch, *folds):
-    """Runs without these folds diverge."""
-    train = final_runs._train
-
-    def run(shared, fold, config, *others):
-        if fold in folds:
-            return "diverged: of a test"
-        return train(shared, fold, config, *others)
-
-    monkeypatch.setattr(final_runs, "_train", run)
+@pytest.fixture
+def folds(task):
+    """The data sets of the final runs."""
+    return hold_out_folds(task.dataset, FOLDS, fresh_seed(0, FOLDS))
 
 
-def test_final_run_that_diverges_is_left_out(settings, monkeypatch, capsys, task):
-    diverging(monkeypatch, 1)
+def test_run_that_diverges_says_so(task, folds, tmp_path):
+    config = TrialConfig(regularizer="l2", lr=1e9, schedule="constant", batch_size=8, max_epochs=2)
+    shared = ray.put([task.on(folds[0])])
+    assert final_runs._train([shared], 0, config, str(tmp_path), "cpu", 1).startswith("diverged: ")
+
+
+@pytest.fixture
+def second_diverges(monkeypatch, folds):
+    """The run without the second fold diverges."""
+    outcome = final_runs.outcome
+
+    def other(reference):
+        found = outcome(reference)
+        return "diverged: of a test" if found.names == folds[1].val.names else found
+
+    monkeypatch.setattr(final_runs, "outcome", other)
+
+
+@pytest.mark.slow
+def test_final_run_that_diverges_is_left_out(settings, second_diverges, capsys, folds):
     result = delta_tune.tune(**settings | {"final_runs": 3, "verbose": 1})
     told = record(result)
     assert f"A final run of l2 (trial {told['winner']}) diverged: of a test." in " ".join(
         capsys.readouterr().out.split()
     )
     assert told["held_out"]["runs"] == 2
-    folds = hold_out_folds(task.dataset, FOLDS, fresh_seed(0, FOLDS))
     names = pq.read_table(result.path / HELD_OUT_FILE)["image"].to_pylist()
     assert names == [name for fold in (0, 2) for name in folds[fold].val.names]
 
 
-def test_single_run_that_ends_well_leaves_the_model_as_it_is(settings, monkeypatch, capsys):
-    diverging(monkeypatch, 1)
+@pytest.mark.slow
+def test_single_run_that_ends_well_leaves_the_model_as_it_is(settings, second_diverges, capsys):
     result = delta_tune.tune(**settings | {"verbose": 1})
     assert "Only 1 final run ended: best/ stays as it is." in " ".join(capsys.readouterr().out.split())
     assert "held_out" not in record(result)
 
 
-def counted(monkeypatch, place):
-    """Folds that are trained, as files in `place`: each run leaves one with the epochs that it trained."""
-    train = final_runs._train
-
-    def run(shared, fold, config, *others):
-        import delta_tune.study.final_runs as module
-
-        epochs, one = [], module.run_trial
-
-        def counting(task, config, **more):
-            from delta_tune.training import trial
-
-            inner = trial._Run.train_and_score
-            trial._Run.train_and_score = lambda self, epoch: (epochs.append(epoch), inner(self, epoch))[1]
-            try:
-                return one(task, config, **more)
-            finally:
-                trial._Run.train_and_score = inner
-
-        module.run_trial = counting
-        try:
-            return train(shared, fold, config, *others)
-        finally:
-            module.run_trial = one
-            with (Path(place) / f"{fold}").open("a") as file:
-                file.write(f"{epochs}")
-
-    monkeypatch.setattr(final_runs, "_train", run)
-
-
-def test_interrupt_between_two_final_runs_is_resumed_without_the_finished_one(made, settings, monkeypatch, tmp_path):
-    (tmp_path / "counts").mkdir()
-    counted(monkeypatch, tmp_path / "counts")
-    ended = final_runs.Race.ended
+def test_interrupt_between_two_final_runs_is_resumed_without_the_finished_one(made, settings, monkeypatch):
+    ended, make, stamps = final_runs.Race.ended, final_runs.make_final_model, []
 
     def interrupted(race, run, scores):
         ended(race, run, scores)
         raise KeyboardInterrupt
+
+    def note():
+        """When the weights of each run were written."""
+        files = sorted((settings["out"] / "study" / "checkpoints").glob("final-*/weights-2.safetensors"))
+        stamps.append([(file.parent.name, file.stat().st_mtime_ns) for file in files])
 
     with monkeypatch.context() as patch:
         patch.setattr(final_runs.Race, "ended", interrupted)
@@ -322,30 +314,34 @@ def test_interrupt_between_two_final_runs_is_resumed_without_the_finished_one(ma
     assert "Interrupted. Carry on with:" in first.summary
     assert record(first)["test_scorings"] == []
     assert load(first.path), "the search's"
+    note()
+    monkeypatch.setattr(final_runs, "make_final_model", lambda *args: (note(), make(*args)))
     again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
-    assert (tmp_path / "counts" / "0").read_text() == "[1, 2][]"
-    assert (tmp_path / "counts" / "1").read_text() == "[1, 2]"
+    before, after = stamps
+    assert (len(before), len(after)) == (1, 2)
+    assert after[0] == before[0], "it is not trained again"
     assert weights(again) == weights(made[1])
     assert len(record(again)["test_scorings"]) == 1
 
 
-def test_interrupt_while_the_model_is_made_is_resumed_to_the_same_end(made, settings, monkeypatch):
-    def interrupted(*args):
+@pytest.mark.slow
+def test_interrupt_while_the_model_is_made_is_resumed_to_the_same_end(made, settings, photos, monkeypatch):
+    def interrupted(*args, **more):
         raise KeyboardInterrupt
 
-    for step in ("save_model", "describe", "write_held_out"):
+    own = settings | {"data": photos}
+    for step in ("write_held_out", "save_model", "save_predictions"):
         with monkeypatch.context() as patch:
             patch.setattr(final_model, step, interrupted)
-            study = settings | ({} if step == "save_model" else {"resume": True})
-            if step != "save_model":
-                study = {"name": "study", "out": settings["out"], "resume": True, "verbose": 0}
-            delta_tune.tune(**study)
-    again = delta_tune.tune(name="study", out=settings["out"], resume=True, verbose=0)
+            delta_tune.tune(**own)
+        own = {"name": "study", "out": settings["out"], "resume": True, "verbose": 0}
+    again = delta_tune.tune(**own)
     assert weights(again) == weights(made[1])
-    assert pq.read_table(again.path / HELD_OUT_FILE).equals(pq.read_table(made[1].path / HELD_OUT_FILE))
+    assert read_predictions(again.path / PREDICTIONS_FILE).split == "held-out"
     assert [folder.name for folder in (again.path / "checkpoints").iterdir() if "final" in folder.name] == []
 
 
+@pytest.mark.slow
 def test_first_model_that_no_trial_beats_is_trained_on_the_folds_too(settings, monkeypatch):
     monkeypatch.setattr(final_runs, "finalists", lambda tables, num_val: [0])
     result = delta_tune.tune(**settings | {"num_trials": 1})
