@@ -97,9 +97,10 @@ def images_at_end(study: Study) -> int:
 
     The mean of final runs is checked beside them on some of train and val.
     """
-    data, config = study.task.dataset, study.config
-    checked = min(MOST_CHECKED, len(data.train) + len(data.val)) * (config.final_runs + config.members)
-    return config.members * len(data.test or data.val) + checked * study.trains_final
+    data, members = study.task.dataset, study.config.members
+    groups = [len(range(first, study.config.final_runs, members)) for first in range(members)]
+    passes = sum(runs + 1 for runs in groups if runs > 1) * study.trains_final
+    return members * len(data.test or data.val) + passes * min(MOST_CHECKED, len(data.train) + len(data.val))
 
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:

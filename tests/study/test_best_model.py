@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.inference.model import load
 from delta_tune.results.layout import CONFIG_FILE, RESUME_FILE
 from delta_tune.results.study_record import StudyRecord
@@ -34,6 +34,7 @@ class Running:
     def __init__(self, task, folder):
         self.task, self.folder, self.mirror = task, folder, None
         self.record, self.tables = StudyRecord({}), StudyTables(folder, "val_accuracy")
+        self.config = StudyConfig(metric="val_accuracy")
         self.finish, self.said = self.tables.finish, []
         self.progress = SimpleNamespace(say=self.said.append, trial=lambda *args: None)
 

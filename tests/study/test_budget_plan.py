@@ -221,14 +221,14 @@ def test_end_has_time_for_the_validation_pass_where_there_is_no_test_split(setti
 FIVE = {"final_runs": 5}
 
 
-@pytest.mark.parametrize(("members", "passes"), [(1, 1), (2, 2), (4, 1), (5, 0)])
+@pytest.mark.parametrize(("members", "passes"), [(1, 6), (2, 7), (4, 3), (5, 0)])
 def test_end_has_time_for_the_check_of_means_and_for_each_network(settings, planned, monkeypatch, members, passes):
     study = planned(settings | FIVE | {"members": members}, 10)
     quiet, data = study.budget.end, study.task.dataset
     monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2))
     budget_plan.choose_by_budget(study, ONE_SLOT)
     scored = members * len(data.test) + passes * (len(data.train) + len(data.val))
-    assert study.budget.end == pytest.approx(quiet + 0.2 * scored), "the mean of one run is that run"
+    assert study.budget.end == pytest.approx(quiet + 0.2 * scored), "each mean of several is compared with them"
 
 
 def test_plan_counts_what_final_runs_measure(settings, planned):

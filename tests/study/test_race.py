@@ -251,9 +251,13 @@ def test_best_of_plain_l2_is_among_the_finalists_however_far_behind(searched):
     assert finalists(tables, 100) == [0, 3, 2]
 
 
-def test_plain_l2_that_is_best_has_no_second_control(searched):
-    tables = searched(("l2", [0.8]), ("l2", [0.79]), ("delta", [0.78]), ("delta", [0.3]))
-    assert finalists(tables, 100) == [0, 2]
+def test_plain_l2_that_is_best_needs_no_control(searched):
+    tables = searched(("l2", [0.8]), ("delta", [0.79]), ("delta", [0.78]), ("l2", [0.77]))
+    assert finalists(tables, 100) == [0, 1, 2]
+
+
+def test_configurations_of_plain_l2_race_where_there_are_no_others(searched):
+    assert finalists(searched(("l2", [0.8]), ("l2", [0.79]), ("l2", [0.3])), 100) == [0, 1]
 
 
 def test_first_model_races_only_if_nothing_is_better(searched):
