@@ -80,7 +80,12 @@ def test_first_model_is_trial_0_completed_and_in_best(task, tmp_path, session):
     fit_first_model(study, session)
     row = study.tables.trials[0]
     assert (row["config.regularizer"], row["state"], row["epochs"]) == ("linear_probe", "completed", 1)
-    assert (study.record.winner, study.record.model, study.tables.leader) == (0, "trial 0", 0)
+    images = len(task.dataset.train) + len(task.dataset.val)
+    assert (study.record.winner, study.record.model, study.tables.leader) == (
+        0,
+        f"trial 0, fitted to all {images} images",
+        0,
+    )
     alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
     assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"]
     assert set(study.task.measurements.mean_squares), "measured in the same pass"
@@ -106,10 +111,10 @@ def test_study_of_an_earlier_version_keeps_its_numbers(task, tmp_path, session):
 def test_long_pass_begins_with_a_sample_and_ends_with_all_images(task, tmp_path, session, slow):
     slow(60.0)
     study, models = Begun(task, tmp_path), []
-    study.record.set_model = lambda trial, model: models.append(model)
+    study.record.set_model = lambda trial, model, epoch=None: models.append(model)
     fit_first_model(study, session)
     assert models[0].startswith("trial 0, fitted to ")
-    assert models[1] == "trial 0"
+    assert models[1:] == ["trial 0", f"trial 0, fitted to all {len(task.dataset.train) + len(task.dataset.val)} images"]
     assert not study.sampled
     alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
     assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"], "nothing of the sample stays"
