@@ -48,6 +48,11 @@ class Begun:
         return json.loads((self.folder / "best" / CONFIG_FILE).read_text())
 
 
+def on_all(task):
+    """The model in words."""
+    return f"trial 0, fitted to all {len(task.dataset.train) + len(task.dataset.val)} images"
+
+
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch):
     context = SimpleNamespace(get_node_id=lambda: "node")
@@ -80,12 +85,7 @@ def test_first_model_is_trial_0_completed_and_in_best(task, tmp_path, session):
     fit_first_model(study, session)
     row = study.tables.trials[0]
     assert (row["config.regularizer"], row["state"], row["epochs"]) == ("linear_probe", "completed", 1)
-    images = len(task.dataset.train) + len(task.dataset.val)
-    assert (study.record.winner, study.record.model, study.tables.leader) == (
-        0,
-        f"trial 0, fitted to all {images} images",
-        0,
-    )
+    assert (study.record.winner, study.record.model, study.tables.leader) == (0, on_all(task), 0)
     alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
     assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"]
     assert set(study.task.measurements.mean_squares), "measured in the same pass"
@@ -114,7 +114,7 @@ def test_long_pass_begins_with_a_sample_and_ends_with_all_images(task, tmp_path,
     study.record.set_model = lambda trial, model, epoch=None: models.append(model)
     fit_first_model(study, session)
     assert models[0].startswith("trial 0, fitted to ")
-    assert models[1:] == ["trial 0", f"trial 0, fitted to all {len(task.dataset.train) + len(task.dataset.val)} images"]
+    assert models[1:] == ["trial 0", on_all(task)]
     assert not study.sampled
     alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
     assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"], "nothing of the sample stays"
@@ -144,7 +144,7 @@ def test_time_that_no_trial_can_use_goes_into_all_images(
     of_sample = study.record.model
     study.schedule = SimpleNamespace(num_trials=num_trials)
     spend_rest(study, session)
-    assert study.record.model == ("trial 0" if all_images else of_sample)
+    assert study.record.model == (on_all(task) if all_images else of_sample)
     assert study.sampled != all_images
     if all_images:
         alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
@@ -205,7 +205,7 @@ def test_interrupt_in_the_pass_over_all_images_leaves_the_model_of_the_sample(
     study.tables = StudyTables.read(tmp_path, "val_accuracy")
     slow(None)
     fit_first_model(study, session)
-    assert (study.record.model, study.tables.leader) == ("trial 0", 0)
+    assert (study.record.model, study.tables.leader) == (on_all(task), 0)
 
 
 def test_resumed_study_that_is_short_of_time_still_is(task, tmp_path, session, slow, monkeypatch):
