@@ -6,8 +6,8 @@ Sessions are processes forked from one that has everything imported, so each cos
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import json
+import multiprocessing
 import os
 import random
 import shutil
