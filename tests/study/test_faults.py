@@ -6,6 +6,7 @@ Sessions are processes forked from one that has everything imported, so each cos
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -195,6 +196,27 @@ def test_study_interrupted_five_times_ends_with_the_same_tables_bit_for_bit(alon
     assert {"completed", "pruned"} <= {row["state"] for row in tables(alone)[0].values()}
     for one, other in zip(timeless(folder), timeless(alone), strict=True):
         assert one.equals(other)
+
+
+def test_study_killed_between_two_final_runs_goes_on_with_the_second(flags, address, tmp_path):
+    folder = tmp_path / "study"
+
+    def ended():
+        """When the runs' last weights were written."""
+        files = (folder / "checkpoints").glob("final-*/weights-4.safetensors")
+        return {file.parent.name: file.stat().st_mtime_ns for file in files}
+
+    session = Session(folder, *flags, "--num-trials", "2", "--final-runs", "3", address=address)
+    assert session.wait_for(lambda trials, epochs: ended())
+    session.send(signal.SIGKILL)
+    session.end()
+    before = ended()
+    assert before
+    session, seen = Session(folder, "--resume", address=address), []
+    assert session.wait_for(lambda trials, epochs: seen.append(ended()) or len(seen[-1]) > len(before))
+    assert session.end() == 0, session.said
+    assert before.items() <= seen[-1].items(), "no finished run is run again"
+    assert json.loads((folder / "study.json").read_text())["held_out"]["runs"] == 3
 
 
 def test_ctrl_c_ends_with_the_best_so_far_and_the_command_to_carry_on(interrupted):
