@@ -140,7 +140,7 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     if known is None:
         return []
     low, high = known["interval"]
-    one = (record.model or "").endswith(", 1 network")
+    one = " retrained once " in (record.model or "")
     made = "one of these runs" if one else "made of these runs and usually better than one of them"
     lines = [
         f"The {known['runs']} final runs of trial {record.winner}: accuracy {100 * known['accuracy']:.1f} % on "
@@ -185,6 +185,12 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if best is None:
         return "No trial is completed yet." if record.running else "No trial was completed."
     metric = tables.metric
+    if (known := record.held_out) is not None:
+        low, high = known["interval"]
+        return (
+            f"{best.method} ({best.name}) in {known['runs']} final runs: accuracy {100 * known['accuracy']:.1f} % "
+            f"[{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that they were not trained on."
+        )
     result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
     if tables.trials[best.number]["state"] != "completed":
         than = "better than every completed trial" if tables.ranked() else "no trial was completed"
@@ -204,7 +210,7 @@ def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
         lines.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
     if record.confirmation:
         lines += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
-    elif best is not None:
+    elif best is not None and record.held_out is None:
         count = record.num_val
         accuracy = tables.epochs[best.number][best.epoch - 1]["val_accuracy"]
         low, high = wilson_interval(accuracy, count)

@@ -127,10 +127,21 @@ def test_suspect_labels_are_counted_in_words(final, suspects, sentence):
     assert [line for line in end if "probably wrong" in line] == sentence
 
 
+def test_verdict_of_a_final_model_is_its_held_out_accuracy(final, tables):
+    final()
+    assert study_verdict(tables, StudyRecord.read(tables.folder)) == (
+        "l2 (trial 0) in 3 final runs: accuracy 90.0 % [83.3, 94.2] on 120 images that they were not trained on."
+    )
+
+
+def test_remarks_of_a_final_model_leave_out_the_score_it_was_chosen_by(final):
+    assert not any("--confirm 5" in line for line in final()[1])
+
+
 def test_model_that_never_has_to_be_unsure_says_nothing_of_it(final):
     assert CALIBRATED in final(unsure=None)[1]
 
 
 def test_model_of_a_single_run_is_not_said_to_be_better_than_one(final):
-    end, _ = final(model="trial 0 retrained 3 times on 135 of 150 images, 1 network")
+    end, _ = final(model="trial 0 retrained once on 135 of 150 images")
     assert end[1] == ITS_RUNS.partition(" The model")[0] + " The model is one of these runs."
