@@ -6,7 +6,8 @@ One configuration (plain L2 from the fitted head, MobileNetV2 at 97 px, 12 epoch
 several times on sets of photos with a test split that no run sees. The arms, fixed before any test score was seen:
 
 - `one split`: the study's train, other seeds. Validation is not trained on.
-- `folds`: what a study's final runs do, nine tenths of train and validation, each time without another tenth.
+- `folds`: what a study's final runs do (but with a seed each), nine tenths of train and validation, each time without
+  another tenth.
 
 Of each arm: the mean accuracy of single runs, of all of them averaged (`mean`), of their probabilities averaged
 (`ensemble`), and of both with a picture's mirror image averaged in (`flip`). Of the folds' mean also the expected
@@ -88,7 +89,7 @@ def measure(name: str, seed: int, runs: int, epochs: int, work: Path) -> list[di
     """A row for each arm on one split of a set."""
     folder = work / f"{name}-{seed}"
     if not (folder / "photos").exists():
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         link_splits(splits_of(name, seed, folder), folder / "photos")
     task = delta_tune.prepare(
         str(folder / "photos"), BACKBONE.model, BACKBONE.weights, image_size=BACKBONE.image_size, seed=seed

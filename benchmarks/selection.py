@@ -38,7 +38,7 @@ validation has 10 photos of each class, only the test scores differ; so b, c, d,
 leave from 10 photos of one class to 2 of another. Decides nothing either.
 
 **Enough trials?** A study runs configurations in a random order, one at a time, through the project's own rungs (the
-first after one epoch, factor 4) and stops as `delta_tune/search/enough_trials.py` says, or after 32. The rule's
+first after one epoch, factor 4) and stops as `selection_parts/enough_trials.py` says, or after 32. The rule's
 settings are chosen on the old table alone: the largest share of the standard error at which today's winner and c's lose
 at most 0.2 points. It has proved itself if over the new sets it takes at most half of the epochs of 32 trials, and its
 winner is at most 0.2 points of mean below theirs. Studies that stop after a fixed number stand beside it.
@@ -60,11 +60,10 @@ from typing import Any
 import numpy as np
 from selection_parts.arms import LAST, NAMES, TODAY, TODAY_BEST, arms_of, decision
 from selection_parts.efficiency import WAYS, efficiency, trials_shown
+from selection_parts.enough_trials import enough_trials
 from selection_parts.pool import Floats, Pool, parts_of, read_pool, tables
 from selection_parts.sequence import MOST_TRIALS, judge, runs_of
 from selection_parts.studies import POOLS, Outcome, simulate
-
-from delta_tune.search.enough_trials import enough_trials
 
 HERE = Path(__file__).parent
 OLD, NEW = HERE / "curves.parquet", HERE / "curves"

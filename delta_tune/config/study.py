@@ -113,7 +113,7 @@ class StudyConfig:
     final_runs: int = field(
         5,
         "After the search, train the best configuration N ≥ 2 times on nine tenths of train and validation, each time "
-        "without another tenth, and average the weights; 0 keeps the best trial's",
+        "without another tenth, and average the weights; 0 keeps the search's model",
         range=Range(0, 10),
         group="search",
         metavar="N",

@@ -142,8 +142,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", *, flip: bool =
     Args:
         folder: a local folder, or an address such as s3://bucket/results/photos.
         device: where to predict.
-        flip: whether probabilities are the mean of those of the image and of its mirror image: often more accurate,
-            and takes twice as long.
+        flip: whether probabilities are the mean of those of the image and of its mirror image, which
+            takes twice as long.
 
     Raises:
         UserError: the folder has no model, or the device is unusable.

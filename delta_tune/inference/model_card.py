@@ -97,10 +97,13 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     for name, value in told["metrics"].items():
         what = ", mean of the confirmation's runs" if retrained else ""
         what = ", of images that its runs were not trained on" if record.held_out is not None else what
+        what = ", when it was fitted to train alone" if told.get("fitted_to") else what
         chosen = ", by which it was chosen" if name == record.metric and record.held_out is None else ""
         metrics.append((f"{name.replace('_', ' ')}{what}{chosen}", f"{value:.4g}"))
     if scored is None and retrained:
         limits.append("It was itself never scored: the metric is that of other runs of its configuration.")
+    elif scored is None and told.get("fitted_to"):
+        limits.append("It was itself never scored: its metrics are of the same classifier, fitted to train alone.")
     elif scored is None:
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:

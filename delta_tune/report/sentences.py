@@ -84,11 +84,12 @@ def study_summary(
         lines.append(f"No trial was completed: {counts}." if states else "No trial has started.")
     if best is not None:
         score, params = format_score(metric, best.score), format_params(tables.params(best.number))
+        chosen = best.number in tables.ranked() and best.number != tables.leader
         lines.append(
-            f"Best: {best.method}{f' with {params}' if params else ''}: {metric} {score} after epoch "
+            f"{'Chosen' if chosen else 'Best'}: {best.method}{f' with {params}' if params else ''}: {metric} {score} after epoch "
             f"{best.epoch} ({best.name})."
         )
-        if best.method == FIRST_MODEL and record.has_seen_val:
+        if best.method == FIRST_MODEL and record.has_seen_val and record.held_out is None:
             lines.append(
                 "That is a linear classifier on the frozen network, scored before it was fitted to validation too: no "
                 "trial of the search was better by more than those images are worth."
@@ -169,8 +170,8 @@ def calibration_sentence(record: StudyRecord) -> str | None:
     if unsure := known.get("unsure"):
         told += (
             f" With --min-confidence auto, predict is unsure below {100 * unsure['below']:.0f} %: of "
-            f"{100 * unsure['refused']:.0f} % of the images; of the others it is right for "
-            f"{100 * unsure['accuracy']:.1f} %."
+            f"{100 * unsure['refused']:.0f} % of the images; of the others the runs are right "
+            f"for {100 * unsure['accuracy']:.1f} %."
         )
     return told
 
@@ -195,6 +196,8 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if tables.trials[best.number]["state"] != "completed":
         than = "better than every completed trial" if tables.ranked() else "no trial was completed"
         return f"{result} ({best.name}): {than}, not confirmed."
+    if best.number != tables.leader:
+        return f"{result} ({best.name}), not confirmed."
     if plain is None or plain.number == best.number:
         return f"{result}: the best of {len(tables.ranked())} completed trials, not confirmed."
     return f"{result}, plain l2 {format_score(metric, plain.score)}: the best trial of each, not confirmed."

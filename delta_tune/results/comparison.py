@@ -28,7 +28,8 @@ def comparability_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
         notes.append("The studies optimised different metrics.")
     if len({row["accuracy_of"] for row in rows if row["accuracy"] is not None}) > 1:
         notes.append(
-            "Some accuracies are on test, others on validation; the latter are optimistic: they chose the model."
+            "The accuracies are of different images: of test, of those that final runs held out, or of validation, "
+            "which is optimistic, for it chose the model."
         )
     intervals = [row["interval"] for row in rows if row["interval"] is not None]
     if not notes and len(intervals) > 1:
@@ -43,7 +44,7 @@ def _row(folder: Path) -> dict[str, Any]:
     states = [row["state"] for row in tables.searched.values()]
     winner = record.winner if record.finished and record.winner is not None else tables.leader
     test = record.scoring
-    best = None if tables.leader is None else tables.best_row(tables.leader)
+    best = None if winner is None else tables.best_row(winner)
     split = "test" if test else "val"
     images = dict(record.images)
     accuracy: float | None = test.accuracy if test else best["val_accuracy"] if best else None

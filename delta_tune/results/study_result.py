@@ -25,7 +25,8 @@ class StudyResult:
 
     Attributes:
         best_config: configuration of the winner; None if no trial completed.
-        best_metrics: metrics of the winner's best epoch, and `test_…` if there is a test split.
+        best_metrics: metrics of the winner's best epoch, or of the images that final runs held out, and `test_…`
+            if there is a test split.
         trials: one row per trial, as in `trials.parquet`.
         path: the study's folder.
         report: path of the report; None if it could not be written.

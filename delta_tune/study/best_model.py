@@ -60,6 +60,8 @@ def save_searched(study: Study) -> int | None:
     searched = best.exists() and record.model is not None and not record.retrained
     if searched and (record.model == found.name or _score(study) <= study.tables.rank_of(found.row)):
         return record.winner
+    if study.mirror is not None and study.tables.trials[found.trial]["state"] == "completed":
+        study.mirror.fetch_folder(found.weights.parent)
     try:
         save_winner(study.task, study.tables, found, best)
     except FileNotFoundError:
@@ -90,8 +92,6 @@ def best_saved(study: Study) -> SavedModel | None:
     tables, found = study.tables, None
     if tables.leader is not None:
         found = completed_model(tables, tables.leader)
-        if study.mirror is not None and study.record.model != found.name:
-            study.mirror.fetch_folder(found.weights.parent)
     # From s3://… a trial that runs would be fetched again and again
     states = {"stopped"} if study.mirror is not None else {"stopped", "running"}
     for number, trial in tables.trials.items():

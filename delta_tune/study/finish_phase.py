@@ -18,12 +18,13 @@ from delta_tune.inference.model_card import write_model_card
 from delta_tune.inference.model_folder import read_config, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
-from delta_tune.report.sentences import model_row, study_summary
+from delta_tune.report.sentences import calibration_sentence, final_model_sentences, model_row, study_summary
 from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import (
     ATTENTION_FILE,
     BEST,
     CONFIG_FILE,
+    HELD_OUT_FILE,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     STUDY_FILE,
@@ -78,7 +79,8 @@ def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResul
     if winner is not None:
         with may_fail("The model card", study.folder, say):
             update_model_config(best, {"versions": dict(record.versions)})
-            write_model_card(best, record, confirmed, retrained=record.retrained)
+            told = [*final_model_sentences(record, Path(HELD_OUT_FILE)), calibration_sentence(record), *confirmed]
+            write_model_card(best, record, [text for text in told if text], retrained=record.retrained)
     page = study.reporter.write()
     study.progress.methods(tables)
     remarks = [text for text in (*confirmed, record.attention_verdict) if text]

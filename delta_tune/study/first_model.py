@@ -55,12 +55,16 @@ def fit_first_model(study: Study, session: Session) -> None:
     fitted = row is not None and row["state"] in FINISHED
     if fitted or first_searched(tables) == NUMBER:
         follow_leader(study)  # an earlier session may have been killed before it did
+    config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
     if first_searched(tables) == NUMBER or (fitted and not tables.is_partial(NUMBER)):
+        if fitted and not tables.searched and record.model == f"trial {NUMBER}":
+            with session.measuring.workplace() as workplace:  # an earlier session was ended before it was done
+                study.task.measurements.measure_source([config], say, workplace)
+                fit_to_all_images(study, NUMBER, workplace)
         return
     if fault := study.task.backbone.head_fault:
         say(f"There is no first model: {fault}")
         return
-    config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
     if row is None:
         tables.add(NUMBER, config, {}, {})
     if not fitted:
@@ -72,6 +76,7 @@ def fit_first_model(study: Study, session: Session) -> None:
         if not study.sampled:
             study.task.measurements.measure_source([config, *study.configs], say, workplace)
             fit_and_save(study, session, study.task, config)
+            fit_to_all_images(study, NUMBER, workplace)
 
 
 def fit_to_sample(
@@ -115,8 +120,9 @@ def spend_rest(study: Study, session: Session) -> None:
         measurements = study.task.measurements
         measurements.mean_squares, measurements.head = {}, None
         measurements.measure_source([config, *study.configs], study.progress.say, workplace)
-    study.record.set_sample(None)
-    fit_and_save(study, session, study.task, config)
+        study.record.set_sample(None)
+        fit_and_save(study, session, study.task, config)
+        fit_to_all_images(study, NUMBER, workplace)
 
 
 def choose_sample(study: Study, workplace: Workplace) -> float | None:
@@ -205,8 +211,6 @@ def fit_and_save(study: Study, session: Session, task: Task, config: TrialConfig
         f"{f' with {_sizes(task)}' if tables.is_partial(NUMBER) else ''}; "
         f"{study.folder / BEST} has the best so far from now on."
     )
-    fit_to_all_images(study, NUMBER)
-    study.save_record()
 
 
 def _run(study: Study, session: Session, task: Task, config: TrialConfig) -> TrialResult:

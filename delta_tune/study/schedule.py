@@ -96,9 +96,13 @@ def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
     """
     longest = wishes.max_epochs or epochs_of_set(means.steps)
     seconds, room = means.seconds - means.for_confirming, means.for_confirming - means.measuring
-    confirms = 0 < means.confirming * min(means.least_epochs, longest) <= room and seconds >= means.epoch_seconds
+    least = min(means.least_epochs, longest)
+    confirms = 0 < means.confirming * least <= room and seconds >= means.epoch_seconds
     if confirms:
-        longest = min(longest, math.floor(room / means.confirming))
+        most = min(longest, math.floor(room / means.confirming))
+        confirms = min(most, max(1, epochs_that_fit(wishes, means, seconds))) >= least
+    if confirms:
+        longest = most
     else:
         seconds = means.seconds
     epochs = max(1, min(longest, epochs_that_fit(wishes, means, seconds)))

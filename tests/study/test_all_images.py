@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from delta_tune.results.tables import StudyTables
 from delta_tune.study.all_images import expected_scores, fit_to_all_images
 from delta_tune.study.best_model import save_searched
 from delta_tune.training.trial import run_trial
+from delta_tune.training.workplace import ThisProcess
 
 PROBE = TrialConfig(regularizer="linear_probe", max_epochs=1)
 
@@ -27,10 +29,13 @@ class Fitted:
     def __init__(self, task, folder, **settings):
         self.task, self.folder, self.mirror = task.on(task.dataset), folder, None
         self.config, self.record = StudyConfig(**settings), StudyRecord({})
-        self.tables = StudyTables(folder, "val_accuracy")
+        self.tables, self.progress = StudyTables(folder, "val_accuracy"), SimpleNamespace(say=lambda text: None)
         self.tables.add(0, PROBE, {}, {})
         run_trial(self.task, PROBE, lambda row: self.tables.report(0, row), checkpoint=folder / "checkpoints" / "00000")
         self.tables.finish(0, "completed")
+
+    def save_record(self):
+        pass
 
     @property
     def model(self):
@@ -39,7 +44,7 @@ class Fitted:
 
 def test_model_is_the_classifier_of_all_images(task, tmp_path):
     study = Fitted(task, tmp_path)
-    fit_to_all_images(study, 0)
+    fit_to_all_images(study, 0, ThisProcess())
     alone = run_trial(task.on(merge_val_into_train(task.dataset)), PROBE).model_state
     found = load(tmp_path / "best").network.state_dict()
     assert all(torch.allclose(found[name], value, atol=1e-4) for name, value in alone.items())
@@ -48,21 +53,21 @@ def test_model_is_the_classifier_of_all_images(task, tmp_path):
 
 def test_its_score_is_that_of_the_classifier_of_train(task, tmp_path):
     study = Fitted(task, tmp_path)
-    fit_to_all_images(study, 0)
+    fit_to_all_images(study, 0, ThisProcess())
     row = study.tables.best_row(0)
     assert study.model["metrics"] == {name: value for name, value in row.items() if name.startswith("val_")}
     assert study.model["fitted_to"] == len(task.dataset.train) + len(task.dataset.val)
 
 
 def test_train_that_is_small_on_purpose_stays_alone(task, tmp_path):
-    fit_to_all_images(Fitted(task, tmp_path, train_per_class=5), 0)
+    fit_to_all_images(Fitted(task, tmp_path, train_per_class=5), 0, ThisProcess())
     assert not (tmp_path / "best").exists()
 
 
 def test_classifier_of_a_sample_is_not_fitted_again(task, tmp_path):
     study = Fitted(task, tmp_path)
     study.tables.note_images(0, 10, None)
-    fit_to_all_images(study, 0)
+    fit_to_all_images(study, 0, ThisProcess())
     assert not (tmp_path / "best").exists()
 
 
@@ -77,7 +82,7 @@ def test_more_images_are_worth_a_part_of_the_errors(metric):
 def test_trial_must_be_better_by_what_the_images_are_worth(task, tmp_path, gain, model):
     study = Fitted(task, tmp_path)
     study.tables.epochs[0][0]["val_accuracy"] = 0.6
-    fit_to_all_images(study, 0)
+    fit_to_all_images(study, 0, ThisProcess())
     config = TrialConfig(regularizer="l2", head_start="random", batch_size=8, max_epochs=1)
     study.tables.add(1, config, {}, {})
     report = lambda row: study.tables.report(1, row | {"val_accuracy": 0.61 + gain})  # noqa: E731

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-
-from delta_tune.search.enough_trials import enough_trials, expected_gain
+from selection_parts.enough_trials import enough_trials, expected_gain
 
 
 def test_expected_gain_by_hand():
