@@ -86,8 +86,8 @@ def study_summary(
         score, params = format_score(metric, best.score), format_params(tables.params(best.number))
         chosen = best.number in tables.ranked() and best.number != tables.leader
         lines.append(
-            f"{'Chosen' if chosen else 'Best'}: {best.method}{f' with {params}' if params else ''}: {metric} {score} after epoch "
-            f"{best.epoch} ({best.name})."
+            f"{'Chosen' if chosen else 'Best'}: {best.method}{f' with {params}' if params else ''}: {metric} {score} "
+            f"after epoch {best.epoch} ({best.name})."
         )
         if best.method == FIRST_MODEL and record.has_seen_val and record.held_out is None:
             lines.append(
