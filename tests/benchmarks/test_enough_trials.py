@@ -1,9 +1,13 @@
 """When another trial is worth no more than the validation photos can show."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # programs, not a package
 from selection_parts.enough_trials import enough_trials, expected_gain
 
 

@@ -84,7 +84,7 @@ CALIBRATED = (
     "calibration error there is 2.0 points instead of 8.0."
 )
 UNSURE = (
-    " With --min-confidence auto, predict is unsure below 60 %: of 20 % of the images; of the others it is right for "
+    " With --min-confidence auto, predict is unsure below 60 %: of 20 % of the images; of the others the runs are right for "
     "96.0 %."
 )
 
