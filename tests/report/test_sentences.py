@@ -84,8 +84,8 @@ CALIBRATED = (
     "calibration error there is 2.0 points instead of 8.0."
 )
 UNSURE = (
-    " With --min-confidence auto, predict is unsure below 60 %: of 20 % of the images; of the others the runs are right "
-    "for 96.0 %."
+    " With --min-confidence auto, predict is unsure below 60 %: of 20 % of the images; of the others the runs are "
+    "right for 96.0 %."
 )
 
 

@@ -104,7 +104,7 @@ def test_retrained_model_is_kept_by_a_session_that_trains_none(tmp_path, monkeyp
     study = Kept(tmp_path, monkeypatch, model="trial 3 retrained on 40 images", winner=3)
     (tmp_path / "best").mkdir()
     study.task, scored = None, []
-    monkeypatch.setattr(finish_phase, "score_final_model", lambda *args, **kwargs: scored.append(kwargs["retrained"]))
+    monkeypatch.setattr(finish_phase, "score_final_model", lambda *args, **kwargs: scored.append(kwargs["seen_val"]))
     assert conclude(study, SimpleNamespace(workplace=nullcontext), interrupted=interrupted) == 3
     assert (study.saved, study.record.model) == (0, "trial 3 retrained on 40 images")
     assert scored == ([] if interrupted else [True])
