@@ -107,24 +107,29 @@ class Race:
 
 
 def finalists(tables: StudyTables, num_val: int) -> list[int]:
-    """The trials that may race, the best first: the next best ones, and the best of plain L2 as a control.
+    """The trials that may race, the favourite first, and among them the best of plain L2 as a control.
 
-    They are ordered by their last epoch, for that is what a final run ends with. Of the others, only those count whose
-    accuracy the validation split cannot tell from the best one's, that is, within its standard error; if the metric is
-    a loss, the next best.
+    They are judged by their last epoch, for that is what a final run ends with. The validation split cannot tell
+    those apart whose accuracy is within its standard error of the best one's: of these the one with the lowest loss
+    is the favourite (`benchmarks/selection.py`), and the next ones may race. If the metric is a loss, it decides
+    alone. The first model is no fine-tuning: it races only if it is the best, and then as the favourite.
     """
     rows = {number: tables.epochs[number][-1] for number in tables.ranked()}
     ranked = sorted(rows, key=lambda number: (tables.is_sampled(number), *tables.rank_of(rows[number]), number))
     if not ranked:
         return []
-    first = ranked[0]
-    close = [number for number in ranked[1:] if _is_close(tables.metric, rows[first], rows[number], num_val)]
-    methods = {number: tables.trials[number]["config.regularizer"] for number in ranked}
-    control = next((number for number in ranked if methods[number] == BASELINE), first)
-    # The first model is no fine-tuning: it races only if nothing is better
-    others = [number for number in close if number != control and methods[number] != FIRST_MODEL]
-    chosen = [first, *([control] if control != first else []), *others]
-    return sorted(chosen[:MOST_RACERS], key=ranked.index)
+    best, methods = ranked[0], {number: tables.trials[number]["config.regularizer"] for number in ranked}
+    close = [
+        number
+        for number in ranked
+        if number == best
+        or (methods[number] != FIRST_MODEL and _is_close(tables.metric, rows[best], rows[number], num_val))
+    ]
+    if methods[best] != FIRST_MODEL:
+        close.sort(key=lambda number: (tables.is_sampled(number), rows[number]["val_loss"], number))
+    controls = [number for number in (*close, *ranked) if methods[number] == BASELINE][:1]
+    chosen = dict.fromkeys([close[0], *controls, *close])
+    return sorted(list(chosen)[:MOST_RACERS], key=[*close, *ranked].index)
 
 
 def _is_close(metric: Metric, best: dict[str, float], other: dict[str, float], num_val: int) -> bool:

@@ -240,6 +240,18 @@ def test_finalists_are_ordered_by_their_last_epoch(searched):
     assert finalists(tables, 100) == [1, 0, 2]
 
 
+def test_favourite_has_the_lowest_loss_of_those_that_validation_cannot_tell_apart(searched):
+    tables = searched(
+        ("delta", [0.8]), ("delta", [0.77]), ("delta", [0.79]), ("delta", [0.5]), losses=[0.9, 0.7, 0.8, 0.1]
+    )
+    assert finalists(tables, 100) == [1, 2, 0]
+
+
+def test_first_model_that_is_best_is_the_favourite_whatever_its_loss(searched):
+    tables = searched(("linear_probe", [0.8]), ("delta", [0.79]), losses=[0.9, 0.1])
+    assert finalists(tables, 100) == [0, 1]
+
+
 def test_finalists_beyond_one_standard_error_are_left_out(searched):
     tables = searched(("delta", [0.8]), ("delta", [0.77]), ("delta", [0.75]))
     assert finalists(tables, 100) == [0, 1]
