@@ -106,7 +106,7 @@ class Progress:
             nonlocal done, last_line
             done += count
             now = time.monotonic()
-            if done < total and now - last_line >= SECONDS_BETWEEN_LINES:
+            if 0 < done < total and now - last_line >= SECONDS_BETWEEN_LINES:
                 last_line = now
                 left = format_duration((now - start) * (total - done) / done)
                 self.say(f"{text}: {100 * done // total} %, about {left} left.")

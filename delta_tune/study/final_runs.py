@@ -149,7 +149,7 @@ def run_race(
         )
 
     try:
-        with study.progress.bar("Final runs", len(folds)) as advance:
+        with study.progress.bar("Final runs", len(folds) + ROUNDS * (len(race.racers) - 1)) as advance:
             while True:
                 while len(running) < resources.slots and budget.has_time_for(seconds):
                     if (run := race.upcoming()) is None:
@@ -160,7 +160,7 @@ def run_race(
                 for reference in ray.wait(list(running), timeout=LOOK_S)[0]:
                     (run, began), found = running.pop(reference), outcome(reference)
                     seconds = max(seconds, time.monotonic() - began)
-                    advance(run.trial == race.leader)
+                    advance(1)
                     if isinstance(found, str):
                         say(f"A final run of {named(study, run.trial)} {found}.")
                         race.ended(run, None)

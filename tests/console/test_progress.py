@@ -120,6 +120,14 @@ def test_bar_can_be_shown_while_the_view_is(tables):
         advance(2)
 
 
+def test_bar_without_progress_is_silent(monkeypatch):
+    monkeypatch.setattr("delta_tune.console.progress.SECONDS_BETWEEN_LINES", 0.0)
+    progress, out = printing()
+    with progress.bar("Work", 2) as advance:
+        advance(0)
+    assert "Work" not in out.getvalue()
+
+
 def test_dumb_terminal_has_no_view(tables):
     progress, out = printing(force_terminal=True, _environ={"TERM": "dumb"})
     tell(progress, tables)
