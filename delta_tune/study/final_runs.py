@@ -40,8 +40,8 @@ from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
 LOOK_S = 1.0
-RACE_SHARE = 1 / 3
-"""Largest share of the study's time for runs of configurations that do not become the model."""
+RACE_SHARE = 1 / 4
+"""Largest share of all epochs for runs of configurations that do not become the model."""
 
 
 def train_final_model(study: Study, session: Session, chosen: int | None = None) -> None:
@@ -95,10 +95,12 @@ def runs_that_fit(study: Study, session: Session, racers: Sequence[int]) -> tupl
         return (1 - SLACK) * rounds * max(seconds[trial] for trial in racing) <= study.budget.left
 
     count = next((count for count in range(wanted, LEAST_RUNS - 1, -1) if fits(count, racers[:1])), 0)
-    searched = sum(row["train_seconds"] + row["eval_seconds"] for row in study.tables.searched.values())
+    # In epochs: seconds would decide otherwise each time
+    searched = sum(row["epochs"] for row in study.tables.searched.values())
+    epochs = {trial: study.tables.config(trial).last_epoch * fold_growth(study.task) for trial in racers}
     for many in range(len(racers), 1, -1):
-        besides = ROUNDS * sum(seconds[trial] for trial in racers[1:many])
-        if fits(wanted, racers[:many]) and besides <= RACE_SHARE * (searched + wanted * seconds[racers[0]] + besides):
+        besides = ROUNDS * sum(epochs[trial] for trial in racers[1:many])
+        if fits(wanted, racers[:many]) and besides <= RACE_SHARE * (searched + wanted * epochs[racers[0]] + besides):
             return wanted, list(racers[:many])
     return count, list(racers[:1])
 

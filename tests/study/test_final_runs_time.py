@@ -74,9 +74,14 @@ def test_slots_that_wait_for_the_end_of_the_race_are_counted():
     assert fit(Searched((70, 10), (70, 10), left=190), 0, 1, slots=8) == (5, [0, 1])
 
 
-def test_rival_that_takes_longer_than_a_third_of_the_study_does_not_race():
-    assert fit(Searched((7, 1), (700, 100)), 0, 1) == (5, [0])
-    assert fit(Searched((700, 100), (7, 1)), 0, 1) == (5, [0, 1])
+def test_rivals_with_more_than_a_quarter_of_all_epochs_do_not_race():
+    # 30 epochs of the search, 5 runs of 11.25 for the model, and 22.5 for each rival
+    assert fit(Searched(*[(70, 10)] * 3), 0, 1, 2) == (5, [0, 1])
+    assert fit(Searched(*[(70, 10)] * 12), 0, 1, 2) == (5, [0, 1, 2])
+
+
+def test_the_race_of_a_study_without_a_time_budget_does_not_depend_on_the_clock():
+    assert fit(Searched((7, 1), (700, 100)), 0, 1) == fit(Searched((700, 100), (7, 1)), 0, 1)
 
 
 @pytest.mark.parametrize(
