@@ -96,7 +96,7 @@ def study_summary(
             )
         elif best.method == FIRST_MODEL:
             lines.append("That is a linear classifier on the frozen network: no completed trial of the search beat it.")
-        lines += _against_plain(tables, best)
+        lines += _why_chosen(tables, record) if chosen and record.held_out is not None else _against_plain(tables, best)
     lines += final_model_sentences(record, folder / HELD_OUT_FILE)
     lines += remarks
     if record.model is not None:
@@ -109,6 +109,16 @@ def study_summary(
     if record.interrupted:
         lines.append(f"Interrupted. Carry on with: {resume_command(folder.name, out)}")
     return [visible(line) for line in lines]
+
+
+def _why_chosen(tables: StudyTables, record: StudyRecord) -> list[str]:
+    """Why the final runs are of another trial than the best one."""
+    assert tables.leader is not None, "asked only then"
+    row = tables.best_row(tables.leader)
+    best = f"trial {tables.leader} has {format_score(tables.metric, row[tables.metric])} after epoch {row['epoch']}"
+    if record.race:
+        return [f"The race of the final runs decided for it; {best}."]
+    return [f"Validation cannot tell its last epoch from the best one, and its loss is lower; {best}."]
 
 
 def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:

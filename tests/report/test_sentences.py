@@ -127,6 +127,22 @@ def test_suspect_labels_are_counted_in_words(final, suspects, sentence):
     assert [line for line in end if "probably wrong" in line] == sentence
 
 
+@pytest.mark.parametrize(
+    ("race", "why"),
+    [
+        ([], "Validation cannot tell its last epoch from the best one, and its loss is lower"),
+        (["Race: …"], "The race of the final runs decided for it"),
+    ],
+)
+def test_lines_say_why_the_final_runs_are_not_of_the_best_trial(final, tables, race, why):
+    add(tables, 1, "delta", [0.8], "completed")
+    end, _ = final(race)
+    assert end[:2] == [
+        "Chosen: l2 with lr=0.01: val_accuracy 70.0 % after epoch 2 (trial 0).",
+        f"{why}; trial 1 has 80.0 % after epoch 1.",
+    ]
+
+
 def test_verdict_of_a_final_model_is_its_held_out_accuracy(final, tables):
     final()
     assert study_verdict(tables, StudyRecord.read(tables.folder)) == (
