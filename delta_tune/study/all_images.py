@@ -44,6 +44,7 @@ def fit_to_all_images(study: Study, number: int, workplace: Workplace) -> None:
     assert result.model_state is not None, "it was not saved"
     row, images = study.tables.best_row(number), len(task.dataset.train)
     file = study.folder / CHECKPOINTS / "all-images.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file({name: value.contiguous() for name, value in result.model_state.items()}, file)
     origin = {
         "trial": trial_name(number),
