@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from anytime_parts.tasks import BACKBONES, DIGITS, link_splits, splits_of
 from development_data import DATA, MISSING
@@ -40,7 +39,7 @@ from delta_tune.config import TrialConfig
 from delta_tune.data.dataset import Split
 from delta_tune.data.resampling import hold_out_folds, merge_val_into_train
 from delta_tune.inference.ensemble import Flipped
-from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.models.network_state import build_network
 from delta_tune.report.predictions import split_logits
 from delta_tune.results.calibration import expected_calibration_error, fit_temperature
 from delta_tune.study.final_model import mean_weights
@@ -67,9 +66,7 @@ def weights_of(task: Task, config: TrialConfig, file: Path) -> Path:
 
 def logits_of(task: Task, files: Sequence[Path], split: Split, *, flip: bool = False) -> Logits:
     """Of the mean of these networks."""
-    backbone = task.backbone
-    network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes)).eval()
-    load_state(network, mean_weights(files) if len(files) > 1 else safetensors.torch.load_file(files[0]))
+    network = build_network(task.backbone, mean_weights(files))
     found: Logits = split_logits(task, split, Flipped(network) if flip else network).numpy()
     return found
 

@@ -40,7 +40,7 @@ from development_data import DATA, MISSING
 import delta_tune
 from delta_tune.config import METRICS, TrialConfig
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.models.network_state import build_network
 from delta_tune.report.predictions import split_logits
 from delta_tune.spaces.space import load_space
 from delta_tune.spaces.validation import check_space, random_answers
@@ -126,9 +126,7 @@ def record(name: str, number: int, epochs: int, weights: Path | None) -> list[di
 
 def logits(task: Task, file: Path, split: str) -> list[np.float16]:
     """Of a network with these weights, row by row."""
-    backbone = task.backbone
-    network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes)).eval()
-    load_state(network, safetensors.torch.load_file(file))
+    network = build_network(task.backbone, safetensors.torch.load_file(file))
     return list(split_logits(task, task.dataset.for_name(split), network).numpy().astype(np.float16).ravel())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from delta_tune.models.backbones import Backbone, build_architecture, load_state
 
@@ -18,7 +18,11 @@ def state_arrays(network: nn.Module) -> dict[str, np.ndarray]:
 
 def rebuild(backbone: Backbone, state: Mapping[str, np.ndarray], device: torch.device) -> nn.Module:
     """Build the network of this backbone whose `state_arrays` these are, in eval mode."""
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    return build_network(backbone, {name: torch.from_numpy(np.array(value)) for name, value in state.items()}, device)
+
+
+def build_network(backbone: Backbone, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> nn.Module:
+    """Build the network of this backbone with these weights, in eval mode."""
     network = build_architecture(backbone.model, backbone.head, len(tensors[f"{backbone.head}.weight"]))
     load_state(network, tensors)
     return network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 
 from delta_tune.config import FIRST_MODEL, METRICS, Metric, TrialConfig
 from delta_tune.data.resampling import merge_val_into_train
@@ -15,6 +14,7 @@ from delta_tune.models.devices import torch_threads
 from delta_tune.results.layout import BEST, CHECKPOINTS, trial_name
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_takes_val
+from delta_tune.training.checkpoint import save_weights
 from delta_tune.training.trial import run_trial
 from delta_tune.training.workplace import Workplace
 
@@ -45,7 +45,7 @@ def fit_to_all_images(study: Study, number: int, workplace: Workplace) -> None:
     row, images = study.tables.best_row(number), len(task.dataset.train)
     file = study.folder / CHECKPOINTS / "all-images.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({name: value.contiguous() for name, value in result.model_state.items()}, file)
+    save_weights(result.model_state, file)
     origin = {
         "trial": trial_name(number),
         "epoch": 1,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from delta_tune.data.dataset import Split
 from delta_tune.data.resampling import pool_splits, pool_train_val
 from delta_tune.inference.model_folder import save_model
-from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.models.network_state import build_network
 from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
@@ -29,7 +29,7 @@ from delta_tune.search.session import Session
 from delta_tune.study.race import FoldRun
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import MOST_CHECKED
-from delta_tune.training.checkpoint import last_weights
+from delta_tune.training.checkpoint import last_weights, save_weights
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace
@@ -131,7 +131,7 @@ def checked_means(study: Study, files: Sequence[Path], workplace: Workplace, fol
         group = files[index::members]
         state = mean_weights(group)
         file = folder / f"member-{index}.safetensors"
-        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, file)
+        save_weights(state, file)
         written.append(file)
         if len(group) == 1:
             continue
@@ -162,10 +162,7 @@ def checked_images(study: Study) -> Split:
 
 def loss_of(task: Task, state: Mapping[str, Tensor], images: Split, workplace: Workplace) -> float:
     """Mean cross entropy of the network with these weights."""
-    backbone = task.backbone
-    network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes)).eval()
-    load_state(network, state)
-    logits = split_logits(task, images, network, workplace)
+    logits = split_logits(task, images, build_network(task.backbone, state), workplace)
     return F.cross_entropy(logits, torch.from_numpy(np.asarray(images.labels))).item()
 
 

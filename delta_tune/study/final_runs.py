@@ -23,7 +23,7 @@ from delta_tune.cluster.resources import wait_for_resources
 from delta_tune.config import TrialConfig
 from delta_tune.console.format import format_count
 from delta_tune.data.resampling import hold_out_folds
-from delta_tune.models.backbones import build_architecture, load_state
+from delta_tune.models.network_state import build_network
 from delta_tune.report.held_out import HeldOut
 from delta_tune.report.predictions import split_logits
 from delta_tune.results.mirror import local_copy
@@ -197,8 +197,6 @@ def _train(
         error = run_trial(task, config, checkpoint=folder, device=device, saved=saved).error
         if error:
             return f"diverged: {error}"
-        backbone, val = task.backbone, task.dataset.val
-        network = build_architecture(backbone.model, backbone.head, len(task.dataset.classes))
-        load_state(network, safetensors.torch.load_file(last_weights(folder)))
-        logits = split_logits(task, val, network.eval().to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-        return HeldOut(names=val.names, labels=val.labels, logits=logits.numpy())
+        val = task.dataset.val
+        network = build_network(task.backbone, safetensors.torch.load_file(last_weights(folder)), device)
+        return HeldOut(names=val.names, labels=val.labels, logits=split_logits(task, val, network).numpy())

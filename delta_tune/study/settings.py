@@ -20,16 +20,8 @@ NAMES_NOT_PATHS = ("demo", "default")
 # content is compared: they may have been moved.
 CHANGEABLE = {
     *("data", "weights", "space"),
-    *(
-        "num_trials",
-        "time_budget",
-        "confirm",
-        "final_runs",
-        "members",
-        "cpus_per_trial",
-        "gpus_per_trial",
-        "max_concurrent_trials",
-    ),
+    *("num_trials", "time_budget", "confirm", "final_runs", "members"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
     *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
 }
 

@@ -228,7 +228,7 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         optimizer, *files = kept = self._files(point.epoch)
         for file, tensors in zip(files, weights, strict=True):
-            _save_weights(tensors, file)
+            save_weights(tensors, file)
         # An open file, because torch's own does not tell why it cannot be written.
         with atomic_write(optimizer) as partial, partial.open("wb") as opened:
             torch.save(state, opened)
@@ -256,7 +256,7 @@ class Checkpoint:
         else:
             assert best is not None, f"the weights of epoch {epoch} are neither in memory nor in {self.folder}"
             self.folder.mkdir(parents=True, exist_ok=True)
-            _save_weights(best, self._best_file(epoch))
+            save_weights(best, self._best_file(epoch))
         self._best_epoch = epoch
 
 
@@ -269,7 +269,8 @@ def cpu_copy(value: Any) -> Any:
     return [cpu_copy(each) for each in value] if isinstance(value, list) else value
 
 
-def _save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Write a network's tensors to a safetensors file, atomically."""
     with atomic_write(file) as partial:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
 

@@ -91,14 +91,20 @@ def test_onnx_tells_its_input_so_that_another_program_can_predict(onnx_file, mod
     np.testing.assert_allclose(shares, list(prediction.probabilities.values()), atol=1e-4)
 
 
+def scripted(model, images, file):
+    """The logits that the model's TorchScript file gives, and the configuration in it."""
+    export.export_model(model, "torchscript", file)
+    files = {"config.json": ""}
+    script = torch.jit.load(str(file), _extra_files=files)
+    with torch.inference_mode():
+        return script(images).numpy(), json.loads(files["config.json"])
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_gives_the_logits_and_tells_classes(model, images, expected, tmp_path):
-    export.export_model(model, "torchscript", tmp_path / "model.pt")
-    told = {"config.json": ""}
-    script = torch.jit.load(str(tmp_path / "model.pt"), _extra_files=told)
-    with torch.inference_mode():
-        np.testing.assert_allclose(script(images).numpy(), expected, atol=1e-4)
-    assert json.loads(told["config.json"])["classes"] == list(model.classes)
+    logits, told = scripted(model, images, tmp_path / "model.pt")
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert told["classes"] == list(model.classes)
 
 
 def test_state_dict_is_taken_by_the_librarys_own_constructor(model, images, expected, tmp_path):
@@ -187,12 +193,8 @@ def test_onnx_of_several_networks_gives_calibrated_probabilities(combined, combi
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_of_several_networks_gives_calibrated_probabilities(combined, combined_shares, images, tmp_path):
-    export.export_model(combined, "torchscript", tmp_path / "model.pt")
-    files = {"config.json": ""}
-    script = torch.jit.load(str(tmp_path / "model.pt"), _extra_files=files)
-    with torch.inference_mode():
-        np.testing.assert_allclose(softmax(script(images).numpy(), axis=1), combined_shares, atol=1e-4)
-    told = json.loads(files["config.json"])
+    logits, told = scripted(combined, images, tmp_path / "model.pt")
+    np.testing.assert_allclose(softmax(logits, axis=1), combined_shares, atol=1e-4)
     assert told["output"]["values"].startswith("logits, already divided by the temperature 1.7; softmax")
     assert "temperature" not in told, "nobody divides a second time"
 
