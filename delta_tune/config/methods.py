@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Regularizer = Literal["linear_probe", "l2", "l2_sp", "l2_fe", "delta_uniform", "delta"]
+Regularizer = Literal["linear_probe", "l2", "l2_sp", "l2_fe", "delta_uniform", "delta", "co_tuning", "bi_tuning"]
 """The keys of `METHODS`, for type checkers and for the choices of `TrialConfig.regularizer`."""
 
 BEHAVIOR: Final = "behavior"
@@ -37,6 +37,10 @@ class Method:
     """Whether ASHA may stop its trials."""
     weight_decay: float = 0.0
     """The default of `TrialConfig.weight_decay`."""
+    co_tuning: float = 0.0
+    """The default of `TrialConfig.co_tuning`."""
+    contrast: float = 0.0
+    """The default of `TrialConfig.contrast`."""
 
     @property
     def uses_behavior(self) -> bool:
@@ -63,10 +67,13 @@ _MAPS = "feature maps"
 _OF_SGD = frozenset(
     {
         *("lr", "head_lr_multiplier", "head_start", "momentum", "nesterov", "weight_decay", "batch_size", "schedule"),
-        *("warmup_epochs", "label_smoothing", "max_grad_norm"),
+        *("warmup_epochs", "label_smoothing", "max_grad_norm", "optimizer", "class_weights"),
     }
 )
-_OF_BACKBONE = _OF_SGD | {"batch_norm", "augmentation", "average_epochs"}
+_OF_BACKBONE = _OF_SGD | {
+    *("batch_norm", "augmentation", "average_epochs", "layer_decay", "drop_path", "random_erasing", "mixup", "cutmix"),
+    *("early_size", "co_tuning", "contrast"),
+}
 _OF_BEHAVIOR = _OF_BACKBONE | {"alpha", "beta", "behavior_scale", "layers"}
 _OF_ATTENTION = _OF_BEHAVIOR | {"attention_estimator", "attention_temperature"}
 
@@ -85,6 +92,10 @@ METHODS: Final[dict[str, Method]] = {
             fields=_OF_BACKBONE | {"alpha", "beta"},
         ),
         Method(name="l2", colour="#d55e00", penalty=None, fields=_OF_BACKBONE, weight_decay=1e-4),
+        Method(
+            name="co_tuning", colour="#009e73", penalty=None, fields=_OF_BACKBONE, weight_decay=1e-4, co_tuning=1.0
+        ),
+        Method(name="bi_tuning", colour="#882255", penalty=None, fields=_OF_BACKBONE, weight_decay=1e-4, contrast=1.0),
         # Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: no rungs.
         Method(
             name="l2_fe",

@@ -16,7 +16,9 @@ AttentionEstimator = Literal["exact", "first_order"]
 BatchNorm = Literal["train", "frozen"]
 HeadStart = Literal["random", "probe"]
 Schedule = Literal["step", "cosine", "constant"]
-Augmentation = Literal["none", "flip", "crop_flip", "resized_crop_flip"]
+Augmentation = Literal["none", "flip", "crop_flip", "resized_crop_flip", "trivial"]
+Optimizer = Literal["sgd", "adamw"]
+ClassWeights = Literal["none", "balanced"]
 Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
 Mode = Literal["max", "min"]
 
@@ -27,7 +29,11 @@ METRICS: dict[str, Mode] = {
     "val_loss": "min",
 }
 LAYER_CHOICES = ("all", "last", "last_two")
-BEFORE: dict[str, Any] = {"head_start": "random", "head_lr_multiplier": 10.0, "max_grad_norm": None}
+BEFORE: dict[str, Any] = {
+    **{"head_start": "random", "head_lr_multiplier": 10.0, "max_grad_norm": None},
+    **{"optimizer": "sgd", "layer_decay": 1.0, "drop_path": 0.0, "class_weights": "none"},
+    **{"random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "early_size": 1.0, "co_tuning": 0.0, "contrast": 0.0},
+}
 """Field → its default in earlier versions: what their studies' trials did where nothing was written."""
 
 
@@ -77,6 +83,15 @@ class TrialConfig:
         "The head begins with the weights fitted on the frozen backbone (`probe`; linear probing, then fine-tuning, "
         "arXiv 2202.10054), or `random`, which wants a `head_lr_multiplier` of 10",
     )
+    layer_decay: float = field(
+        1.0,
+        "The learning rate of a group of layers is this multiple of that of the group after it (timm's groups); 1 trains "
+        "all at `lr`",
+        range=Range(0, 1, low_open=True),
+    )
+    optimizer: Optimizer = field(
+        "sgd", "`sgd`, or `adamw` (arXiv 1711.05101), which wants a tenth of the learning rate or less"
+    )
     momentum: float = field(0.9, "Momentum of SGD", range=Range(0, 1, high_open=True))
     nesterov: bool = field(True, "Nesterov momentum; without effect if `momentum` is 0")
     weight_decay: float | None = field(
@@ -90,6 +105,27 @@ class TrialConfig:
     label_smoothing: float = field(
         0.0, "Label smoothing of the training cross entropy", range=Range(0, 1, high_open=True)
     )
+    class_weights: ClassWeights = field(
+        "none", "`balanced` weighs the cross entropy of each image by the inverse of its class's share of train"
+    )
+    co_tuning: float | None = field(
+        None,
+        "Strength of Co-Tuning's term: the source's own head is kept and learns the source classes that go with the "
+        "target's (You et al., NeurIPS 2020)",
+        range=Range(0),
+        unset="1 for `co_tuning`, 0 for the others",
+    )
+    contrast: float | None = field(
+        None,
+        "Strength of a supervised contrastive term on the head's inputs (arXiv 2004.11362, 2011.06182)",
+        range=Range(0),
+        unset="1 for `bi_tuning`, 0 for the others",
+    )
+    drop_path: float = field(
+        0.0,
+        "Largest probability with which a residual branch is left out of a step, where the network has such branches",
+        range=Range(0, 1, high_open=True),
+    )
     max_grad_norm: float | None = field(
         10.0, "Gradients are clipped to this norm; null for no clipping", range=Range(0, low_open=True)
     )
@@ -99,6 +135,24 @@ class TrialConfig:
         range=Range(0),
     )
     augmentation: Augmentation = field("crop_flip", "Random changes of the training images")
+    random_erasing: float = field(
+        0.0, "Probability with which a rectangle of a training image is erased (arXiv 1708.04896)", range=Range(0, 1)
+    )
+    mixup: float = field(
+        0.0, "Parameter of the Beta distribution of mixup (arXiv 1710.09412); 0 mixes no images", range=Range(0)
+    )
+    cutmix: float = field(
+        0.0,
+        "Parameter of the Beta distribution of CutMix (arXiv 1905.04899); 0 mixes no images; with `mixup` each has half "
+        "of the steps",
+        range=Range(0),
+    )
+    early_size: float = field(
+        1.0,
+        "Side of the training images in the first half of the epochs, as a fraction of the input size (progressive "
+        "resizing)",
+        range=Range(0, 1, low_open=True),
+    )
     max_epochs: int = field(12, "Epochs of a full trial", range=Range(1, 1_000_000))
     seed: int = field(
         0, "Seed of data order, augmentation and head; a study gives all its trials the same one", range=Range(0)
@@ -138,14 +192,25 @@ class TrialConfig:
         """`weight_decay` with its default resolved."""
         return self.method.weight_decay if self.weight_decay is None else self.weight_decay
 
+    @property
+    def effective_co_tuning(self) -> float:
+        """`co_tuning` with its default resolved."""
+        return self.method.co_tuning if self.co_tuning is None else self.co_tuning
+
+    @property
+    def effective_contrast(self) -> float:
+        """`contrast` with its default resolved."""
+        return self.method.contrast if self.contrast is None else self.contrast
+
     def record(self) -> dict[str, Any]:
         """The fields as stored: those that do not apply to the method are null, layer names are joined by commas."""
         unused = self.method.unused_fields
         values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])
-        if "weight_decay" not in unused:
-            values["weight_decay"] = self.effective_weight_decay
+        for name in ("weight_decay", "co_tuning", "contrast"):
+            if name not in unused:
+                values[name] = getattr(self, f"effective_{name}")
         return values
 
     def same_as(self, record: Mapping[str, Any]) -> bool:
