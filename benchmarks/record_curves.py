@@ -75,9 +75,9 @@ def proposals(count: int) -> tuple[tuple[str, dict[str, Any], TrialConfig], ...]
     return tuple(found)
 
 
-def photos_of(name: str, work: Path) -> dict[str, Files]:
-    """Train and val of 10 a class, and as test what neither has, about `UNSEEN` photos in the classes' proportions."""
-    splits = splits_of(name, SPLIT_SEED, work)
+def photos_of(name: str, work: Path, seed: int = SPLIT_SEED) -> dict[str, Files]:
+    """Train and val of a set, and as test what neither has, about `UNSEEN` photos in the classes' proportions."""
+    splits = splits_of(name, seed, work)
     used = {path for split in ("train", "val") for paths in splits[split].values() for path in paths}
     folder = work / "digits" if name == DIGITS else DATA / name.partition("-")[0]
     parts = [path for path in (folder / "train", folder / "validation", folder / "test") if path.is_dir()] or [folder]
@@ -86,7 +86,7 @@ def photos_of(name: str, work: Path) -> dict[str, Files]:
         for label, paths in files_in(part).items():
             rest.setdefault(label, []).extend(path for path in paths if path not in used)
     share = min(1.0, UNSEEN / sum(map(len, rest.values())))
-    splits["test"], _ = drawn(rest, share, random.Random(SPLIT_SEED))
+    splits["test"], _ = drawn(rest, share, random.Random(seed))
     return splits
 
 
