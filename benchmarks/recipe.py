@@ -61,6 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "lr .0005": {"lr": 0.0005},
     "epochs 24": {"max_epochs": 24},
     "epochs 6": {"max_epochs": 6},
+    "epochs 6, lr .002": {"max_epochs": 6, "lr": 0.002},
     "weight decay 1e-3": {"weight_decay": 1e-3},
     "l2_sp": {"regularizer": "l2_sp", "alpha": 0.1, "beta": 0.01},
     "delta_uniform": {"regularizer": "delta_uniform", "alpha": 1.0},
