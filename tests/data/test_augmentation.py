@@ -10,7 +10,7 @@ from delta_tune.data.augmentation import augment, center_crop, crop_boxes, resiz
 from delta_tune.data.images import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KINDS = ["none", "flip", "crop_flip", "resized_crop_flip"]
+KINDS = ["none", "flip", "crop_flip", "resized_crop_flip", "trivial"]
 
 
 def preprocessing(image_size=13, stored_size=17):
