@@ -47,8 +47,8 @@ def beta_quantile(a: float, quantile: float) -> float:
 def _cut(images: Tensor, share: float, top: float, left: float) -> tuple[Tensor, float]:
     """Paste a square of the neighbour; the images, and the share of the own pixels that are left.
 
-    The square covers 1 − `share` of an image, less what is outside: its centre is anywhere, at (top, left) ∈ [0, 1)², as
-    torchvision has it.
+    The square covers 1 − `share` of an image, less what is outside: its centre is anywhere, at (top, left) ∈ [0, 1)²,
+    as torchvision has it.
     """
     size = images.shape[-1]
     half = int(math.sqrt(1 - share) / 2 * size)

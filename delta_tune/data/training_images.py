@@ -40,4 +40,6 @@ def training_images(
 
 def training_side(size: int, relative_size: float) -> int:
     """The side nearest to `relative_size` · `size`, of those from 32 to `size` that leave its remainder modulo 32."""
-    return min((size, *range(size - _STRIDE, _STRIDE - 1, -_STRIDE)), key=lambda side: abs(side - relative_size * size))
+    sides = (size, *range(size - _STRIDE, _STRIDE - 1, -_STRIDE))
+    distances = [abs(side - relative_size * size) for side in sides]
+    return sides[distances.index(min(distances))]
