@@ -40,6 +40,6 @@ def training_images(
 
 def training_side(size: int, relative_size: float) -> int:
     """The side nearest to `relative_size` · `size`, of those from 32 to `size` that leave its remainder modulo 32."""
-    sides = (size, *range(size - _STRIDE, _STRIDE - 1, -_STRIDE))
+    sides: list[int] = [size, *range(size - _STRIDE, _STRIDE - 1, -_STRIDE)]
     distances = [abs(side - relative_size * size) for side in sides]
     return sides[distances.index(min(distances))]
