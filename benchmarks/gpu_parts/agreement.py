@@ -122,7 +122,7 @@ def _loss_and_gradients(task: Task, config: TrialConfig, device: torch.device) -
             parameter += 0.05 * parameter.norm() / parameter.numel() ** 0.5 * noise
     model.requires_grad_(config.method.trains_backbone)
     head.requires_grad_(True)
-    key = StepKey(config.seed, config.batch_size, config.augmentation, 1, 0)
+    key = StepKey(config.seed, config.batch_size, config.image_settings(1), 1, 0)
     with objective.hooked():
         with autocast(device):
             objective.before(images, key)

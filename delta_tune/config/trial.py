@@ -38,6 +38,23 @@ BEFORE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSettings:
+    """What determines the training images of an epoch, beside seed, batch size and data."""
+
+    augmentation: Augmentation
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    relative_size: float = 1.0
+    """Side of the images, as a fraction of the input size."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig:
     """One configuration of the fine-tuning run (arXiv 1901.09229); `docs/explanation/method.md` has the formulas.
 
@@ -166,6 +183,11 @@ class TrialConfig:
             object.__setattr__(self, name, parse_layers(value) if name == "layers" else value)
         if isinstance(self.layers, tuple) and not self.layers:
             raise UserError(f"layers must be one of {', '.join(LAYER_CHOICES)}, or module names, but got none.")
+        if self.image_settings(1).mixes and self.effective_contrast:
+            raise UserError(
+                f"contrast must be 0 with mixup or cutmix, whose images are of two classes, but {self.regularizer} has "
+                f"{self.effective_contrast:g}."
+            )
 
     @property
     def method(self) -> Method:
@@ -201,6 +223,19 @@ class TrialConfig:
     def effective_contrast(self) -> float:
         """`contrast` with its default resolved."""
         return self.method.contrast if self.contrast is None else self.contrast
+
+    def image_settings(self, epoch: int) -> ImageSettings:
+        """What determines the training images of an epoch, from 1; nothing is done to them for a frozen backbone."""
+        if not self.method.trains_backbone:
+            return ImageSettings(augmentation="none")
+        early = epoch <= self.max_epochs // 2
+        return ImageSettings(
+            augmentation=self.augmentation,
+            random_erasing=self.random_erasing,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            relative_size=self.early_size if early else 1.0,
+        )
 
     def record(self) -> dict[str, Any]:
         """The fields as stored: those that do not apply to the method are null, layer names are joined by commas."""

@@ -1,12 +1,10 @@
-"""Random crops and flips for a whole batch at once, on its device.
+"""Random crops and flips, and one more operation, for a whole batch at once, on its device.
 
-All random numbers come from the CPU, so CPU and GPU augment alike. Every kind draws the same amount of them, so a
-generator that also orders the data gives the same order for every augmentation.
+All random numbers come from the CPU, so CPU and GPU augment alike. Every kind draws the same amount of them, so
+trials that differ in their kind alone draw the rest of an epoch alike.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -15,11 +13,15 @@ from torch.nn import functional
 from delta_tune.config import Augmentation
 from delta_tune.data.device_copies import to_device
 from delta_tune.data.images import Preprocessing
+from delta_tune.data.random_boxes import DRAWS as BOX_DRAWS
+from delta_tune.data.random_boxes import random_boxes
+from delta_tune.data.trivial_augment import DRAWS as OPERATION_DRAWS
+from delta_tune.data.trivial_augment import trivial_augment
 
 _AREA = (0.2, 1.0)
 _RATIO = (3 / 4, 4 / 3)
-_ATTEMPTS = 10
-_DRAWS = 3 + 2 * _ATTEMPTS  # per image: flip, top, left; then area and ratio for each attempt at a resized crop
+_DRAWS = 1 + BOX_DRAWS  # per image: flip, top, left; then the rest of a resized crop, or an operation of `trivial`
+_OF_OPERATION = slice(3, 3 + OPERATION_DRAWS)
 
 
 def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
@@ -28,8 +30,9 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     Args:
         images: uint8 (B, R, R, 3), R ≥ `preprocessing.image_size` = S.
         kind: `crop_flip` (a random S × S square, mirrored or not), `flip` (the centre, mirrored or not), `none` (the
-            centre), or `resized_crop_flip` (.2 to 1 of the area at a ratio of 3/4 to 4/3, resized, mirrored or not, as
-            torchvision's RandomResizedCrop draws them).
+            centre), `resized_crop_flip` (.2 to 1 of the area at a ratio of 3/4 to 4/3, resized, mirrored or not, as
+            torchvision's RandomResizedCrop draws them), or `trivial` (`crop_flip`, then one operation of
+            TrivialAugment-Wide).
         preprocessing: input size, mean and std.
         generator: on the CPU; advances by the same amount for every kind.
 
@@ -44,11 +47,14 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
         return resized_crops(images, crop_boxes(draws[:, 1:], stored), flipped, preprocessing)
     if kind == "none":
         return center_crop(images, preprocessing)
-    if kind == "crop_flip":
-        corners = (draws[:, 1:3] * (stored - size + 1)).long()
-    else:
+    if kind == "flip":
         corners = torch.full((num_images, 2), center_offset(stored, size))
-    return _normalise(_crop(images, corners, flipped, size), preprocessing)
+    else:
+        corners = (draws[:, 1:3] * (stored - size + 1)).long()
+    crops = _crop(images, corners, flipped, size)
+    if kind == "trivial":
+        crops = trivial_augment(crops, draws[:, _OF_OPERATION])
+    return _normalise(crops, preprocessing)
 
 
 def center_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -99,20 +105,11 @@ def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def crop_boxes(draws: Tensor, stored: int) -> Tensor:
-    """Boxes (B, 4: top, left, height, width) in whole pixels, from uniform numbers (B, 2 + 2 · attempts).
+    """Boxes (B, 4: top, left, height, width) from uniform numbers, as torchvision's RandomResizedCrop draws them.
 
-    Like torchvision's RandomResizedCrop: the first attempt whose box fits, else the whole image.
+    They are the whole image if no attempt fits.
     """
-    position, attempts = draws[:, :2], draws[:, 2:].double().view(len(draws), _ATTEMPTS, 2)
-    area = stored**2 * (_AREA[0] + (_AREA[1] - _AREA[0]) * attempts[:, :, 0])
-    low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
-    ratio = torch.exp(low + (high - low) * attempts[:, :, 1])
-    sides = torch.stack([torch.sqrt(area / ratio), torch.sqrt(area * ratio)], dim=2).round()
-    fits = (sides <= stored).all(dim=2) & (sides > 0).all(dim=2)
-    first = fits.long().argmax(dim=1)
-    sides = sides[torch.arange(len(draws)), first]
-    sides = torch.where(fits.any(dim=1)[:, None], sides, float(stored)).long()
-    return torch.cat([(position * (stored - sides + 1)).long(), sides], dim=1)
+    return random_boxes(draws, stored, area=_AREA, ratio=_RATIO, largest=stored, otherwise=stored)
 
 
 def resized_crops(images: Tensor, boxes: Tensor, flipped: Tensor, preprocessing: Preprocessing) -> Tensor:

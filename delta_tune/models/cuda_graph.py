@@ -27,7 +27,8 @@ class Captured(NamedTuple):
 class GraphedForward:
     """One forward pass, given at each call, that is replayed as a CUDA graph for batches of the first one's shape.
 
-    The second such batch captures it; other shapes and other devices run the plain pass. So does everything if the
+    The second such batch captures it; other numbers of images and other devices run the plain pass. Images of another
+    height or width begin anew. So does everything if the
     network cannot be captured, or if the first replay differs from the plain pass. What is returned lies in the graph's
     memory: the next call overwrites it.
     """
@@ -42,6 +43,8 @@ class GraphedForward:
 
         `forward` must compute the same at each call. The caller sets the grad mode, which must be off, and autocast.
         """
+        if self._shape is not None and self._shape[2:] != images.shape[2:]:
+            self._shape = self._captured = None
         if self._refused or images.device.type != "cuda" or self._shape not in (None, images.shape):
             return forward(images)
         if self._shape is None:

@@ -10,9 +10,12 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from delta_tune.config import UserError, mask_secrets
 from delta_tune.console.progress import Progress
-from delta_tune.models.backbones import resolve_layers
+from delta_tune.data.training_images import training_side
+from delta_tune.models.backbones import build_target, check_output, resolve_layers
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.layout import SHARED_CACHE
 from delta_tune.results.mirror import push_or_raise
@@ -40,6 +43,24 @@ DATA_OPTIONS = (
 )  # fmt: skip
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
+
+
+def check_early_size(task: Task, checked: CheckedSpace) -> None:
+    """Refuse a network that does not run on small images, if a trial is to begin with them.
+
+    Raises:
+        UserError: says what the network answers.
+    """
+    backbone, num_classes = task.backbone, len(task.dataset.classes)
+    size = backbone.preprocessing.image_size
+    sides = {training_side(size, proposal.config.image_settings(1).relative_size) for proposal in checked.drawn}
+    if small := sorted(sides - {size}):
+        network = build_target(backbone, num_classes, torch.Generator()).eval()
+        try:
+            for side in small:
+                check_output(network, num_classes, side)
+        except ValueError as error:
+            raise UserError(f"early_size must be 1 for {backbone.model}: {error}.") from error
 
 
 def check_layers(task: Task, checked: CheckedSpace) -> None:
@@ -112,6 +133,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     )
     check_layers(task, checked)
     check_head(task, checked)
+    check_early_size(task, checked)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)

@@ -70,6 +70,8 @@ class Objective:
     def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, key: StepKey) -> dict[str, Tensor]:
         """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`.
 
+        The labels are classes (B,) or, of mixed images, probabilities of the classes (B, K).
+
         After the loss's backward pass call `merge_gradients`.
         """
         config, method = self.config, self.config.method

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from delta_tune.config import Augmentation
+from delta_tune.config import ImageSettings
 from delta_tune.console.format import format_bytes
 
 
@@ -15,7 +15,7 @@ class StepKey:
 
     seed: int
     batch_size: int
-    augmentation: Augmentation
+    images: ImageSettings
     epoch: int
     step: int
 

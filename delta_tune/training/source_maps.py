@@ -1,9 +1,9 @@
 """The frozen source's feature maps of a training batch: computed, or taken from another trial of the study.
 
-All trials of a study share order, augmentation and seed, so trials with the same batch size see the same images in the
-same step, with the same source maps. The first trial to reach a step computes its maps before its own forward pass. The
-others look again after theirs and wait at most half the time that computing takes; if the maps are still missing, they
-compute them. So a trial that dies costs another one at most that wait.
+All trials of a study share seed and order, so trials with the same batch size and the same settings of their images see
+the same ones in the same step, with the same source maps. The first trial to reach a step computes its maps before its
+own forward pass. The others look again after theirs and wait at most half the time that computing takes; if the maps
+are still missing, they compute them. So a trial that dies costs another one at most that wait.
 """
 
 from __future__ import annotations

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
-from delta_tune.data.augmentation import augment, center_crop
+from delta_tune.data.augmentation import center_crop
 from delta_tune.data.batches import eval_batch_size, read_ahead, shuffled_batches
 from delta_tune.data.device_copies import pinned
+from delta_tune.data.mixing import mix
+from delta_tune.data.training_images import training_images
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, fork_rng, half_precision, synchronize, to_device
 from delta_tune.models.feature_maps import head_function
@@ -291,7 +293,7 @@ class _Run:
 
     def _train(self, epoch: int, generator: torch.Generator) -> tuple[dict[str, float], float]:
         """One epoch of training; the means of the loss and its parts over the images, and the last learning rate."""
-        config, train = self.config, self.task.dataset.train
+        config, train, num_classes = self.config, self.task.dataset.train, len(self.task.dataset.classes)
         if config.method.fits_head:  # as it was built
             fitted = F.cross_entropy(torch.tensor(self.fitted.logits), torch.tensor(train.labels)).item()
             return {"train_loss": fitted, "cross_entropy": fitted}, 0.0
@@ -301,14 +303,16 @@ class _Run:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         totals: dict[str, Tensor] = {}
+        settings, preprocessing = config.image_settings(epoch), self.task.backbone.preprocessing
         batches = shuffled_batches(len(train.labels), config.batch_size, generator)
         with self.objective.hooked():
-            inputs_of = self._inputs("train", batches, generator)
+            inputs_of = self._inputs("train", batches, lambda x: training_images(x, settings, preprocessing, generator))
             for step, (indices, inputs) in enumerate(zip(batches, inputs_of, strict=True)):
                 # Steps of a warm-up count from 1: at 0 the first one would do nothing
                 lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
                 labels = to_device(train.labels[indices], self.device)
-                key = StepKey(config.seed, config.batch_size, config.augmentation, epoch, step)
+                inputs, labels = mix(inputs, labels, num_classes, settings, generator)
+                key = StepKey(config.seed, config.batch_size, settings, epoch, step)
                 losses = self._step(inputs, labels, key, lr)
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0) + loss.detach() * len(indices)
@@ -318,7 +322,7 @@ class _Run:
         means = {name: total.item() / len(train.labels) for name, total in totals.items()}
         self._check(means["train_loss"], epoch)
         assert self.first_loss is not None
-        if (start := far_above_start(means["train_loss"], self.first_loss, len(self.task.dataset.classes))) is not None:
+        if (start := far_above_start(means["train_loss"], self.first_loss, num_classes)) is not None:
             raise Diverged(
                 f"the mean training loss of epoch {epoch} is {means['train_loss']:.4g}, "
                 f"over {DIVERGED_FACTOR} times {start}"
@@ -359,13 +363,13 @@ class _Run:
         self.model.eval()
         network = self.logits if self.average is None else self.average.module.eval()
         with torch.inference_mode():  # in float32: these scores are the saved model's, and it predicts in float32
-            logits = [network(inputs) for inputs in self._inputs(split, batches, None)]
+            logits = [network(inputs) for inputs in self._inputs(split, batches)]
         return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
 
     def _inputs(
-        self, split: SplitName, batches: Sequence[np.ndarray], generator: torch.Generator | None
+        self, split: SplitName, batches: Sequence[np.ndarray], prepared: Callable[[Tensor], Tensor] | None = None
     ) -> Iterator[Tensor]:
-        """What enters `logits`: (B, 3, S, S) images, augmented if a generator is given, or the head's inputs."""
+        """What enters `logits`: images (B, 3, S, S), as `prepared` makes them or the centre, or the head's inputs."""
         preprocessing, images = self.task.backbone.preprocessing, self.task.dataset.for_name(split).images
 
         def read(indices: np.ndarray) -> Tensor:
@@ -376,10 +380,8 @@ class _Run:
             inputs = to_device(batch, self.device)
             if self.frozen_features:
                 yield inputs
-            elif generator is None:
-                yield center_crop(inputs, preprocessing)
             else:
-                yield augment(inputs, self.config.augmentation, preprocessing, generator)
+                yield center_crop(inputs, preprocessing) if prepared is None else prepared(inputs)
 
     def result(self, state: Literal["completed", "diverged"], error: str | None = None) -> TrialResult:
         """The run so far."""

@@ -8,11 +8,12 @@ import ray
 import torch
 
 from delta_tune.cluster.source_map_store import RaySourceMaps, shared_source_maps, source_map_budget
+from delta_tune.config import ImageSettings
 from delta_tune.training.source_map_index import SourceMapIndex, StepKey
 
 
 def batch(epoch, step, seed=0):
-    return StepKey(seed, 8, "none", epoch, step)
+    return StepKey(seed, 8, ImageSettings(augmentation="none"), epoch, step)
 
 
 def leave(shelf, epoch, step, size=10, node="here", layers=("a", "b")):

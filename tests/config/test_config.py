@@ -11,6 +11,7 @@ import pytest
 from delta_tune.config import (
     METRICS,
     TRIAL_FIELDS,
+    ImageSettings,
     StudyConfig,
     TrialConfig,
     UserError,
@@ -87,6 +88,27 @@ def test_trial_config_refuses_a_value_that_is_not_allowed(name, value):
 )
 def test_trial_config_takes_the_ends_of_its_ranges(name, value):
     assert getattr(TrialConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.2}, {"cutmix": 1.0}])
+@pytest.mark.parametrize("contrast", [{"contrast": 0.5}, {"regularizer": "bi_tuning"}])
+def test_trial_config_refuses_to_contrast_mixed_images(contrast, mixing):
+    with pytest.raises(UserError, match=r"^contrast must be 0 with mixup or cutmix, .* but .* has (0\.5|1)\.$"):
+        TrialConfig(**contrast, **mixing)
+
+
+@pytest.mark.parametrize(
+    "others", [{"regularizer": "bi_tuning", "contrast": 0}, {"regularizer": "l2_fe", "contrast": 1}, {"co_tuning": 1}]
+)
+def test_trial_config_mixes_images_where_nothing_is_contrasted(others):
+    assert TrialConfig(mixup=0.2, **others).mixup == 0.2
+
+
+def test_image_settings_are_those_of_the_epoch():
+    config = TrialConfig(augmentation="trivial", random_erasing=0.1, mixup=0.2, early_size=0.7, max_epochs=5)
+    early, late = config.image_settings(2), config.image_settings(3)
+    assert early == ImageSettings(augmentation="trivial", random_erasing=0.1, mixup=0.2, relative_size=0.7)
+    assert late == dataclasses.replace(early, relative_size=1.0)
 
 
 def test_trial_config_converts_numbers_where_nothing_is_lost():

@@ -10,7 +10,7 @@ from delta_tune.data.augmentation import augment, center_crop, crop_boxes, resiz
 from delta_tune.data.images import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KINDS = ["none", "flip", "crop_flip", "resized_crop_flip"]
+KINDS = ["none", "flip", "crop_flip", "resized_crop_flip", "trivial"]
 
 
 def preprocessing(image_size=13, stored_size=17):
@@ -178,4 +178,5 @@ def test_augment_leaves_the_images_alone():
 def test_augment_agrees_on_cpu_and_gpu(kind):
     on_cpu = augment(batch(), kind, preprocessing(), generator())
     on_gpu = augment(batch().cuda(), kind, preprocessing(), generator())
-    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-4, rtol=1e-4)
+    differs = (on_gpu.cpu() - on_cpu).abs() > 1e-4
+    assert differs.float().mean() <= (1e-3 if kind == "trivial" else 0), "but for roundings to whole numbers"

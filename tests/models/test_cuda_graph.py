@@ -36,8 +36,8 @@ def gpu():
         yield gpu
 
 
-def batch(value, size=4):
-    return torch.full((size, 3, 8, 8), float(value)).to("cuda")
+def batch(value, size=4, side=8):
+    return torch.full((size, 3, side, side), float(value)).to("cuda")
 
 
 def capture_with(monkeypatch, error=0.0):
@@ -73,6 +73,14 @@ def test_a_batch_of_another_size_is_not_replayed(gpu, network, monkeypatch):
         assert len(maps["layer"]) == size
     assert len(captures) == 1
     assert network.runs == 5
+
+
+def test_images_of_another_side_are_captured_anew(gpu, network, monkeypatch):
+    captures, graphed = capture_with(monkeypatch), GraphedForward()
+    for value, side in ((1, 8), (2, 8), (3, 8), (4, 16), (5, 16), (6, 16)):
+        assert values(graphed(network, batch(value, side=side))) == [value]
+    assert [len(images[0, 0]) for images in captures] == [8, 16]
+    assert network.runs == 4
 
 
 @pytest.mark.parametrize("fault", ["capture fails", "replay differs", "replay is not a number"])

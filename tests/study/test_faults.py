@@ -27,6 +27,7 @@ from ray.exceptions import ObjectStoreFullError
 from delta_tune.cli import launch
 from delta_tune.cluster import connection, source_map_store
 from delta_tune.cluster.failures import external_cause
+from delta_tune.config import ImageSettings
 from delta_tune.inference.model import load
 from delta_tune.results import mirror
 from delta_tune.results.columns import FINISHED
@@ -560,5 +561,5 @@ def test_full_object_store_leaves_trials_without_shared_maps(monkeypatch, ray_cl
     with source_map_store.shared_source_maps("full", 2**20) as shelf:
         maps = source_map_store.RaySourceMaps("full")
         monkeypatch.setattr(source_map_store.ray, "put", full)
-        maps.leave(StepKey(0, 8, "none", 1, 0), {})
+        maps.leave(StepKey(0, 8, ImageSettings(augmentation="none"), 1, 0), {})
         assert ray.get(shelf.report.remote()).left == 0

@@ -6,9 +6,12 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from delta_tune.config import TrialConfig, UserError
-from delta_tune.study.setup import check_head
+from delta_tune.study import setup
+from delta_tune.study.setup import check_early_size, check_head
 
 
 @pytest.fixture
@@ -31,3 +34,21 @@ def test_head_that_cannot_be_cut_out_is_refused_where_trials_begin_with_a_fitted
 
 def test_head_that_cannot_be_cut_out_may_begin_at_random(uncut):
     check_head(uncut, drawn(*(TrialConfig(regularizer=r, head_start="random") for r in ("l2", "delta_uniform"))))
+
+
+def test_network_of_one_size_is_refused_where_trials_begin_with_small_images(task, monkeypatch):
+    class OfOneSize(nn.Module):
+        def forward(self, images):
+            assert images.shape[2] == 64, f"64 pixels, not {images.shape[2]}"
+            return torch.zeros(1, 3)
+
+    monkeypatch.setattr(setup, "build_target", lambda *_: OfOneSize())
+    with pytest.raises(
+        UserError, match=r"^early_size must be 1 for timm:.* on images of 32 pixels: 64 pixels, not 32\.$"
+    ):
+        check_early_size(task, drawn(TrialConfig(), TrialConfig(early_size=0.5)))
+    check_early_size(task, drawn(TrialConfig(), TrialConfig(regularizer="l2_fe", early_size=0.5)))
+
+
+def test_network_of_any_size_may_begin_with_small_images(task):
+    check_early_size(task, drawn(TrialConfig(early_size=0.5)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_tune.config import METHODS, TrialConfig
+from delta_tune.config import METHODS, ImageSettings, TrialConfig
 from delta_tune.config.methods import BEHAVIOR
 from delta_tune.data.augmentation import center_crop
 from delta_tune.models.backbones import build_source, build_target
@@ -17,7 +17,7 @@ from delta_tune.training.regularizers import WEIGHT_PENALTIES
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
 
-BATCH = StepKey(seed=0, batch_size=4, augmentation="none", epoch=1, step=0)
+BATCH = StepKey(seed=0, batch_size=4, images=ImageSettings(augmentation="none"), epoch=1, step=0)
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 
 

@@ -64,13 +64,34 @@ def test_trials_of_other_alpha_and_fewer_layers_find_the_maps(task):
     assert len(store.left) == computed
 
 
-@pytest.mark.parametrize("other", [{"batch_size": 9}, {"augmentation": "none"}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(
+            {"batch_size": 9},
+            {"augmentation": "none"},
+            {"augmentation": "trivial"},
+            {"random_erasing": 0.5},
+            {"seed": 1},
+        ),
+        *({"mixup": 0.2}, {"mixup": 0.4}, {"cutmix": 0.4}),
+    ],
+)
 def test_trials_that_see_other_images_do_not(task, other):
     store = DictStore()
     run_trial(task, config(max_epochs=1), maps=store)
     run_trial(task, config(max_epochs=1, **other), maps=store)
     assert len(store.left) == len(set(store.left))
     assert len(store.left) > 5
+
+
+def test_trials_that_differ_in_their_early_size_share_the_maps_of_the_late_epochs(task):
+    store = DictStore()
+    run_trial(task, config(), maps=store)
+    early = len(store.left) // 2
+    run_trial(task, config(early_size=0.5), maps=store)
+    assert len(store.left) == len(set(store.left)) == 3 * early
+    assert {key.epoch for key in store.left[2 * early :]} == {1}
 
 
 def test_other_methods_do_not_ask(task):
@@ -95,5 +116,5 @@ def test_maps_are_those_of_the_images_in_the_batch(task):
         images = augment(pixels, config().augmentation, task.backbone.preprocessing, generator)
         with torch.no_grad(), feature_maps(source, LAYERS) as maps:
             source(images)
-        left = store.maps[StepKey(0, 8, config().augmentation, 1, step)]
+        left = store.maps[StepKey(0, 8, config().image_settings(1), 1, step)]
         assert all(torch.equal(left[layer], maps[layer]) for layer in LAYERS)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +15,14 @@ from torch.nn import functional as F
 
 from delta_tune.attention.probe_head import PENALTIES
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.data import training_images
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
 from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import BEST_FILE
 from delta_tune.training import checkpoint, trial
 from delta_tune.training.metrics import classification_metrics
+from delta_tune.training.objective import Objective
 from delta_tune.training.trial import far_above_start, lr_factor, run_trial
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
@@ -29,6 +32,9 @@ METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
 def quick(**settings):
     base = {"lr": 0.01, "batch_size": 8, "head_start": "random", "head_lr_multiplier": 1.0, "max_epochs": 2}
     return TrialConfig(**{**base, "layers": LAYERS, **settings})
+
+
+RECIPE = {"augmentation": "trivial", "random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0, "early_size": 0.5}
 
 
 def without_times(rows):
@@ -206,9 +212,12 @@ class _Interrupt(Exception):
     pass
 
 
-@pytest.mark.parametrize(("method", "average"), [*((method, 0.0) for method in METHODS), ("delta", 1.5)])
-def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path, method, average):
-    changes = {"warmup_epochs": 1.5, "augmentation": "resized_crop_flip", "average_epochs": average}
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [*((method, {}) for method in METHODS), ("delta", {"average_epochs": 1.5}), ("delta_uniform", RECIPE)],
+)
+def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path, method, changes):
+    changes = {"warmup_epochs": 1.5, "augmentation": "resized_crop_flip"} | changes
     config = quick(regularizer=method, max_epochs=4, **changes)
     whole = run_trial(task, config)
 
@@ -385,12 +394,9 @@ def test_run_trial_best_epoch_is_the_first_with_the_best_metric(task):
     assert result.best_epoch == losses.index(min(losses)) + 1
 
 
-@pytest.mark.parametrize("method", ["l2", "delta_uniform"])
-def test_run_trial_compiled_gives_the_same_numbers(task, method):
-    plain, compiled = (
-        run_trial(task, quick(regularizer=method)),
-        run_trial(task, quick(regularizer=method), compile_with="eager"),
-    )
+@pytest.mark.parametrize("changes", [{"regularizer": "l2"}, {"regularizer": "delta_uniform", **RECIPE}])
+def test_run_trial_compiled_gives_the_same_numbers(task, changes):
+    plain, compiled = (run_trial(task, quick(**changes), compile_with=backend) for backend in (None, "eager"))
     for row, other in zip(without_times(plain.epochs), without_times(compiled.epochs), strict=True):
         given = {name for name, value in row.items() if value is not None}
         assert {name: row[name] for name in given} == pytest.approx({name: other[name] for name in given}, rel=1e-5)
@@ -481,6 +487,49 @@ def test_shuffled_batches_hold_every_image_once_and_leave_no_single_one():
     assert sorted(np.concatenate(batches)) == list(range(17))
 
 
+@contextmanager
+def seen_batches():
+    """What enters the objective, step by step: images, labels and epoch."""
+    steps, call = [], Objective.__call__
+
+    def spy(self, logits, labels, images, key):
+        steps.append((images, labels, key.epoch))
+        return call(self, logits, labels, images, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "__call__", spy)
+        yield steps
+
+
+def test_images_are_small_in_the_first_half_of_the_epochs(task):
+    with seen_batches() as steps:
+        run_trial(task, quick(regularizer="delta_uniform", early_size=0.5, max_epochs=5))
+    sides = {epoch: images.shape[2:] for images, _, epoch in steps}
+    assert sides == {1: (32, 32), 2: (32, 32), 3: (64, 64), 4: (64, 64), 5: (64, 64)}
+
+
+def test_mixed_images_have_the_cross_entropy_of_both_their_classes(task):
+    with seen_batches() as plain:
+        run_trial(task, quick(regularizer="l2", lr=1e-12, batch_size=36, max_epochs=1))
+    with seen_batches() as mixed:
+        result = run_trial(task, quick(regularizer="l2", lr=1e-12, batch_size=36, max_epochs=1, mixup=1.0))
+    (images, labels, _), (mixed_images, shares, _) = plain[0], mixed[0]
+    own = shares[0, labels[0]] if labels[0] != labels[-1] else 1 - shares[1, labels[0]]
+    neighbours = torch.cat([images[-1:], images[:-1]])
+    torch.testing.assert_close(mixed_images, own * images + (1 - own) * neighbours, atol=1e-5, rtol=1e-4)
+    model = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        logits = model(mixed_images)
+    expected = own * F.cross_entropy(logits, labels) + (1 - own) * F.cross_entropy(logits, labels.roll(1))
+    assert result.epochs[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["l2_fe", "linear_probe"])
+def test_methods_on_frozen_features_use_nothing_of_the_images_recipe(task, method):
+    with_it, without = (run_trial(task, quick(regularizer=method, **changes)) for changes in (RECIPE, {}))
+    assert without_times(with_it.epochs) == without_times(without.epochs)
+
+
 def test_augmentation_of_an_epoch_does_not_depend_on_the_method(task):
     """Common random numbers: trials of one seed see the same pixels, which sharpens their comparison."""
     seen = {}
@@ -492,6 +541,6 @@ def test_augmentation_of_an_epoch_does_not_depend_on_the_method(task):
             return frames[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trial, "augment", spy)
+            patch.setattr(training_images, "augment", spy)
             run_trial(task, quick(regularizer=method, max_epochs=2))
     assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))

@@ -25,6 +25,10 @@ CASES = [
     {"regularizer": "delta", "attention_estimator": "first_order"},
     {"regularizer": "l2", "average_epochs": 0.5, "max_grad_norm": 1.0, "batch_norm": "train"},
     {"regularizer": "l2_sp", "label_smoothing": 0.1, "augmentation": "resized_crop_flip", "warmup_epochs": 1},
+    {
+        **{"regularizer": "delta_uniform", "augmentation": "trivial", "random_erasing": 0.5, "mixup": 0.2},
+        **{"cutmix": 1.0, "early_size": 0.5},
+    },
 ]
 PLAIN, AVERAGED = CASES[0], CASES[5]
 STEPS = 6
