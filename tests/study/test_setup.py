@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from delta_tune.config import TrialConfig, UserError
-from delta_tune.study.setup import check_head
+from delta_tune.study.setup import check_drop_path, check_head
 
 
 @pytest.fixture
@@ -31,3 +31,14 @@ def test_head_that_cannot_be_cut_out_is_refused_where_trials_begin_with_a_fitted
 
 def test_head_that_cannot_be_cut_out_may_begin_at_random(uncut):
     check_head(uncut, drawn(*(TrialConfig(regularizer=r, head_start="random") for r in ("l2", "delta_uniform"))))
+
+
+def test_drop_path_is_refused_where_the_network_has_no_branches_to_drop(task):
+    vgg = dataclasses.replace(task, backbone=dataclasses.replace(task.backbone, model="vgg11"))
+    advice = "leave drop_path out, or name a network that has them, such as timm:resnet50"
+    with pytest.raises(UserError, match=rf"^drop_path is 0\.2, but vgg11 has no residual branches .*; {advice}\.$"):
+        check_drop_path(vgg, drawn(TrialConfig(), TrialConfig(drop_path=0.1), TrialConfig(drop_path=0.2)))
+    check_drop_path(
+        vgg, drawn(TrialConfig(), TrialConfig(drop_path=0.0), TrialConfig(regularizer="l2_fe", drop_path=0.1))
+    )
+    check_drop_path(task, drawn(TrialConfig(drop_path=0.1)))
