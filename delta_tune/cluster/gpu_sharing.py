@@ -108,6 +108,8 @@ def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
     largest = max(configs, key=lambda config: (config.method.trains_backbone, config.batch_size))
     if any(config.uses_behavior for config in configs):
         largest = dataclasses.replace(largest, regularizer=HEAVIEST, behavior_scale="raw")
+    if any(config.optimizer == "adamw" for config in configs):  # keeps two numbers a weight, SGD one
+        largest = dataclasses.replace(largest, optimizer="adamw")
     return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0, lr=SAFE_LR, head_start="random")
 
 

@@ -92,9 +92,7 @@ METHODS: Final[dict[str, Method]] = {
             fields=_OF_BACKBONE | {"alpha", "beta"},
         ),
         Method(name="l2", colour="#d55e00", penalty=None, fields=_OF_BACKBONE, weight_decay=1e-4),
-        Method(
-            name="co_tuning", colour="#009e73", penalty=None, fields=_OF_BACKBONE, weight_decay=1e-4, co_tuning=1.0
-        ),
+        Method(name="co_tuning", colour="#009e73", penalty=None, fields=_OF_BACKBONE, weight_decay=1e-4, co_tuning=1.0),
         Method(name="bi_tuning", colour="#882255", penalty=None, fields=_OF_BACKBONE, weight_decay=1e-4, contrast=1.0),
         # Frozen features lead at epoch 5 where DELTA wins at 15, and their epochs cost next to nothing: no rungs.
         Method(

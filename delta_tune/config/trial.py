@@ -31,7 +31,7 @@ METRICS: dict[str, Mode] = {
 LAYER_CHOICES = ("all", "last", "last_two")
 BEFORE: dict[str, Any] = {
     **{"head_start": "random", "head_lr_multiplier": 10.0, "max_grad_norm": None},
-    **{"optimizer": "sgd", "layer_decay": 1.0, "drop_path": 0.0, "class_weights": "none"},
+    **{"optimizer": "sgd", "layer_decay": 1.0, "drop_path": None, "class_weights": "none"},
     **{"random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "early_size": 1.0, "co_tuning": 0.0, "contrast": 0.0},
 }
 """Field → its default in earlier versions: what their studies' trials did where nothing was written."""
@@ -102,15 +102,15 @@ class TrialConfig:
     )
     layer_decay: float = field(
         1.0,
-        "The learning rate of a group of layers is this multiple of that of the group after it (timm's groups); 1 trains "
-        "all at `lr`",
+        "The learning rate of a group of layers is this multiple of that of the group after it (timm's groups: 14 to "
+        "20 in most networks); 1 trains all at `lr`",
         range=Range(0, 1, low_open=True),
     )
     optimizer: Optimizer = field(
         "sgd", "`sgd`, or `adamw` (arXiv 1711.05101), which wants a tenth of the learning rate or less"
     )
-    momentum: float = field(0.9, "Momentum of SGD", range=Range(0, 1, high_open=True))
-    nesterov: bool = field(True, "Nesterov momentum; without effect if `momentum` is 0")
+    momentum: float = field(0.9, "Momentum of `sgd`", range=Range(0, 1, high_open=True))
+    nesterov: bool = field(True, "Nesterov momentum of `sgd`; without effect if `momentum` is 0")
     weight_decay: float | None = field(
         None, "Weight decay of all parameters", range=Range(0), unset="1e-4 for `l2`, 0 for the others"
     )
@@ -138,10 +138,12 @@ class TrialConfig:
         range=Range(0),
         unset="1 for `bi_tuning`, 0 for the others",
     )
-    drop_path: float = field(
-        0.0,
-        "Largest probability with which a residual branch is left out of a step, where the network has such branches",
+    drop_path: float | None = field(
+        None,
+        "Largest probability with which an image skips a residual branch in training (stochastic depth, arXiv "
+        "1603.09382), for networks whose library can do it; that of earlier branches is smaller",
         range=Range(0, 1, high_open=True),
+        unset="the library's own: 0.19 for `efficientnet_b0`, 0 for most networks",
     )
     max_grad_norm: float | None = field(
         10.0, "Gradients are clipped to this norm; null for no clipping", range=Range(0, low_open=True)
@@ -237,9 +239,14 @@ class TrialConfig:
             relative_size=self.early_size if early else 1.0,
         )
 
+    @property
+    def unused_fields(self) -> frozenset[str]:
+        """The fields that have no effect on a run of this method with this optimizer."""
+        return self.method.unused_fields | (frozenset() if self.optimizer == "sgd" else {"momentum", "nesterov"})
+
     def record(self) -> dict[str, Any]:
-        """The fields as stored: those that do not apply to the method are null, layer names are joined by commas."""
-        unused = self.method.unused_fields
+        """The fields as stored: those that have no effect are null, layer names are joined by commas."""
+        unused = self.unused_fields
         values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])
@@ -251,7 +258,7 @@ class TrialConfig:
     def same_as(self, record: Mapping[str, Any]) -> bool:
         """Whether this is the configuration that `record` was made of; fields that do not apply do not count."""
         ours = self.record()
-        known = {name: was for name, was in BEFORE.items() if ours[name] is not None} | dict(record)
+        known = {name: None if name in self.unused_fields else was for name, was in BEFORE.items()} | dict(record)
         return ours == known
 
     @classmethod

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_layers
 from delta_tune.data.images import Preprocessing
+from delta_tune.models.drop_path import set_drop_path
 from delta_tune.models.feature_maps import head_function
 from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_line
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
@@ -104,20 +105,32 @@ def build_source(backbone: Backbone) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def build_target(backbone: Backbone, num_classes: int, generator: torch.Generator) -> nn.Module:
+def build_target(
+    backbone: Backbone, num_classes: int, generator: torch.Generator, drop_path: float | None = None
+) -> nn.Module:
     """Build the pretrained network with a new head of `num_classes` outputs, in train mode.
 
     The head's weights are drawn from N(0, 0.01²) by `generator`, its bias is 0. The backbone's parameters are the
-    source's. The network maps float32 (B, 3, S, S) to logits (B, num_classes) in train and in eval mode.
+    source's. The network maps float32 (B, 3, S, S) to logits (B, num_classes) in train and in eval mode. `drop_path` is
+    that of `build_unfilled`.
+
+    Raises:
+        UserError: the network has no branches to drop, and `drop_path` is not 0.
     """
-    module = build_architecture(backbone.model, backbone.head, num_classes, generator)
+    module = build_architecture(backbone.model, backbone.head, num_classes, generator, drop_path)
     _copy_state(module, backbone)
     return module.train().requires_grad_(True)
 
 
-def build_architecture(model: str, head: str, num_classes: int, generator: torch.Generator | None = None) -> nn.Module:
+def build_architecture(
+    model: str,
+    head: str,
+    num_classes: int,
+    generator: torch.Generator | None = None,
+    drop_path: float | None = None,
+) -> nn.Module:
     """Build the network with a head of `num_classes` outputs; all parameters except the head's must still be loaded."""
-    module = build_unfilled(model)
+    module = build_unfilled(model, drop_path)
     _replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
     return module
 
@@ -219,14 +232,25 @@ class _WithoutRandomInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build_unfilled(model: str) -> nn.Module:
-    """Build the architecture with uninitialised parameters, without in-place activations or auxiliary heads."""
+def build_unfilled(model: str, drop_path: float | None = None) -> nn.Module:
+    """Build the architecture with uninitialised parameters, without in-place activations or auxiliary heads.
+
+    Args:
+        model: as in `load_backbone`.
+        drop_path: the largest probability with which a residual branch is dropped in train mode; None leaves them to
+            the library's constructor.
+
+    Raises:
+        UserError: the model is unknown, or has no such branches and `drop_path` is not 0.
+    """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutRandomInit():
         warnings.simplefilter("ignore")  # deprecated aliases
-        module = _build_timm(model) if model.startswith("timm:") else _build_torchvision(model)
+        module = _build_timm(model, drop_path) if model.startswith("timm:") else _build_torchvision(model)
     for part in module.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]  # would overwrite feature maps
+    if drop_path is not None:
+        set_drop_path(module, drop_path, model)
     return module
 
 
@@ -247,7 +271,7 @@ def _build_torchvision(model: str) -> nn.Module:
     return module
 
 
-def _build_timm(model: str) -> nn.Module:
+def _build_timm(model: str, drop_path: float | None) -> nn.Module:
     import timm
 
     name = model.removeprefix("timm:")
@@ -256,8 +280,12 @@ def _build_timm(model: str) -> nn.Module:
         raise UserError(
             f"The model {model!r} is unknown{did_you_mean(model, known)}; timm.list_models() has the names."
         )
+    rate = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
-        module: nn.Module = timm.create_model(name, pretrained=False, **constructor_options(model))
+        try:
+            module: nn.Module = timm.create_model(name, pretrained=False, **constructor_options(model), **rate)
+        except TypeError:  # its constructor takes no rate
+            module = timm.create_model(name, pretrained=False, **constructor_options(model))
     except RuntimeError as error:  # a tag that the architecture does not have
         raise UserError(f"timm cannot build {model!r} ({error}); leave the part after the dot out.") from error
     return module

@@ -15,7 +15,7 @@ import torch
 from delta_tune.config import UserError, mask_secrets
 from delta_tune.console.progress import Progress
 from delta_tune.data.training_images import training_side
-from delta_tune.models.backbones import build_target, check_output, resolve_layers
+from delta_tune.models.backbones import build_target, build_unfilled, check_output, resolve_layers
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.layout import SHARED_CACHE
 from delta_tune.results.mirror import push_or_raise
@@ -89,6 +89,18 @@ def check_head(task: Task, checked: CheckedSpace) -> None:
         )
 
 
+def check_drop_path(task: Task, checked: CheckedSpace) -> None:
+    """Refuse a network without residual branches that can be dropped, if a trial is to drop some.
+
+    Raises:
+        UserError: says what to do without them.
+    """
+    configs = [proposal.config for proposal in checked.drawn]
+    rates = [config.drop_path for config in configs if config.drop_path and config.method.trains_backbone]
+    if rates:
+        build_unfilled(task.backbone.model, max(rates))
+
+
 def git_commit() -> str | None:
     """The git commit of the working directory; None outside a checkout."""
     try:
@@ -134,6 +146,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     check_layers(task, checked)
     check_head(task, checked)
     check_early_size(task, checked)
+    check_drop_path(task, checked)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +27,7 @@ class Objective:
         head: nn.Module,
         source: SourceMaps | None = None,
         factors: Mapping[str, Tensor] | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         """Take the target before its first step: l2_sp measures distances from the weights that it has now.
 
@@ -35,10 +37,12 @@ class Objective:
             head: its new head.
             source: the source's feature maps, for methods that compare them.
             factors: layer → factor of each channel in the behaviour term, (C,), for the same methods.
+            class_weights: of the cross entropy, (K,) on the target's device; None weighs all classes alike.
         """
         assert (source is not None) == config.uses_behavior
         self.config, self._target, self._head = config, target, head
         self._source, self._factors = source, factors or {}
+        self._class_weights = class_weights
         self._maps: FeatureMaps | None = None
         self._moving: list[nn.Parameter] = []
         self._aliases: list[Tensor] = []
@@ -75,7 +79,7 @@ class Objective:
         After the loss's backward pass call `merge_gradients`.
         """
         config, method = self.config, self.config.method
-        parts = {"cross_entropy": F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)}
+        parts = {"cross_entropy": self._cross_entropy(logits.float(), labels)}
         loss = parts["cross_entropy"]
         if self._source is not None and self._maps is not None:
             parts["behavior"] = behavior(self._maps, self._source.after(images, key), self._factors)
@@ -87,6 +91,18 @@ class Objective:
             parts["head_l2"] = head_l2(self._head)
             loss = loss + config.beta * parts["head_l2"]
         return {"train_loss": loss, **parts}
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the images of −Σ_k w_k p_k log q_k, with p the smoothed label and q the softmax of the logits.
+
+        Torch's own mean divides by the images' weights where labels are numbers, and by the number of images where they
+        are probabilities; this one divides by the number of images either way.
+        """
+        smoothing, weights = self.config.label_smoothing, self._class_weights
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        total = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
+        return total / len(logits)
 
     def merge_gradients(self) -> None:
         """Add the gradients of the penalty on the weights to those of the rest of the loss, all at once."""
@@ -100,3 +116,13 @@ class Objective:
             alias.grad = None
         if gradients:
             torch._foreach_add_(gradients, penalty_gradients)
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """N / (K · n_k) for each class k of K, float32 (K,), with n_k of the N labels; 0 for a class without a label.
+
+    The mean over the labels is 1 if every class has one, so the learning rate need not change.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = np.where(counts > 0, len(labels) / (num_classes * np.maximum(counts, 1)), 0)
+    return torch.tensor(weights, dtype=torch.float32)

@@ -30,7 +30,8 @@ from delta_tune.models.devices import autocast, fork_rng, half_precision, synchr
 from delta_tune.models.feature_maps import head_function
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, cpu_copy, read_resume_point
 from delta_tune.training.metrics import classification_metrics
-from delta_tune.training.objective import Objective
+from delta_tune.training.objective import Objective, balanced_class_weights
+from delta_tune.training.optimizer import build_optimizer, parameter_groups, set_device, set_learning_rate
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps, SourceMapStore
 from delta_tune.training.task import Task
@@ -181,40 +182,33 @@ class _Run:
         self.task, self.config, self.metric, self.device = task, config, metric, device
         self.also_score = also_score
         backbone = task.backbone
-        self.model = build_target(backbone, len(task.dataset.classes), torch.Generator().manual_seed(config.seed))
+        start = torch.Generator().manual_seed(config.seed)
+        drop_path = config.drop_path if config.method.trains_backbone else None
+        self.model = build_target(backbone, len(task.dataset.classes), start, drop_path)
         head = self.model.get_submodule(backbone.head)
         if config.needs_fitted_head:
             self.fitted = task.measurements.fitted_head()
             head.load_state_dict({name: torch.tensor(value) for name, value in self.fitted.state.items()})
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        head_group: dict[str, Any] = {"params": list(head.parameters()), "multiplier": config.head_lr_multiplier}
         self.frozen_features = not config.method.trains_backbone
+        self.logits: Callable[[Tensor], Tensor] = self.model
         if self.frozen_features:  # the measured features go straight into the head
             self.model.requires_grad_(False)
             head.requires_grad_(True)
             self.logits = head_function(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
-            groups = [head_group]
-        else:
-            self.logits = self.model
-            head_ids = {id(p) for p in head.parameters()}
-            rest = [p for p in self.model.parameters() if id(p) not in head_ids]
-            groups = [{"params": rest, "multiplier": 1.0}, head_group]
+        groups = parameter_groups(self.model, backbone.head, config)
         self.parameters = [p for group in groups for p in group["params"]]
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov and config.momentum > 0,
-            weight_decay=config.effective_weight_decay,
-            fused=device.type == "cuda",  # one kernel; the CPU's would round otherwise than versions before
-        )
+        self.optimizer = build_optimizer(groups, config, device)
+        weights: Tensor | None = None
+        if config.class_weights == "balanced":
+            weights = balanced_class_weights(task.dataset.train.labels, len(task.dataset.classes)).to(device)
         if config.uses_behavior:
             factors = task.measurements.channel_factors(config, device)
             layers = tuple(factors)
             source = SourceMaps(task.source_model(device, layers), layers, maps)
-            self.objective = Objective(config, self.model, head, source, factors)
+            self.objective = Objective(config, self.model, head, source, factors, weights)
         else:
-            self.objective = Objective(config, self.model, head)
+            self.objective = Objective(config, self.model, head, class_weights=weights)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
         self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
@@ -246,8 +240,7 @@ class _Run:
                 f"{self.checkpoint.folder} holds a run of another configuration; give this one a folder of its own."
             )
         self.checkpoint.load(point, self.device)
-        for group in self.optimizer.param_groups:  # the run may have begun on another kind of device
-            group["fused"] = self.device.type == "cuda"
+        set_device(self.optimizer, self.device)
         self.rows, self.first_loss, self.best_epoch = point.rows, point.first_loss, point.best_epoch
 
     def train_and_score(self, epoch: int) -> None:
@@ -330,9 +323,8 @@ class _Run:
         return means, lr
 
     def _step(self, inputs: Tensor, labels: Tensor, key: StepKey, lr: float) -> dict[str, Tensor]:
-        """One step of SGD, at `lr` for the backbone; the loss of the batch and its parts."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["multiplier"]
+        """One step of the optimizer, at `lr` for the backbone; the loss of the batch and its parts."""
+        set_learning_rate(self.optimizer, lr)
         with autocast(self.device):
             self.objective.before(inputs, key)
             losses = self.objective(self.logits(inputs), labels, inputs, key)

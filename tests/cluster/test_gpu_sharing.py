@@ -113,6 +113,7 @@ def test_heaviest_has_the_largest_batch_and_both_networks():
     chosen = heaviest_config(configs)
     assert (chosen.batch_size, chosen.regularizer, chosen.max_epochs) == (64, "delta_uniform", 2)
     assert heaviest_config(configs[:2]).regularizer == "l2"
+    assert heaviest_config([*configs, TrialConfig(optimizer="adamw", batch_size=1)]).optimizer == "adamw"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -166,7 +166,7 @@ def test_range_holds_finite_numbers_only(value):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_trial_config_record_nulls_what_has_no_effect_on_the_method(method):
-    record = TrialConfig(regularizer=method, max_grad_norm=1.0).record()
+    record = TrialConfig(regularizer=method, max_grad_norm=1.0, drop_path=0.1).record()
     assert {name for name, value in record.items() if value is None} == WITHOUT_EFFECT[method]
 
 

@@ -183,6 +183,7 @@ def _replacements(gpu: SimulatedGPU, bfloat16: bool, memory: int) -> Iterator[tu
             lambda tensor: gpu._pin(tensor),
         ),  # of the class, because readers pin in threads of their own
         (Tensor, "is_pinned", lambda tensor: _among(gpu._pinned, tensor)),
+        (torch.accelerator, "current_stream", lambda *_: mock.Mock(is_capturing=lambda: False)),
         (module, "synchronize", lambda *_: gpu._wait("synchronize")),
         (module, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation),
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.study import setup
-from delta_tune.study.setup import check_early_size, check_head
+from delta_tune.study.setup import check_drop_path, check_early_size, check_head
 
 
 @pytest.fixture
@@ -52,3 +52,14 @@ def test_network_of_one_size_is_refused_where_trials_begin_with_small_images(tas
 
 def test_network_of_any_size_may_begin_with_small_images(task):
     check_early_size(task, drawn(TrialConfig(early_size=0.5)))
+
+
+def test_drop_path_is_refused_where_the_network_has_no_branches_to_drop(task):
+    vgg = dataclasses.replace(task, backbone=dataclasses.replace(task.backbone, model="vgg11"))
+    advice = "leave drop_path out, or name a network that has them, such as timm:resnet50"
+    with pytest.raises(UserError, match=rf"^drop_path is 0\.2, but vgg11 has no residual branches .*; {advice}\.$"):
+        check_drop_path(vgg, drawn(TrialConfig(), TrialConfig(drop_path=0.1), TrialConfig(drop_path=0.2)))
+    check_drop_path(
+        vgg, drawn(TrialConfig(), TrialConfig(drop_path=0.0), TrialConfig(regularizer="l2_fe", drop_path=0.1))
+    )
+    check_drop_path(task, drawn(TrialConfig(drop_path=0.1)))

@@ -12,7 +12,7 @@ from delta_tune.config.methods import BEHAVIOR
 from delta_tune.data.augmentation import center_crop
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.models.feature_maps import feature_maps
-from delta_tune.training.objective import Objective
+from delta_tune.training.objective import Objective, balanced_class_weights
 from delta_tune.training.regularizers import WEIGHT_PENALTIES
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
@@ -103,6 +103,30 @@ def test_objective_label_smoothing_reaches_the_cross_entropy(task):
     log_p = nn.functional.log_softmax(logits, 1)[0]
     expected = -(0.9 + 0.1 / 3) * log_p[0] - 0.1 / 3 * (log_p[1] + log_p[2])
     assert objective(logits, labels, torch.empty(0), BATCH)["cross_entropy"].item() == pytest.approx(expected.item())
+
+
+def test_balanced_class_weights_are_inverse_to_the_shares():
+    weights = balanced_class_weights(np.array([0, 0, 0, 2]), 3)
+    assert weights.tolist() == pytest.approx([4 / (3 * 3), 0, 4 / 3])
+    assert balanced_class_weights(np.array([1, 0, 2, 2, 1, 0]), 3).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("soft", [False, True])
+def test_objective_weighs_each_class_and_divides_by_the_number_of_images(task, soft, smoothing):
+    """−1/B Σ_i Σ_k w_k p_ik log q_ik, by numpy, where labels are numbers and where they are probabilities."""
+    rng = np.random.default_rng(0)
+    logits, weights, numbers = rng.normal(size=(5, 3)), np.array([0.5, 3.0, 1.0]), np.array([0, 1, 1, 2, 0])
+    p = rng.dirichlet(np.ones(3), 5) if soft else np.eye(3)[numbers]
+    log_q = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -(weights * ((1 - smoothing) * p + smoothing / 3) * log_q).sum() / 5
+    target = build_target(task.backbone, 3, torch.Generator().manual_seed(0))
+    config = quick(regularizer="l2", label_smoothing=smoothing)
+    head = target.get_submodule(task.backbone.head)
+    objective = Objective(config, target, head, class_weights=torch.tensor(weights, dtype=torch.float32))
+    labels = torch.tensor(p, dtype=torch.float32) if soft else torch.tensor(numbers)
+    parts = objective(torch.tensor(logits), labels, torch.empty(0), BATCH)
+    assert parts["train_loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_objective_computes_the_penalty_of_a_method_that_the_table_gains(task, monkeypatch):

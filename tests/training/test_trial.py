@@ -236,6 +236,67 @@ def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path
     assert_best_is(tmp_path, whole)
 
 
+@pytest.mark.parametrize("method", ["l2_sp", "l2_fe"])
+def test_run_trial_with_the_optimizers_ingredients_resumed_equals_uninterrupted(task, tmp_path: Path, method):
+    ingredients = {"optimizer": "adamw", "lr": 1e-3, "layer_decay": 0.7, "class_weights": "balanced", "drop_path": 0.5}
+    config = quick(regularizer=method, max_epochs=3, **ingredients)
+    whole = run_trial(task, config)
+
+    def stop(row):
+        raise _Interrupt
+
+    with pytest.raises(_Interrupt):
+        run_trial(task, config, stop, checkpoint=tmp_path, decisive=[1])
+    resumed = run_trial(task, config, checkpoint=tmp_path)
+    assert without_times(resumed.epochs) == without_times(whole.epochs)
+    assert_best_is(tmp_path, whole)
+
+
+def test_layer_decay_moves_early_layers_by_their_multiple(task):
+    """One plain step of SGD is proportional to the learning rate, and the same gradient reaches every layer."""
+    plain = {"regularizer": "l2", "max_epochs": 1, "momentum": 0.0, "batch_size": 1000, "weight_decay": 0.0}
+    start = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).state_dict()
+    states = [run_trial(task, quick(**plain, layer_decay=decay)).model_state for decay in (1.0, 0.5)]
+    for name, depths in (("conv1.0.weight", 5), ("layer3.0.conv1.weight", 2), ("layer4.0.conv1.weight", 1)):
+        full, reduced = (state[name] - start[name] for state in states)
+        assert full.abs().max() > 1e-5
+        torch.testing.assert_close(reduced, full * 0.5**depths, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["l2", "l2_fe"])
+def test_class_weights_reach_the_training_loss(task, method):
+    """One batch of all images, before the first step: the loss of the first epoch is the network's at its start."""
+    unequal = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, train=task.dataset.train.first(8)))
+    labels = np.array(unequal.dataset.train.labels)
+    assert len(set(np.bincount(labels, minlength=3))) > 1
+    settings = {"regularizer": method, "max_epochs": 1, "beta": 0.0, "augmentation": "none", "batch_size": 1000}
+    loss = run_trial(unequal, quick(**settings, class_weights="balanced")).epochs[0]["cross_entropy"]
+    model = build_target(task.backbone, 3, torch.Generator().manual_seed(0)).eval()
+    pixels = torch.from_numpy(unequal.dataset.train.images.batch(np.arange(8)))
+    with torch.inference_mode():
+        log_q = F.log_softmax(model(center_crop(pixels, task.backbone.preprocessing)), 1).numpy()
+    present = np.bincount(labels, minlength=3)
+    weights = [8 / (3 * present[label]) for label in labels]
+    assert loss == pytest.approx(-np.mean(weights * log_q[np.arange(8), labels]), rel=1e-4)
+    assert loss != pytest.approx(-np.mean(log_q[np.arange(8), labels]), rel=1e-4)
+
+
+def test_drop_path_changes_training_and_nothing_is_dropped_where_images_are_scored(task):
+    settings = {"regularizer": "l2", "max_epochs": 1, "augmentation": "none"}
+    without, with_it = (run_trial(task, quick(**settings, drop_path=rate)) for rate in (0.0, 0.9))
+    assert without_times(without.epochs) == without_times(run_trial(task, quick(**settings)).epochs)
+    assert with_it.epochs[0]["train_loss"] != without.epochs[0]["train_loss"]
+    model = build_target(task.backbone, 3, torch.Generator()).eval()
+    model.load_state_dict(with_it.model_state)
+    val = task.dataset.val
+    with torch.inference_mode():
+        logits = model(
+            center_crop(torch.from_numpy(val.images.batch(np.arange(len(val)))), task.backbone.preprocessing)
+        )
+    expected = F.cross_entropy(logits, torch.from_numpy(np.array(val.labels))).item()
+    assert with_it.epochs[0]["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def assert_best_is(folder, result):
     best = safetensors.torch.load_file(folder / BEST_FILE)
     assert all(torch.equal(best[k], v) for k, v in result.model_state.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -26,11 +26,15 @@ CASES = [
     {"regularizer": "l2", "average_epochs": 0.5, "max_grad_norm": 1.0, "batch_norm": "train"},
     {"regularizer": "l2_sp", "label_smoothing": 0.1, "augmentation": "resized_crop_flip", "warmup_epochs": 1},
     {
+        **{"regularizer": "l2", "optimizer": "adamw", "lr": 1e-4, "layer_decay": 0.7},
+        **{"class_weights": "balanced", "drop_path": 0.3},
+    },
+    {
         **{"regularizer": "delta_uniform", "augmentation": "trivial", "random_erasing": 0.5, "mixup": 0.2},
         **{"cutmix": 1.0, "early_size": 0.5},
     },
 ]
-PLAIN, AVERAGED = CASES[0], CASES[5]
+PLAIN, AVERAGED, ADAMW = CASES[0], CASES[5], CASES[7]
 STEPS = 6
 """Of an epoch: 36 images in batches of 6."""
 LAUNCHES = {"l2": 450, "l2_sp": 900, "l2_fe": 60, "delta_uniform": 700, "delta": 700}
@@ -157,6 +161,18 @@ def test_a_resumed_trial_equals_one_that_was_not_interrupted(task, tmp_path, bfl
     assert [without_times(row) for row in resumed] == [without_times(row) for row in whole]
 
 
+@pytest.mark.parametrize("case", [PLAIN, ADAMW], ids=name_of)
+@pytest.mark.parametrize("on_gpu_first", [True, False])
+def test_a_trial_moves_between_a_gpu_and_the_cpu(task, on_cpu, tmp_path, case, on_gpu_first):
+    config = config_of(case)
+    first, second = ("cuda", "cpu") if on_gpu_first else ("cpu", "cuda")
+    with simulated_gpu() if first == "cuda" else nullcontext():
+        interrupted(task, config, tmp_path / "trial", first)
+    with simulated_gpu() if second == "cuda" else nullcontext():
+        resumed = run_trial(alone(task), config, device=second, checkpoint=tmp_path / "trial").epochs
+    assert resumed[-1]["val_loss"] == pytest.approx(on_cpu(case)["val_loss"], rel=0.05, abs=0.01)
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["from bfloat16", "from float16"])
 def test_a_trial_moves_between_gpus_of_both_kinds(task, on_cpu, tmp_path, first):
     config = config_of(PLAIN)
@@ -200,7 +216,7 @@ def test_random_numbers_of_the_caller_are_left_as_they_are(task, kind):
     assert len(forked) == 1
 
 
-def interrupted(task, config, folder):
+def interrupted(task, config, folder, device="cuda"):
     """Run the first epoch and save it."""
 
     class Stop(Exception):
@@ -210,7 +226,7 @@ def interrupted(task, config, folder):
         raise Stop
 
     with pytest.raises(Stop):
-        run_trial(alone(task), config, device="cuda", checkpoint=folder, decisive=[1], saved=saved)
+        run_trial(alone(task), config, device=device, checkpoint=folder, decisive=[1], saved=saved)
     assert read_resume_point(folder).epoch == 1
 
 
