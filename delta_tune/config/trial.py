@@ -194,13 +194,17 @@ class TrialConfig:
 
     @property
     def effective_co_tuning(self) -> float:
-        """`co_tuning` with its default resolved."""
-        return self.method.co_tuning if self.co_tuning is None else self.co_tuning
+        """`co_tuning` with its default resolved; 0 for methods that do not use it."""
+        return self._strength("co_tuning", self.method.co_tuning)
 
     @property
     def effective_contrast(self) -> float:
-        """`contrast` with its default resolved."""
-        return self.method.contrast if self.contrast is None else self.contrast
+        """`contrast` with its default resolved; 0 for methods that do not use it."""
+        return self._strength("contrast", self.method.contrast)
+
+    def _strength(self, name: str, default: float) -> float:
+        given: float | None = getattr(self, name) if name in self.method.fields else 0.0
+        return default if given is None else given
 
     def record(self) -> dict[str, Any]:
         """The fields as stored: those that do not apply to the method are null, layer names are joined by commas."""

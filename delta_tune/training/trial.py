@@ -246,7 +246,8 @@ class _Run:
         self.checkpoint.load(point, self.device)
         for group in self.optimizer.param_groups:  # the run may have begun on another kind of device
             group["fused"] = self.device.type == "cuda"
-        self.rows, self.first_loss, self.best_epoch = point.rows, point.first_loss, point.best_epoch
+        self.rows = [dict.fromkeys(LOSS_PARTS) | row for row in point.rows]  # an earlier version had fewer
+        self.first_loss, self.best_epoch = point.first_loss, point.best_epoch
 
     def train_and_score(self, epoch: int) -> None:
         """Train and score one epoch, append its row, and keep its weights in memory if it is the best.
