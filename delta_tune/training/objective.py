@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from delta_tune.config import TrialConfig
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
+from delta_tune.training.co_tuning import SourceHead
 from delta_tune.training.regularizers import WEIGHT_PENALTIES, behavior, head_l2, supervised_contrast
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
 
 
 class Objective:
-    """loss = CE + alpha · penalty + beta · head_l2 + contrast · its loss (method.md), with its parts by name."""
+    """loss = CE + alpha · penalty + beta · head_l2 + further strengths · terms (method.md), with its parts by name."""
 
     def __init__(
         self,
@@ -26,6 +27,7 @@ class Objective:
         head: nn.Module,
         source: SourceMaps | None = None,
         factors: Mapping[str, Tensor] | None = None,
+        source_head: SourceHead | None = None,
     ) -> None:
         """Take the target before its first step: l2_sp measures distances from the weights that it has now.
 
@@ -35,10 +37,12 @@ class Objective:
             head: its new head.
             source: the source's feature maps, for methods that compare them.
             factors: layer → factor of each channel in the behaviour term, (C,), for the same methods.
+            source_head: the source's own head, if it is trained along.
         """
         assert (source is not None) == config.uses_behavior
+        assert (source_head is not None) == (config.effective_co_tuning > 0)
         self.config, self._target, self._head = config, target, head
-        self._source, self._factors = source, factors or {}
+        self._source, self._factors, self._source_head = source, factors or {}, source_head
         self._maps: FeatureMaps | None = None
         self._features: list[Tensor] = []  # the head's inputs in the most recent forward pass
         self._is_hooked = False
@@ -63,7 +67,7 @@ class Objective:
             if self._source is not None:
                 self._maps = hooks.enter_context(feature_maps(self._target, list(self._factors)))
                 hooks.enter_context(self._source.hooked())
-            if self.config.effective_contrast:
+            if self.config.effective_contrast or self._source_head is not None:
                 hooks.enter_context(self._head.register_forward_pre_hook(self._keep_features))
             try:
                 yield
@@ -96,6 +100,9 @@ class Objective:
         if method.penalizes_head:
             parts["head_l2"] = head_l2(self._head)
             loss = loss + config.beta * parts["head_l2"]
+        if self._features and self._source_head is not None:
+            parts["co_tuning"] = self._source_head.loss(self._features[0], labels)
+            loss = loss + config.effective_co_tuning * parts["co_tuning"]
         if self._features and config.effective_contrast:
             parts["contrast"] = supervised_contrast(self._features[0], labels)
             loss = loss + config.effective_contrast * parts["contrast"]

@@ -27,6 +27,7 @@ from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, fork_rng, half_precision, synchronize, to_device
 from delta_tune.models.feature_maps import head_function
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, cpu_copy, read_resume_point
+from delta_tune.training.co_tuning import SourceHead
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import Objective
 from delta_tune.training.source_map_index import StepKey
@@ -197,6 +198,10 @@ class _Run:
             head_ids = {id(p) for p in head.parameters()}
             rest = [p for p in self.model.parameters() if id(p) not in head_ids]
             groups = [{"params": rest, "multiplier": 1.0}, head_group]
+        source_head: SourceHead | None = None
+        if config.effective_co_tuning:
+            source_head = SourceHead(backbone, task.measurements.learnt_relationship(), device)
+            groups.append({"params": list(source_head.module.parameters()), "multiplier": 1.0})
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.SGD(
             groups,
@@ -210,16 +215,17 @@ class _Run:
             factors = task.measurements.channel_factors(config, device)
             layers = tuple(factors)
             source = SourceMaps(task.source_model(device, layers), layers, maps)
-            self.objective = Objective(config, self.model, head, source, factors)
+            self.objective = Objective(config, self.model, head, source, factors, source_head=source_head)
         else:
-            self.objective = Objective(config, self.model, head)
+            self.objective = Objective(config, self.model, head, source_head=source_head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
         self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
             steps = len(shuffled_batches(len(task.dataset.train), config.batch_size, torch.Generator()))
             self.average = WeightAverage(self.model, math.exp(-1 / (config.average_epochs * steps)))
         state = (self.model, self.optimizer, self.scaler, self.average)
-        self.checkpoint = Checkpoint(checkpoint, *state, saved) if checkpoint else None
+        beside = None if source_head is None else source_head.module
+        self.checkpoint = Checkpoint(checkpoint, *state, saved, beside) if checkpoint else None
         self.rows: list[Row] = []
         self.first_loss: float | None = None
         self.best_epoch: int | None = None

@@ -24,7 +24,7 @@ from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.trial import far_above_start, lr_factor, run_trial
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
-METHODS = ("l2", "bi_tuning", "l2_sp", "l2_fe", "delta_uniform", "delta")
+METHODS = ("l2", "co_tuning", "bi_tuning", "l2_sp", "l2_fe", "delta_uniform", "delta")
 
 
 def quick(**settings):
@@ -138,13 +138,15 @@ def test_train_loss_is_the_weighted_sum_of_its_logged_parts(task, method):
     config = quick(regularizer=method, alpha=0.7, beta=0.3)
     for row in run_trial(task, config).epochs:
         penalty = (row["behavior"] or 0.0) + (row["weight_l2_sp"] or 0.0)
-        total = row["cross_entropy"] + 0.7 * penalty + 0.3 * (row["head_l2"] or 0.0) + (row["contrast"] or 0.0)
+        total = row["cross_entropy"] + 0.7 * penalty + 0.3 * (row["head_l2"] or 0.0)
+        total += (row["co_tuning"] or 0.0) + (row["contrast"] or 0.0)
         assert row["train_loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_logged_parts_are_null_where_the_method_has_none(task):
     expected = {
         "l2": set(),
+        "co_tuning": {"co_tuning"},
         "bi_tuning": {"contrast"},
         "l2_sp": {"weight_l2_sp", "head_l2"},
         "l2_fe": {"head_l2"},
@@ -410,7 +412,7 @@ def test_run_trial_best_epoch_is_the_first_with_the_best_metric(task):
     assert result.best_epoch == losses.index(min(losses)) + 1
 
 
-@pytest.mark.parametrize("method", ["l2", "bi_tuning", "delta_uniform"])
+@pytest.mark.parametrize("method", ["l2", "co_tuning", "bi_tuning", "delta_uniform"])
 def test_run_trial_compiled_gives_the_same_numbers(task, method):
     plain, compiled = (
         run_trial(task, quick(regularizer=method)),
