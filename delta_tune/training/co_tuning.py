@@ -58,9 +58,9 @@ def category_relationship(
     """p(y_s | y_t) by the paper's reverse approach, as `learn_relationship` returns it.
 
     A logistic regression without bias predicts the target class from the source's probabilities. What it predicts for a
-    certain source class is p(y_t | y_s); Bayes' rule with the mean probabilities as p(y_s) turns it round. Its L2
-    penalty, the smallest down to which their loss falls, and the temperature of its predictions are chosen on a
-    held-out fifth of the images, drawn with the seed.
+    certain source class is p(y_t | y_s); Bayes' rule with the mean probabilities as p(y_s) turns it round. It is fitted
+    to four fifths of the images. The others, drawn with the seed, choose its L2 penalty, the smallest down to which
+    their loss falls, and the temperature of its predictions.
 
     Args:
         probabilities: the source's, (N, C_s).
@@ -71,22 +71,21 @@ def category_relationship(
     regression = nn.Linear(probabilities.shape[1], num_classes, bias=False, device=labels.device)
     nn.init.zeros_(regression.weight)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels))).to(labels.device)
-    held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
-    penalty, predicted, least = PENALTIES[len(PENALTIES) // 2], None, np.inf
+    held_out, rest = (order[: len(order) // 5], order[len(order) // 5 :]) if len(order) >= 5 else (order, order)
+    weight, least = regression.weight.clone(), np.inf
     with torch_threads(1):
-        for candidate in PENALTIES if len(held_out) else ():
-            fit_head(regression, regression, probabilities[rest], labels[rest], candidate)
-            with torch.no_grad():
-                logits = regression(probabilities[held_out])
-            if (loss := F.cross_entropy(logits, labels[held_out]).item()) >= least:
+        for penalty in PENALTIES:
+            fit_head(regression, regression, probabilities[rest], labels[rest], penalty)
+            loss = F.cross_entropy(regression(probabilities[held_out]), labels[held_out]).item()
+            if loss >= least:
                 break
-            penalty, predicted, least = candidate, logits.cpu().numpy(), loss
-        fit_head(regression, regression, probabilities, labels, penalty)
-    temperature = 1.0 if predicted is None else fit_temperature(predicted, labels[held_out].cpu().numpy())
-    target_given_source = (regression.weight.detach().double().T / temperature).softmax(1)
+            weight, least = regression.weight.clone(), loss
+    predicted = probabilities[held_out] @ weight.detach().T
+    temperature = fit_temperature(predicted.cpu().numpy(), labels[held_out].cpu().numpy())
+    target_given_source = (weight.detach().double().T / temperature).softmax(1)
     joint = (target_given_source * probabilities.double().mean(0)[:, None]).T
-    relationship: npt.NDArray[np.float32] = (joint / joint.sum(1, keepdim=True)).float().cpu().numpy()
-    return relationship
+    relationship = (joint / joint.sum(1, keepdim=True)).float().cpu().numpy()
+    return np.ascontiguousarray(relationship)
 
 
 class SourceHead:
