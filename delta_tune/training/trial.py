@@ -322,7 +322,8 @@ class _Run:
                 # On a GPU looking at every step's loss would make it wait: there the epoch's sum tells as well.
                 if self.device.type == "cpu" or self.first_loss is None or step == len(batches) - 1:
                     self._check(losses["train_loss"].item(), epoch)
-        means = {name: total.item() / len(train.labels) for name, total in totals.items()}
+        sums = torch.stack(list(totals.values())).tolist()  # one wait for all
+        means = {name: total / len(train.labels) for name, total in zip(totals, sums, strict=True)}
         self._check(means["train_loss"], epoch)
         assert self.first_loss is not None
         if (start := far_above_start(means["train_loss"], self.first_loss, len(self.task.dataset.classes))) is not None:

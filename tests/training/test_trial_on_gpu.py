@@ -25,11 +25,15 @@ CASES = [
     {"regularizer": "delta", "attention_estimator": "first_order"},
     {"regularizer": "l2", "average_epochs": 0.5, "max_grad_norm": 1.0, "batch_norm": "train"},
     {"regularizer": "l2_sp", "label_smoothing": 0.1, "augmentation": "resized_crop_flip", "warmup_epochs": 1},
+    {"regularizer": "co_tuning"},
+    {"regularizer": "bi_tuning"},
+    {"regularizer": "delta_uniform", "co_tuning": 0.5, "contrast": 0.1},
 ]
 PLAIN, AVERAGED = CASES[0], CASES[5]
 STEPS = 6
 """Of an epoch: 36 images in batches of 6."""
 LAUNCHES = {"l2": 450, "l2_sp": 900, "l2_fe": 60, "delta_uniform": 700, "delta": 700}
+LAUNCHES |= {"co_tuning": 470, "bi_tuning": 490}
 """At most, of a step of the tiny network."""
 
 
