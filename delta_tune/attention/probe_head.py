@@ -84,7 +84,7 @@ def fit_probe_head(
     held_out, rest = order[: len(y) // 5], order[len(y) // 5 :]
 
     def held_out_loss(penalty: float) -> float:
-        _fit(head, logits, x[rest], y[rest], penalty)
+        fit_head(head, logits, x[rest], y[rest], penalty)
         with torch.no_grad():
             return F.cross_entropy(logits(x[held_out]), y[held_out]).item()
 
@@ -94,14 +94,23 @@ def fit_probe_head(
             if (loss := held_out_loss(penalty)) >= least:
                 break
             chosen, least = penalty, loss
-        _fit(head, logits, x, y, chosen)
+        fit_head(head, logits, x, y, chosen)
         with torch.no_grad():
             fitted = logits(x).float().cpu().numpy()
     state = {name: value.cpu().numpy() for name, value in head.state_dict().items()}
     return FittedHead(state=state, logits=fitted)
 
 
-def _fit(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:
+def fit_head(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:
+    """Minimise the mean cross entropy plus ½ penalty ‖parameters of `head`‖² by L-BFGS, from where they are.
+
+    Args:
+        head: what is fitted; frozen afterwards.
+        logits: from inputs to logits (N, K), by means of `head`.
+        x: inputs of N images.
+        y: (N,) classes.
+        penalty: ≥ 0.
+    """
     head.requires_grad_(True)
     parameters = list(head.parameters())
     optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")

@@ -14,7 +14,7 @@ BEHAVIOR: Final = "behavior"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """One way to fine-tune: loss = cross_entropy + alpha · penalty + beta · head_l2.
+    """One way to fine-tune: loss = cross_entropy + alpha · penalty + beta · head_l2 + terms with fields as strengths.
 
     To add a method, add its name to `Regularizer`, its row to `METHODS` and, if its penalty is new, the penalty to
     `training/regularizers.py`. Everything else asks this table.
@@ -130,5 +130,7 @@ LOSS_PARTS: Final = {
         if method.penalty is not None
     },
     "head_l2": "Mean L2 penalty on the head, before `beta`; null for methods without it",
+    "co_tuning": "Mean cross entropy of the source's own head, before the strength `co_tuning`; null where that is 0",
+    "contrast": "Mean supervised contrastive loss, before the strength `contrast`; null where that is 0",
 }
 """The parts of all methods' losses, in the order of their columns: name → meaning."""

@@ -162,8 +162,8 @@ class TrialConfig:
     )
     cutmix: float = field(
         0.0,
-        "Parameter of the Beta distribution of CutMix (arXiv 1905.04899); 0 mixes no images; with `mixup` each has half "
-        "of the steps",
+        "Parameter of the Beta distribution of CutMix (arXiv 1905.04899); 0 mixes no images; with `mixup` each has "
+        "half of the steps",
         range=Range(0),
     )
     early_size: float = field(
@@ -218,13 +218,17 @@ class TrialConfig:
 
     @property
     def effective_co_tuning(self) -> float:
-        """`co_tuning` with its default resolved."""
-        return self.method.co_tuning if self.co_tuning is None else self.co_tuning
+        """`co_tuning` with its default resolved; 0 for methods that do not use it."""
+        return self._strength("co_tuning", self.method.co_tuning)
 
     @property
     def effective_contrast(self) -> float:
-        """`contrast` with its default resolved."""
-        return self.method.contrast if self.contrast is None else self.contrast
+        """`contrast` with its default resolved; 0 for methods that do not use it."""
+        return self._strength("contrast", self.method.contrast)
+
+    def _strength(self, name: str, default: float) -> float:
+        given: float | None = getattr(self, name) if name in self.method.fields else 0.0
+        return default if given is None else given
 
     def image_settings(self, epoch: int) -> ImageSettings:
         """What determines the training images of an epoch, from 1; nothing is done to them for a frozen backbone."""

@@ -38,7 +38,7 @@ _TIMM_DISTILLED = ("repvit_", "efficientformerv2_", "iformer_")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Backbone:
-    """A pretrained network without its head, as plain arrays: pickled without torch objects."""
+    """A pretrained network, as plain arrays: pickled without torch objects."""
 
     model: str
     """`NAME` of torchvision.models or `timm:NAME`."""
@@ -59,6 +59,18 @@ class Backbone:
     """Sentences for the user on how the weights were read."""
     head_fault: str = ""
     """Why no classifier can be fitted to the network's features: its head cannot be cut out. Empty if it can."""
+    source_head: dict[str, npt.NDArray[Any]] | None = None
+    """The state dict of the network's own head; None if the weights bring none of the architecture's classes."""
+
+    @property
+    def source_head_fault(self) -> str:
+        """Why the network's own head cannot be trained along, in a sentence; empty if it can."""
+        if self.source_head is not None:
+            return self.head_fault
+        return (
+            f"The weights {self.weights} bring no classifier that fits {self.model}, and Co-Tuning trains the source's "
+            "own along; give weights that have it."
+        )
 
 
 def load_backbone(model: str | None, weights: str | None, image_size: int | None) -> Backbone:
@@ -80,7 +92,8 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
     module = build_unfilled(model).eval()
     preprocessing = preprocessing_for(model, weights, module, image_size)
     anatomy = find_layers(module, model)
-    note = fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
+    note, has_head = fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
+    own_head = {k: v.numpy() for k, v in module.get_submodule(anatomy.head).state_dict().items()}
     _check_forward(module, model, anatomy.head, preprocessing.image_size, anatomy.stride)
     state = {k: v.numpy() for k, v in module.state_dict().items() if not k.startswith(f"{anatomy.head}.")}
     return Backbone(
@@ -91,9 +104,10 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         head=anatomy.head,
         layers=anatomy.layers,
         channels=anatomy.channels,
-        fingerprint=_fingerprint(model, state),
+        fingerprint=weights_digest(model, state),
         notes=(note,) if note else (),
         head_fault=_head_fault(module, anatomy.head, preprocessing.image_size),
+        source_head=own_head if has_head else None,
     )
 
 
@@ -120,6 +134,24 @@ def build_target(
     module = build_architecture(backbone.model, backbone.head, num_classes, generator, drop_path)
     _copy_state(module, backbone)
     return module.train().requires_grad_(True)
+
+
+def build_source_head(backbone: Backbone, device: torch.device) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Build the network's own head, and the function from the head's inputs to the source's logits (B, C_s).
+
+    Its parameters are trainable and the source's.
+
+    Raises:
+        UserError: the weights bring none, or it cannot be cut out.
+    """
+    if backbone.source_head is None:
+        raise UserError(backbone.source_head_fault)
+    module = build_unfilled(backbone.model).eval()
+    _copy_state(module, backbone)
+    head = module.get_submodule(backbone.head)
+    load_state(head, {name: torch.from_numpy(np.array(value)) for name, value in backbone.source_head.items()})
+    module.to(device)
+    return head, head_function(module, backbone.head, image_size=backbone.preprocessing.image_size)
 
 
 def build_architecture(
@@ -156,6 +188,15 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise RuntimeError(f"the state dict and the network differ in {', '.join(strange[:3])}")
     for key, value in state.items():
         own[key].copy_(value)
+
+
+def weights_digest(name: str, state: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Hexadecimal digest of a name and of arrays with their own names, in their order."""
+    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    for key, value in state.items():
+        digest.update(f"{key} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()
 
 
 def check_output(network: nn.Module, num_classes: int, image_size: int) -> None:
@@ -385,11 +426,3 @@ def _several_heads(module: nn.Module, model: str, head: nn.Module) -> str:
         f"The model {model} computes its logits {of}, so its head cannot be replaced; name a network with one head, "
         "such as resnet50."
     )
-
-
-def _fingerprint(model: str, state: dict[str, npt.NDArray[Any]]) -> str:
-    digest = hashlib.blake2b(model.encode(), digest_size=16)
-    for key, value in state.items():
-        digest.update(f"{key} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).data)
-    return digest.hexdigest()

@@ -52,13 +52,13 @@ def read_weights(model: str, weights: str) -> object:
     return _read_file(path)
 
 
-def fit_weights(module: nn.Module, content: object, head: str, model: str, weights: str) -> str:
-    """Copy the tensors in `content` into `module`, except its head, whose tensors may have any size or be missing.
+def fit_weights(module: nn.Module, content: object, head: str, model: str, weights: str) -> tuple[str, bool]:
+    """Copy the tensors in `content` into `module`; those of its head may have any size or be missing.
 
     `model` and `weights` are only used in messages.
 
     Returns:
-        A sentence on other weights that the content has, or an empty one.
+        A sentence on other weights that the content has, or an empty one; and whether the head's fit and were copied.
 
     Raises:
         UserError: a tensor of the backbone is missing, unknown, not finite or has another shape, or the content has
@@ -78,7 +78,15 @@ def fit_weights(module: nn.Module, content: object, head: str, model: str, weigh
             f"The weights {weights} hold NaN or Inf in {len(infinite)} of the {len(backbone)} tensors of {model} "
             f"({_some(infinite)}); give weights from before their training diverged."
         )
-    return note
+    own_head = {key: value for key, value in module.state_dict().items() if key.startswith(f"{head}.")}
+    has_head = all(key in tensors and _is_like(tensors[key], value) for key, value in own_head.items())
+    for key, value in own_head.items() if has_head else ():
+        value.copy_(tensors[key])
+    return note, has_head
+
+
+def _is_like(tensor: Tensor, own: Tensor) -> bool:
+    return tensor.shape == own.shape and tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _faults(module: nn.Module, tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], head: str) -> str:

@@ -26,7 +26,8 @@ SCORES = {
 }
 """Validation metrics: name → meaning."""
 EPOCH_COLUMNS = {
-    "train_loss": "Mean of `cross_entropy` + `alpha` · (`behavior` or `weight_l2_sp`) + `beta` · `head_l2`",
+    "train_loss": "Mean of `cross_entropy` + `alpha` · (`behavior` or `weight_l2_sp`) + `beta` · `head_l2` + "
+    "`config.co_tuning` · `co_tuning` + `config.contrast` · `contrast`",
     **LOSS_PARTS,
     **SCORES,
     "lr": "Learning rate of the backbone at the last step",

@@ -182,7 +182,7 @@ class StudyTables:
         reported = time.time()
         if row["epoch"] <= len(self.epochs[number]):
             before = self.epochs[number][row["epoch"] - 1]
-            if told.items() <= before.items():
+            if all(before.get(name) == value for name, value in told.items()):
                 return False
             reported = before.get(REPORTED) or reported
         self._tell(number, {"ended": ended}, told | {REPORTED: reported})

@@ -118,7 +118,7 @@ def spend_rest(study: Study, session: Session) -> None:
             return
         config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
         measurements = study.task.measurements
-        measurements.mean_squares, measurements.head = {}, None
+        measurements.mean_squares, measurements.head, measurements.relationship = {}, None, None
         measurements.measure_source([config, *study.configs], study.progress.say, workplace)
         study.record.set_sample(None)
         fit_and_save(study, session, study.task, config)

@@ -101,6 +101,19 @@ def check_drop_path(task: Task, checked: CheckedSpace) -> None:
         build_unfilled(task.backbone.model, max(rates))
 
 
+def check_source_head(task: Task, checked: CheckedSpace) -> None:
+    """Refuse weights without the source's own head, if a trial trains it along.
+
+    Raises:
+        UserError: says how to do without.
+    """
+    configs = [proposal.config for proposal in checked.drawn]
+    if (fault := task.backbone.source_head_fault) and any(config.effective_co_tuning for config in configs):
+        by_default = any(config.method.co_tuning for config in configs)
+        without = "no trials of co_tuning" if by_default else "--set co_tuning=0"
+        raise UserError(f"{fault.rstrip('.')}, or do without: {without}.")
+
+
 def git_commit() -> str | None:
     """The git commit of the working directory; None outside a checkout."""
     try:
@@ -147,6 +160,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     check_head(task, checked)
     check_early_size(task, checked)
     check_drop_path(task, checked)
+    check_source_head(task, checked)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)

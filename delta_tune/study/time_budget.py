@@ -186,6 +186,7 @@ def images_to_measure(configs: Sequence[TrialConfig], task: Task) -> int:
     reads = any(
         each.needs_fitted_head
         or each.method.uses_attention
+        or each.effective_co_tuning > 0
         or (each.uses_behavior and each.behavior_scale == "relative")
         for each in configs
     )

@@ -107,6 +107,7 @@ class Checkpoint:
         optimizer: its optimizer.
         scaler: its gradient scaler.
         average: the average of its weights, if there is one.
+        source_head: what is trained beside the model and is no part of it, if there is such a thing.
         saved: called in that thread with the epoch once it is on disk; the run is not saved again until it returns.
     """
 
@@ -118,10 +119,11 @@ class Checkpoint:
         scaler: torch.amp.GradScaler,
         average: AveragedModel | None = None,
         saved: Callable[[int], None] | None = None,
+        source_head: nn.Module | None = None,
     ) -> None:
         self.folder = folder
         self._model, self._optimizer, self._scaler, self._average = model, optimizer, scaler, average
-        self._saved = saved
+        self._saved, self._source_head = saved, source_head
         self._thread = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
@@ -154,7 +156,8 @@ class Checkpoint:
             weights = [*(cpu_copy(network.state_dict()) for network in networks[:-1]), best]
         else:
             weights = [cpu_copy(network.state_dict()) for network in networks]
-        state = cpu_copy({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()})
+        beside = {} if self._source_head is None else {"source_head": self._source_head.state_dict()}
+        state = cpu_copy({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict(), **beside})
         content = json.dumps(asdict(point))
         self._saving = self._thread.submit(self._write, point, content, weights, state, best, final)
 
@@ -200,6 +203,8 @@ class Checkpoint:
                 self._optimizer.load_state_dict(state["optimizer"])
                 if state["scaler"]:  # a device that needs no scaling leaves none
                     self._scaler.load_state_dict(state["scaler"])
+                if self._source_head is not None:
+                    self._source_head.load_state_dict(state["source_head"])
             except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
         self._best_epoch = point.best_epoch

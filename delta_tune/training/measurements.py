@@ -20,11 +20,17 @@ from delta_tune.attention.measurement import (
 from delta_tune.attention.probe_head import FittedHead, SourcePass, fit_probe_head, join_passes, measure_features
 from delta_tune.attention.probe_sample import ProbeImages, error_norm
 from delta_tune.attention.weights import attention_weights
-from delta_tune.config import AttentionEstimator, TrialConfig
+from delta_tune.config import AttentionEstimator, TrialConfig, UserError
 from delta_tune.data.dataset import Dataset
 from delta_tune.filesystem.cache import Cache, content_key
 from delta_tune.filesystem.rows import FILE_BYTES
-from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers
+from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers, weights_digest
+from delta_tune.training.co_tuning import (
+    RELATIONSHIP_RECIPE,
+    learn_relationship,
+    read_relationship,
+    relationship_to_bytes,
+)
 from delta_tune.training.head_file import head_to_bytes, read_head
 from delta_tune.training.regularizers import channel_factors
 from delta_tune.training.source_files import key_array, read_source
@@ -61,6 +67,8 @@ class Measurements:
     """Layer → mean FM_s² over un-augmented training images."""
     head: FittedHead | None = field(default=None, repr=False)
     """A classifier fitted to the features of train."""
+    relationship: np.ndarray | None = field(default=None, repr=False)
+    """The source classes that go with each target class, p(y_s | y_t), float32 (C_t, C_s)."""
     attention: dict[AttentionEstimator, dict[str, LayerAttention]] = field(default_factory=dict, repr=False)
     """Estimator → layer → its channels' losses and how reliable they are."""
 
@@ -100,6 +108,8 @@ class Measurements:
                     self._measure_source(split, (), workplace, say)
         if any(c.needs_fitted_head for c in configs):
             self._fit_head(workplace, say)
+        if any(c.effective_co_tuning for c in configs):
+            self._learn_relationship(workplace, say)
 
     def knows_source(self, say: Say) -> bool:
         """Whether the features of train and val are here or in the cache, from which they are taken now."""
@@ -115,6 +125,7 @@ class Measurements:
         time either, would look at them.
         """
         self.mean_squares, self.head = dict(sample.mean_squares), sample.head
+        self.relationship = sample.relationship
 
     def missing_attention(self, configs: Iterable[TrialConfig]) -> dict[AttentionEstimator, tuple[str, ...]]:
         """Estimator → the layers whose attention these configurations need and that is not there."""
@@ -158,6 +169,11 @@ class Measurements:
         assert self.head is not None, "measured before"
         return self.head
 
+    def learnt_relationship(self) -> np.ndarray:
+        """The relationship that `measure` learnt for configurations that need it."""
+        assert self.relationship is not None, "measured before"
+        return self.relationship
+
     def channel_factors(self, config: TrialConfig, device: torch.device) -> dict[str, Tensor]:
         """Layer → factor of each channel in the behaviour term of a measured configuration, float32 (C,)."""
         factors = {}
@@ -179,6 +195,11 @@ class Measurements:
     def head_key(self) -> str:
         """Hex key of all that the fitted head depends on: the features of train, recipe, seed."""
         return content_key([self.source_key("train"), HEAD_RECIPE, str(self.seed)])
+
+    def relationship_key(self) -> str:
+        """Hex key of all that the relationship depends on: the features of train, the source's head, recipe, seed."""
+        head = weights_digest(self.backbone.head, self.backbone.source_head or {})
+        return content_key([self.source_key("train"), head, RELATIONSHIP_RECIPE, str(self.seed)])
 
     def attention_key(self, estimator: AttentionEstimator, layer: str) -> str:
         """Hex key of all that a layer's losses depend on: weights, data and split, probe recipe, seed."""
@@ -249,6 +270,22 @@ class Measurements:
             self.head = workplace.run(fit_probe_head, self.backbone, features, labels, num_classes, self.seed)
             self._write_to_cache(f"{key}.safetensors", head_to_bytes(self.head, key), say)
         return self.head
+
+    def _learn_relationship(self, workplace: Workplace, say: Say) -> None:
+        """The relationship of source and target classes, learnt now if it has not been."""
+        backbone, labels, num_classes = self.backbone, self.dataset.train.labels, len(self.dataset.classes)
+        if backbone.source_head is None or backbone.head_fault:
+            raise UserError(backbone.source_head_fault)
+        key = self.relationship_key()
+        if self.relationship is None and self.cache is not None:
+            shape = num_classes, len(backbone.source_head["weight"])
+            self.relationship = read_relationship(self.cache, f"{key}.safetensors", key, shape, say)
+        if self.relationship is None:
+            if "train" not in self.features:
+                self._measure_source("train", (), workplace, say)
+            features = self.features["train"]
+            self.relationship = workplace.run(learn_relationship, backbone, features, labels, num_classes, self.seed)
+            self._write_to_cache(f"{key}.safetensors", relationship_to_bytes(self.relationship, key), say)
 
     def _cached_pass(self, split: str, say: Say) -> dict[str, np.ndarray]:
         """What was written to the cache for all images of this split."""

@@ -1,9 +1,9 @@
-"""What a trial minimises: the cross entropy and the penalties that keep the target near the source."""
+"""What a trial minimises: the cross entropy, the penalties that keep the target near the source, and further terms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from delta_tune.config import TrialConfig
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
-from delta_tune.training.regularizers import WEIGHT_PENALTIES, behavior, head_l2
+from delta_tune.training.co_tuning import SourceHead
+from delta_tune.training.regularizers import WEIGHT_PENALTIES, behavior, head_l2, supervised_contrast
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
 
 
 class Objective:
-    """loss = CE + alpha · penalty + beta · head_l2 (method.md), with its parts by name."""
+    """loss = CE + alpha · penalty + beta · head_l2 + further strengths · terms (method.md), with its parts by name."""
 
     def __init__(
         self,
@@ -28,6 +29,7 @@ class Objective:
         source: SourceMaps | None = None,
         factors: Mapping[str, Tensor] | None = None,
         class_weights: Tensor | None = None,
+        source_head: SourceHead | None = None,
     ) -> None:
         """Take the target before its first step: l2_sp measures distances from the weights that it has now.
 
@@ -38,12 +40,16 @@ class Objective:
             source: the source's feature maps, for methods that compare them.
             factors: layer → factor of each channel in the behaviour term, (C,), for the same methods.
             class_weights: of the cross entropy, (K,) on the target's device; None weighs all classes alike.
+            source_head: the source's own head, if it is trained along.
         """
         assert (source is not None) == config.uses_behavior
+        assert (source_head is not None) == (config.effective_co_tuning > 0)
         self.config, self._target, self._head = config, target, head
-        self._source, self._factors = source, factors or {}
+        self._source, self._factors, self._source_head = source, factors or {}, source_head
         self._class_weights = class_weights
         self._maps: FeatureMaps | None = None
+        self._features: list[Tensor] = []  # the head's inputs in the most recent forward pass
+        self._is_hooked = False
         self._moving: list[nn.Parameter] = []
         self._aliases: list[Tensor] = []
         if config.method.penalty is not None and not config.method.uses_behavior:
@@ -56,15 +62,25 @@ class Objective:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Collect the feature maps of the target's forward passes while the block runs; blocks may be nested."""
-        if self._source is None or self._maps is not None:
+        """Collect what the loss needs of the target's forward passes while the block runs; blocks may be nested."""
+        if self._is_hooked:
             yield
             return
-        with feature_maps(self._target, list(self._factors)) as self._maps, self._source.hooked():
+        with ExitStack() as hooks:
+            self._is_hooked = True
+            if self._source is not None:
+                self._maps = hooks.enter_context(feature_maps(self._target, list(self._factors)))
+                hooks.enter_context(self._source.hooked())
+            if self.config.effective_contrast or self._source_head is not None:
+                hooks.enter_context(self._head.register_forward_pre_hook(self._keep_features))
             try:
                 yield
             finally:
-                self._maps = None
+                self._maps, self._is_hooked = None, False
+                self._features.clear()
+
+    def _keep_features(self, head: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._features[:] = args[:1]
 
     def before(self, images: Tensor, key: StepKey) -> None:
         """Called before the target's forward pass of `images`, which `key` describes."""
@@ -90,6 +106,12 @@ class Objective:
         if method.penalizes_head:
             parts["head_l2"] = head_l2(self._head)
             loss = loss + config.beta * parts["head_l2"]
+        if self._features and self._source_head is not None:
+            parts["co_tuning"] = self._source_head.loss(self._features[0], labels)
+            loss = loss + config.effective_co_tuning * parts["co_tuning"]
+        if self._features and config.effective_contrast:
+            parts["contrast"] = supervised_contrast(self._features[0], labels)
+            loss = loss + config.effective_contrast * parts["contrast"]
         return {"train_loss": loss, **parts}
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:

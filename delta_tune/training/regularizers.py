@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from delta_tune.training.fused_behavior import fused_behavior, usable
+
+CONTRAST_TEMPERATURE = 0.07
+"""Of the softmax over cosine similarities, as in Bi-Tuning (arXiv 2011.06182)."""
 
 
 def head_l2(head: nn.Module) -> Tensor:
@@ -22,6 +26,29 @@ def weight_l2_sp(parameters: Iterable[Tensor], source: Iterable[Tensor]) -> Tens
 
 WEIGHT_PENALTIES: dict[str, Callable[[Iterable[Tensor], Iterable[Tensor]], Tensor]] = {"weight_l2_sp": weight_l2_sp}
 """Penalty (`Method.penalty`) → its function of the backbone's parameters and their start values."""
+
+
+def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor:
+    """Supervised contrastive loss of a batch (Khosla et al. 2020, arXiv 2004.11362, eq. 2: L_out, one view an image).
+
+    With z the normalised features and P(i) the other images of i's class, the mean over images i with P(i) not empty of
+    −1/|P(i)| Σ_{p ∈ P(i)} log(exp(z_i·z_p/τ) / Σ_{a ≠ i} exp(z_i·z_a/τ)).
+
+    Args:
+        features: (B, D), or (B, D, h, w), whose positions are averaged.
+        labels: (B,) classes.
+
+    Returns:
+        A float32 scalar; 0 if no two images are of one class.
+    """
+    with torch.autocast(features.device.type, enabled=False):  # similarities in half precision would be too coarse
+        z = F.normalize(features.float().flatten(2).mean(2) if features.ndim > 2 else features.float())
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        positive = (labels[:, None] == labels) & ~itself
+        log_shares = (z @ z.T / CONTRAST_TEMPERATURE).masked_fill(itself, -torch.inf).log_softmax(1)
+        counts = positive.sum(1)
+        losses = -log_shares.masked_fill(~positive, 0.0).sum(1) / counts.clamp(min=1)
+        return losses.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def channel_factors(weights: Tensor, mean_square: float | None) -> Tensor:

@@ -29,6 +29,7 @@ from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, fork_rng, half_precision, synchronize, to_device
 from delta_tune.models.feature_maps import head_function
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, cpu_copy, read_resume_point
+from delta_tune.training.co_tuning import SourceHead
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import Objective, balanced_class_weights
 from delta_tune.training.optimizer import build_optimizer, parameter_groups, set_device, set_learning_rate
@@ -197,6 +198,10 @@ class _Run:
             head.requires_grad_(True)
             self.logits = head_function(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
         groups = parameter_groups(self.model, backbone.head, config)
+        source_head: SourceHead | None = None
+        if config.effective_co_tuning:
+            source_head = SourceHead(backbone, task.measurements.learnt_relationship(), device)
+            groups.append({"params": list(source_head.module.parameters()), "multiplier": 1.0})
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = build_optimizer(groups, config, device)
         weights: Tensor | None = None
@@ -206,16 +211,17 @@ class _Run:
             factors = task.measurements.channel_factors(config, device)
             layers = tuple(factors)
             source = SourceMaps(task.source_model(device, layers), layers, maps)
-            self.objective = Objective(config, self.model, head, source, factors, weights)
+            self.objective = Objective(config, self.model, head, source, factors, weights, source_head)
         else:
-            self.objective = Objective(config, self.model, head, class_weights=weights)
+            self.objective = Objective(config, self.model, head, class_weights=weights, source_head=source_head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
         self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
             steps = len(shuffled_batches(len(task.dataset.train), config.batch_size, torch.Generator()))
             self.average = WeightAverage(self.model, math.exp(-1 / (config.average_epochs * steps)))
         state = (self.model, self.optimizer, self.scaler, self.average)
-        self.checkpoint = Checkpoint(checkpoint, *state, saved) if checkpoint else None
+        beside = None if source_head is None else source_head.module
+        self.checkpoint = Checkpoint(checkpoint, *state, saved, beside) if checkpoint else None
         self.rows: list[Row] = []
         self.first_loss: float | None = None
         self.best_epoch: int | None = None
@@ -241,7 +247,8 @@ class _Run:
             )
         self.checkpoint.load(point, self.device)
         set_device(self.optimizer, self.device)
-        self.rows, self.first_loss, self.best_epoch = point.rows, point.first_loss, point.best_epoch
+        self.rows = [dict.fromkeys(LOSS_PARTS) | row for row in point.rows]  # an earlier version had fewer
+        self.first_loss, self.best_epoch = point.first_loss, point.best_epoch
 
     def train_and_score(self, epoch: int) -> None:
         """Train and score one epoch, append its row, and keep its weights in memory if it is the best.
@@ -312,7 +319,8 @@ class _Run:
                 # On a GPU looking at every step's loss would make it wait: there the epoch's sum tells as well.
                 if self.device.type == "cpu" or self.first_loss is None or step == len(batches) - 1:
                     self._check(losses["train_loss"].item(), epoch)
-        means = {name: total.item() / len(train.labels) for name, total in totals.items()}
+        sums = torch.stack(list(totals.values())).tolist()  # one wait for all
+        means = {name: total / len(train.labels) for name, total in zip(totals, sums, strict=True)}
         self._check(means["train_loss"], epoch)
         assert self.first_loss is not None
         if (start := far_above_start(means["train_loss"], self.first_loss, num_classes)) is not None:

@@ -30,7 +30,8 @@ WITHOUT_EFFECT = {
     "l2_sp": {"behavior_scale", "layers", "attention_estimator", "attention_temperature"},
     "l2_fe": {
         *("behavior_scale", "layers", "attention_estimator", "attention_temperature"),
-        *("alpha", "batch_norm", "augmentation", "average_epochs"),
+        *("alpha", "batch_norm", "augmentation", "average_epochs", "layer_decay", "drop_path", "random_erasing"),
+        *("mixup", "cutmix", "early_size", "co_tuning", "contrast"),
     },
     "delta_uniform": {"attention_estimator", "attention_temperature"},
     "delta": set(),
@@ -178,9 +179,27 @@ def test_trial_config_from_record_gives_the_same_record(method):
 
 def test_trial_config_from_record_of_delta_is_the_same_configuration():
     config = TrialConfig(
-        alpha=0.3, layers=("a", "b.c"), attention_temperature=2.0, weight_decay=0.01, max_grad_norm=3.0
+        **{"alpha": 0.3, "layers": ("a", "b.c"), "attention_temperature": 2.0, "weight_decay": 0.01},
+        **{"max_grad_norm": 3.0, "co_tuning": 0.5, "contrast": 0.0},
     )
     assert TrialConfig.from_record(config.record()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "co_tuning", "contrast"),
+    [
+        ({"regularizer": "co_tuning"}, 1.0, 0.0),
+        ({"regularizer": "bi_tuning"}, 0.0, 1.0),
+        ({"regularizer": "bi_tuning", "contrast": 0.0, "co_tuning": 2.0}, 2.0, 0.0),
+        ({"regularizer": "delta", "co_tuning": 0.5, "contrast": 0.1}, 0.5, 0.1),
+        ({"regularizer": "l2"}, 0.0, 0.0),
+        ({"regularizer": "l2_fe", "co_tuning": 1.0, "contrast": 1.0}, 0.0, 0.0),
+    ],
+)
+def test_trial_config_strengths_default_by_method_and_survive_the_record(settings, co_tuning, contrast):
+    config = TrialConfig(**settings)
+    for each in (config, TrialConfig.from_record(config.record())):
+        assert (each.effective_co_tuning, each.effective_contrast) == (co_tuning, contrast)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -47,7 +47,7 @@ def test_methods_have_colours_of_their_own():
 
 
 def test_loss_parts_are_in_the_order_that_saved_tables_have():
-    assert tuple(LOSS_PARTS) == ("cross_entropy", "behavior", "weight_l2_sp", "head_l2")
+    assert tuple(LOSS_PARTS) == ("cross_entropy", "behavior", "weight_l2_sp", "head_l2", "co_tuning", "contrast")
 
 
 def test_baseline_is_weight_decay_alone():

@@ -19,6 +19,7 @@ from delta_tune.data.images import open_image, to_square
 from delta_tune.models.backbones import (
     Backbone,
     build_source,
+    build_source_head,
     build_target,
     build_unfilled,
     load_backbone,
@@ -572,3 +573,33 @@ def test_backbone_says_if_its_head_cannot_be_cut_out(
     assert not small.head_fault
     monkeypatch.setattr("delta_tune.models.backbones.head_function", uncut)
     assert load_backbone(SMALL, str(small_file), 64).head_fault == "What follows the head cannot be cut out."
+
+
+@pytest.mark.parametrize(("model", "side"), [(SMALL, 64), ("squeezenet1_1", 64), ("timm:test_resnet", 64)])
+def test_source_head_on_the_features_computes_the_networks_own_logits(tmp_path: Path, model: str, side: int) -> None:
+    torch.manual_seed(0)
+    network = random_model(model).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    backbone = load_backbone(model, str(tmp_path / "weights.pth"), side)
+    head, logits = build_source_head(backbone, torch.device("cpu"))
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(head_inputs(network, backbone.head, images)), network(images))
+    assert all(p.requires_grad for p in head.parameters())
+
+
+@pytest.mark.parametrize("head", ["missing", "of other classes", "not finite"])
+def test_weights_whose_head_does_not_fit_have_no_source_head(small: Backbone, small_file: Path, head: str) -> None:
+    tensors = torch.load(small_file)
+    for name in [name for name in tensors if name.startswith(f"{small.head}.")]:
+        if head == "missing":
+            del tensors[name]
+        else:
+            tensors[name] = tensors[name][:7] if head == "of other classes" else tensors[name] * torch.nan
+    other = small_file.with_name("other.pth")
+    torch.save(tensors, other)
+    backbone = load_backbone(SMALL, str(other), 64)
+    assert backbone.source_head is None
+    assert backbone.fingerprint == small.fingerprint
+    with pytest.raises(UserError, match="bring no classifier that fits"):
+        build_source_head(backbone, torch.device("cpu"))

@@ -155,7 +155,7 @@ def test_networks_own_module_named_module_is_kept() -> None:
 
 def test_trained_weights_go_before_their_average_which_is_told() -> None:
     module = Tiny()
-    note = fit_weights(module, {"model_ema": OTHERS, "model": TENSORS}, "fc", "tiny", "FILE")
+    note, _ = fit_weights(module, {"model_ema": OTHERS, "model": TENSORS}, "fc", "tiny", "FILE")
     assert torch.equal(module.stem[0].weight, TENSORS["stem.0.weight"])
     assert note == "FILE holds other weights of this network too ('model_ema'); those at 'model' are used."
 

@@ -20,7 +20,7 @@ from delta_tune.results.tables import WRITING_SHARE, StudyTables
 
 
 def row(epoch, accuracy=0.5, **more):
-    values = {name: 0.125 * i for i, name in enumerate(EPOCH_COLUMNS)}
+    values = {name: 0.0625 * i for i, name in enumerate(EPOCH_COLUMNS)}
     return values | {"epoch": epoch, "val_accuracy": accuracy, "seconds": 2.0, "val_loss": 1 - accuracy} | more
 
 
@@ -324,6 +324,15 @@ def after(request, tables, monkeypatch):
     if request.param == "in the journal":
         monkeypatch.setattr(StudyTables, "catch_up", lambda self: None)
     return state
+
+
+def test_epoch_of_an_earlier_version_that_is_told_again_changes_nothing(tmp_path):
+    tables = StudyTables(tmp_path, "val_accuracy")
+    add(tables, 0)
+    tables.report(0, row(1, contrast=None))
+    del tables.epochs[0][0]["contrast"]
+    assert not tables.report(0, row(1, contrast=None))
+    assert tables.report(0, row(1, contrast=0.5))
 
 
 def test_tables_repeated_epoch_takes_the_place_of_the_one_before(tables, after):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from ray.tune.search import Searcher
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import LOSS_PARTS, TrialConfig
 from delta_tune.results.columns import SCORES
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
@@ -16,7 +16,7 @@ EPOCHS = 3
 
 
 def row(epoch, score):
-    values = dict.fromkeys(("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES), 0.0)
+    values = dict.fromkeys(("train_loss", *LOSS_PARTS, *SCORES), 0.0)
     return values | {"epoch": epoch, "val_accuracy": score, "lr": 0.1, "seconds": 1.0, "eval_seconds": 1.0}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import LOSS_PARTS, TrialConfig
 from delta_tune.results.columns import SCORES
 from delta_tune.results.tables import StudyTables
 from delta_tune.study.race import FoldRun, Race, finalists, image_scores, race_sentences
@@ -210,7 +210,7 @@ def test_race_without_rivals_says_nothing():
 
 
 def epoch(number, accuracy, loss):
-    values = dict.fromkeys(("train_loss", "cross_entropy", "behavior", "weight_l2_sp", "head_l2", *SCORES), 0.0)
+    values = dict.fromkeys(("train_loss", *LOSS_PARTS, *SCORES), 0.0)
     return values | {
         **{"epoch": number, "val_accuracy": accuracy, "val_loss": loss},
         **{"lr": 0.1, "seconds": 1.0, "eval_seconds": 1.0},

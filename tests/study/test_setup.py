@@ -11,7 +11,7 @@ from torch import nn
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.study import setup
-from delta_tune.study.setup import check_drop_path, check_early_size, check_head
+from delta_tune.study.setup import check_drop_path, check_early_size, check_head, check_source_head
 
 
 @pytest.fixture
@@ -63,3 +63,21 @@ def test_drop_path_is_refused_where_the_network_has_no_branches_to_drop(task):
         vgg, drawn(TrialConfig(), TrialConfig(drop_path=0.0), TrialConfig(regularizer="l2_fe", drop_path=0.1))
     )
     check_drop_path(task, drawn(TrialConfig(drop_path=0.1)))
+
+
+def test_weights_without_a_source_head_are_refused_where_trials_train_it_along(task):
+    without = dataclasses.replace(task, backbone=dataclasses.replace(task.backbone, source_head=None))
+    check_source_head(without, drawn(TrialConfig(), TrialConfig(regularizer="co_tuning", co_tuning=0.0)))
+    with pytest.raises(
+        UserError, match=r"bring no classifier .* weights that have it, or do without: --set co_tuning=0\.$"
+    ):
+        check_source_head(without, drawn(TrialConfig(), TrialConfig(co_tuning=0.5)))
+    with pytest.raises(UserError, match=r", or do without: no trials of co_tuning\.$"):
+        check_source_head(without, drawn(TrialConfig(), TrialConfig(regularizer="co_tuning")))
+    check_source_head(task, drawn(TrialConfig(regularizer="co_tuning")))
+
+
+def test_source_head_that_cannot_be_cut_out_is_refused_where_trials_train_it_along(uncut):
+    check_source_head(uncut, drawn(TrialConfig(regularizer="l2", head_start="random")))
+    with pytest.raises(UserError, match=r"^It cannot be cut out, or do without: --set co_tuning=0\.$"):
+        check_source_head(uncut, drawn(TrialConfig(regularizer="l2", head_start="random", co_tuning=1.0)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from helpers.simulated_gpu import simulated_gpu
@@ -84,6 +85,49 @@ def test_behavior_counts_only_the_layers_with_factors(maps):
 
 def test_channel_factors_of_a_dead_map_are_zero_in_relative_scale():
     assert regularizers.channel_factors(torch.full((4,), 0.25), 0.0).tolist() == [0, 0, 0, 0]
+
+
+def naive_contrast(features, labels):
+    """Eq. 2 of arXiv 2004.11362, one pair at a time."""
+    z = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = np.exp(z @ z.T / regularizers.CONTRAST_TEMPERATURE)
+    losses = []
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        positives = [p for p in others if labels[p] == labels[i]]
+        if positives:
+            everything = sum(similarity[i, a] for a in others)
+            losses.append(-sum(np.log(similarity[i, p] / everything) for p in positives) / len(positives))
+    return np.mean(losses) if losses else 0.0
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 1], [0, 2, 0, 1, 3], [0, 0, 0, 0, 0], [0, 1, 2, 3, 4]])
+def test_supervised_contrast_equals_the_formula_pair_by_pair(labels):
+    features = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    found = regularizers.supervised_contrast(features, torch.tensor(labels)).item()
+    assert found == pytest.approx(naive_contrast(features.double().numpy(), labels), rel=1e-5)
+
+
+def test_supervised_contrast_of_maps_is_that_of_their_means():
+    maps = torch.randn(4, 6, 3, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 0, 1])
+    expected = regularizers.supervised_contrast(maps.mean((2, 3)), labels)
+    assert regularizers.supervised_contrast(maps, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1], [0, 1, 2], [0]])
+def test_supervised_contrast_has_finite_gradients_and_none_without_positives(labels):
+    features = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    regularizers.supervised_contrast(features, torch.tensor(labels)).backward()
+    assert features.grad.isfinite().all()
+    assert features.grad.any() == (len(set(labels)) < len(labels))
+
+
+def test_supervised_contrast_is_computed_in_float32_under_autocast():
+    features, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 0, 1, 1, 1])
+    expected = regularizers.supervised_contrast(features, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(regularizers.supervised_contrast(features, labels), expected)
 
 
 def test_head_l2_includes_the_bias():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from contextlib import contextmanager
@@ -14,19 +15,19 @@ import torch
 from torch.nn import functional as F
 
 from delta_tune.attention.probe_head import PENALTIES
-from delta_tune.config import TrialConfig, UserError
+from delta_tune.config import LOSS_PARTS, TrialConfig, UserError
 from delta_tune.data import training_images
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
 from delta_tune.models.backbones import build_target
-from delta_tune.results.layout import BEST_FILE
+from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 from delta_tune.training import checkpoint, trial
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import Objective
 from delta_tune.training.trial import far_above_start, lr_factor, run_trial
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
-METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
+METHODS = ("l2", "co_tuning", "bi_tuning", "l2_sp", "l2_fe", "delta_uniform", "delta")
 
 
 def quick(**settings):
@@ -46,6 +47,21 @@ def test_run_trial_same_seed_gives_the_same_numbers_bit_for_bit(task, method):
     first, second = run_trial(task, quick(regularizer=method)), run_trial(task, quick(regularizer=method))
     assert without_times(first.epochs) == without_times(second.epochs)
     assert all(torch.equal(first.model_state[k], second.model_state[k]) for k in first.model_state)
+
+
+def test_run_that_resumes_an_earlier_versions_has_rows_with_all_parts(task, tmp_path):
+    config = quick(regularizer="l2")
+    with pytest.raises(_Interrupt):
+        run_trial(task, config, _interrupt_after(1), checkpoint=tmp_path, decisive=[1])
+    with pytest.raises(_Interrupt):  # saved once the run goes on
+        run_trial(task, config, _interrupt_after(2), checkpoint=tmp_path)
+    file = tmp_path / RESUME_FILE
+    point = json.loads(file.read_text())
+    del point["rows"][0]["contrast"], point["rows"][0]["co_tuning"]
+    file.write_text(json.dumps(point))
+    heard = []
+    run_trial(task, config, heard.append, checkpoint=tmp_path)
+    assert [(row["contrast"], row["co_tuning"]) for row in heard] == [(None, None)] * 2
 
 
 def test_run_trial_another_seed_gives_other_numbers(task):
@@ -111,6 +127,14 @@ def test_run_trial_l2_equals_weight_decay_of_the_optimizer(task):
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
 
 
+def _interrupt_after(epoch):
+    def stop(row):
+        if row["epoch"] == epoch:
+            raise _Interrupt
+
+    return stop
+
+
 def _fields(config):
     return {name: getattr(config, name) for name in TrialConfig.__dataclass_fields__}
 
@@ -121,12 +145,15 @@ def test_train_loss_is_the_weighted_sum_of_its_logged_parts(task, method):
     for row in run_trial(task, config).epochs:
         penalty = (row["behavior"] or 0.0) + (row["weight_l2_sp"] or 0.0)
         total = row["cross_entropy"] + 0.7 * penalty + 0.3 * (row["head_l2"] or 0.0)
+        total += (row["co_tuning"] or 0.0) + (row["contrast"] or 0.0)
         assert row["train_loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_logged_parts_are_null_where_the_method_has_none(task):
     expected = {
         "l2": set(),
+        "co_tuning": {"co_tuning"},
+        "bi_tuning": {"contrast"},
         "l2_sp": {"weight_l2_sp", "head_l2"},
         "l2_fe": {"head_l2"},
         "delta_uniform": {"behavior", "head_l2"},
@@ -134,7 +161,7 @@ def test_logged_parts_are_null_where_the_method_has_none(task):
     }
     for method, parts in expected.items():
         row = run_trial(task, quick(regularizer=method, max_epochs=1)).epochs[0]
-        assert {p for p in ("behavior", "weight_l2_sp", "head_l2") if row[p] is not None} == parts
+        assert {part for part in LOSS_PARTS if row[part] is not None} == parts | {"cross_entropy"}
 
 
 def test_run_trial_never_changes_the_source(task):
@@ -455,7 +482,13 @@ def test_run_trial_best_epoch_is_the_first_with_the_best_metric(task):
     assert result.best_epoch == losses.index(min(losses)) + 1
 
 
-@pytest.mark.parametrize("changes", [{"regularizer": "l2"}, {"regularizer": "delta_uniform", **RECIPE}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"regularizer": method} for method in ("l2", "co_tuning", "bi_tuning")),
+        {"regularizer": "delta_uniform", **RECIPE},
+    ],
+)
 def test_run_trial_compiled_gives_the_same_numbers(task, changes):
     plain, compiled = (run_trial(task, quick(**changes), compile_with=backend) for backend in (None, "eager"))
     for row, other in zip(without_times(plain.epochs), without_times(compiled.epochs), strict=True):

@@ -33,11 +33,15 @@ CASES = [
         **{"regularizer": "delta_uniform", "augmentation": "trivial", "random_erasing": 0.5, "mixup": 0.2},
         **{"cutmix": 1.0, "early_size": 0.5},
     },
+    {"regularizer": "co_tuning"},
+    {"regularizer": "bi_tuning"},
+    {"regularizer": "delta_uniform", "co_tuning": 0.5, "contrast": 0.1},
 ]
 PLAIN, AVERAGED, ADAMW = CASES[0], CASES[5], CASES[7]
 STEPS = 6
 """Of an epoch: 36 images in batches of 6."""
 LAUNCHES = {"l2": 450, "l2_sp": 900, "l2_fe": 60, "delta_uniform": 700, "delta": 700}
+LAUNCHES |= {"co_tuning": 470, "bi_tuning": 490}
 """At most, of a step of the tiny network."""
 
 
