@@ -321,7 +321,7 @@ def _build_timm(model: str, drop_path: float | None) -> nn.Module:
         raise UserError(
             f"The model {model!r} is unknown{did_you_mean(model, known)}; timm.list_models() has the names."
         )
-    rate = {} if drop_path is None else {"drop_path_rate": drop_path}
+    rate: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
         try:
             module: nn.Module = timm.create_model(name, pretrained=False, **constructor_options(model), **rate)

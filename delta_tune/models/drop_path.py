@@ -18,7 +18,7 @@ def set_drop_path(network: nn.Module, largest: float, model: str) -> None:
     Raises:
         UserError: the network has no such modules, and `largest` is not 0.
     """
-    from timm.layers import DropPath
+    from timm.layers import DropPath  # type: ignore[attr-defined]
     from torchvision.ops import StochasticDepth
 
     names = {DropPath: "drop_prob", StochasticDepth: "p"}

@@ -16,8 +16,7 @@ def parameter_groups(model: nn.Module, head: str, config: TrialConfig) -> list[d
     """The trained parameters in groups that share a learning rate, in a fixed order; the head's group is the last.
 
     With `layer_decay` < 1 the backbone's groups are those of timm: a block each for timm's networks, 12 consecutive
-    tensors each for torchvision's. They are in order of depth; a group that is k before the head's has the multiplier
-    layer_decay^k.
+    tensors each for torchvision's. The group that is k before the head's in depth has the multiplier layer_decay^k.
 
     Args:
         model: the network; parameters that need no gradient are left out.
@@ -30,9 +29,9 @@ def parameter_groups(model: nn.Module, head: str, config: TrialConfig) -> list[d
     of_head = list(model.get_submodule(head).parameters())
     last: dict[str, Any] = {"params": of_head, "multiplier": config.head_lr_multiplier}
     if config.layer_decay == 1:
-        groups = [{"params": list(model.parameters()), "multiplier": 1.0}]
+        groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "multiplier": 1.0}]
     else:
-        from timm.optim import param_groups_layer_decay
+        from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
         if not hasattr(model, "group_matcher"):  # none of timm's: it wants to be told where the head is
             model.pretrained_cfg = {"classifier": head}  # type: ignore[assignment]

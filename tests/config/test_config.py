@@ -21,6 +21,7 @@ from delta_tune.config import (
     study_config,
 )
 from delta_tune.config.fields import Range
+from delta_tune.config.trial import BEFORE
 
 METHODS = ("l2", "l2_sp", "l2_fe", "delta_uniform", "delta")
 
@@ -213,6 +214,14 @@ def test_trial_config_is_the_same_as_its_record_read_from_a_file(method):
 
 def test_trial_config_is_the_same_as_a_record_whatever_does_not_apply():
     assert TrialConfig(regularizer="l2", alpha=3.0).same_as(TrialConfig(regularizer="l2", alpha=0.1).record())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trial_config_is_the_same_as_a_record_from_before_some_fields(method):
+    record = {name: value for name, value in TrialConfig(regularizer=method).record().items() if name not in BEFORE}
+    config = TrialConfig.from_record(record)
+    assert config.same_as(record)
+    assert not dataclasses.replace(config, optimizer="adamw").same_as(record)
 
 
 def test_trial_config_record_is_plain_values_by_field_name():
