@@ -19,7 +19,9 @@ SPACE = "space"
 _RECIPE = {"lr": 0.001, "batch_norm": "frozen", "weight_decay": 1e-4}
 _WEIGHT_DECAY = FloatDistribution(1e-5, 1e-2, log=True)
 _OF_BASELINE = {k for k, v in TrialConfig(regularizer=BASELINE).record().items() if v is not None}
-_SHARED = _OF_BASELINE - {"regularizer", "weight_decay", "max_epochs", "seed"}
+_OF_METHODS = {"regularizer", "co_tuning", "contrast"}
+"""Fields that make a method: plain L2 has its own, whatever the space or the user gives the others."""
+_SHARED = _OF_BASELINE - _OF_METHODS - {"weight_decay", "max_epochs", "seed"}
 
 
 def lacks_l2_baseline(checked: CheckedSpace) -> bool:
@@ -43,7 +45,7 @@ def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
     arms = (*(checked.choices if by_method else (SPACE,)), BASELINE)
     ranges = _ranges(checked)
     constants = _constants(checked, ranges)
-    own_method = {name: value for name, value in space.fixed.items() if name == "regularizer"}
+    own_method = {name: value for name, value in space.fixed.items() if name in _OF_METHODS}
 
     def both(trial: SpaceTrial) -> Mapping[str, Any]:
         arm = trial.suggest_categorical(ARM, arms)
@@ -51,7 +53,7 @@ def add_l2_baseline(checked: CheckedSpace, seed: int) -> CheckedSpace:
             for name, distribution in ranges.items():
                 trial.suggest(name, distribution)
             return {**constants, "regularizer": BASELINE}
-        inside = {"regularizer": arm} if by_method else own_method
+        inside = own_method | ({"regularizer": arm} if by_method else {})
         trial.fix(inside)
         return {**(space.function(trial) or {}), **inside}
 

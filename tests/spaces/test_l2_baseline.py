@@ -69,6 +69,22 @@ def test_plain_l2_is_searched_over_the_space_s_own_ranges_and_its_weight_decay()
     }
 
 
+@pytest.mark.parametrize("balance", [None, "regularizer"])
+@pytest.mark.parametrize("by", ["space", "user"])
+def test_terms_of_other_methods_are_not_plain_l2s(balance, by):
+    def function(trial):
+        trial.suggest_categorical("regularizer", ["delta", "bi_tuning"])
+        trial.suggest_float("contrast", 0.1, 1.0)
+        return {"co_tuning": 0.5} if by == "space" else {}
+
+    fixed = {} if by == "space" else {"co_tuning": 0.5, "contrast": 0.3}
+    both = add_l2_baseline(check_space(Space(name="own", function=function, fixed=fixed, balance=balance), seed=0), 0)
+    plain, others = ([c for arm, c in configs(both) if (arm == "l2") == is_plain] for is_plain in (True, False))
+    assert {(c.effective_co_tuning, c.effective_contrast) for c in plain} == {(0.0, 0.0)}
+    assert {c.co_tuning for c in others} == {0.5}
+    assert all(c.contrast >= 0.1 for c in others)
+
+
 def test_fixed_values_hold_for_both_arms_but_the_method_for_the_space_alone():
     found = configs(add_l2_baseline(checked(fixed={"regularizer": "delta", "lr": 0.02}), 0))
     assert {(arm, c.regularizer, c.lr) for arm, c in found} == {("space", "delta", 0.02), ("l2", "l2", 0.02)}
