@@ -46,10 +46,9 @@ def test_nothing_is_mixed_or_drawn_where_both_are_off():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_mixup_is_torchvisions(seed, monkeypatch):
-    share = stats.beta.ppf(drawn(seed)[1], 0.4, 0.4)
-    reference = v2.MixUp(alpha=0.4, num_classes=CLASSES)
-    monkeypatch.setattr(reference, "make_params", lambda flat: {"lam": share, "labels": LABELS, "batch_size": 6})
-    expected, expected_labels = reference(images(), LABELS)
+    share = torch.tensor(stats.beta.ppf(drawn(seed)[1], 0.4, 0.4))
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda *_: share)
+    expected, expected_labels = v2.MixUp(alpha=0.4, num_classes=CLASSES)(images(), LABELS)
     found, labels = mix(images(), LABELS, CLASSES, settings(mixup=0.4), generator(seed))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(labels, expected_labels)
@@ -60,13 +59,12 @@ def test_mixup_is_torchvisions(seed, monkeypatch):
 def test_cutmix_is_torchvisions(seed, monkeypatch):
     """Its own draws are replaced by ours: first a quantile of Beta, then the column and the row of the centre."""
     _, quantile, top, left = drawn(seed)
-    reference = v2.CutMix(alpha=0.7, num_classes=CLASSES)
     share = torch.tensor(stats.beta.ppf(quantile, 0.7, 0.7))
-    monkeypatch.setattr(reference._dist, "sample", lambda shape: share)
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda *_: share)
     centre = iter([int(left * 20), int(top * 20)])
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randint", lambda *args, **options: torch.tensor(next(centre)))
-        expected, expected_labels = reference(images(), LABELS)
+        expected, expected_labels = v2.CutMix(alpha=0.7, num_classes=CLASSES)(images(), LABELS)
     given = images()
     found, labels = mix(given, LABELS, CLASSES, settings(cutmix=0.7), generator(seed))
     assert torch.equal(found, expected)
