@@ -3,8 +3,8 @@
     python benchmarks/portfolio.py [--file recipe.jsonl] [--size 10] [--score single|mean|ensemble]
 
 Candidates are the arms of `recipe.py` that ran for as many epochs as its base on every task. The first member of the
-portfolio is the arm with the best mean accuracy over the tasks, each next one the arm with which the best of those so far
-comes closest to the best of all arms, on the mean (as the portfolios of AutoGluon and Auto-sklearn 2 are chosen).
+portfolio is the arm with the best mean accuracy over the tasks, each next one the arm with which the best of those so
+far comes closest to the best of all arms, on the mean (as the portfolios of AutoGluon and Auto-sklearn 2 are chosen).
 
 To judge it each set of photos is left out in turn, with all its sizes and networks: the portfolio is chosen on the
 others, and its regret after k trials is how far the best of its first k stays below the best of all arms on the tasks
@@ -104,9 +104,9 @@ def main() -> None:
     console.print(table)
     told = Table("order", "arm", *(f"{backbone[:9]} {name}" for backbone, name in tasks), "mean", "regret so far")
     chosen = greedy(scores, size)
-    for place, (arm, regret) in enumerate(zip(chosen, regrets(scores, chosen), strict=True), 1):
-        own = (f"{value:.1f}" for value in scores[arm])
-        told.add_row(str(place), arms[arm], *own, f"{scores[arm].mean():.1f}", f"{regret:.2f}")
+    for place, (number, regret) in enumerate(zip(chosen, regrets(scores, chosen), strict=True), 1):
+        own = [f"{value:.1f}" for value in scores[number]]
+        told.add_row(str(place), arms[number], *own, f"{scores[number].mean():.1f}", f"{regret:.2f}")
     console.print(told)
 
 

@@ -1,15 +1,15 @@
 """What does each ingredient of the recipe gain, for one run and for the mean of several?
 
-    python benchmarks/recipe.py [--quick] [--sets SET …] [--arms ARM …] [--splits 0 1 …] [--backbone NAME] [--processes 1]
+    python benchmarks/recipe.py [--quick] [--sets SET …] [--arms ARM …] [--splits 0 …] [--backbone NAME] [--processes 1]
 
 An arm is a base with some fields changed (`ARMS`). Each arm is run as a study's final runs are: on nine tenths of train
 and validation, each time without another tenth; run n of every arm has the same photos and the same seed. The test
-photos are about 500 that no run sees. Of each arm: the mean accuracy and cross entropy of the runs, of the mean of their
-weights (`mean`), and of their mean probabilities (`ensemble`); those of `mean` at 32 pixels more than it was trained with
-(`larger`); and the seconds of training.
+photos are about 500 that no run sees. Of each arm: the mean accuracy and cross entropy of the runs, of the mean of
+their weights (`mean`), and of their mean probabilities (`ensemble`); those of `mean` at 32 pixels more than it was
+trained with (`larger`); and the seconds of training.
 
-The rule, fixed before any test accuracy was seen: an ingredient comes into the default space if `mean` gains at least 0.5
-points on the mean of the tasks and loses at least 1 point on none, in no more time than the base plus a tenth.
+The rule, fixed before any test accuracy was seen: an ingredient comes into the default space if `mean` gains at least
+0.5 points on the mean of the tasks and loses at least 1 point on none, in no more time than the base plus a tenth.
 
 A row is appended to FILE after each arm, and what is there is not run again, so the program may be stopped at any time.
 `--show` only prints the table. Two arms at once want two cores.
@@ -229,14 +229,10 @@ def main() -> None:
             row = job.result()
             with file.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
-            told = " ".join(
-                f"{score} {row[score]:.1f}" for score in ("single", "mean", "ensemble", "larger", "seconds")
-            )
-            load = os.getloadavg()[0]
-            print(
-                f"{time.strftime('%H:%M:%S')} {row['set']} {row['split']} {row['arm']}: {told}, load {load:.1f}",
-                flush=True,
-            )
+            scores = ("single", "mean", "ensemble", "larger", "seconds")
+            told = " ".join(f"{score} {row[score]:.1f}" for score in scores)
+            where = f"{time.strftime('%H:%M:%S')} {row['set']} {row['split']}"
+            print(f"{where} {row['arm']}: {told}, load {os.getloadavg()[0]:.1f}", flush=True)
     show(read(file), arguments.base)
 
 

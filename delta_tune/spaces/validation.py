@@ -23,7 +23,7 @@ class CheckedSpace:
     space: Space
     drawn: tuple[Proposal, ...]
     points: tuple[dict[str, Any], ...]
-    """Coordinates of the library default, then of START."""
+    """Coordinates of START, or of the library default where that leaves nothing."""
     grid: tuple[dict[str, Any], ...]
     """Coordinates of START only."""
     notes: tuple[str, ...]
@@ -61,12 +61,7 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     for name in space.fixed:
         if name.startswith("_") and not any(name in p.helpers for p in drawn):
             raise UserError(f"--set {name}: the space {space.name} has no such helper.")
-    points, grid, notes = [], [], []
-    default = _default_point(space)
-    if isinstance(default, str):
-        notes.append(default)
-    else:
-        points.append(default)
+    grid, notes = [], []
     for point in space.start:
         contradicted = {k for k, v in space.fixed.items() if k in point and point[k] != v}
         if contradicted:
@@ -78,8 +73,13 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
         _check_point(space, point, drawn, rng)
         if point not in grid:
             grid.append(point)
-        if point not in points:
-            points.append(point)
+    points = grid
+    if not points:
+        default = _default_point(space)
+        if isinstance(default, str):
+            notes.append(default)
+        else:
+            points = [default]
     return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), grid=tuple(grid), notes=tuple(notes))
 
 
