@@ -48,8 +48,8 @@ class TrialConfig:
     regularizer: Regularizer = field(
         "delta",
         "What keeps the target near the source: weight decay (`l2`), the starting point (`l2_sp`), a frozen backbone "
-        "(`l2_fe`), or feature maps (`delta_uniform`, `delta`); `linear_probe` fits the head on the frozen backbone at "
-        "once and is a study's first trial",
+        "(`l2_fe`), feature maps (`delta_uniform`, `delta`), the source's classes (`co_tuning`), or contrast within "
+        "the batch (`bi_tuning`); `linear_probe` fits the head on the frozen backbone at once and is a study's first trial",
     )
     behavior_scale: BehaviorScale = field(
         "relative",
@@ -95,7 +95,10 @@ class TrialConfig:
     momentum: float = field(0.9, "Momentum of SGD", range=Range(0, 1, high_open=True))
     nesterov: bool = field(True, "Nesterov momentum; without effect if `momentum` is 0")
     weight_decay: float | None = field(
-        None, "Weight decay of all parameters", range=Range(0), unset="1e-4 for `l2`, 0 for the others"
+        None,
+        "Weight decay of all parameters",
+        range=Range(0),
+        unset="1e-4 for `l2`, `co_tuning` and `bi_tuning`, 0 for the others",
     )
     batch_size: int = field(32, "Images per step", range=Range(1))
     schedule: Schedule = field(
