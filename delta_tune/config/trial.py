@@ -35,6 +35,8 @@ BEFORE: dict[str, Any] = {
     **{"random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "early_size": 1.0, "co_tuning": 0.0, "contrast": 0.0},
 }
 """Field → its default in earlier versions: what their studies' trials did where nothing was written."""
+_BY_METHOD = ("weight_decay", "co_tuning", "contrast")
+"""Fields whose default the method decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +67,9 @@ class TrialConfig:
     regularizer: Regularizer = field(
         "delta",
         "What keeps the target near the source: weight decay (`l2`), the starting point (`l2_sp`), a frozen backbone "
-        "(`l2_fe`), or feature maps (`delta_uniform`, `delta`); `linear_probe` fits the head on the frozen backbone at "
-        "once and is a study's first trial",
+        "(`l2_fe`), feature maps (`delta_uniform`, `delta`), the source's classes (`co_tuning`), or contrast within "
+        "the batch (`bi_tuning`); `linear_probe` fits the head on the frozen backbone at once and is a study's first "
+        "trial",
     )
     behavior_scale: BehaviorScale = field(
         "relative",
@@ -112,7 +115,10 @@ class TrialConfig:
     momentum: float = field(0.9, "Momentum of `sgd`", range=Range(0, 1, high_open=True))
     nesterov: bool = field(True, "Nesterov momentum of `sgd`; without effect if `momentum` is 0")
     weight_decay: float | None = field(
-        None, "Weight decay of all parameters", range=Range(0), unset="1e-4 for `l2`, 0 for the others"
+        None,
+        "Weight decay of all parameters",
+        range=Range(0),
+        unset="1e-4 for `l2`, `co_tuning` and `bi_tuning`, 0 for the others",
     )
     batch_size: int = field(32, "Images per step", range=Range(1))
     schedule: Schedule = field(
@@ -254,7 +260,7 @@ class TrialConfig:
         values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])
-        for name in ("weight_decay", "co_tuning", "contrast"):
+        for name in _BY_METHOD:
             if name not in unused:
                 values[name] = getattr(self, f"effective_{name}")
         return values
@@ -273,8 +279,8 @@ class TrialConfig:
             UserError: a name that is no field.
         """
         check_names(record, "configuration")
-        values = BEFORE | {k: v for k, v in record.items() if v is not None}
-        return cls(**values)
+        before = {name: was for name, was in BEFORE.items() if name not in _BY_METHOD}  # earlier methods' are the same
+        return cls(**before | {k: v for k, v in record.items() if v is not None})
 
 
 TRIAL_FIELDS: tuple[str, ...] = tuple(fields_of(TrialConfig))

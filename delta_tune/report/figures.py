@@ -16,7 +16,7 @@ from delta_tune.console.escape import distinct_names
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.results.tables import StudyTables
 
-OTHER_COLOURS: Final = ("#009e73", "#f0e442", "#8c564b", "#7f5fc9", "#17becf")
+OTHER_COLOURS: Final = ("#f0e442", "#8c564b", "#7f5fc9", "#17becf", "#bcbd22")
 """Colours for methods that `METHODS` lacks, from a study of another version."""
 GREY, LINE = "#9a9a9a", "rgba(140, 140, 140, 0.3)"
 SCALE = "Viridis"

@@ -43,8 +43,8 @@ def epochs_bought(trials: int, study: Study) -> float:
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Seconds of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
-    unmeasured = {"behavior_scale": "raw", "head_start": "random", "co_tuning": 0.0}
-    probe = dataclasses.replace(config, regularizer=HEAVIEST, max_epochs=1, **unmeasured)
+    probe = dataclasses.replace(config, regularizer=HEAVIEST, behavior_scale="raw", head_start="random", max_epochs=1)
+    probe = dataclasses.replace(probe, co_tuning=0.0)  # it would need a pass over all images
     with torch_threads(threads):
         start = time.perf_counter()
         run_trial(task, probe)

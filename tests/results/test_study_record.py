@@ -91,6 +91,13 @@ def test_trials_of_a_resumed_study_have_the_defaults_that_were_written(begun, tm
     assert StudyRecord.read(tmp_path).trial_defaults == TrialConfig(lr=0.5, max_grad_norm=None)
 
 
+def test_methods_of_a_resumed_study_keep_their_own_strengths(begun, tmp_path):
+    begun.write(tmp_path)
+    written = StudyRecord.read(tmp_path).trial_defaults
+    assert dataclasses.replace(written, regularizer="co_tuning").effective_co_tuning == 1
+    assert dataclasses.replace(written, regularizer="bi_tuning").effective_contrast == 1
+
+
 def test_trials_of_a_study_of_an_early_version_have_the_defaults_of_that_time(begun):
     del begun.content["trial_defaults"]
     early = TrialConfig(head_start="random", head_lr_multiplier=10.0, max_grad_norm=None)

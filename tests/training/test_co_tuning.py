@@ -191,6 +191,15 @@ def test_damaged_relationship_is_learnt_again(fresh, what):
     assert np.array_equal(again.relationship, fresh.relationship)
 
 
+def test_trials_take_the_relationship_of_a_sample_that_stands_in(fresh, task):
+    fresh.measure([CONFIG])
+    whole = Measurements(dataset=task.dataset, backbone=task.backbone, seed=0, cache=None)
+    whole.stand_in(fresh)
+    whole.measure([CONFIG])
+    assert whole.relationship is fresh.relationship
+    assert not whole.features
+
+
 def test_relationship_key_depends_on_the_sources_head(fresh):
     other = {name: value + 1 for name, value in fresh.backbone.source_head.items()}
     changed = dataclasses.replace(fresh, backbone=dataclasses.replace(fresh.backbone, source_head=other))
