@@ -88,6 +88,14 @@ class StudyConfig:
     set: Mapping[str, Any] = field({}, "Fix a hyperparameter; may be repeated", group="search", metavar="KEY=VALUE")
     num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")
     max_epochs: int = field(12, "Epochs of a full trial", range=Range(1, 1_000_000), group="search", metavar="N")
+    max_steps: int | None = field(
+        None,
+        "Steps of a full trial, instead of `max_epochs`: its epochs follow from the number of training images",
+        range=Range(1, 1_000_000),
+        unset="max_epochs",
+        group="search",
+        metavar="N",
+    )
     time_budget: float | str | None = field(
         None,
         "Wall-clock time of everything, such as `45m` or `2h`; epochs and trials that are not given are chosen to fit",
@@ -202,7 +210,7 @@ class StudyConfig:
             object.__setattr__(self, name, declared.checked(getattr(self, name)))
         if self.mode not in (None, METRICS[self.metric]):
             raise UserError(f"mode must be {METRICS[self.metric]} for {self.metric}, but got {self.mode!r}.")
-        if self.grace_period > self.max_epochs:
+        if self.max_steps is None and self.grace_period > self.max_epochs:  # else its epochs may not be known yet
             raise UserError(
                 f"grace_period must not exceed max_epochs, but got {self.grace_period} and {self.max_epochs}."
             )

@@ -12,7 +12,7 @@ from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.study.attention_phase import ATTENTION_SHARE
 from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
 from delta_tune.study.schedule import SHORTEST, Means, Schedule, Wishes, choose_schedule, search_seconds
-from delta_tune.study.setup import make_search, written_settings
+from delta_tune.study.setup import make_search, steps_of_epoch, written_settings
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import (
     END_S,
@@ -136,7 +136,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
     return Means(
         seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,
-        steps=math.ceil(len(data.train) / study.configs[0].batch_size),
+        steps=steps_of_epoch(study.task, study.checked),
         slots=slots,
         confirming=confirming,
         for_confirming=LARGEST_SHARE * budget.total,

@@ -127,6 +127,9 @@ def budget_lines(study: Study) -> list[str]:
     )
     why = [f"          {sentence}" for sentence in study.why]
     epochs = format_count(config.max_epochs, "epoch")
+    if config.max_steps is not None:
+        asked = study.record.asked.get("max_epochs")
+        epochs += f"{'' if asked is None else f' instead of {asked}'} for {format_count(config.max_steps, 'step')}"
     if trials is None:
         about = "" if study.schedule is None else f", about {study.schedule.num_trials} of them"
         return [f"Budget    trials of up to {epochs} until the time is over{about}; {asks}", *why]

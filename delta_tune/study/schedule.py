@@ -41,8 +41,7 @@ class Wishes:
 
     def grace(self, epochs: int) -> int:
         """The first rung of trials of so many epochs."""
-        wanted = self.grace_period if self.grace_of is None else round(self.grace_period * epochs / self.grace_of)
-        return max(1, min(wanted, epochs))
+        return scaled_grace(self.grace_period, self.grace_of or epochs, epochs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +117,16 @@ def choose_schedule(wishes: Wishes, means: Means) -> Schedule:
 def epochs_of_set(steps: int) -> int:
     """Epochs of a full trial for a training set of so many steps, where time is no matter."""
     return min(max(math.ceil(TARGET_STEPS / steps), SHORTEST), LONGEST)
+
+
+def epochs_of_steps(max_steps: int, steps: int) -> int:
+    """Epochs of a full trial, the fewest that have `max_steps`, where an epoch has so many."""
+    return math.ceil(max_steps / steps)
+
+
+def scaled_grace(grace_period: int, grace_of: int, epochs: int) -> int:
+    """The first rung of trials of so many epochs, in [1, epochs], in proportion to that of trials of `grace_of`."""
+    return max(1, min(round(grace_period * epochs / grace_of), epochs))
 
 
 def epochs_that_fit(wishes: Wishes, means: Means, seconds: float) -> int:

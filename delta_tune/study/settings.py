@@ -42,6 +42,10 @@ def resolve_settings(
         UserError: a setting is unknown, invalid, differs from the study to resume, or must be given again.
     """
     config = study_config(given)
+    if config.max_steps is not None and "max_epochs" in given:
+        raise UserError(
+            f"--max-steps {config.max_steps} and --max-epochs {config.max_epochs} exclude each other; give one of them."
+        )
     if not config.resume:
         record = StudyRecord()
         record.study_id = new_id()
@@ -74,7 +78,7 @@ def resolve_settings(
 
 
 def settings_left_open(config: StudyConfig, record: StudyRecord, given: Mapping[str, Any]) -> frozenset[str]:
-    """The names of the settings that the time budget is to decide: nobody has given them.
+    """The names of the settings that the time budget is to decide: nobody has given them, or `max_steps` for epochs.
 
     Args:
         config: the settings.
@@ -84,6 +88,8 @@ def settings_left_open(config: StudyConfig, record: StudyRecord, given: Mapping[
     if config.time_budget is None:
         return frozenset()
     decided = {"num_trials"} if config.sampler == "grid" else set()
+    if config.max_steps is not None:
+        decided |= {"max_epochs", "grace_period"}
     return frozenset(("max_epochs", "grace_period", "num_trials")) - given.keys() - record.settled - decided
 
 

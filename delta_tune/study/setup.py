@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 
-from delta_tune.config import UserError, mask_secrets
+from delta_tune.config import StudyConfig, UserError, mask_secrets
 from delta_tune.console.progress import Progress
 from delta_tune.data.training_images import training_side
 from delta_tune.models.backbones import build_target, build_unfilled, check_output, resolve_layers
@@ -31,6 +33,7 @@ from delta_tune.study.begin_session import begin_session, claim_new_name, study_
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.known_studies import remember_study
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
+from delta_tune.study.schedule import epochs_of_steps, scaled_grace
 from delta_tune.study.settings import resolve_settings, settings_for_json, settings_left_open
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
@@ -114,6 +117,33 @@ def check_source_head(task: Task, checked: CheckedSpace) -> None:
         raise UserError(f"{fault.rstrip('.')}, or do without: {without}.")
 
 
+def steps_of_epoch(task: Task, checked: CheckedSpace) -> int:
+    """Steps of an epoch with the batch size of the space's first configuration."""
+    return math.ceil(len(task.dataset.train) / checked.drawn[0].config.batch_size)
+
+
+def with_epochs_of_steps(config: StudyConfig, steps: int, keep_grace: bool) -> StudyConfig:
+    """The settings with the epochs that `max_steps` takes.
+
+    Args:
+        config: the settings; their epochs are the default.
+        steps: of an epoch.
+        keep_grace: whether the grace period stays; else it changes in proportion to the epochs.
+
+    Raises:
+        UserError: a grace period that stays is longer than a full trial.
+    """
+    assert config.max_steps is not None, "asked only then"
+    epochs = epochs_of_steps(config.max_steps, steps)
+    if keep_grace and config.grace_period > epochs:
+        raise UserError(
+            f"--grace-period {config.grace_period} is more than the epochs of a full trial, {epochs} for "
+            f"{config.max_steps} steps; give a shorter one, or more --max-steps."
+        )
+    grace = config.grace_period if keep_grace else scaled_grace(config.grace_period, config.max_epochs, epochs)
+    return dataclasses.replace(config, max_epochs=epochs, grace_period=grace)
+
+
 def git_commit() -> str | None:
     """The git commit of the working directory; None outside a checkout."""
     try:
@@ -145,7 +175,6 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     progress = Progress(verbose=config.verbose)
     left_open = settings_left_open(config, record, settings)
     trials = plan_trials(config, record, left_open)
-    checked, notes = trials.checked, (*trials.notes, *asked)
     task = prepare(
         config.data,
         config.model,
@@ -156,6 +185,10 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         progress=progress.bar,
         **{name: getattr(config, name) for name in DATA_OPTIONS},
     )
+    if config.max_steps is not None and "max_epochs" not in record.settled:
+        config = with_epochs_of_steps(config, steps_of_epoch(task, trials.checked), "grace_period" in settings)
+        trials = plan_trials(config, record, left_open)
+    checked, notes = trials.checked, (*trials.notes, *asked)
     check_layers(task, checked)
     check_head(task, checked)
     check_early_size(task, checked)

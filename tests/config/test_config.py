@@ -263,6 +263,7 @@ def test_trial_config_from_record_refuses_an_unknown_name():
         ("num_trials", True),
         ("num_trials", float("inf")),
         ("max_epochs", 0),
+        *(("max_steps", 0), ("max_steps", 1.5), ("max_steps", 1_000_001)),
         ("grace_period", 0),
         ("grace_period", 1.5),
         ("reduction_factor", 1),
@@ -294,6 +295,7 @@ def test_study_config_refuses_a_value_that_is_not_allowed(name, value):
         *(("test_fraction", 0), ("train_fraction", 1), ("gpus_per_trial", 0), ("gpus_per_trial", 0.25)),
         *(("cpus_per_trial", 0.5), ("reduction_factor", 1.5), ("verbose", 0), ("num_trials", 1)),
         *(("final_runs", 0), ("final_runs", 2), ("final_runs", 10), ("members", 1), ("members", 5)),
+        *(("max_steps", 1), ("max_steps", 1_000_000), ("max_steps", None)),
     ],
 )
 def test_study_config_takes_the_ends_of_its_ranges(name, value):
@@ -337,6 +339,10 @@ def test_study_config_takes_the_mode_of_the_metric(metric):
 def test_study_config_refuses_a_grace_period_over_max_epochs():
     with pytest.raises(UserError, match=r"grace_period must not exceed max_epochs, but got 5 and 4"):
         StudyConfig(grace_period=5, max_epochs=4)
+
+
+def test_study_config_leaves_a_grace_period_of_epochs_that_are_not_known_yet():
+    assert StudyConfig(grace_period=20, max_steps=1000).grace_period == 20
 
 
 @pytest.mark.parametrize(("runs", "members"), [(0, 2), (2, 3), (5, 6)])

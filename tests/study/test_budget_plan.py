@@ -11,6 +11,7 @@ import pytest
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.results.columns import EPOCH_COLUMNS
+from delta_tune.search.asha import rung_epochs
 from delta_tune.study import budget_plan
 from delta_tune.study.budget_plan import plan_by_budget
 from delta_tune.study.plan import budget_lines
@@ -168,6 +169,88 @@ def test_without_a_time_budget_nothing_is_chosen(settings):
     study = prepare_study({**settings, "time_budget": None})
     assert (study.num_trials, study.config.max_epochs, study.left_open) == (16, 12, frozenset())
     assert budget_lines(study)[0].startswith("Budget    16 trials of up to 12 epochs; ")
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs", "grace"),
+    [
+        *(({"max_steps": 216}, 24, 2), ({"max_steps": 217}, 25, 2), ({"max_steps": 1}, 1, 1)),
+        ({"max_steps": 216, "grace_period": 5}, 24, 5),
+        ({"max_steps": 216, "grace_period": 20}, 24, 20),
+    ],
+)
+def test_steps_become_epochs_of_the_training_images(settings, given, epochs, grace):
+    study = prepare_study({**settings, "time_budget": None, **given})
+    open_study(study)
+    assert (study.config.max_epochs, study.config.grace_period, study.num_trials) == (epochs, grace, 16)
+    assert {proposal.config.max_epochs for proposal in study.checked.drawn} == {epochs}
+    assert study.searcher.suggest("first")["max_epochs"] == epochs
+    assert study.scheduler.rungs == rung_epochs(epochs, grace, 4)
+
+
+def test_plan_says_which_steps_the_epochs_are_for(settings):
+    study = prepare_study({**settings, "time_budget": None, "max_steps": 50, "confirm": 2})
+    assert budget_lines(study)[0].startswith("Budget    16 trials of up to 6 epochs for 50 steps; ASHA asks ")
+    assert any("seeds and splits, 6 epochs each" in note for note in study.notes)
+
+
+def test_steps_and_epochs_exclude_each_other(settings):
+    said = r"^--max-steps 50 and --max-epochs 12 exclude each other; give one of them\.$"
+    with pytest.raises(UserError, match=said):
+        prepare_study({**settings, "max_steps": 50, "max_epochs": 12})
+
+
+def test_grace_period_longer_than_the_steps_is_refused(settings):
+    said = r"^--grace-period 7 is more than the epochs of a full trial, 6 for 50 steps; give a shorter one, "
+    with pytest.raises(UserError, match=said):
+        prepare_study({**settings, "max_steps": 50, "grace_period": 7})
+    assert prepare_study({**settings, "max_steps": 50, "grace_period": 6}).config.grace_period == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs"), [({"max_steps": 423}, 47), ({"max_steps": 9}, 1), ({"max_steps": 108, "num_trials": 24}, 12)]
+)
+def test_steps_that_fit_into_a_time_budget_are_kept(settings, planned, given, epochs):
+    study = planned({**settings, **given}, 1)
+    assert study.config.max_epochs == written(study)["max_epochs"] == epochs
+    assert f"trials of up to {epochs} epoch{'s' * (epochs > 1)} for {given['max_steps']} st" in budget_lines(study)[0]
+
+
+def test_steps_that_do_not_fit_into_a_time_budget_are_shortened_as_their_epochs_are(settings, planned):
+    study = planned({**settings, "max_steps": 216, "num_trials": 24}, 60)
+    epochs = planned({**settings, "max_epochs": 24, "grace_period": 2, "num_trials": 24, "name": "t"}, 60)
+    assert study.config.max_epochs == epochs.config.max_epochs < 24
+    assert study.config.grace_period == epochs.config.grace_period
+    line, *why = budget_lines(study)
+    assert f" of up to {epochs.config.max_epochs} epochs instead of 24 for 216 steps; ASHA" in line
+    assert any("24 trials of up to 24 epochs would take about" in sentence for sentence in why)
+
+
+@pytest.mark.parametrize("budget", [None, "1h"])
+def test_resumed_study_of_steps_keeps_its_epochs(settings, planned, budget):
+    given = {**settings, "max_steps": 216, "num_trials": 24, "time_budget": budget}
+    study = planned(given, 60)
+    study.searcher.suggest("first")
+    study.tables.write()
+    for again in ({}, {"max_steps": 216}, {"max_epochs": study.config.max_epochs}):
+        config = prepare_study({**settings, **again, "resume": True}).config
+        assert (config.max_epochs, config.grace_period) == (study.config.max_epochs, study.config.grace_period)
+        assert config.max_steps == 216
+    with pytest.raises(UserError, match="was begun with max_steps 216 and cannot be resumed with 217"):
+        prepare_study({**given, "max_steps": 217, "resume": True})
+
+
+def test_study_of_a_version_without_steps_is_resumed_with_its_epochs(settings):
+    study = prepare_study({**settings, "time_budget": None, "max_epochs": 5})
+    open_study(study)
+    file = study.folder / "study.json"
+    content = json.loads(file.read_text())
+    del content["settings"]["max_steps"]
+    file.write_text(json.dumps(content))
+    again = prepare_study({**settings, "resume": True})
+    assert (again.config.max_epochs, again.config.max_steps) == (5, None)
+    with pytest.raises(UserError, match="was begun with max_steps None and cannot be resumed with 50"):
+        prepare_study({**settings, "resume": True, "max_steps": 50})
 
 
 def test_plan_expects_as_many_epochs_as_the_schedule_counts(settings, planned):

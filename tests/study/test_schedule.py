@@ -18,6 +18,7 @@ from delta_tune.study.schedule import (
     Wishes,
     choose_schedule,
     epochs_of_set,
+    epochs_of_steps,
     expected_epochs,
     passing,
     search_seconds,
@@ -105,6 +106,10 @@ def test_several_full_trials_fit_once_there_are_more_epochs_than_the_fewest(mean
 def test_full_trials_have_as_many_steps_whatever_the_size_of_the_set():
     assert [epochs_of_set(steps) for steps in (20, 40, 80)] == [TARGET_STEPS // steps for steps in (20, 40, 80)]
     assert (epochs_of_set(1), epochs_of_set(10**6)) == (LONGEST, SHORTEST)
+
+
+def test_steps_have_as_few_epochs_as_hold_them():
+    assert [epochs_of_steps(60, steps) for steps in (1, 10, 11, 30, 31, 60, 61)] == [60, 6, 6, 2, 2, 1, 1]
 
 
 def test_what_is_left_open_is_chosen():
