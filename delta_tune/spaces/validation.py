@@ -63,7 +63,8 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     notes: list[str] = []
     for point in space.start:
         if contradicted := space.contradicted(point):
-            notes.append(f"The starting point {point} is left out: {', '.join(contradicted)} is fixed to another value.")
+            names = ", ".join(contradicted)
+            notes.append(f"The starting point {point} is left out: {names} is fixed to another value.")
             continue
         point = {k: v for k, v in point.items() if k not in space.fixed}
         _check_point(space, point, drawn, rng)
