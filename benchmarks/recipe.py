@@ -180,11 +180,8 @@ def show(rows: Sequence[dict[str, Any]], base: str) -> None:
     for backbone, name in tasks:
         of_base = [row for row in own if (row["backbone"], row["set"]) == (backbone, name)]
         if of_base:
-            told = ", ".join(
-                f"{score} {np.mean([row[score] for row in of_base]):.1f}"
-                for score in ("single", "mean", "ensemble", "larger")
-            )
-            print(f"{base}, {backbone}, {name}: {told}")
+            scored = (f"{score} {np.mean([row[score] for row in of_base]):.1f}" for score in scores[:4])
+            print(f"{base}, {backbone}, {name}: {', '.join(scored)}")
 
 
 def _log_seconds(rows: Sequence[dict[str, Any]], arm: str, base: str) -> list[float]:

@@ -56,7 +56,7 @@ SPACE = Space(
     name="curves",
     function=curves_space,
     base=BASE,
-    # The library default first, which this space cannot express by itself: its schedule is a helper. Then methods.py's.
+    # The library default in the space's coordinates, whose schedule is a helper; then one point of each other method.
     start=(
         {"regularizer": "delta", **RECIPE, "alpha": 1.0, "beta": 0.01, "attention_temperature": 5.0},
         {"regularizer": "l2", **RECIPE, "weight_decay": 1e-4},

@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_map_only
 
 from delta_tune.config import TrialConfig
 from delta_tune.models import cuda_graph
-from delta_tune.models.backbones import build_unfilled
+from delta_tune.models.architectures import build_unfilled
 from delta_tune.training import fused_behavior
 from delta_tune.training.task import Task, prepare
 from delta_tune.training.trial import run_trial

@@ -17,7 +17,7 @@ from PIL import Image
 
 from delta_tune.attention.layer_attention import LayerAttention
 from delta_tune.config import TrialConfig
-from delta_tune.models.backbones import build_unfilled
+from delta_tune.models.architectures import build_unfilled
 from delta_tune.training.task import Task, prepare
 
 MOST_TURNS = 7

@@ -20,7 +20,7 @@ from delta_tune.filesystem.atomic import atomic_write, write_json
 from delta_tune.inference.ensemble import Flipped, members_of
 from delta_tune.inference.formats import SUFFIXES, Format
 from delta_tune.inference.model import Model
-from delta_tune.models.backbones import constructor_options
+from delta_tune.models.architectures import constructor_options
 from delta_tune.models.hooked_layers import first_line
 from delta_tune.results.layout import CONFIG_FILE
 

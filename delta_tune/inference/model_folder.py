@@ -31,7 +31,8 @@ from delta_tune.filesystem.untrusted import (
 )
 from delta_tune.filesystem.uris import open_filesystem, read_regular
 from delta_tune.inference.ensemble import combine
-from delta_tune.models.backbones import Backbone, build_architecture, check_output, load_state
+from delta_tune.models.architectures import build_architecture
+from delta_tune.models.backbones import Backbone, check_output, load_state
 from delta_tune.results.layout import (
     BEST,
     CONFIG_FILE,

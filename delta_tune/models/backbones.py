@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,27 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
 from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_layers
 from delta_tune.data.images import Preprocessing
-from delta_tune.models.drop_path import set_drop_path
+from delta_tune.models.architectures import build_architecture, build_unfilled, replace_head
 from delta_tune.models.feature_maps import head_function
 from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_line
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
 
-HEAD_STD = 0.01
 _FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
-
-# With auxiliary heads these networks would return several tensors. torchvision's weights for them expect inputs
-# normalised like all others and convert them internally.
-_TORCHVISION_OPTIONS: dict[str, dict[str, bool]] = {
-    name: {"aux_logits": False, "init_weights": False, "transform_input": True}
-    for name in ("googlenet", "inception_v3")
-}
-# Networks of timm that average the logits of two heads unless they are built for training without a teacher
-_TIMM_DISTILLED = ("repvit_", "efficientformerv2_", "iformer_")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -154,26 +141,6 @@ def build_source_head(backbone: Backbone, device: torch.device) -> tuple[nn.Modu
     return head, head_function(module, backbone.head, image_size=backbone.preprocessing.image_size)
 
 
-def build_architecture(
-    model: str,
-    head: str,
-    num_classes: int,
-    generator: torch.Generator | None = None,
-    drop_path: float | None = None,
-) -> nn.Module:
-    """Build the network with a head of `num_classes` outputs; all parameters except the head's must still be loaded."""
-    module = build_unfilled(model, drop_path)
-    _replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
-    return module
-
-
-def constructor_options(model: str) -> dict[str, Any]:
-    """Keywords, besides the number of classes, with which the library's own constructor builds the same network."""
-    if model.startswith("timm:"):
-        return {"distillation": False} if model.removeprefix("timm:").startswith(_TIMM_DISTILLED) else {}
-    return _TORCHVISION_OPTIONS.get(model, {})
-
-
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a state dict with exactly the module's names and shapes into it.
 
@@ -244,113 +211,6 @@ def resolve_layers(backbone: Backbone, layers: str | tuple[str, ...]) -> tuple[s
     return tuple(name for name in backbone.channels if name in names)
 
 
-_RANDOM_INITIALISERS: tuple[Callable[..., Any], ...] = (
-    init.uniform_,
-    init.normal_,
-    init.trunc_normal_,
-    init.orthogonal_,
-    init.xavier_uniform_,
-    init.xavier_normal_,
-    init.kaiming_uniform_,
-    init.kaiming_normal_,
-)
-
-
-class _WithoutRandomInit(TorchFunctionMode):
-    """Skips the initialisation of parameters that will be overwritten, which takes seconds for large networks.
-
-    Unlike a build on the meta device, it leaves constants and non-persistent buffers correct.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _RANDOM_INITIALISERS:
-            return args[0] if args else kwargs["tensor"]
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            # Truncated normals are redrawn until all values fit; the mean or the lower bound always fits.
-            start = args[1] if len(args) > 1 else kwargs.get("mean", kwargs.get("from", 0.0))
-            return args[0].fill_(start)
-        return func(*args, **kwargs)
-
-
-def build_unfilled(model: str, drop_path: float | None = None) -> nn.Module:
-    """Build the architecture with uninitialised parameters, without in-place activations or auxiliary heads.
-
-    Args:
-        model: as in `load_backbone`.
-        drop_path: the largest probability with which a residual branch is dropped in train mode; None leaves them to
-            the library's constructor.
-
-    Raises:
-        UserError: the model is unknown, or has no such branches and `drop_path` is not 0.
-    """
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutRandomInit():
-        warnings.simplefilter("ignore")  # deprecated aliases
-        module = _build_timm(model, drop_path) if model.startswith("timm:") else _build_torchvision(model)
-    for part in module.modules():
-        if getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]  # would overwrite feature maps
-    if drop_path is not None:
-        set_drop_path(module, drop_path, model)
-    return module
-
-
-def _build_torchvision(model: str) -> nn.Module:
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if model not in known:
-        import timm
-
-        if timm.is_model(model):
-            raise UserError(f"The model {model!r} is not of torchvision.models but of timm; give timm:{model}.")
-        raise UserError(
-            f"The model {model!r} is unknown{did_you_mean(model, known)}; give a classification network of "
-            "torchvision.models by its name, or timm:NAME."
-        )
-    module: nn.Module = models.get_model(model, weights=None, **constructor_options(model))
-    return module
-
-
-def _build_timm(model: str, drop_path: float | None) -> nn.Module:
-    import timm
-
-    name = model.removeprefix("timm:")
-    if not timm.is_model(name):
-        known = [f"timm:{known}" for known in timm.list_models()]
-        raise UserError(
-            f"The model {model!r} is unknown{did_you_mean(model, known)}; timm.list_models() has the names."
-        )
-    rate: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
-    try:
-        try:
-            module: nn.Module = timm.create_model(name, pretrained=False, **constructor_options(model), **rate)
-        except TypeError:  # its constructor takes no rate
-            module = timm.create_model(name, pretrained=False, **constructor_options(model))
-    except RuntimeError as error:  # a tag that the architecture does not have
-        raise UserError(f"timm cannot build {model!r} ({error}); leave the part after the dot out.") from error
-    return module
-
-
-def _replace_head(module: nn.Module, head: str, num_classes: int, generator: torch.Generator) -> None:
-    try:
-        old = module.get_submodule(head)
-    except AttributeError:
-        old = None
-    if not isinstance(old, nn.Linear | nn.Conv2d):
-        raise UserError(f"The network has no head {head!r}, a Linear or Conv2d; give the head's own module path.")
-    new: nn.Linear | nn.Conv2d
-    with _WithoutRandomInit():
-        if isinstance(old, nn.Conv2d):
-            new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
-        else:
-            new = nn.Linear(old.in_features, num_classes)
-    assert new.bias is not None
-    init.normal_(new.weight, std=HEAD_STD, generator=generator)
-    init.zeros_(new.bias)
-    module.set_submodule(head, new)
-
-
 def _copy_state(module: nn.Module, backbone: Backbone) -> None:
     own = {k: v for k, v in module.state_dict().items() if not k.startswith(f"{backbone.head}.")}
     assert own.keys() == backbone.state.keys(), "the backbone was loaded with another version of its library"
@@ -366,7 +226,7 @@ def _check_forward(module: nn.Module, model: str, head: str, image_size: int, st
             f"{stride}; give --image-size {stride} or more."
         )
     old = module.get_submodule(head)
-    _replace_head(module, head, 2, torch.Generator().manual_seed(0))
+    replace_head(module, head, 2, torch.Generator().manual_seed(0))
     try:
         logits = _run(module, image_size)
     except _FORWARD_ERRORS:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from delta_tune.models.backbones import Backbone, build_architecture, load_state
+from delta_tune.models.architectures import build_architecture
+from delta_tune.models.backbones import Backbone, load_state
 
 
 def state_arrays(network: nn.Module) -> dict[str, np.ndarray]:

@@ -94,7 +94,7 @@ class _Running:
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
-    """Proposes a study's trials: unfinished ones, the library default, START, then what Optuna samples.
+    """Proposes a study's trials: unfinished ones, the starting points, then what Optuna samples.
 
     If the space balances a hyperparameter, its choices take turns and each has an Optuna study of its own: one method's
     best learning rate says little about another's, and each gets the same number of trials.

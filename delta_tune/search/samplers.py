@@ -56,19 +56,24 @@ def space_for(kind: Sampler, checked: CheckedSpace) -> CheckedSpace:
     """The space as this sampler runs it: `grid` takes the points of START in their order, whatever it balances."""
     if kind != "grid":
         return checked
-    unbalanced = dataclasses.replace(checked.space, balance=None)
-    return dataclasses.replace(checked, space=unbalanced, points=checked.grid)
+    return dataclasses.replace(checked, space=dataclasses.replace(checked.space, balance=None))
 
 
 def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:
     """A note if the sampler does less than users may expect.
 
     Raises:
-        UserError: the sampler does not support this space, needs a missing package, or is `grid` without START.
+        UserError: the sampler does not support this space, needs a missing package, or is `grid` without a point of
+            START.
     """
     space = checked.space
     if kind == "grid" and not space.start:
         raise UserError(f"--sampler grid runs the points of START alone, but {space.name} has none; add START = […].")
+    if kind == "grid" and all(space.contradicted(point) for point in space.start):
+        raise UserError(
+            f"--sampler grid runs the points of START alone, but --set contradicts each one of {space.name}; leave "
+            f"--set {', '.join(sorted({name for point in space.start for name in space.contradicted(point)}))} out."
+        )
     if kind == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise UserError('--sampler cmaes needs the package cmaes; install it with pip install "delta-tune[cmaes]".')
     if kind in WITHOUT_CONDITIONS and (names := conditional_params(checked)):

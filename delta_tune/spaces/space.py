@@ -134,6 +134,10 @@ class Space:
             distributions=trial.distributions,
         )
 
+    def contradicted(self, point: Mapping[str, Any]) -> list[str]:
+        """Names in a starting point that are fixed to another value."""
+        return sorted(name for name, value in self.fixed.items() if name in point and point[name] != value)
+
     def with_fixed(self, **values: Any) -> Space:
         """This space with some hyperparameters fixed."""
         start = tuple(

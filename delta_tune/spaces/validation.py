@@ -24,8 +24,6 @@ class CheckedSpace:
     drawn: tuple[Proposal, ...]
     points: tuple[dict[str, Any], ...]
     """Coordinates of START, or of the library default where that leaves nothing."""
-    grid: tuple[dict[str, Any], ...]
-    """Coordinates of START only."""
     notes: tuple[str, ...]
     """Messages for the plan: which points are left out, and why."""
 
@@ -61,26 +59,24 @@ def check_space(space: Space, seed: int) -> CheckedSpace:
     for name in space.fixed:
         if name.startswith("_") and not any(name in p.helpers for p in drawn):
             raise UserError(f"--set {name}: the space {space.name} has no such helper.")
-    grid, notes = [], []
+    points: list[dict[str, Any]] = []
+    notes: list[str] = []
     for point in space.start:
-        contradicted = {k for k, v in space.fixed.items() if k in point and point[k] != v}
-        if contradicted:
-            notes.append(
-                f"The starting point {point} is left out: {', '.join(sorted(contradicted))} is fixed to another value."
-            )
+        if contradicted := space.contradicted(point):
+            names = ", ".join(contradicted)
+            notes.append(f"The starting point {point} is left out: {names} is fixed to another value.")
             continue
         point = {k: v for k, v in point.items() if k not in space.fixed}
         _check_point(space, point, drawn, rng)
-        if point not in grid:
-            grid.append(point)
-    points = grid
+        if point not in points:
+            points.append(point)
     if not points:
         default = _default_point(space)
         if isinstance(default, str):
             notes.append(default)
         else:
             points = [default]
-    return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), grid=tuple(grid), notes=tuple(notes))
+    return CheckedSpace(space=space, drawn=tuple(drawn), points=tuple(points), notes=tuple(notes))
 
 
 def random_answers(rng: np.random.Generator) -> Answer:

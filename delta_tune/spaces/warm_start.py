@@ -46,11 +46,10 @@ def best_configurations(study: str, out: Path) -> list[Values]:
 
 
 def add_starting_points(checked: CheckedSpace, found: Sequence[Values]) -> CheckedSpace:
-    """Add configurations to the starting points: after the library default, before the space's own.
+    """Add configurations to the starting points, before those that the space has.
 
     Configurations that the space cannot express are left out, with a message.
     """
-    first = [point for point in checked.points if point not in checked.grid]
     points, notes = [], []
     for values in found:
         inside = {name: value for name, value in values.items() if name not in checked.space.fixed}
@@ -63,9 +62,8 @@ def add_starting_points(checked: CheckedSpace, found: Sequence[Values]) -> Check
             notes.append(point)
         elif point not in points:
             points.append(point)
-    own = [point for point in checked.points if point not in first and point not in points]
-    rest = [point for point in points if point not in first]
-    return dataclasses.replace(checked, points=(*first, *rest, *own), notes=(*checked.notes, *dict.fromkeys(notes)))
+    own = [point for point in checked.points if point not in points]
+    return dataclasses.replace(checked, points=(*points, *own), notes=(*checked.notes, *dict.fromkeys(notes)))
 
 
 def _values(tables: StudyTables, number: int) -> Values:

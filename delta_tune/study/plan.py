@@ -95,7 +95,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"Hooks     {layers}",
         f"Space     {space.name}: {describe(space)}".rstrip(": "),
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),
-        f"          {len(checked.points)} starting points first",
+        f"          {format_count(len(checked.points), 'starting point')} first",
         *(f"          {sentence}" for sentence in checked.notes),
         *budget_lines(study),
         f"Resources {format_count(resources.slots, 'trial')} at a time, each with {resources.for_one_trial}, "

@@ -17,7 +17,8 @@ import torch
 from delta_tune.config import StudyConfig, UserError, mask_secrets
 from delta_tune.console.progress import Progress
 from delta_tune.data.training_images import training_side
-from delta_tune.models.backbones import build_target, build_unfilled, check_output, resolve_layers
+from delta_tune.models.architectures import build_unfilled
+from delta_tune.models.backbones import build_target, check_output, resolve_layers
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.layout import SHARED_CACHE
 from delta_tune.results.mirror import push_or_raise

@@ -49,7 +49,7 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
     trials: int | None = None
     note = beside = confirmed = None
     if config.sampler == "grid":
-        trials = len(checked.grid)
+        trials = len(checked.points)
         note = f"{trials} trials, the points of START: what the sampler grid runs."
     else:
         if "num_trials" not in left_open:
@@ -66,7 +66,8 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
         found = record.start_from
         if found is None:
             found = record.start_from = best_configurations(config.start_from, config.out)
-        checked = add_starting_points(checked, found)
+        if config.sampler != "grid":
+            checked = add_starting_points(checked, found)
     if config.confirm:
         each_run = f"{config.max_epochs} epochs each" if config.time_budget is None else "as long as a full trial"
         confirmed = (

@@ -18,7 +18,8 @@ from delta_tune.inference import export
 from delta_tune.inference.ensemble import Ensemble
 from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
-from delta_tune.models.backbones import build_architecture, build_target, build_unfilled
+from delta_tune.models.architectures import build_architecture, build_unfilled
+from delta_tune.models.backbones import build_target
 from delta_tune.models.hooked_layers import find_layers
 
 

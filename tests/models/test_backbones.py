@@ -16,12 +16,12 @@ from torch import nn
 
 from delta_tune.config import UserError
 from delta_tune.data.images import open_image, to_square
+from delta_tune.models.architectures import build_unfilled
 from delta_tune.models.backbones import (
     Backbone,
     build_source,
     build_source_head,
     build_target,
-    build_unfilled,
     load_backbone,
     load_state,
     resolve_layers,
@@ -119,20 +119,6 @@ def test_network_without_classifier_is_refused() -> None:
     headless = nn.Sequential(*list(random_model("resnet18").children())[:-1]).eval()
     with pytest.raises(UserError, match="head cannot be replaced"):
         find_layers(headless, "headless")
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("resnet5", "did you mean resnet50"),
-        ("timm:resnet5O", "did you mean timm:resnet50"),
-        ("seresnet50", "give timm:seresnet50"),
-        ("fasterrcnn_resnet50_fpn", "unknown"),
-    ],
-)
-def test_unknown_model_is_refused_with_the_nearest(name: str, hint: str) -> None:
-    with pytest.raises(UserError, match=hint):
-        load_backbone(name, None, None)
 
 
 def test_demo_holds_the_packages_tensors_in_order(demo: Backbone) -> None:
@@ -516,21 +502,6 @@ def test_target_head_is_drawn_from_the_generator_alone(small: Backbone) -> None:
     assert torch.equal(heads[0].weight, heads[1].weight)
     assert heads[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not heads[0].bias.any()
-
-
-@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:convnext_atto", "inception_v3"])
-def test_building_leaves_the_global_generator_and_constants_alone(name: str) -> None:
-    before = torch.get_rng_state()
-    built = build_unfilled(name)
-    assert torch.equal(torch.get_rng_state(), before)
-    parameters = {key for key, _ in built.named_parameters()}
-    for key, value in random_model(name).named_buffers():
-        if key not in parameters and not key.startswith("AuxLogits"):
-            assert torch.equal(built.get_buffer(key), value)
-
-
-def test_every_activation_is_out_of_place(small: Backbone) -> None:
-    assert not any(getattr(module, "inplace", False) for module in build_source(small).modules())
 
 
 def test_layers_by_group(small: Backbone) -> None:

@@ -10,7 +10,7 @@ from torchvision.models import efficientnet_b0
 from torchvision.ops import StochasticDepth
 
 from delta_tune.config import UserError
-from delta_tune.models.backbones import build_unfilled
+from delta_tune.models.architectures import build_unfilled
 from delta_tune.models.drop_path import set_drop_path
 
 

@@ -77,6 +77,13 @@ def test_grid_without_starting_points_is_refused():
     assert check_sampler("grid", checked(plain, start=({"lr": 0.01},))) is None
 
 
+def test_grid_is_refused_where_fixed_values_contradict_every_starting_point():
+    start = ({"lr": 0.01}, {"lr": 0.02, "batch_size": 8})
+    with pytest.raises(UserError, match=r"--set contradicts each one of mine.py; leave --set lr out\.$"):
+        check_sampler("grid", checked(plain, start=start, fixed={"lr": 0.03}))
+    assert check_sampler("grid", checked(plain, start=start, fixed={"lr": 0.02})) is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampler_draws_the_same_for_the_same_seed_and_number(kind):
     if kind == "cmaes":

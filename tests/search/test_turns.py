@@ -121,7 +121,7 @@ def test_one_slot_runs_one_trial_before_attention_is_measured():
 def test_one_slot_begins_with_a_later_number_where_the_first_needs_attention():
     start = ({"regularizer": "delta", "lr": 0.01}, {"regularizer": "l2", "lr": 0.01})
     search = Search(attention=Attention(is_under_way=False), balance=None, start=start)
-    assert search.run(1) == [(3, "l2")], "the library default and the first starting point are delta"
+    assert search.run(1) == [(2, "l2")], "the first starting point is delta"
     assert search.ask() == Searcher.FINISHED
 
 
@@ -173,11 +173,9 @@ def test_trial_runs_with_the_configuration_that_attention_leaves_it():
 def test_numbers_that_an_earlier_session_put_aside_come_first_with_their_starting_points(balance):
     start = [{"regularizer": method, "lr": lr} for lr in (0.01, 0.02) for method in ("delta", "l2")]
     turns = Turns(check_space(Space(name="mine.py", function=methods, balance=balance, start=tuple(start)), 0), 1, 9)
-    aside = 2 if balance else 1  # one is the turn of l2, or of the library default, which is delta
-    had = {1: start[1]} if balance else {}
-    had[3] = start[3] if balance else start[1]
+    aside, had = (2, {1: start[1], 3: start[3]}) if balance else (1, {2: start[1]})  # l2 has the first turn
     turns.restore(had, {})
     coming = turns.upcoming(attention=True)
     assert next(coming) == aside
-    assert turns.point(aside) == {"lr": 0.001} | ({} if balance else {"regularizer": "delta"})
-    assert next(coming) == (4 if balance else 2)
+    assert turns.point(aside) == {"lr": 0.01} | ({} if balance else {"regularizer": "delta"})
+    assert next(coming) == (4 if balance else 3)

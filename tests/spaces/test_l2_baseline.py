@@ -99,13 +99,17 @@ def test_balanced_methods_get_plain_l2_as_one_more():
 @pytest.mark.parametrize("balance", [None, "regularizer"])
 def test_starting_points_stay_and_plain_l2_begins_with_its_recipe(balance):
     start = ({"regularizer": "delta_uniform", "lr": 0.005},)
-    base = TrialConfig(batch_norm="train", lr=0.002)
-    both = add_l2_baseline(checked(balance=balance, base=base, start=start), 0)
-    first, *_, plain = both.points
-    assert first["lr"] == 0.002, "the library default, which a helper alone would have hidden"
-    assert plain == {ARM: "l2", "lr": 0.001, "weight_decay": 1e-4}
-    uniform = {"lr": 0.005} | ({ARM: "delta_uniform"} if balance else {ARM: "space", "regularizer": "delta_uniform"})
-    assert uniform in both.points
+    both = add_l2_baseline(checked(balance=balance, start=start), 0)
+    uniform = {ARM: "delta_uniform"} if balance else {ARM: "space", "regularizer": "delta_uniform"}
+    assert both.points == ({"lr": 0.005, **uniform}, {ARM: "l2", "lr": 0.001, "weight_decay": 1e-4})
+
+
+@pytest.mark.parametrize("balance", [None, "regularizer"])
+def test_library_default_stays_where_the_space_has_no_starting_points(balance):
+    both = add_l2_baseline(checked(balance=balance, base=TrialConfig(batch_norm="train", lr=0.002)), 0)
+    default, plain = both.points
+    assert (default[ARM], default["lr"]) == ("delta" if balance else "space", 0.002)
+    assert plain[ARM] == "l2"
 
 
 def test_groups_are_the_arms_or_the_methods(tmp_path):

@@ -71,15 +71,25 @@ def test_best_configurations_of_no_study_are_refused(tmp_path):
         best_configurations("missing", tmp_path)
 
 
-def test_starting_points_come_after_the_default_and_before_the_space_s_own(tables, tmp_path):
+@pytest.mark.parametrize(
+    ("start", "own"),
+    [
+        (({"regularizer": "l2", "lr": 0.003},), {"regularizer": "l2", "lr": 0.003}),
+        ((), {"regularizer": "delta", "alpha": 1.0, "lr": 0.001}),
+    ],
+    ids=["START", "library default"],
+)
+def test_starting_points_come_before_the_space_s_own(tables, tmp_path, start, own):
     add(tables, 0.5, regularizer="delta", alpha=2.0, lr=0.002)
-    space = checked(start=({"regularizer": "l2", "lr": 0.003},))
-    found = add_starting_points(space, best_configurations("first", tmp_path)).points
-    assert found == (
-        {"regularizer": "delta", "alpha": 1.0, "lr": 0.001},
-        {"regularizer": "delta", "alpha": 2.0, "lr": 0.002},
-        {"regularizer": "l2", "lr": 0.003},
-    )
+    found = add_starting_points(checked(start=start), best_configurations("first", tmp_path)).points
+    assert found == ({"regularizer": "delta", "alpha": 2.0, "lr": 0.002}, own)
+
+
+def test_starting_point_of_the_earlier_study_that_is_the_space_s_own_is_tried_once(tables, tmp_path):
+    add(tables, 0.5, regularizer="l2", lr=0.003)
+    start = ({"regularizer": "l2", "lr": 0.001}, {"regularizer": "l2", "lr": 0.003})
+    found = add_starting_points(checked(start=start), best_configurations("first", tmp_path)).points
+    assert found == (start[1], start[0])
 
 
 def test_starting_points_survive_study_json(tables, tmp_path):
@@ -98,7 +108,7 @@ def test_what_the_space_cannot_express_is_said(tables, tmp_path):
 def test_fixed_values_hold_against_the_earlier_study(tables, tmp_path):
     add(tables, 0.5, regularizer="delta", alpha=2.0, lr=0.002)
     found = add_starting_points(checked(fixed={"lr": 0.005}), best_configurations("first", tmp_path))
-    assert found.points[1] == {"regularizer": "delta", "alpha": 2.0}
+    assert found.points[0] == {"regularizer": "delta", "alpha": 2.0}
 
 
 def test_plain_l2_of_the_earlier_study_goes_to_its_arm(tables, tmp_path):

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from delta_tune.config import StudyConfig
-from delta_tune.models.backbones import build_architecture
+from delta_tune.models.architectures import build_architecture
 from delta_tune.report.held_out import HeldOut
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
 from delta_tune.study.final_model import checked_means, describe, mean_weights, run_folder

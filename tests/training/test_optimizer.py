@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from delta_tune.config import TrialConfig
-from delta_tune.models.backbones import build_unfilled
+from delta_tune.models.architectures import build_unfilled
 from delta_tune.models.hooked_layers import find_layers
 from delta_tune.training.optimizer import build_optimizer, parameter_groups, set_device, set_learning_rate
 
