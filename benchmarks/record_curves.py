@@ -5,7 +5,7 @@
 Three sets of photos, with 10 a class for training and 10 a class for validation; MobileNetV2 at 97 px, 12 epochs. The
 configurations are those of the spaces as shipped: their starting points, then random ones, from
 `search_spaces/delta.py` and `search_spaces/methods.py` in turn, each method of the latter as often as the others. They
-follow from their number alone and are the same for every set.
+follow from their number alone and are the same for every set. Numbers below 24 are of the spaces at commit d2adc45.
 `curves/SET.parquet` has a row per epoch. A configuration's last row also has the logits of all validation photos and of
 about 500 that neither training nor validation has, and the latter's with the weights of the best epoch by
 `val_accuracy`, which is what a study kept before. The labels stand in the file's metadata.
