@@ -47,7 +47,7 @@ def learn_relationship(
     """
     _, logits = build_source_head(backbone, device)
     with torch_threads(1), torch.no_grad():  # one thread: the result must not depend on the number of cores
-        batches = torch.tensor(features).split(BATCH)
+        batches = torch.split(torch.tensor(features), BATCH)
         probabilities = torch.cat([logits(batch.to(device)).float().softmax(1) for batch in batches])
     return category_relationship(probabilities, torch.tensor(labels, device=device), num_classes, seed)
 
