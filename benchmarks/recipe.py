@@ -165,8 +165,8 @@ def show(rows: Sequence[dict[str, Any]], base: str) -> None:
     )
     for column in ("±", "loss", "time", "verdict"):
         table.add_column(column)
+    scores = ("single", "mean", "ensemble", "larger", "mean_loss")
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        scores = ("single", "mean", "ensemble", "larger", "mean_loss")
         found = {score: gains(rows, arm, base, score) for score in scores}
         paired = found["mean"]
         if not paired:

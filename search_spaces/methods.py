@@ -3,8 +3,8 @@
     python launch.py --data DIR --model mobilenet_v2 --space search_spaces/methods.py --num-trials 42
 
 Each method gets the same number of trials (`BALANCE`) and an Optuna study of its own; ASHA's rungs are kept per method.
-Cost: frozen features take seconds, the others full fine-tuning trials. `co_tuning` needs weights that bring the source's
-own classifier: take it out of the list for others.
+Cost: frozen features take seconds, the others full fine-tuning trials. `co_tuning` needs weights that bring the
+source's own classifier: take it out of the list for others.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
@@ -43,8 +44,8 @@ def epochs_bought(trials: int, study: Study) -> float:
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Seconds of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
-    probe = dataclasses.replace(config, regularizer=HEAVIEST, behavior_scale="raw", head_start="random", max_epochs=1)
-    probe = dataclasses.replace(probe, co_tuning=0.0)  # it would need a pass over all images
+    unmeasured: dict[str, Any] = {"behavior_scale": "raw", "head_start": "random", "co_tuning": 0.0}
+    probe = dataclasses.replace(config, regularizer=HEAVIEST, max_epochs=1, **unmeasured)
     with torch_threads(threads):
         start = time.perf_counter()
         run_trial(task, probe)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # p
 import selection
 from selection_parts.arms import Arm, arms_of, decision
 from selection_parts.efficiency import efficiency
+from record_curves import SPACES
 from selection_parts.pool import Pool, balanced_accuracy, is_start, parts_of, read_pool, tempered_nll
 from selection_parts.sequence import judge, run_of, runs_of, trials_until
 from selection_parts.studies import draws, resampled, simulate
@@ -313,10 +314,9 @@ def test_efficiency_of_rungs_that_stop_the_worst():
     assert found["ours"].area > found["full length"].area
 
 
-def test_start_of_a_shipped_space_is_known_by_its_coordinates():
-    start = {"regularizer": "l2", "lr": 0.001, "batch_norm": "frozen", "weight_decay": 1e-4}
-    assert is_start("methods.py", start | {"beta": 0.3})
-    assert not is_start("methods.py", start | {"lr": 0.002})
+def test_recorded_tables_begin_with_the_starting_points_of_both_spaces_in_turn():
+    numbers = {space: [n for n in range(place, 24, 2) if is_start(space, n)] for place, space in enumerate(SPACES)}
+    assert numbers == {"delta.py": [0, 2, 4], "methods.py": [1, 3, 5, 7, 9]}
 
 
 def test_program_ends_and_writes_its_figures(tmp_path, monkeypatch, capsys):
