@@ -18,14 +18,14 @@ METHODS = ["delta", "delta_uniform", "l2_sp", "l2", "co_tuning", "bi_tuning", "l
 
 
 def space(trial: SpaceTrial) -> dict[str, Any]:
-    """Every method has a learning rate and label smoothing; each has what else is its own."""
+    """Every method has a learning rate, and those that train the network the same batches; each has what is its own."""
     regularizer = trial.suggest_categorical("regularizer", METHODS)
-    trial.suggest_categorical("label_smoothing", [0.0, 0.1])
     if regularizer == "l2_fe":
         trial.suggest_float("lr", 1e-4, 1e-1, log=True)
         trial.suggest_float("beta", 1e-5, 1e-1, log=True)
         return {}
-    trial.suggest_float("lr", 5e-4, 6e-3, log=True)
+    trial.suggest_float("lr", 3e-4, 4e-3, log=True)
+    trial.suggest_categorical("batch_size", [8, 16])
     if regularizer in ("l2", "co_tuning", "bi_tuning"):
         trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)
     else:
@@ -44,13 +44,13 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
 
 
 # Each method's recipe first, from the fitted head (head_start).
-_RECIPE = {"lr": 0.002, "label_smoothing": 0.0}
+_RECIPE = {"lr": 0.002, "batch_size": 16}
 START = [
     {"regularizer": "l2", "weight_decay": 1e-4, **_RECIPE},
     {"regularizer": "bi_tuning", "contrast": 0.1, "weight_decay": 1e-4, **_RECIPE},
     {"regularizer": "co_tuning", "co_tuning": 0.3, "weight_decay": 1e-4, **_RECIPE},
     {"regularizer": "l2_sp", "alpha": 0.1, **_RECIPE},
-    {"regularizer": "l2_fe", "lr": 0.01, "beta": 0.001, "label_smoothing": 0.0},
+    {"regularizer": "l2_fe", "lr": 0.01, "beta": 0.001},
     {"regularizer": "delta_uniform", "alpha": 1.0, **_RECIPE},
     {"regularizer": "delta", "alpha": 1.0, **_RECIPE},
 ]

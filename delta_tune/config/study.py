@@ -87,7 +87,7 @@ class StudyConfig:
     )
     set: Mapping[str, Any] = field({}, "Fix a hyperparameter; may be repeated", group="search", metavar="KEY=VALUE")
     num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")
-    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1, 1_000_000), group="search", metavar="N")
+    max_epochs: int = field(6, "Epochs of a full trial", range=Range(1, 1_000_000), group="search", metavar="N")
     max_steps: int | None = field(
         None,
         "Steps of a full trial, instead of `max_epochs`: its epochs follow from the number of training images",

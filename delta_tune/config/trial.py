@@ -94,7 +94,7 @@ class TrialConfig:
         "`frozen` keeps the backbone's running statistics and trains the affine parameters; `train` uses each batch's "
         "statistics",
     )
-    lr: float = field(0.001, "Peak learning rate of the backbone", range=Range(0, low_open=True))
+    lr: float = field(0.002, "Peak learning rate of the backbone", range=Range(0, low_open=True))
     head_lr_multiplier: float = field(
         1.0, "The learning rate of the head is this multiple of `lr`", range=Range(0, low_open=True)
     )
@@ -178,7 +178,7 @@ class TrialConfig:
         "resizing)",
         range=Range(0, 1, low_open=True),
     )
-    max_epochs: int = field(12, "Epochs of a full trial", range=Range(1, 1_000_000))
+    max_epochs: int = field(6, "Epochs of a full trial", range=Range(1, 1_000_000))
     seed: int = field(
         0, "Seed of data order, augmentation and head; a study gives all its trials the same one", range=Range(0)
     )

@@ -11,7 +11,7 @@ from delta_tune.search.asha import rung_epochs
 
 TARGET_STEPS = 400
 """Steps after which more hardly help, whatever the size of the training set: a small one needs more epochs for them."""
-SHORTEST, LONGEST = 3, 30
+SHORTEST, LONGEST = 3, 6
 """Range of the epochs that follow from it."""
 FULL_TRIALS, ROUNDS = 4, 2
 """Full trials that are to fit, and in how many rounds at least: later trials are to learn from earlier ones."""
