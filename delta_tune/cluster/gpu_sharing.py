@@ -16,6 +16,7 @@ from delta_tune.cluster.assigned_gpu import use_assigned_gpu
 from delta_tune.cluster.failures import BrokenGpuError, ExternalFailure, device_faults_named, external_cause
 from delta_tune.config import HEAVIEST, TrialConfig, UserError
 from delta_tune.console.format import format_bytes
+from delta_tune.training.speed import assume_relationship
 from delta_tune.training.task import Task
 from delta_tune.training.trial import Row, run_trial
 
@@ -110,7 +111,15 @@ def heaviest_config(configs: Sequence[TrialConfig]) -> TrialConfig:
         largest = dataclasses.replace(largest, regularizer=HEAVIEST, behavior_scale="raw")
     if any(config.optimizer == "adamw" for config in configs):  # keeps two numbers a weight, SGD one
         largest = dataclasses.replace(largest, optimizer="adamw")
-    return dataclasses.replace(largest, max_epochs=2, warmup_epochs=0, lr=SAFE_LR, head_start="random")
+    return dataclasses.replace(
+        largest,
+        co_tuning=max(config.effective_co_tuning for config in configs),
+        early_size=1.0,
+        max_epochs=2,
+        warmup_epochs=0,
+        lr=SAFE_LR,
+        head_start="random",
+    )
 
 
 def source_copies(configs: Sequence[TrialConfig]) -> int:
@@ -139,6 +148,7 @@ def measure_footprint(task: Task, config: TrialConfig, copies: int = 1) -> Footp
     train, val = (split.first(STEPS * config.batch_size) for split in (task.dataset.train, task.dataset.val))
     # No cache: it would keep features of a few images under the key of all.
     short = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, train=train, val=val), cache=None)
+    assume_relationship(short)
     epochs = math.ceil(STEPS / math.ceil(len(train) / config.batch_size))
     torch.cuda.reset_peak_memory_stats(device)
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])

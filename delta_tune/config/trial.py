@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import Range, field, fields_of
-from delta_tune.config.methods import METHODS, Method, Regularizer
+from delta_tune.config.methods import BASELINE, METHODS, Method, Regularizer
 
 BehaviorScale = Literal["raw", "relative"]
 AttentionEstimator = Literal["exact", "first_order"]
@@ -203,6 +203,11 @@ class TrialConfig:
         return METHODS[self.regularizer]
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether this is plain L2: the method, without the terms of others."""
+        return self.regularizer == BASELINE and not self.effective_co_tuning and not self.effective_contrast
+
+    @property
     def uses_behavior(self) -> bool:
         """Whether the loss compares feature maps."""
         return self.method.uses_behavior
@@ -254,15 +259,17 @@ class TrialConfig:
         """The fields that have no effect on a run of this method with this optimizer."""
         return self.method.unused_fields | (frozenset() if self.optimizer == "sgd" else {"momentum", "nesterov"})
 
+    def resolved(self) -> dict[str, Any]:
+        """All fields by name; those whose default the method decides have its value."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | {name: getattr(self, f"effective_{name}") for name in _BY_METHOD}
+
     def record(self) -> dict[str, Any]:
         """The fields as stored: those that have no effect are null, layer names are joined by commas."""
         unused = self.unused_fields
-        values = {f.name: None if f.name in unused else getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {name: None if name in unused else value for name, value in self.resolved().items()}
         if isinstance(values["layers"], tuple):
             values["layers"] = ",".join(values["layers"])
-        for name in _BY_METHOD:
-            if name not in unused:
-                values[name] = getattr(self, f"effective_{name}")
         return values
 
     def same_as(self, record: Mapping[str, Any]) -> bool:

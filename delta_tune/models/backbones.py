@@ -59,6 +59,11 @@ class Backbone:
             "own along; give weights that have it."
         )
 
+    @property
+    def source_head_digest(self) -> str:
+        """Hexadecimal digest of the network's own head, which the fingerprint does not contain."""
+        return weights_digest(self.head, self.source_head or {})
+
 
 def load_backbone(model: str | None, weights: str | None, image_size: int | None) -> Backbone:
     """Load a pretrained network for transfer.

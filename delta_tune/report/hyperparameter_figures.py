@@ -247,8 +247,9 @@ def _coordinates(tables: StudyTables, number: int) -> dict[str, Any]:
 
 
 def _coordinate(tables: StudyTables, number: int, name: str) -> Any:
-    value = _coordinates(tables, number).get(name)
-    return value if value is None or isinstance(value, int | float | str) else str(value)
+    coordinates = _coordinates(tables, number)
+    value = coordinates.get(name)
+    return value if name not in coordinates or isinstance(value, int | float | str) else str(value)
 
 
 def _axis(name: str, parameters: Parameters) -> dict[str, Any]:

@@ -26,6 +26,14 @@ class BestTrial:
     epoch: int
     name: str
     """In words."""
+    is_baseline: bool = False
+    """Whether it is plain L2."""
+
+    @property
+    def method_in_words(self) -> str:
+        """The method beside plain L2."""
+        with_terms = self.method == BASELINE and not self.is_baseline
+        return f"{self.method} with terms of other methods" if with_terms else self.method
 
 
 def model_row(tables: StudyTables, record: StudyRecord) -> dict[str, Any]:
@@ -44,17 +52,29 @@ def delivered(tables: StudyTables, record: StudyRecord) -> BestTrial | None:
         return best_trial(tables)
     row, method = model_row(tables, record), tables.trials[record.winner]["config.regularizer"]
     name = f"trial {record.winner}" if record.retrained else record.model
-    return BestTrial(number=record.winner, method=method, score=row[tables.metric], epoch=row["epoch"], name=name)
+    return BestTrial(
+        number=record.winner,
+        method=method,
+        score=row[tables.metric],
+        epoch=row["epoch"],
+        name=name,
+        is_baseline=tables.is_baseline(record.winner),
+    )
 
 
-def best_trial(tables: StudyTables, method: str | None = None, *, other_than: str | None = None) -> BestTrial | None:
-    """The best completed trial of all methods, of one, or of all but one; None if there is none."""
-    for number in tables.ranked(method):
-        own = tables.trials[number]["config.regularizer"]
-        if own != other_than:
+def best_trial(tables: StudyTables, *, baseline: bool | None = None) -> BestTrial | None:
+    """The best completed trial of all, of plain L2, or of all others; None if there is none."""
+    for number in tables.ranked():
+        is_baseline = tables.is_baseline(number)
+        if baseline is None or is_baseline == baseline:
             row = tables.best_row(number)
             return BestTrial(
-                number=number, method=own, score=row[tables.metric], epoch=row["epoch"], name=f"trial {number}"
+                number=number,
+                method=tables.trials[number]["config.regularizer"],
+                score=row[tables.metric],
+                epoch=row["epoch"],
+                name=f"trial {number}",
+                is_baseline=is_baseline,
             )
     return None
 
@@ -124,24 +144,24 @@ def _why_chosen(tables: StudyTables, record: StudyRecord) -> list[str]:
 def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
     """Compare the winner with the best plain L2 trial, or plain L2 with the best other trial if it won."""
     metric = tables.metric
-    if best.method == BASELINE:
-        other = best_trial(tables, other_than=BASELINE)
+    if best.is_baseline:
+        other = best_trial(tables, baseline=False)
         if other is None:
             return []
         return [
-            f"That is the plain L2 recipe; the best of the other methods is {other.method} with "
+            f"That is the plain L2 recipe; the best of the other methods is {other.method_in_words} with "
             f"{format_score(metric, other.score)} (trial {other.number})."
         ]
-    if not any(row["config.regularizer"] == BASELINE for row in tables.trials.values()):
+    if not any(map(tables.is_baseline, tables.trials)):
         return []
-    plain = best_trial(tables, BASELINE)
+    plain = best_trial(tables, baseline=True)
     if plain is None:
         return ["No trial of plain L2 fine-tuning was completed, so there is nothing to compare with."]
     ahead = best.score - plain.score
     by = f"{100 * ahead:+.1f} points" if METRICS[metric] == "max" else f"{ahead:+.4f}"
     return [
-        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}), so {best.method} is {by} "
-        f"on the validation split it was chosen on."
+        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}), so {best.method_in_words} "
+        f"is {by} on the validation split it was chosen on."
     ]
 
 
@@ -192,7 +212,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
         confirmed = next((s for s in record.confirmation["sentences"] if s.startswith("Confirmed: ")), None)
         if confirmed is not None:
             return str(confirmed)
-    best, plain = delivered(tables, record), best_trial(tables, BASELINE)
+    best, plain = delivered(tables, record), best_trial(tables, baseline=True)
     if best is None:
         return "No trial is completed yet." if record.running else "No trial was completed."
     metric = tables.metric

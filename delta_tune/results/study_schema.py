@@ -50,10 +50,11 @@ def _parts(value: Any) -> list[Any]:
 
 
 class Fingerprints(BaseModel):
-    """Of the data and the weights."""
+    """Of the data, the weights, and the source's own head where trials train it along."""
 
     data: Text
     weights: Text
+    source_head: Text = ""
 
 
 class DistributionRange(BaseModel):

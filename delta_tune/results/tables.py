@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from delta_tune.background import TimeShare
-from delta_tune.config import FIRST_MODEL, METRICS, Metric, TrialConfig, UserError, as_utf8
+from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, Metric, TrialConfig, UserError, as_utf8
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Scalar, Text, check, parse_json
@@ -291,6 +291,12 @@ class StudyTables:
             return TrialConfig.from_record(record)
         except UserError as error:
             raise UserError(f"{self.folder / TRIALS_FILE}, trial {number}: {error}") from None
+
+    def is_baseline(self, number: int) -> bool:
+        """Whether a trial is plain L2, without the terms of other methods; earlier versions' had none."""
+        row = self.trials[number]
+        terms = row.get("config.co_tuning") or row.get("config.contrast")
+        return row["config.regularizer"] == BASELINE and not terms
 
     def params(self, number: int) -> dict[str, Any]:
         """A trial's coordinates in the space."""

@@ -67,6 +67,12 @@ def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:
             START.
     """
     space = checked.space
+    if kind == "grid" and space.unmet:
+        values = ", ".join(f"{name}={value}" for name, value in space.unmet.items())
+        raise UserError(
+            f"--sampler grid runs the points of START alone, but no point of START has {values} in {space.name}; add "
+            f"one, or leave --set {', '.join(space.unmet)} out."
+        )
     if kind == "grid" and not space.start:
         raise UserError(f"--sampler grid runs the points of START alone, but {space.name} has none; add START = […].")
     if kind == "grid" and all(space.contradicted(point) for point in space.start):

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from delta_tune.config import BASELINE, METHODS, TrialConfig
+from delta_tune.config import BASELINE, METHODS
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.space import Space, SpaceTrial
 from delta_tune.spaces.validation import CheckedSpace, check_space, contains
@@ -18,14 +18,13 @@ ARM = "_arm"
 SPACE = "space"
 _RECIPE = {"lr": 0.001, "batch_norm": "frozen", "weight_decay": 1e-4}
 _WEIGHT_DECAY = FloatDistribution(1e-5, 1e-2, log=True)
-_OF_BASELINE = {k for k, v in TrialConfig(regularizer=BASELINE).record().items() if v is not None}
 _OF_METHODS = {"regularizer", "co_tuning", "contrast"}
 """Fields that make a method: plain L2 has its own, whatever the space or the user gives the others."""
-_SHARED = _OF_BASELINE - _OF_METHODS - {"weight_decay", "max_epochs", "seed"}
+_SHARED = METHODS[BASELINE].fields - _OF_METHODS - {"weight_decay"}
 
 
 def lacks_l2_baseline(checked: CheckedSpace) -> bool:
-    """Whether the space contains no plain L2 configuration."""
+    """Whether the space has no trials of L2; arms are told by the method, so one with further terms counts."""
     return all(proposal.config.regularizer != BASELINE for proposal in checked.drawn)
 
 

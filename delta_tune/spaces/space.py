@@ -79,6 +79,7 @@ class Space:
         base: the configuration that the space's values override.
         fixed: values fixed by the user (`--set`).
         start: points tried before sampling begins; they may fix only some hyperparameters.
+        unmet: fixed values that no point of START has, where there is one.
         balance: name of a categorical hyperparameter whose choices get equal numbers of trials.
         source: text of the file or function; a resumed study must have the same text.
     """
@@ -88,6 +89,7 @@ class Space:
     base: TrialConfig = field(default_factory=TrialConfig)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     start: tuple[dict[str, Any], ...] = ()
+    unmet: Mapping[str, Any] = field(default_factory=dict)
     balance: str | None = None
     source: str = ""
 
@@ -145,7 +147,8 @@ class Space:
             for point in self.start
             if all(point.get(k, v) == v for k, v in values.items())
         )
-        return dataclasses.replace(self, fixed={**self.fixed, **values}, start=start, balance=None)
+        unmet = values if self.start and not start else {}
+        return dataclasses.replace(self, fixed={**self.fixed, **values}, start=start, unmet=unmet, balance=None)
 
 
 def load_space(space: str | Path | Callable[..., Any], base: TrialConfig, fixed: Mapping[str, Any]) -> Space:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from delta_tune.config import TRIAL_FIELDS, UserError, did_you_mean
+from delta_tune.config import UserError, did_you_mean
 from delta_tune.spaces.space import Answer, Proposal, Space
 
 NUM_RANDOM_DRAWS = 200
@@ -26,6 +28,16 @@ class CheckedSpace:
     """Coordinates of START, or of the library default where that leaves nothing."""
     notes: tuple[str, ...]
     """Messages for the plan: which points are left out, and why."""
+
+    @property
+    def usual_batch_size(self) -> int:
+        """That of the first starting point; the median of the space's, if there is none or it leaves that open."""
+        point: dict[str, Any] = self.points[0] if self.points else {}
+        rest = random_answers(np.random.default_rng(0))
+        first = self.space.propose(lambda name, among: point[name] if name in point else rest(name, among))
+        if point and ("batch_size" in point or "batch_size" not in first.distributions):
+            return first.config.batch_size
+        return statistics.median_low(proposal.config.batch_size for proposal in self.drawn)
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -149,7 +161,8 @@ class _OutsideSpace(UserError):
 
 def _default_point(space: Space) -> dict[str, Any] | str:
     """The library's default in this space's coordinates, or a sentence why the space cannot express it."""
-    return point_at(space, {name: getattr(space.base, name) for name in TRIAL_FIELDS}, "The library default")
+    method = space.fixed.get("regularizer", space.base.regularizer)
+    return point_at(space, dataclasses.replace(space.base, regularizer=method).resolved(), "The library default")
 
 
 def point_at(space: Space, values: Mapping[str, Any], what: str) -> dict[str, Any] | str:

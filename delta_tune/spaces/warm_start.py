@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import TRIAL_FIELDS, UserError
+from delta_tune.config import UserError
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.study_folder import read_study
 from delta_tune.results.tables import StudyTables
@@ -69,6 +69,6 @@ def add_starting_points(checked: CheckedSpace, found: Sequence[Values]) -> Check
 def _values(tables: StudyTables, number: int) -> Values:
     row, config = tables.trials[number], tables.config(number)
     helpers = {name.removeprefix("param."): v for name, v in row.items() if name.startswith("param.") and v is not None}
-    values = {name: getattr(config, name) for name in TRIAL_FIELDS}
+    values = config.resolved()
     layers = values["layers"]
     return {**values, "layers": layers if isinstance(layers, str) else ",".join(layers), **helpers}

@@ -74,7 +74,7 @@ def fit_first_model(study: Study, session: Session) -> None:
         if fraction is not None:
             fit_to_sample(study, session, workplace, config, fraction, fitted=fitted)
         if not study.sampled:
-            study.task.measurements.measure_source([config, *study.configs], say, workplace)
+            study.task.measurements.measure_source([config, *without_co_tuning(study)], say, workplace)
             fit_and_save(study, session, study.task, config)
             fit_to_all_images(study, NUMBER, workplace)
 
@@ -94,12 +94,13 @@ def fit_to_sample(
     """
     say, began = study.progress.say, time.monotonic()
     sample = sample_task(study.task, fraction)
-    sample.measurements.measure_source([config, *study.configs], say, workplace)
+    sample.measurements.measure_source([config, *without_co_tuning(study)], say, workplace)
     seconds = (time.monotonic() - began) / images_of(sample)
     if not fitted:
         fit_and_save(study, session, sample, config)
     if not study.sampled:
         return
+    sample.measurements.measure_source(study.configs, say, workplace)
     study.task.measurements.stand_in(sample.measurements)
     val, longest = study.task.dataset.val, SHARE * (study.budget.total or math.inf)
     if not fitted and len(sample.dataset.val) < len(val) and seconds * len(val) <= longest:
@@ -107,6 +108,11 @@ def fit_to_sample(
         scored = with_all_of_val(sample, val)
         scored.measurements.measure_source([config], say, workplace)
         fit_and_save(study, session, scored, config)
+
+
+def without_co_tuning(study: Study) -> list[TrialConfig]:
+    """The study's configurations, for a measurement that the first model need not wait for Co-Tuning's part of."""
+    return [dataclasses.replace(config, co_tuning=0.0) for config in study.configs]
 
 
 def spend_rest(study: Study, session: Session) -> None:
@@ -119,7 +125,7 @@ def spend_rest(study: Study, session: Session) -> None:
         config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
         measurements = study.task.measurements
         measurements.mean_squares, measurements.head, measurements.relationship = {}, None, None
-        measurements.measure_source([config, *study.configs], study.progress.say, workplace)
+        measurements.measure_source([config], study.progress.say, workplace)
         study.record.set_sample(None)
         fit_and_save(study, session, study.task, config)
         fit_to_all_images(study, NUMBER, workplace)

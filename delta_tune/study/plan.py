@@ -44,7 +44,7 @@ def epochs_bought(trials: int, study: Study) -> float:
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Seconds of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
-    unmeasured: dict[str, Any] = {"behavior_scale": "raw", "head_start": "random", "co_tuning": 0.0}
+    unmeasured: dict[str, Any] = {"behavior_scale": "raw", "head_start": "random", "co_tuning": 0.0, "contrast": 0.0}
     probe = dataclasses.replace(config, regularizer=HEAVIEST, max_epochs=1, **unmeasured)
     with torch_threads(threads):
         start = time.perf_counter()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, Metric
+from delta_tune.config import FIRST_MODEL, METRICS, Metric
 from delta_tune.results.tables import StudyTables
 
 MOST_RACERS = 3
@@ -127,7 +127,7 @@ def finalists(tables: StudyTables, num_val: int) -> list[int]:
     ]
     if methods[best] != FIRST_MODEL:
         close.sort(key=lambda number: (tables.is_sampled(number), rows[number]["val_loss"], number))
-    controls = [number for number in (*close, *ranked) if methods[number] == BASELINE][:1]
+    controls = [number for number in (*close, *ranked) if tables.is_baseline(number)][:1]
     chosen = dict.fromkeys([close[0], *controls, *close])
     return sorted(list(chosen)[:MOST_RACERS], key=[*close, *ranked].index)
 

@@ -33,9 +33,12 @@ def study_identity(task: Task, checked: CheckedSpace) -> StudyIdentity:
     known: dict[str, BaseDistribution] = {}
     for proposal in checked.drawn:
         known = dict(proposal.distributions) | known
+    fingerprints = {"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint}
+    if any(proposal.config.effective_co_tuning for proposal in checked.drawn):
+        fingerprints["source_head"] = task.backbone.source_head_digest
     splits = {"train": task.dataset.train, "val": task.dataset.val, "test": task.dataset.test}
     return StudyIdentity(
-        fingerprints={"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint},
+        fingerprints=fingerprints,
         backbone=task.backbone.model,
         images={name: len(split) for name, split in splits.items() if split is not None},
         space=checked.space.source,
@@ -58,7 +61,9 @@ def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: Che
     ours = study_identity(task, checked)
     begin_with = shell_command(flag("--start-from", folder.name))
     anew = f"start a new study, with {begin_with} to begin with what this one found"
-    changed = [name for name, was in record.fingerprints.items() if ours.fingerprints[name] != was]
+    changed = [
+        name.replace("_", " ") for name, was in record.fingerprints.items() if ours.fingerprints.get(name, was) != was
+    ]
     if changed:
         sizes = (record.images, ours.images)
         was, now = (", ".join(f"{name} {count}" for name, count in images.items()) for images in sizes)

@@ -119,8 +119,8 @@ def check_source_head(task: Task, checked: CheckedSpace) -> None:
 
 
 def steps_of_epoch(task: Task, checked: CheckedSpace) -> int:
-    """Steps of an epoch with the batch size of the space's first configuration."""
-    return math.ceil(len(task.dataset.train) / checked.drawn[0].config.batch_size)
+    """Steps of an epoch with the space's usual batch size."""
+    return math.ceil(len(task.dataset.train) / checked.usual_batch_size)
 
 
 def with_epochs_of_steps(config: StudyConfig, steps: int, keep_grace: bool) -> StudyConfig:

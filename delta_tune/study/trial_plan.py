@@ -50,7 +50,8 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
     note = beside = confirmed = None
     if config.sampler == "grid":
         trials = len(checked.points)
-        note = f"{trials} trials, the points of START: what the sampler grid runs."
+        without = ", without --start-from" if config.start_from else ""
+        note = f"{trials} trials, the points of START: what the sampler grid runs{without}."
     else:
         if "num_trials" not in left_open:
             trials, note = count_trials(config.num_trials, checked)
@@ -62,6 +63,8 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
                 trials += each
                 further = f"{each} further trials search"
             beside = f"{checked.space.name} has no plain L2: {further} it, to compare with."
+        elif config.confirm and not any(proposal.config.is_baseline for proposal in checked.drawn):
+            beside = f"{checked.space.name} has L2 with contrast or co_tuning alone: no plain L2 is compared."
     if config.start_from:
         found = record.start_from
         if found is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delta_tune.attention.probe_head import fit_head
+from delta_tune.config import UserError
 from delta_tune.filesystem.cache import Cache
 from delta_tune.models.backbones import Backbone, build_source_head
 from delta_tune.models.devices import torch_threads
@@ -44,11 +45,20 @@ def learn_relationship(
 
     Returns:
         Float32 (C_t, C_s); each row sums to 1.
+
+    Raises:
+        UserError: the source's predictions are not finite.
     """
     _, logits = build_source_head(backbone, device)
     with torch_threads(1), torch.no_grad():  # one thread: the result must not depend on the number of cores
         batches = torch.split(torch.tensor(features), BATCH)
         probabilities = torch.cat([logits(batch.to(device)).float().softmax(1) for batch in batches])
+    if not probabilities.isfinite().all():
+        raise UserError(
+            f"The source's own classifier in the weights {backbone.weights} of {backbone.model} predicts what is not "
+            "finite, and Co-Tuning learns from it; give other weights, or do without trials of co_tuning (--set "
+            "co_tuning=0)."
+        )
     return category_relationship(probabilities, torch.tensor(labels, device=device), num_classes, seed)
 
 
@@ -72,18 +82,20 @@ def category_relationship(
     nn.init.zeros_(regression.weight)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels))).to(labels.device)
     held_out, rest = (order[: len(order) // 5], order[len(order) // 5 :]) if len(order) >= 5 else (order, order)
+    fitted, fitted_labels = probabilities[rest], labels[rest]
+    held, held_labels = probabilities[held_out], labels[held_out]
     weight, least = regression.weight.clone(), np.inf
     with torch_threads(1):
         for penalty in PENALTIES:
-            fit_head(regression, regression, probabilities[rest], labels[rest], penalty)
-            loss = F.cross_entropy(regression(probabilities[held_out]), labels[held_out]).item()
+            fit_head(regression, regression, fitted, fitted_labels, penalty)
+            loss = F.cross_entropy(regression(held), held_labels).item()
             if loss >= least:
                 break
             weight, least = regression.weight.clone(), loss
-    predicted = probabilities[held_out] @ weight.detach().T
-    temperature = fit_temperature(predicted.cpu().numpy(), labels[held_out].cpu().numpy())
+    predicted = held @ weight.detach().T
+    temperature = fit_temperature(predicted.cpu().numpy(), held_labels.cpu().numpy())
     target_given_source = (weight.detach().double().T / temperature).softmax(1)
-    joint = (target_given_source * probabilities.double().mean(0)[:, None]).T
+    joint = (target_given_source * probabilities.mean(0, dtype=torch.float64)[:, None]).T
     relationship = (joint / joint.sum(1, keepdim=True)).float().cpu().numpy()
     return np.ascontiguousarray(relationship)
 

@@ -24,7 +24,7 @@ from delta_tune.config import AttentionEstimator, TrialConfig, UserError
 from delta_tune.data.dataset import Dataset
 from delta_tune.filesystem.cache import Cache, content_key
 from delta_tune.filesystem.rows import FILE_BYTES
-from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers, weights_digest
+from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers
 from delta_tune.training.co_tuning import (
     RELATIONSHIP_RECIPE,
     learn_relationship,
@@ -198,7 +198,7 @@ class Measurements:
 
     def relationship_key(self) -> str:
         """Hex key of all that the relationship depends on: the features of train, the source's head, recipe, seed."""
-        head = weights_digest(self.backbone.head, self.backbone.source_head or {})
+        head = self.backbone.source_head_digest
         return content_key([self.source_key("train"), head, RELATIONSHIP_RECIPE, str(self.seed)])
 
     def attention_key(self, estimator: AttentionEstimator, layer: str) -> str:

@@ -242,3 +242,10 @@ def test_measurement_gives_up_where_no_gpu_becomes_free(task, ray_cluster, monke
             measure_footprint_on_cluster(task, [TrialConfig(regularizer="l2")])
     finally:
         ray.kill(service)
+
+
+def test_heaviest_trains_the_sources_head_on_whole_images():
+    configs = [TrialConfig(regularizer="delta", batch_size=64, early_size=0.5), TrialConfig(regularizer="co_tuning")]
+    chosen = heaviest_config(configs)
+    assert (chosen.effective_co_tuning, chosen.early_size) == (1.0, 1.0)
+    assert heaviest_config(configs[:1]).effective_co_tuning == 0

@@ -83,3 +83,11 @@ def test_parallel_shows_choices_by_name(no_trials):
     drawn = hyperparameter_figures.parallel(no_trials, {"batch_size": CategoricalDistribution([16, 32])})
     said = {(note.x, note.y): note.text for note in drawn.layout.annotations}
     assert (said["batch_size", 0], said["batch_size", 1]) == ("16", "32")
+
+
+def test_pairs_name_a_choice_of_none_and_leave_out_a_trial_without_the_hyperparameter(no_trials):
+    for number, suggested in enumerate(({"drop_path": None}, {"drop_path": 0.1}, {})):
+        add_trial(no_trials, number, "completed")
+        no_trials.trials[number]["suggested"] = json.dumps(suggested)
+    drawn = hyperparameter_figures.pairs(no_trials, {"drop_path": CategoricalDistribution([None, 0.1])})
+    assert drawn.data[0].x == ("None", 0.1, None)

@@ -18,9 +18,9 @@ def tables(tmp_path):
     return StudyTables(tmp_path, "val_accuracy")
 
 
-def add(tables, number, method, scores, state):
+def add(tables, number, method, scores, state, **terms):
     params = {} if method == "linear_probe" else {"lr": 0.01}
-    tables.add(number, TrialConfig(regularizer=method, **params), params, {})
+    tables.add(number, TrialConfig(regularizer=method, **params, **terms), params, {})
     for epoch, score in enumerate(scores, 1):
         tables.report(number, epoch_row(epoch, score))
     tables.finish(number, state)
@@ -161,3 +161,20 @@ def test_model_that_never_has_to_be_unsure_says_nothing_of_it(final):
 def test_model_of_a_single_run_is_not_said_to_be_better_than_one(final):
     end, _ = final(model="trial 0 retrained once on 135 of 150 images")
     assert end[1] == ITS_RUNS.partition(" The model")[0] + " The model is one of these runs."
+
+
+def test_l2_with_terms_of_other_methods_is_not_called_plain(tables):
+    add(tables, 1, "l2", [0.6], "completed")
+    add(tables, 2, "l2", [0.7], "completed", contrast=0.3)
+    lines, verdict = told(tables)
+    assert lines[1] == (
+        "Plain L2: 60.0 % at its best (trial 1), so l2 with terms of other methods is +10.0 points on the validation "
+        "split it was chosen on."
+    )
+    assert verdict.startswith("l2: val_accuracy 70.0 % on 50 images, plain l2 60.0 %:")
+
+
+def test_l2_with_terms_alone_is_compared_with_no_plain_l2(tables):
+    add(tables, 1, "l2", [0.7], "completed", co_tuning=0.3)
+    lines, _ = told(tables)
+    assert not any("lain L2" in line for line in lines)

@@ -5,9 +5,9 @@ import importlib.util
 import optuna
 import pytest
 
-from delta_tune.config import UserError
+from delta_tune.config import TrialConfig, UserError
 from delta_tune.search.samplers import check_sampler, conditional_params, make_sampler
-from delta_tune.spaces.space import Space
+from delta_tune.spaces.space import Space, load_space
 from delta_tune.spaces.validation import check_space
 
 KINDS = ("tpe", "gp", "random", "cmaes", "grid")
@@ -110,3 +110,14 @@ def test_sampler_made_anew_for_each_trial_learns_from_those_before(kind):
     late = [trial.params for trial in study.trials[20:]]
     error = sum(abs(p["x"] - 0.8) + abs(p["y"] - 0.2) for p in late) / len(late)
     assert error < 0.5, "random draws are off by 0.68 on average"
+
+
+def test_grid_says_that_no_point_of_start_has_the_method(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "BALANCE, START = 'regularizer', [{'regularizer': 'l2'}]\n"
+        "def space(trial):\n    trial.suggest_categorical('regularizer', ['l2', 'delta'])\n"
+    )
+    space = load_space(file, TrialConfig(), {"regularizer": "delta"})
+    with pytest.raises(UserError, match=r"no point of START has regularizer=delta in own\.py"):
+        check_sampler("grid", check_space(space, seed=0))

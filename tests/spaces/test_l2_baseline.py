@@ -155,3 +155,11 @@ def test_arms_take_turns_also_after_a_session_that_had_none():
     for number in range(3, 8):
         search.suggest(str(number))
     assert [number for number, method in asked if method == "l2"] == [3, 4, 5, 7], "it catches up, then takes turns"
+
+
+def test_plain_l2_has_the_space_s_drop_path():
+    def function(trial):
+        return {**held(trial), "drop_path": 0.1}
+
+    both = add_l2_baseline(check_space(Space(name="dropping", function=function), seed=0), 0)
+    assert {config.drop_path for _, config in configs(both)} == {0.1}

@@ -241,3 +241,22 @@ def test_shipped_methods_space_starts_with_each_method():
     (file,) = (f for f in SHIPPED if f.name == "methods.py")
     space = load_space(file, TrialConfig(), {})
     assert sorted(point["regularizer"] for point in space.start) == sorted(check_space(space, seed=0).choices)
+
+
+def sizes(trial):
+    if trial.suggest_categorical("_small", [False, True]):
+        return {"batch_size": 4}
+    trial.suggest_int("batch_size", 8, 24)
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"), [({"_small": False, "batch_size": 9}, 9), ({"_small": True}, 4)], ids=["given", "constant"]
+)
+def test_usual_batch_size_is_that_of_the_first_starting_point(point, expected):
+    assert check(sizes, start=(point, {"_small": False, "batch_size": 20})).usual_batch_size == expected
+
+
+def test_usual_batch_size_is_the_median_where_the_first_starting_point_leaves_it_open():
+    found = check(sizes, start=({"_small": False},), fixed={"_small": False})
+    assert found.usual_batch_size == pytest.approx(16, abs=2)

@@ -131,3 +131,26 @@ def test_helpers_of_the_earlier_study_are_followed(tables, tmp_path):
         trial.suggest_categorical("_kind", ["a", "b"])
 
     assert {"_kind": "b"} in add_starting_points(checked(helped), best_configurations("first", tmp_path)).points
+
+
+def with_terms(trial):
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    trial.suggest_float("contrast", 0, 1)
+    trial.suggest_float("co_tuning", 0, 1)
+    trial.suggest_float("weight_decay", 0, 1e-2)
+    return {"regularizer": "l2"}
+
+
+def test_trial_of_an_earlier_version_has_none_of_the_later_terms(tables, tmp_path):
+    add(tables, 0.5, regularizer="l2", lr=0.002)
+    for name in ("contrast", "co_tuning"):
+        del tables.trials[0][f"config.{name}"]
+    tables.write()
+    first = add_starting_points(checked(with_terms), best_configurations("first", tmp_path)).points[0]
+    assert first == {"lr": 0.002, "contrast": 0.0, "co_tuning": 0.0, "weight_decay": 1e-4}
+
+
+@pytest.mark.parametrize(("method", "terms"), [("l2", (0.0, 1e-4)), ("bi_tuning", (1.0, 1e-4)), ("delta", (0.0, 0.0))])
+def test_library_default_has_the_strengths_of_its_method(method, terms):
+    (default,) = checked(with_terms, fixed={"regularizer": method}).points
+    assert (default["contrast"], default["weight_decay"]) == terms

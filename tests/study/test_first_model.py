@@ -261,3 +261,19 @@ def test_sample_has_a_part_of_each_class_and_the_images_themselves(task):
             original = whole.names.index(name)
             assert split.labels[position] == whole.labels[original]
             assert np.array_equal(split.images.batch(np.array([position])), whole.images.batch(np.array([original])))
+
+
+@pytest.mark.parametrize("total", [None, 100.0], ids=["all images", "a sample"])
+def test_first_model_does_not_wait_for_the_relationship_of_co_tuning(task, tmp_path, session, slow, total, monkeypatch):
+    slow(60.0 if total else 0.0)
+    study, order = Begun(task, tmp_path, total), []
+    study.configs = [TrialConfig(regularizer="co_tuning")]
+    learn, fit = measurements.learn_relationship, first_model.fit_and_save
+    monkeypatch.setattr(measurements, "learn_relationship", lambda *args: order.append("relationship") or learn(*args))
+    monkeypatch.setattr(first_model, "fit_and_save", lambda *args: fit(*args) or order.append("model"))
+    fit_first_model(study, session)
+    assert order[0] == "model"
+    assert study.sampled == (total is not None)
+    study.task.measurements.measure_source(study.configs, print, ThisProcess())
+    assert order.count("relationship") == 1
+    assert ("train" in study.task.measurements.features) == (not study.sampled)

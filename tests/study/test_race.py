@@ -290,3 +290,9 @@ def test_trial_that_was_not_completed_is_no_finalist(searched, no_trials):
     tables.trials[0]["state"] = "pruned"
     assert finalists(tables, 100) == [1]
     assert finalists(no_trials, 100) == []
+
+
+def test_l2_with_terms_of_other_methods_is_no_control(searched):
+    tables = searched(("delta", [0.8]), ("l2", [0.3]), ("l2", [0.4]))
+    tables.trials[2]["config.contrast"] = 0.5
+    assert finalists(tables, 100) == [0, 1]

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from types import SimpleNamespace
 
 import pytest
 
-from delta_tune.study.resume import foreign_owner_note, seconds_spent
+from delta_tune.config import UserError
+from delta_tune.results.study_record import StudyRecord
+from delta_tune.spaces.space import Space
+from delta_tune.spaces.validation import check_space
+from delta_tune.study.resume import check_same_study, foreign_owner_note, seconds_spent, study_identity
 
 
 def spent(*, ended, reported):
@@ -34,3 +40,16 @@ def test_study_of_another_user_is_told_of_with_its_pickles(tmp_path, monkeypatch
 
 def test_nothing_is_said_of_ones_own_study(tmp_path):
     assert foreign_owner_note(tmp_path) == ()
+
+
+@pytest.mark.parametrize(("method", "refused"), [("co_tuning", True), ("l2", False)])
+def test_study_whose_trials_train_the_sources_head_is_not_resumed_with_another(task, tmp_path, method, refused):
+    checked = check_space(Space(name="own", function=lambda trial: {"regularizer": method}), seed=0)
+    head = {name: value + 1 for name, value in task.backbone.source_head.items()}
+    other = dataclasses.replace(task, backbone=dataclasses.replace(task.backbone, source_head=head))
+    record = StudyRecord(dataclasses.asdict(study_identity(task, checked)))
+    check_same_study(record, tmp_path, task, checked)
+    with pytest.raises(UserError, match="its source head changed since") if refused else contextlib.nullcontext():
+        check_same_study(record, tmp_path, other, checked)
+    record.content["fingerprints"].pop("source_head", None)  # as earlier versions wrote it
+    check_same_study(record, tmp_path, other, checked)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -212,3 +213,11 @@ def test_trial_without_a_source_head_is_refused(task):
     with pytest.raises(UserError, match=r"bring no classifier that fits .*; give weights that have it\.$"):
         run_trial(without, CONFIG)
     run_trial(without, dataclasses.replace(CONFIG, co_tuning=0.0, max_epochs=1))
+
+
+def test_source_that_predicts_nothing_finite_is_refused(task):
+    head = {name: value * np.nan for name, value in task.backbone.source_head.items()}
+    broken = dataclasses.replace(task.backbone, source_head=head)
+    features = np.zeros((4, head["weight"].shape[1]), np.float32)
+    with pytest.raises(UserError, match=rf"{re.escape(broken.weights)} .* not finite.*--set co_tuning=0"):
+        learn_relationship(broken, features, np.array([0, 1, 2, 0]), 3, 0, CPU)
