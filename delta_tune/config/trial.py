@@ -30,7 +30,7 @@ METRICS: dict[str, Mode] = {
 }
 LAYER_CHOICES = ("all", "last", "last_two")
 BEFORE: dict[str, Any] = {
-    **{"head_start": "random", "head_lr_multiplier": 10.0, "max_grad_norm": None},
+    **{"head_start": "random", "lr": 0.001, "head_lr_multiplier": 10.0, "max_grad_norm": None},
     **{"optimizer": "sgd", "layer_decay": 1.0, "drop_path": None, "class_weights": "none"},
     **{"random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "early_size": 1.0, "co_tuning": 0.0, "contrast": 0.0},
 }

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from delta_tune.search.asha import rung_epochs
 
 TARGET_STEPS = 400
-"""Steps after which more hardly help, whatever the size of the training set: a small one needs more epochs for them."""
+"""Steps after which more epochs hardly help: a small training set needs more epochs for them than a large one."""
 SHORTEST, LONGEST = 3, 6
-"""Range of the epochs that follow from it."""
+"""Range of the epochs that follow from it; a set with few steps an epoch has fewer than `TARGET_STEPS`."""
 FULL_TRIALS, ROUNDS = 4, 2
 """Full trials that are to fit, and in how many rounds at least: later trials are to learn from earlier ones."""
 MOST_TRIALS = 1000

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from delta_tune.cli import launch
-from delta_tune.config import StudyConfig, UserError
+from delta_tune.config import StudyConfig, TrialConfig, UserError
 from delta_tune.config.study import STUDY_FIELDS
 
 ROOT = Path(__file__).parents[2]
@@ -279,8 +279,8 @@ def test_mistake_in_set_is_one_sentence(mistake, setting, said):
         ({"val_fraction": 2}, "val_fraction must be > 0 and < 1, but got 2"),
         ({"time_budget": "soon"}, "time_budget must be like 90s, 45m or 2h, but got 'soon'"),
         ({"mode": "min"}, "mode must be max for val_accuracy, but got 'min'"),
-        ({"grace_period": 99}, "grace_period must not exceed max_epochs, but got 99 and 12"),
-        ({"space": "search_spaces/methods.py", "num_trials": 3}, "less than the 5 choices of regularizer"),
+        ({"grace_period": 99}, f"grace_period must not exceed max_epochs, but got 99 and {TrialConfig().max_epochs}"),
+        ({"space": "search_spaces/methods.py", "num_trials": 3}, "less than the 7 choices of regularizer"),
     ],
 )
 def test_mistake_in_the_budget_is_one_sentence(mistake, flags, said):

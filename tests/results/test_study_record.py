@@ -100,7 +100,7 @@ def test_methods_of_a_resumed_study_keep_their_own_strengths(begun, tmp_path):
 
 def test_trials_of_a_study_of_an_early_version_have_the_defaults_of_that_time(begun):
     del begun.content["trial_defaults"]
-    early = TrialConfig(head_start="random", head_lr_multiplier=10.0, max_grad_norm=None)
+    early = TrialConfig(head_start="random", lr=0.001, head_lr_multiplier=10.0, max_grad_norm=None)
     assert begun.trial_defaults == early
 
 

@@ -177,7 +177,7 @@ def test_search_begins_with_the_starting_points_in_their_order():
 
 def test_search_without_starting_points_begins_with_the_library_default():
     first, second = (p.params for p in Study().run(2).proposals.values())
-    assert first == {"regularizer": "delta", "lr": 0.001, "alpha": 1.0}
+    assert first == {"regularizer": "delta", "lr": TrialConfig().lr, "alpha": 1.0}
     assert second != first
 
 

@@ -106,9 +106,9 @@ def test_starting_points_stay_and_plain_l2_begins_with_its_recipe(balance):
 
 @pytest.mark.parametrize("balance", [None, "regularizer"])
 def test_library_default_stays_where_the_space_has_no_starting_points(balance):
-    both = add_l2_baseline(checked(balance=balance, base=TrialConfig(batch_norm="train", lr=0.002)), 0)
+    both = add_l2_baseline(checked(balance=balance, base=TrialConfig(batch_norm="train", lr=0.004)), 0)
     default, plain = both.points
-    assert (default[ARM], default["lr"]) == ("delta" if balance else "space", 0.002)
+    assert (default[ARM], default["lr"]) == ("delta" if balance else "space", 0.004)
     assert plain[ARM] == "l2"
 
 

@@ -66,7 +66,7 @@ def test_check_space_same_seed_draws_the_same():
     assert check(two_methods).drawn == check(two_methods).drawn
 
 
-DEFAULT = {"lr": 0.001, "regularizer": "delta", "alpha": 1.0, "batch_size": 32}
+DEFAULT = {"lr": TrialConfig().lr, "regularizer": "delta", "alpha": 1.0, "batch_size": 32}
 
 
 def test_check_space_starting_points_are_the_space_s_own_in_their_order():
@@ -81,7 +81,7 @@ def test_check_space_starts_with_the_library_default_where_there_is_no_start():
 
 
 def test_check_space_starts_with_the_library_default_where_fixed_values_contradict_every_point():
-    start = ({"lr": 0.01, "regularizer": "l2"}, {"lr": 0.002})
+    start = ({"lr": 0.01, "regularizer": "l2"}, {"lr": 0.003})
     checked = check(two_methods, start=start, fixed={"lr": 0.005})
     assert checked.points == ({name: value for name, value in DEFAULT.items() if name != "lr"},)
     assert len(checked.notes) == 2
@@ -89,7 +89,7 @@ def test_check_space_starts_with_the_library_default_where_fixed_values_contradi
 
 def test_check_space_tries_the_default_with_fixed_values():
     checked = check(two_methods, fixed={"regularizer": "l2"})
-    assert checked.points == ({"lr": 0.001, "nesterov": True},)
+    assert checked.points == ({"lr": TrialConfig().lr, "nesterov": True},)
 
 
 def test_check_space_tries_starting_points_that_a_fixed_value_makes_equal_once():
@@ -101,7 +101,7 @@ def test_check_space_says_why_the_default_is_left_out():
     checked = check(lambda t: t.suggest_float("lr", 0.1, 1.0) and None)
     assert (checked.points, checked.notes) == (
         (),
-        ("The library default is left out: mine.py cannot express lr=0.001.",),
+        (f"The library default is left out: mine.py cannot express lr={TrialConfig().lr}.",),
     )
 
 
@@ -112,7 +112,7 @@ def test_check_space_leaves_the_default_out_where_a_helper_decides():
 
 def test_check_space_refuses_a_function_that_raises_at_the_default_alone():
     def space(trial):
-        assert trial.suggest_float("lr", 1e-4, 1e-2) != 0.001
+        assert trial.suggest_float("lr", 1e-4, 1e-2) != TrialConfig().lr
 
     with pytest.raises(UserError, match=r"mine.py raised AssertionError"):
         check(space)

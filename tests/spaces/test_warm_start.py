@@ -75,7 +75,7 @@ def test_best_configurations_of_no_study_are_refused(tmp_path):
     ("start", "own"),
     [
         (({"regularizer": "l2", "lr": 0.003},), {"regularizer": "l2", "lr": 0.003}),
-        ((), {"regularizer": "delta", "alpha": 1.0, "lr": 0.001}),
+        ((), {"regularizer": "delta", "alpha": 1.0, "lr": TrialConfig().lr}),
     ],
     ids=["START", "library default"],
 )

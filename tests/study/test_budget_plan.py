@@ -62,13 +62,13 @@ def test_epochs_and_trials_are_chosen_and_written_once_they_are(settings, planne
     before = prepare_study(settings)
     open_study(before)
     assert not {"max_epochs", "grace_period", "num_trials"} & written(before).keys()
-    study = planned({**settings, "name": "t"}, 10)
-    assert study.config.max_epochs == 30
-    assert {proposal.config.max_epochs for proposal in study.checked.drawn} == {30}
-    assert study.searcher.suggest("first")["max_epochs"] == 30
-    assert study.scheduler.rungs == [2, 8]
+    study = planned({**settings, "name": "t"}, 180)
+    assert study.config.max_epochs == 4
+    assert {proposal.config.max_epochs for proposal in study.checked.drawn} == {4}
+    assert study.searcher.suggest("first")["max_epochs"] == 4
+    assert study.scheduler.rungs == [1]
     assert study.num_trials is None
-    assert (written(study)["max_epochs"], written(study)["grace_period"]) == (30, 2)
+    assert (written(study)["max_epochs"], written(study)["grace_period"]) == (4, 1)
     assert "num_trials" not in written(study)
 
 
@@ -81,9 +81,9 @@ def test_search_goes_on_until_the_time_is_over(settings, planned):
 def test_plan_says_what_fits(settings, planned):
     waiting = budget_lines(prepare_study(settings))
     assert waiting == ["Budget    1:00:00 in all; what fits into it is known once a step has been timed"]
-    line, why = budget_lines(planned(settings, 45))
-    assert line.startswith("Budget    trials of up to 19 epochs until the time is over, about ")
-    assert why.strip().endswith("a step takes 5 s and an epoch 0:45, 1 trial at a time.")
+    line, why = budget_lines(planned(settings, 180))
+    assert line.startswith("Budget    trials of up to 4 epochs until the time is over, about ")
+    assert why.strip().endswith("a step takes 20 s and an epoch 3:00, 1 trial at a time.")
 
 
 @pytest.mark.parametrize(("epoch_seconds", "epochs", "grace"), [(1, 12, 3), (60, 5, 1)])
@@ -162,19 +162,20 @@ def test_budget_too_short_for_a_trial_leaves_the_choice_to_a_later_session(setti
     assert not search(study, None)
     assert not study.tables.searched
     assert not {"max_epochs", "grace_period", "num_trials"} & written(study).keys()
-    assert planned({**settings, "resume": True}, 10).config.max_epochs == 30
+    assert planned({**settings, "resume": True}, 180).config.max_epochs == 4
 
 
 def test_without_a_time_budget_nothing_is_chosen(settings):
     study = prepare_study({**settings, "time_budget": None})
-    assert (study.num_trials, study.config.max_epochs, study.left_open) == (16, 12, frozenset())
-    assert budget_lines(study)[0].startswith("Budget    16 trials of up to 12 epochs; ")
+    epochs = TrialConfig().max_epochs
+    assert (study.num_trials, study.config.max_epochs, study.left_open) == (16, epochs, frozenset())
+    assert budget_lines(study)[0].startswith(f"Budget    16 trials of up to {epochs} epochs; ")
 
 
 @pytest.mark.parametrize(
     ("given", "epochs", "grace"),
     [
-        *(({"max_steps": 216}, 24, 2), ({"max_steps": 217}, 25, 2), ({"max_steps": 1}, 1, 1)),
+        *(({"max_steps": 216}, 24, 4), ({"max_steps": 217}, 25, 4), ({"max_steps": 1}, 1, 1)),
         ({"max_steps": 216, "grace_period": 5}, 24, 5),
         ({"max_steps": 216, "grace_period": 20}, 24, 20),
     ],
@@ -189,9 +190,9 @@ def test_steps_become_epochs_of_the_training_images(settings, given, epochs, gra
 
 
 def test_plan_says_which_steps_the_epochs_are_for(settings):
-    study = prepare_study({**settings, "time_budget": None, "max_steps": 50, "confirm": 2})
-    assert budget_lines(study)[0].startswith("Budget    16 trials of up to 6 epochs for 50 steps; ASHA asks ")
-    assert any("seeds and splits, 6 epochs each" in note for note in study.notes)
+    study = prepare_study({**settings, "time_budget": None, "max_steps": 80, "confirm": 2})
+    assert budget_lines(study)[0].startswith("Budget    16 trials of up to 9 epochs for 80 steps; ASHA asks ")
+    assert any("seeds and splits, 9 epochs each" in note for note in study.notes)
 
 
 def test_steps_and_epochs_exclude_each_other(settings):
@@ -201,10 +202,10 @@ def test_steps_and_epochs_exclude_each_other(settings):
 
 
 def test_grace_period_longer_than_the_steps_is_refused(settings):
-    said = r"^--grace-period 7 is more than the epochs of a full trial, 6 for 50 steps; give a shorter one, "
+    said = r"^--grace-period 10 is more than the epochs of a full trial, 9 for 80 steps; give a shorter one, "
     with pytest.raises(UserError, match=said):
-        prepare_study({**settings, "max_steps": 50, "grace_period": 7})
-    assert prepare_study({**settings, "max_steps": 50, "grace_period": 6}).config.grace_period == 6
+        prepare_study({**settings, "max_steps": 80, "grace_period": 10})
+    assert prepare_study({**settings, "max_steps": 80, "grace_period": 9}).config.grace_period == 9
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_steps_that_fit_into_a_time_budget_are_kept(settings, planned, given, ep
 
 def test_steps_that_do_not_fit_into_a_time_budget_are_shortened_as_their_epochs_are(settings, planned):
     study = planned({**settings, "max_steps": 216, "num_trials": 24}, 60)
-    epochs = planned({**settings, "max_epochs": 24, "grace_period": 2, "num_trials": 24, "name": "t"}, 60)
+    epochs = planned({**settings, "max_epochs": 24, "grace_period": 4, "num_trials": 24, "name": "t"}, 60)
     assert study.config.max_epochs == epochs.config.max_epochs < 24
     assert study.config.grace_period == epochs.config.grace_period
     line, *why = budget_lines(study)

@@ -450,7 +450,7 @@ def test_study_at_an_address_goes_on_on_another_machine_and_ends_the_same(
     flags, address, bucket, tmp_path, monkeypatch
 ):
     """Two drivers are killed, each with a disk of its own that nothing of is left for the next."""
-    more = [*flags, "--num-trials", "6", "--confirm", "2", "--space", "search_spaces/methods.py"]
+    more = [*flags, "--num-trials", "7", "--confirm", "2", "--space", "search_spaces/methods.py"]
     more += ["--name", "study", "--address", address]
     at = ["--out", f"s3://{bucket}/results"]
     cut = 10

@@ -225,7 +225,7 @@ def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings
 @pytest.mark.slow
 def test_confirmed_configuration_is_that_of_the_final_runs(settings):
     space = "search_spaces/methods.py"
-    settings = settings | {"space": space, "num_trials": 5, "confirm": 2, "max_epochs": 1, "grace_period": 1}
+    settings = settings | {"space": space, "num_trials": 7, "confirm": 2, "max_epochs": 1, "grace_period": 1}
     result = delta_tune.tune(**settings)
     told = record(result)
     assert told["model"].startswith(f"trial {told['winner']} retrained 2 times on ")

@@ -98,14 +98,15 @@ def timeless(table):
 def all_methods(image_folder, tiny_weights, tmp_path_factory, cache, ray_cluster):
     """The settings of a study of one trial a method, and its result."""
     own = study_settings(image_folder, tiny_weights, cache, tmp_path_factory.mktemp("all"))
-    own |= {"space": "search_spaces/methods.py", "num_trials": 5}
+    own |= {"space": "search_spaces/methods.py", "num_trials": 7}
     return own, delta_tune.tune(**own)
 
 
 def test_tune_of_all_methods_leaves_tables_model_and_evidence(all_methods):
     settings, result = all_methods
     rows = result.trials.to_pylist()
-    assert [row["config.regularizer"] for row in searched(result)] == ["delta", "delta_uniform", "l2_sp", "l2", "l2_fe"]
+    methods = ["delta", "delta_uniform", "l2_sp", "l2", "co_tuning", "bi_tuning", "l2_fe"]
+    assert [row["config.regularizer"] for row in searched(result)] == methods
     assert {row["state"] for row in rows} <= {"completed", "pruned", "diverged"}
     assert pq.read_table(result.path / "trials.parquet").equals(result.trials)
     epochs = pq.read_table(result.path / "epochs.parquet").to_pylist()
