@@ -44,7 +44,7 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
 
 
 # Each method's recipe first, from the fitted head (head_start).
-_RECIPE = {"lr": 0.002, "batch_size": 16}
+_RECIPE = {"lr": 0.001, "batch_size": 8}
 START = [
     {"regularizer": "l2", "weight_decay": 1e-4, **_RECIPE},
     {"regularizer": "bi_tuning", "contrast": 0.1, "weight_decay": 1e-4, **_RECIPE},
