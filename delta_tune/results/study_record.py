@@ -27,7 +27,7 @@ class StudyIdentity:
     """What a study is about; it can be resumed only if data, weights and search space are the same.
 
     Attributes:
-        fingerprints: of the data and the weights.
+        fingerprints: of the data, the weights, and the source's own head where trials train it along.
         backbone: the model's name.
         images: split → number of images.
         space: source code of the search space.
