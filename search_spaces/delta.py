@@ -3,8 +3,8 @@
     python launch.py --data DIR --model resnet50 --space search_spaces/delta.py --num-trials 32
 
 Cost: a DELTA epoch is one forward of the source above a plain one; the attention is computed once for all.
-Batch norm stays frozen, all four layers are held and batches are small: with a few dozen photos a class nothing else won
-(docs/experiments.md).
+Batch norm stays frozen, all four layers are held and batches are small: with a few dozen photos a class nothing else
+won (docs/experiments.md).
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # programs, not a package
 import selection
+from record_curves import SPACES
 from selection_parts.arms import Arm, arms_of, decision
 from selection_parts.efficiency import efficiency
-from record_curves import SPACES
 from selection_parts.pool import Pool, balanced_accuracy, is_start, parts_of, read_pool, tempered_nll
 from selection_parts.sequence import judge, run_of, runs_of, trials_until
 from selection_parts.studies import draws, resampled, simulate
