@@ -8,8 +8,8 @@ photos are about 500 that no run sees. Of each arm: the mean accuracy and cross 
 their weights (`mean`), and of their mean probabilities (`ensemble`); those of `mean` at 32 pixels more than it was
 trained with (`larger`); and the seconds of training.
 
-`base` has half of the epochs of `long`, which was the first base, at twice the learning rate. `small` is the best arm of
-the first round, around which the second went. Name another base with `--base`.
+`base` has half of the epochs of `long`, which was the first base, at twice the learning rate. `small` is the best arm
+of the first round, around which the second went. Name another base with `--base`.
 
 The rule, fixed before any test accuracy was seen: an ingredient comes into the default space if `mean` gains at least
 0.5 points on the mean of the tasks and loses at least 1 point on none, in no more time than the base plus a tenth.
