@@ -7,10 +7,10 @@
 that are not committed yet. Data and weights are generated from a seed; nothing is downloaded. Both checkouts run, with
 one trial at a time:
 
-    methods    all five methods (search_spaces/methods.py), random augmentation, ASHA, test score
+    methods    every method (search_spaces/methods.py), random augmentation, ASHA, test score
     resumed    TPE, ASHA, `--confirm 2`; interrupted by Ctrl-C in the middle of a trial, then resumed
 
-`--quick` runs only the second one, with all five methods, too few trials for TPE to learn from, and fewer images.
+`--quick` runs only the second one, with every method, too few trials for TPE to learn from, and fewer images.
 `--thorough` runs the second study two more times with `after`; both must equal its own resumed study:
 
     across           `before` began it, `after` resumes it

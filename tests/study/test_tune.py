@@ -506,7 +506,8 @@ def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
 def test_dry_run_prints_the_plan_and_leaves_nothing(settings):
     from delta_tune.study.tune import dry_run
 
-    said = "\n".join(dry_run(**{**settings, "space": "search_spaces/delta.py", "num_trials": 6, "confirm": 3}))
+    own = {"space": "search_spaces/delta.py", "set": {"batch_size": 8, "regularizer": "delta"}}
+    said = "\n".join(dry_run(**{**settings, **own, "num_trials": 6, "confirm": 3}))
     parts = [
         "train 36",
         "val 18",
