@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from delta_tune.search.asha import rung_epochs
 
-TARGET_STEPS = 400
+TARGET_STEPS = 800
 """Steps after which more epochs hardly help: a small training set needs more epochs for them than a large one."""
 SHORTEST, LONGEST = 3, 6
 """Range of the epochs that follow from it; a set with few steps an epoch has fewer than `TARGET_STEPS`."""
