@@ -31,10 +31,10 @@ _HELD = {"alpha": 1.0}
 START = [
     {"regularizer": "l2", "lr": 0.001, "batch_size": 8},
     {"regularizer": "l2", "lr": 0.002, "batch_size": 16},
-    {"regularizer": "delta", "lr": 0.001, "batch_size": 8, "attention_temperature": 5.0, **_HELD},
-    {"regularizer": "l2", "lr": 0.002, "batch_size": 8},
     {"regularizer": "delta", "lr": 0.002, "batch_size": 16, "attention_temperature": 5.0, **_HELD},
-    {"regularizer": "delta_uniform", "lr": 0.001, "batch_size": 8, **_HELD},
+    {"regularizer": "l2", "lr": 0.002, "batch_size": 8},
+    {"regularizer": "delta", "lr": 0.001, "batch_size": 8, "attention_temperature": 5.0, **_HELD},
     {"regularizer": "delta_uniform", "lr": 0.002, "batch_size": 16, **_HELD},
     {"regularizer": "l2", "lr": 0.0005, "batch_size": 8},
+    {"regularizer": "delta_uniform", "lr": 0.001, "batch_size": 8, **_HELD},
 ]
