@@ -25,7 +25,7 @@ from delta_tune.study.schedule import (
 )
 
 OPEN = Wishes(max_epochs=None, num_trials=None, grace_period=1, grace_of=12, reduction_factor=4)
-MEANS = Means(seconds=100.0, epoch_seconds=5.0, steps=100, slots=2)
+MEANS = Means(seconds=100.0, epoch_seconds=5.0, steps=200, slots=2)
 
 some_wishes = st.builds(
     Wishes,
@@ -104,7 +104,7 @@ def test_several_full_trials_fit_once_there_are_more_epochs_than_the_fewest(mean
 
 
 def test_full_trials_have_as_many_steps_whatever_the_size_of_the_set_between_the_fewest_and_the_most_epochs():
-    assert [epochs_of_set(steps) for steps in (80, 99, 100)] == [TARGET_STEPS // 80, 5, TARGET_STEPS // 100]
+    assert [epochs_of_set(steps) for steps in (160, 199, 200)] == [TARGET_STEPS // 160, 5, TARGET_STEPS // 200]
     assert (epochs_of_set(1), epochs_of_set(10**6)) == (LONGEST, SHORTEST)
 
 
@@ -114,7 +114,7 @@ def test_steps_have_as_few_epochs_as_hold_them():
 
 def test_what_is_left_open_is_chosen():
     # Four full trials in 100 s on two slots: 50 s each, ten epochs; the set needs four, a small one the most there are
-    assert choose_schedule(OPEN, MEANS).max_epochs == TARGET_STEPS // 100
+    assert choose_schedule(OPEN, MEANS).max_epochs == TARGET_STEPS // 200
     assert choose_schedule(OPEN, dataclasses.replace(MEANS, steps=10)).max_epochs == LONGEST
     assert choose_schedule(OPEN, dataclasses.replace(MEANS, steps=10, slots=1)).max_epochs == 5
 
