@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,16 +62,22 @@ def fit_to_all_images(study: Study, number: int, workplace: Workplace) -> None:
     study.save_record()
 
 
-def expected_scores(scores: Mapping[str, Any], metric: Metric, growth: float) -> dict[str, float]:
-    """The metric and the loss to expect with more images.
+def scores_to_beat(scores: Mapping[str, Any], metric: Metric, growth: float, num_val: int) -> dict[str, float]:
+    """The metric and the loss that a trial must beat to take the place of a model of more images.
+
+    They are those to expect with so many images; one standard error better, if the metric is a share of right answers:
+    the best epoch of several trials is often lucky on few images.
 
     Args:
-        scores: of a model that was fitted to fewer.
+        scores: of the model when it was fitted to the trials' images.
         metric: the study's.
-        growth: images now / then.
+        growth: images now / then; 1 for a model of the trials' images, whose own scores are to be beaten.
+        num_val: images that were scored.
     """
     factor = growth**-FALL
     found = {"val_loss": factor * scores["val_loss"]}
     if METRICS[metric] == "max":
-        found[metric] = 1 - factor * (1 - scores[metric])
+        error = factor * (1 - scores[metric])
+        luck = math.sqrt(max(error * (1 - error), 0.25 / num_val) / num_val)
+        found[metric] = 1 - error + luck * (growth > 1)
     return found

@@ -12,7 +12,7 @@ from delta_tune.inference.model_folder import read_config, save_model
 from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import BEST, BEST_FILE, CHECKPOINTS, trial_name
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.all_images import expected_scores
+from delta_tune.study.all_images import scores_to_beat
 from delta_tune.study.study import Study
 from delta_tune.training.checkpoint import best_weights, read_resume_point
 from delta_tune.training.task import Task
@@ -79,10 +79,11 @@ def _score(study: Study) -> tuple[float, float]:
     """
     if study.tables.is_sampled(study.record.winner):
         return math.inf, math.inf
+    train, num_val = len(study.task.dataset.train), len(study.task.dataset.val)
     try:
-        config, train = read_config(study.folder / BEST), len(study.task.dataset.train)
+        config = read_config(study.folder / BEST)
         metrics, growth = config["metrics"], config.get("fitted_to", train) / train
-        return study.tables.rank_of(expected_scores(metrics, study.config.metric, growth))
+        return study.tables.rank_of(scores_to_beat(metrics, study.config.metric, growth, num_val))
     except (UserError, KeyError):
         return math.inf, math.inf
 

@@ -15,7 +15,7 @@ from delta_tune.inference.model import load
 from delta_tune.results.layout import CONFIG_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.all_images import expected_scores, fit_to_all_images
+from delta_tune.study.all_images import fit_to_all_images, scores_to_beat
 from delta_tune.study.best_model import save_searched
 from delta_tune.training.trial import run_trial
 from delta_tune.training.workplace import ThisProcess
@@ -72,10 +72,17 @@ def test_classifier_of_a_sample_is_not_fitted_again(task, tmp_path):
 
 
 @pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
-def test_more_images_are_worth_a_part_of_the_errors(metric):
-    found = expected_scores({"val_accuracy": 0.6, "val_loss": 1.0}, metric, 2.0)
+def test_more_images_are_worth_a_part_of_the_errors_and_a_standard_error(metric):
+    found = scores_to_beat({"val_accuracy": 0.6, "val_loss": 1.0}, metric, 2.0, 100)
+    expected = 1 - 0.4 * 2**-0.2
     assert found["val_loss"] == pytest.approx(np.exp(-0.2 * np.log(2)))
-    assert found.get("val_accuracy", 0.6) == pytest.approx(1 - 0.4 * 2**-0.2 if metric == "val_accuracy" else 0.6)
+    to_beat = expected + np.sqrt(expected * (1 - expected)) / 10
+    assert found.get("val_accuracy", 0.6) == pytest.approx(to_beat if metric == "val_accuracy" else 0.6)
+
+
+def test_score_of_as_many_images_is_to_be_beaten_as_it_is():
+    scores = {"val_accuracy": 0.6, "val_loss": 1.0}
+    assert scores_to_beat(scores, "val_accuracy", 1.0, 100) == pytest.approx(scores)
 
 
 @pytest.mark.parametrize(("gain", "model"), [(0.0, "trial 0, fitted"), (0.2, "trial 1")])
