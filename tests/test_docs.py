@@ -214,8 +214,7 @@ def test_flowers_tutorial_runs_to_its_end(real_data, tmp_path):
     values = {
         "PHOTOS": str(real_data / "data" / "flowers17"),
         "mobilenet_v2.pth": str(real_data / "weights" / "mobilenet_v2.pth"),
-        "--num-trials 16": "--num-trials 7",
-        "--max-epochs 12": "--max-epochs 1",
+        "--num-trials 16": "--num-trials 7 --max-epochs 1",
         "--confirm 5": "--confirm 2 --train-per-class 10",
     }
     lines = "".join(blocks(DOCS / "tutorial" / "flowers.md", "sh")).replace("\\\n", " ").splitlines()
