@@ -1,6 +1,6 @@
 """Which configurations should a study try first? A portfolio, chosen greedily over the tasks of `recipe.py`.
 
-    python benchmarks/portfolio.py [--file recipe.jsonl] [--size 10] [--score single|mean|ensemble]
+    python benchmarks/portfolio.py [--sets SET …] [--backbones NAME …] [--size 10] [--score single|mean|ensemble]
 
 Candidates are the arms of `recipe.py` that ran for as many epochs as its base on every task. The first member of the
 portfolio is the arm with the best mean accuracy over the tasks, each next one the arm with which the best of those so
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from recipe import ARMS, BASE, read
+from recipe import ARMS, BASE, SETS, read
 from rich.console import Console
 from rich.table import Table
 
@@ -81,10 +81,14 @@ def left_out(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, default=Path(__file__).with_name("recipe.jsonl"))
+    parser.add_argument("--sets", nargs="+", default=SETS, help="more sets leave fewer arms that ran on all of them")
+    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2"])
     parser.add_argument("--size", type=int, default=10)
     parser.add_argument("--score", default="single", choices=("single", "mean", "ensemble"))
     arguments = parser.parse_args()
-    arms, tasks, scores = table_of(read(arguments.file), arguments.score)
+    rows = [row for row in read(arguments.file) if row["set"] in arguments.sets]
+    rows = [row for row in rows if row["backbone"] in arguments.backbones]
+    arms, tasks, scores = table_of(rows, arguments.score)
     size = min(arguments.size, len(arms))
     rng = np.random.default_rng(0)
 

@@ -26,7 +26,7 @@ def space(trial: SpaceTrial) -> dict[str, Any]:
     return {}
 
 
-# In the order of benchmarks/portfolio.py, which leaves one set of photos out in turn to judge it.
+# In the order of benchmarks/portfolio.py, as far as there are figures (docs/experiments.md).
 _HELD = {"alpha": 1.0}
 START = [
     {"regularizer": "l2", "lr": 0.001, "batch_size": 8},
