@@ -30,12 +30,17 @@ class CheckedSpace:
     """Messages for the plan: which points are left out, and why."""
 
     @property
-    def usual_batch_size(self) -> int:
-        """That of the first starting point; the median of the space's, if there is none or it leaves that open."""
+    def first(self) -> Proposal:
+        """The first starting point, with random values for what it leaves open."""
         point: dict[str, Any] = self.points[0] if self.points else {}
         rest = random_answers(np.random.default_rng(0))
-        first = self.space.propose(lambda name, among: point[name] if name in point else rest(name, among))
-        if point and ("batch_size" in point or "batch_size" not in first.distributions):
+        return self.space.propose(lambda name, among: point[name] if name in point else rest(name, among))
+
+    @property
+    def usual_batch_size(self) -> int:
+        """That of the first starting point; the median of the space's, if there is none or it leaves that open."""
+        first = self.first
+        if self.points and ("batch_size" in self.points[0] or "batch_size" not in first.distributions):
             return first.config.batch_size
         return statistics.median_low(proposal.config.batch_size for proposal in self.drawn)
 

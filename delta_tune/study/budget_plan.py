@@ -6,9 +6,11 @@ import dataclasses
 import math
 
 from delta_tune.cluster.gpu_sharing import heaviest_config
+from delta_tune.config import TrialConfig
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import ARM
+from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.attention_phase import ATTENTION_SHARE
 from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
 from delta_tune.study.schedule import SHORTEST, Means, Schedule, Wishes, choose_schedule, search_seconds
@@ -86,10 +88,21 @@ def keep_time_for_ends(study: Study, session: Session, speed: Speed) -> None:
 
 
 def time_steps(study: Study, session: Session) -> Speed:
-    """The speed of the heaviest method of the space, where trials run."""
-    config = heaviest_config(study.configs)
+    """The speed of the configuration to plan with, where trials run."""
+    config = config_to_time(study.checked)
     with session.measuring.workplace() as workplace:
         return workplace.run(measure_speed, few(study.task, config), config, session.resources.threads)
+
+
+def config_to_time(checked: CheckedSpace) -> TrialConfig:
+    """That of the first starting point, which is what a trial is expected to cost; else the heaviest of the space.
+
+    A trial that costs more is seen as it runs: what is left of the time is reckoned with the epochs of the trials.
+    """
+    first = checked.first.config
+    if checked.points and first.method.trains_backbone:
+        return heaviest_config([first])
+    return heaviest_config([proposal.config for proposal in checked.drawn])
 
 
 def images_at_end(study: Study) -> int:

@@ -12,8 +12,10 @@ import pytest
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.search.asha import rung_epochs
+from delta_tune.spaces.space import Space
+from delta_tune.spaces.validation import check_space
 from delta_tune.study import budget_plan
-from delta_tune.study.budget_plan import plan_by_budget
+from delta_tune.study.budget_plan import config_to_time, plan_by_budget
 from delta_tune.study.plan import budget_lines
 from delta_tune.study.schedule import expected_epochs
 from delta_tune.study.search_phase import search, time_left
@@ -52,6 +54,23 @@ def planned(monkeypatch):
         return study
 
     return plan
+
+
+@pytest.mark.parametrize(
+    ("start", "timed"),
+    [
+        ({"regularizer": "l2", "batch_size": 4}, ("l2", 4)),
+        ({"regularizer": "l2_fe", "batch_size": 4}, ("delta_uniform", 16)),
+    ],
+)
+def test_first_starting_point_is_timed_unless_it_leaves_the_network_frozen(start, timed):
+    def both(trial):
+        trial.suggest_categorical("regularizer", ["l2", "l2_fe", "delta"])
+        trial.suggest_categorical("batch_size", [4, 16])
+
+    checked = check_space(Space(name="mine.py", function=both, start=(start,)), 0)
+    config = config_to_time(checked)
+    assert (config.regularizer, config.batch_size) == timed
 
 
 def written(study):
