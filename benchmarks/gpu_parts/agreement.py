@@ -15,6 +15,7 @@ from delta_tune.config import FIRST_MODEL, METHODS, TrialConfig
 from delta_tune.data.augmentation import center_crop
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, without_tf32
+from delta_tune.training.co_tuning import SourceHead
 from delta_tune.training.objective import Objective
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps
@@ -114,6 +115,8 @@ def _loss_and_gradients(task: Task, config: TrialConfig, device: torch.device) -
         factors = task.measurements.channel_factors(config, device)
         maps = SourceMaps(task.source_model(device, tuple(factors)), tuple(factors))
         source = {"source": maps, "factors": factors}
+    if config.effective_co_tuning:
+        source["source_head"] = SourceHead(backbone, task.measurements.learnt_relationship(), device)
     objective = Objective(config, model, head, **source)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
