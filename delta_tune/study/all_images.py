@@ -79,5 +79,5 @@ def scores_to_beat(scores: Mapping[str, Any], metric: Metric, growth: float, num
     if METRICS[metric] == "max":
         error = factor * (1 - scores[metric])
         luck = math.sqrt(max(error * (1 - error), 0.25 / num_val) / num_val)
-        found[metric] = 1 - error + luck * (growth > 1)
+        found[metric] = min(1.0, 1 - error + luck * (growth > 1))
     return found

@@ -159,9 +159,9 @@ def test_tune_twice_in_one_process_gives_the_same_and_leaves_no_object(all_metho
 def test_resume_of_a_finished_study_only_tops_up(all_methods, tmp_path):
     _, first = all_methods
     shutil.copytree(first.path, tmp_path / "study")
-    again = delta_tune.tune(name="study", out=tmp_path, resume=True, num_trials=10, verbose=0)
-    assert len(searched(again)) == 10
-    assert again.trials.slice(0, 6).equals(first.trials)
+    again = delta_tune.tune(name="study", out=tmp_path, resume=True, num_trials=14, verbose=0)
+    assert len(searched(again)) == 14
+    assert again.trials.slice(0, 8).equals(first.trials)
 
 
 def test_tune_records_diverged_and_failed_trials_with_their_cause_and_goes_on(settings):
