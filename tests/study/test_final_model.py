@@ -13,6 +13,7 @@ from delta_tune.config import StudyConfig
 from delta_tune.models.architectures import build_architecture
 from delta_tune.report.held_out import HeldOut
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
+from delta_tune.study import final_model
 from delta_tune.study.final_model import checked_means, describe, mean_weights, run_folder
 from delta_tune.study.race import FoldRun
 from delta_tune.training.workplace import ThisProcess
@@ -101,6 +102,16 @@ def test_mean_with_no_more_loss_than_its_networks_is_the_model(checked, state):
     assert file not in files
     assert same(found, state)
     assert said == []
+
+
+@pytest.mark.parametrize(("ours", "sentences"), [(0.0107, 0), (0.03, 1)])
+def test_mean_may_have_a_little_more_loss_than_networks_that_have_next_to_none(
+    checked, state, monkeypatch, ours, sentences
+):
+    losses = iter([ours, 0.005, 0.006])
+    monkeypatch.setattr(final_model, "loss_of", lambda *_: next(losses))
+    *_, said = checked([state, state])
+    assert len(said) == sentences
 
 
 def test_mean_of_networks_that_do_not_lie_together_is_refused(checked, state, opposite):
