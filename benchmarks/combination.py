@@ -77,6 +77,11 @@ def probabilities(logits: Logits) -> NDArray[np.float32]:
     return found
 
 
+def accuracy(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Percent."""
+    return 100 * float(np.mean(scores.argmax(1) == labels))
+
+
 def loss(logits: Logits, split: Split) -> float:
     """Mean cross entropy."""
     return F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(np.asarray(split.labels))).item()
@@ -105,19 +110,16 @@ def measure(name: str, seed: int, runs: int, epochs: int, work: Path) -> list[di
         flipped = [logits_of(task, [file], test, flip=True) for file in files]
         mean, mean_flipped = logits_of(task, files, test), logits_of(task, files, test, flip=True)
 
-        def accuracy(scores: NDArray[np.float32]) -> float:
-            return 100 * float(np.mean(scores.argmax(1) == labels))
-
         row = {
             "set": name,
             "split": seed,
             "arm": arm,
-            "single": float(np.mean([accuracy(each) for each in single])),
-            "single, flip": float(np.mean([accuracy(each) for each in flipped])),
-            "mean": accuracy(mean),
-            "mean, flip": accuracy(mean_flipped),
-            "ensemble": accuracy(np.sum([probabilities(each) for each in single], axis=0)),
-            "ensemble, flip": accuracy(np.sum([probabilities(each) for each in flipped], axis=0)),
+            "single": float(np.mean([accuracy(each, labels) for each in single])),
+            "single, flip": float(np.mean([accuracy(each, labels) for each in flipped])),
+            "mean": accuracy(mean, labels),
+            "mean, flip": accuracy(mean_flipped, labels),
+            "ensemble": accuracy(np.sum([probabilities(each) for each in single], axis=0), labels),
+            "ensemble, flip": accuracy(np.sum([probabilities(each) for each in flipped], axis=0), labels),
         }
         if arm == "folds":
             every = merge_val_into_train(task.dataset).train

@@ -36,9 +36,8 @@ from typing import Any
 import numpy as np
 import torch
 from anytime_parts.tasks import BACKBONES, DIGITS, link_splits
-from combination import logits_of, loss, probabilities, weights_of
+from combination import accuracy, logits_of, loss, probabilities, weights_of
 from development_data import DATA, MISSING
-from numpy.typing import NDArray
 from record_curves import photos_of
 from rich.console import Console
 from rich.table import Table
@@ -124,11 +123,6 @@ def tasks_of(name: str, split: int, backbone: str, work: Path) -> tuple[Task, Ta
     return dataclasses.replace(task, cache=None), larger
 
 
-def accuracy(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Percent."""
-    return 100 * float(np.mean(scores.argmax(1) == labels))
-
-
 def measure(name: str, split: int, backbone: str, arm: str, runs: int, quick: bool, work: Path) -> dict[str, Any]:
     """The row of an arm on one split of a set."""
     torch.set_num_threads(1)
@@ -165,13 +159,13 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def gains(rows: Sequence[dict[str, Any]], arm: str, base: str, score: str) -> dict[tuple[str, str, int], float]:
-    """Task → the arm's score less the base's, where there are both."""
-    scores: dict[str, dict[tuple[str, str, int], float]] = {arm: {}, base: {}}
-    for row in rows:
-        if row["arm"] in scores:
-            scores[row["arm"]][row["backbone"], row["set"], row["split"]] = row[score]
-    return {task: value - scores[base][task] for task, value in scores[arm].items() if task in scores[base]}
+Key = tuple[str, str, int]
+"""Network, set and split."""
+
+
+def of_arm(rows: Sequence[dict[str, Any]], arm: str) -> dict[Key, dict[str, Any]]:
+    """The arm's rows."""
+    return {(row["backbone"], row["set"], row["split"]): row for row in rows if row["arm"] == arm}
 
 
 def show(rows: Sequence[dict[str, Any]], base: str) -> None:
@@ -183,32 +177,29 @@ def show(rows: Sequence[dict[str, Any]], base: str) -> None:
     for column in ("±", "loss", "time", "verdict"):
         table.add_column(column)
     scores = ("single", "mean", "ensemble", "larger", "mean_loss")
+    bases = of_arm(rows, base)
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        found = {score: gains(rows, arm, base, score) for score in scores}
-        paired = found["mean"]
-        if not paired:
+        own = of_arm(rows, arm)
+        both = [key for key in own if key in bases]
+        if not both:
             continue
-        of_task = {task: [gain for key, gain in paired.items() if key[:2] == task] for task in tasks}
-        cells = [f"{np.mean(own):+.1f} ({len(own)})" if own else "" for own in of_task.values()]
+        found = {score: {key: own[key][score] - bases[key][score] for key in both} for score in scores}
+        paired = found["mean"]
+        of_task = [[gain for key, gain in paired.items() if key[:2] == task] for task in tasks]
+        cells = [f"{np.mean(each):+.1f} ({len(each)})" if each else "" for each in of_task]
         means = {score: float(np.mean(list(each.values()))) for score, each in found.items()}
         error = float(np.std(list(paired.values()), ddof=1) / len(paired) ** 0.5) if len(paired) > 1 else float("nan")
-        ratio = float(np.median([np.exp(each) for each in _log_seconds(rows, arm, base)]))
-        per_task = [float(np.mean(own)) for own in of_task.values() if own]
+        ratio = float(np.median([own[key]["seconds"] / bases[key]["seconds"] for key in both]))
+        per_task = [float(np.mean(each)) for each in of_task if each]
         good = np.mean(per_task) >= 0.5 and min(per_task) > -1 and ratio <= 1.1
         told = [f"{means[score]:+.1f}" for score in scores[:4]] + [f"{error:.1f}", f"{means['mean_loss']:+.3f}"]
         table.add_row(arm, *cells, *told, f"× {ratio:.2f}", "in" if good else "")
     Console(width=220).print(table)
-    own = [row for row in rows if row["arm"] == base]
     for backbone, name in tasks:
-        of_base = [row for row in own if (row["backbone"], row["set"]) == (backbone, name)]
+        of_base = [row for key, row in bases.items() if key[:2] == (backbone, name)]
         if of_base:
             scored = (f"{score} {np.mean([row[score] for row in of_base]):.1f}" for score in scores[:4])
             print(f"{base}, {backbone}, {name}: {', '.join(scored)}")
-
-
-def _log_seconds(rows: Sequence[dict[str, Any]], arm: str, base: str) -> list[float]:
-    logs = [row | {"log": float(np.log(row["seconds"]))} for row in rows]
-    return list(gains(logs, arm, base, "log").values())
 
 
 def main() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LEVEL = 0.95
+
+
+def standard_error(proportion: float, count: int) -> float:
+    """Of a proportion seen on `count` examples; at 0 and 1 that of half an example, for a few cannot show certainty."""
+    return math.sqrt(max(proportion * (1 - proportion), 0.25 / count) / count)
 
 
 def wilson_interval(proportion: float, count: int) -> tuple[float, float]:

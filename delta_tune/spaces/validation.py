@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from delta_tune.config import UserError, did_you_mean
+from delta_tune.config import TrialConfig, UserError, did_you_mean
 from delta_tune.spaces.space import Answer, Proposal, Space
 
 NUM_RANDOM_DRAWS = 200
@@ -30,6 +30,11 @@ class CheckedSpace:
     """Messages for the plan: which points are left out, and why."""
 
     @property
+    def configs(self) -> list[TrialConfig]:
+        """Configurations of all its branches and of random draws, which stand for what its trials may be."""
+        return [proposal.config for proposal in self.drawn]
+
+    @property
     def first(self) -> Proposal:
         """The first starting point, with random values for what it leaves open."""
         point: dict[str, Any] = self.points[0] if self.points else {}
@@ -42,7 +47,7 @@ class CheckedSpace:
         first = self.first
         if self.points and ("batch_size" in self.points[0] or "batch_size" not in first.distributions):
             return first.config.batch_size
-        return statistics.median_low(proposal.config.batch_size for proposal in self.drawn)
+        return statistics.median_low(config.batch_size for config in self.configs)
 
     @property
     def choices(self) -> tuple[Any, ...]:

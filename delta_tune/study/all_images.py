@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from delta_tune.data.resampling import merge_val_into_train
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.devices import torch_threads
 from delta_tune.results.layout import BEST, CHECKPOINTS, trial_name
+from delta_tune.results.statistics import standard_error
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_takes_val
 from delta_tune.training.checkpoint import save_weights
@@ -78,6 +78,6 @@ def scores_to_beat(scores: Mapping[str, Any], metric: Metric, growth: float, num
     found = {"val_loss": factor * scores["val_loss"]}
     if METRICS[metric] == "max":
         error = factor * (1 - scores[metric])
-        luck = math.sqrt(max(error * (1 - error), 0.25 / num_val) / num_val)
-        found[metric] = min(1.0, 1 - error + luck * (growth > 1))
+        luck = standard_error(error, num_val) if growth > 1 else 0.0
+        found[metric] = min(1.0, 1 - error + luck)
     return found

@@ -102,7 +102,7 @@ def config_to_time(checked: CheckedSpace) -> TrialConfig:
     first = checked.first.config
     if checked.points and first.method.trains_backbone:
         return heaviest_config([first])
-    return heaviest_config([proposal.config for proposal in checked.drawn])
+    return heaviest_config(checked.configs)
 
 
 def images_at_end(study: Study) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_tune.config import FIRST_MODEL, METRICS, Metric
+from delta_tune.results.statistics import standard_error
 from delta_tune.results.tables import StudyTables
 
 MOST_RACERS = 3
@@ -135,8 +136,7 @@ def finalists(tables: StudyTables, num_val: int) -> list[int]:
 def _is_close(metric: Metric, best: dict[str, float], other: dict[str, float], num_val: int) -> bool:
     if METRICS[metric] == "min":
         return True
-    error = math.sqrt(max(best[metric] * (1 - best[metric]), 0.25 / num_val) / num_val)
-    return best[metric] - other[metric] <= error
+    return best[metric] - other[metric] <= standard_error(best[metric], num_val)
 
 
 def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> Scores:

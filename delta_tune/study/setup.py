@@ -83,7 +83,7 @@ def check_head(task: Task, checked: CheckedSpace) -> None:
     Raises:
         UserError: says how to do without.
     """
-    fault, configs = task.backbone.head_fault, [proposal.config for proposal in checked.drawn]
+    fault, configs = task.backbone.head_fault, checked.configs
     methods = sorted({c.regularizer for c in configs if c.method.uses_attention or not c.method.trains_backbone})
     if fault and (methods or any(config.needs_fitted_head for config in configs)):
         without = f" and no trials of {' and '.join(methods)}" if methods else ""
@@ -99,7 +99,7 @@ def check_drop_path(task: Task, checked: CheckedSpace) -> None:
     Raises:
         UserError: says what to do without them.
     """
-    configs = [proposal.config for proposal in checked.drawn]
+    configs = checked.configs
     rates = [config.drop_path for config in configs if config.drop_path and config.method.trains_backbone]
     if rates:
         build_unfilled(task.backbone.model, max(rates))
@@ -111,7 +111,7 @@ def check_source_head(task: Task, checked: CheckedSpace) -> None:
     Raises:
         UserError: says how to do without.
     """
-    configs = [proposal.config for proposal in checked.drawn]
+    configs = checked.configs
     if (fault := task.backbone.source_head_fault) and any(config.effective_co_tuning for config in configs):
         by_default = any(config.method.co_tuning for config in configs)
         without = "no trials of co_tuning" if by_default else "--set co_tuning=0"

@@ -96,7 +96,7 @@ class Study:
     @property
     def configs(self) -> list[TrialConfig]:
         """Configurations drawn from the space, which show what its trials need."""
-        return [proposal.config for proposal in self.checked.drawn]
+        return self.checked.configs
 
     @property
     def groups(self) -> Groups:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from delta_tune.config import TrialConfig, UserError
+from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study import setup
 from delta_tune.study.setup import check_drop_path, check_early_size, check_head, check_source_head
 
@@ -20,7 +21,8 @@ def uncut(task):
 
 
 def drawn(*configs):
-    return SimpleNamespace(drawn=[SimpleNamespace(config=config) for config in configs])
+    proposals = tuple(SimpleNamespace(config=config) for config in configs)
+    return CheckedSpace(space=None, drawn=proposals, points=(), notes=())
 
 
 def test_head_that_cannot_be_cut_out_is_refused_where_trials_begin_with_a_fitted_one(task, uncut):
