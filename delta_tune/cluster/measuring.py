@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from delta_tune.attention.measurement import ProbeJob, Prober
 from delta_tune.cluster.measuring_workers import WorkerPool
 from delta_tune.cluster.resources import Resources
-from delta_tune.data.dataset import Bar
+from delta_tune.data.loading import Bar
 from delta_tune.training.workplace import Say, ThisProcess, Workplace
 
 Job = Callable[[Workplace, Say], None]

@@ -29,7 +29,7 @@ from delta_tune.cluster.failures import STORE_ERRORS, BrokenGpuError, ExternalFa
 from delta_tune.cluster.gpu_sharing import limit_memory
 from delta_tune.cluster.resources import IDLE_S, NODE_WAIT_S, Resources
 from delta_tune.cluster.shared_objects import get_shared, leave_words, left_words, put_shared
-from delta_tune.data.dataset import Bar
+from delta_tune.data.loading import Bar
 from delta_tune.models.backbones import Backbone
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.workplace import Say

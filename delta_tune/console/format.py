@@ -26,7 +26,8 @@ def format_bytes(size: float) -> str:
 
 def format_count(number: float, noun: str) -> str:
     """`1, "CPU"` → `1 CPU`; `2, "CPU"` → `2 CPUs`."""
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+    text = str(number) if isinstance(number, int) else f"{number:g}"
+    return f"{text} {noun}" if number == 1 else f"{text} {noun}s"
 
 
 def format_score(metric: Metric, value: float) -> str:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES
-from delta_tune.data.dataset import Dataset, load_dataset
+from delta_tune.data.dataset import Dataset
+from delta_tune.data.loading import load_dataset
 from delta_tune.filesystem.cache import Cache
 from delta_tune.models.backbones import Backbone, build_source, load_backbone
 from delta_tune.models.devices import half_precision
@@ -93,7 +94,7 @@ def prepare(
         image_size: square input in pixels; None is the weights' own.
         seed: of splits, probe head and probe images.
         cache: folder, or an address such as s3://bucket/folder, where studies share what they measure.
-        **data_options: see `delta_tune.data.load_dataset`.
+        **data_options: see `delta_tune.data.loading.load_dataset`.
 
     Raises:
         UserError: data, model or weights that cannot be used.

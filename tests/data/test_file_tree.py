@@ -11,9 +11,9 @@ import pytest
 from pyarrow import fs
 
 from delta_tune.config import UserError
-from delta_tune.data.dataset import load_dataset
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.images import Preprocessing
+from delta_tune.data.loading import load_dataset
 from delta_tune.data.sources.find import find_source
 
 

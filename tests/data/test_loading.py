@@ -13,8 +13,9 @@ import torchvision
 from PIL import Image
 
 from delta_tune.config import UserError
-from delta_tune.data.dataset import Dataset, Preprocessing, load_dataset
-from delta_tune.data.images import DecodedImages, EncodedImages, open_image, to_square
+from delta_tune.data.dataset import Dataset
+from delta_tune.data.images import DecodedImages, EncodedImages, Preprocessing, open_image, to_square
+from delta_tune.data.loading import load_dataset
 from delta_tune.data.sources import torchvision as torchvision_source
 
 SMALL = Preprocessing(

@@ -1,0 +1,217 @@
+"""Load a study's data: cut splits by index, then read only the images that are used and keep them in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
+from delta_tune.console.format import format_count
+from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
+from delta_tune.data.dataset import Dataset, Split
+from delta_tune.data.images import (
+    Preprocessing,
+)
+from delta_tune.data.reader import ReadExamples, read_examples
+from delta_tune.data.reading_notes import (
+    contradiction_notes,
+    duplicate_notes,
+    memory_note,
+    too_few_notes,
+)
+from delta_tune.data.sources.base import Examples
+from delta_tune.data.sources.find import find_source
+from delta_tune.data.splits import Indices, class_notes, cut_splits, format_list, size_notes, training_subset
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""A progress bar: takes text and total; yields a function to call with each amount done."""
+
+_DEMO_PER_CLASS = 10
+
+
+def load_dataset(
+    data: str | Path,
+    *,
+    preprocessing: Preprocessing,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    train_fraction: float | None = None,
+    train_per_class: int | None = None,
+    skip_damaged: bool = False,
+    drop_duplicates: bool = False,
+    seed: int = 0,
+    progress: Bar | None = None,
+    memory_limit: int | None = None,
+) -> Dataset:
+    """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
+
+    With the same seed, a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
+
+    Args:
+        data: image folder, Parquet file or folder, here or at an address; torchvision:NAME, or demo.
+        preprocessing: of the backbone.
+        val_fraction: part of train that becomes val where there is none, in (0, 1).
+        test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.
+        train_fraction: part of what is then left of train that is used, in (0, 1].
+        train_per_class: images of each class that are used instead, ≥ 1; the demo takes 10 if neither is given.
+        skip_damaged: leave unreadable images out and say so, instead of refusing.
+        drop_duplicates: take images that also stand in val or test out of train.
+        seed: of the splits, ≥ 0.
+        progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
+        memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
+
+    Raises:
+        UserError: the data or an argument is unusable.
+    """
+    _check_arguments(val_fraction, test_fraction, train_fraction, train_per_class, seed)
+    if data == "demo" and train_fraction is None and train_per_class is None:
+        train_per_class = _DEMO_PER_CLASS
+    source = find_source(data, seed=seed)
+    class_names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
+    notes = [*source.notes, *notes]
+    classes = sorted_classes(class_names)
+    notes += alike_notes(classes)
+    number = {name: label for label, name in enumerate(classes)}
+    labels = {split: np.array([number[name] for name in found], dtype=np.int64) for split, found in class_names.items()}
+    if test_fraction and "test" in labels:
+        notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
+    chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    cut = {"val": val_fraction, "test": test_fraction}
+    notes += size_notes(chosen, {split: cut[split] for split in cut if split in chosen and split not in labels})
+    if train_fraction is not None or train_per_class is not None:
+        train = chosen["train"]
+        notes += too_few_notes(labels["train"][train], classes, train_per_class)
+        part = training_subset(labels["train"][train], fraction=train_fraction, per_class=train_per_class, seed=seed)
+        chosen["train"] = train[part]
+
+    num_images = sum(len(indices) for indices in chosen.values())
+    decoded_size = num_images * preprocessing.stored_size**2 * 3
+    limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
+    examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
+    with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
+        found = _read_splits(
+            examples,
+            chosen,
+            preprocessing,
+            decode=decoded_size <= limit,
+            drop_duplicates=drop_duplicates,
+            advance=lambda: advance(1),
+        )
+    notes += _left_out_notes(found, skip_damaged)
+    splits, digests = {}, {split: read.digests for split, read in found.items()}
+    for split, read in found.items():
+        kept = chosen[split][read.kept]
+        names = tuple(examples[split].names[index] for index in kept.tolist())
+        splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
+    _check_filled(splits, classes)
+    notes += duplicate_notes(digests, drop_duplicates)
+    notes += contradiction_notes(splits, digests, classes)
+    notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
+    notes.append(memory_note(splits, decoded_size, limit))
+    return Dataset(
+        name=source.name,
+        classes=classes,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits.get("test"),
+        fingerprint=_fingerprint(classes, preprocessing, splits, digests),
+        notes=tuple(notes),
+    )
+
+
+def _read_splits(
+    examples: dict[str, Examples],
+    chosen: dict[str, Indices],
+    preprocessing: Preprocessing,
+    *,
+    decode: bool,
+    drop_duplicates: bool,
+    advance: Callable[[], None],
+) -> dict[str, ReadExamples]:
+    """Read each split. Train comes last, so duplicates of other splits are known before they are decoded."""
+    found: dict[str, ReadExamples] = {}
+    for split in sorted(chosen, key=["test", "val", "train"].index):
+        leave_out: set[bytes] = set()
+        if split == "train" and drop_duplicates:
+            leave_out = leave_out.union(*(read.digests for read in found.values()))
+        found[split] = read_examples(
+            examples[split],
+            chosen[split],
+            preprocessing,
+            decode=decode,
+            leave_out=leave_out,
+            advance=advance,
+        )
+    return found
+
+
+def _check_arguments(
+    val_fraction: float, test_fraction: float, train_fraction: float | None, train_per_class: int | None, seed: int
+) -> None:
+    allowed = fields_of(StudyConfig)
+    allowed["val_fraction"].check_range(val_fraction)
+    allowed["test_fraction"].check_range(test_fraction)
+    allowed["train_fraction"].check_range(train_fraction)
+    allowed["train_per_class"].check_range(train_per_class)
+    fields_of(TrialConfig)["seed"].check_range(seed)
+    if train_fraction is not None and train_per_class is not None:
+        raise UserError(
+            f"Only one of train_fraction and train_per_class may be given, but got {train_fraction!r} and "
+            f"{train_per_class!r}; leave one out."
+        )
+
+
+def _fingerprint(
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    splits: dict[str, Split],
+    digests: dict[str, list[bytes]],
+) -> str:
+    total = hashlib.sha256(json.dumps([classes, dataclasses.asdict(preprocessing)]).encode())
+    for name in sorted(splits):
+        total.update(f"{name} {len(splits[name])} ".encode())
+        total.update(splits[name].labels.astype("<i8").tobytes())
+        total.update(b"".join(digests[name]))
+    return total.hexdigest()
+
+
+def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[str]:
+    """Notes on images that were left out, and why.
+
+    Raises:
+        UserError: images are damaged and `skip_damaged` is off.
+    """
+    notes = []
+    if count := sum(read.num_left_out for read in found.values()):
+        notes.append(f"{format_count(count, 'image')} of train are also in val or test and were removed from train.")
+    if damaged := [error.args for read in found.values() for error in read.damaged]:
+        which = format_list([f"{name} ({reason})" for name, reason in damaged], 3)
+        if not skip_damaged:
+            raise UserError(
+                f"{format_count(len(damaged), 'image')} cannot be read: {which}; repair or remove them, or pass "
+                f"--skip-damaged."
+            )
+        notes.append(f"{format_count(len(damaged), 'image')} could not be read and were left out: {which}.")
+    return notes
+
+
+def _check_filled(splits: dict[str, Split], classes: Sequence[str]) -> None:
+    counts = Counter(splits["train"].labels.tolist())
+    if empty := [repr(name) for label, name in enumerate(classes) if not counts[label]]:
+        raise UserError(
+            f"The class {format_list(empty, 3)} is too small: no training image of it is left after removing "
+            "damaged and duplicate images; add images, or remove the class."
+        )
+    for name, split in splits.items():
+        if not len(split):
+            raise UserError(
+                f"No image of {name} can be read; repair its images, or remove the split to cut it from train."
+            )
