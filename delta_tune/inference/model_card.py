@@ -28,16 +28,15 @@ metrics: [accuracy]
 {{ backbone | as_name }}, \
 {% if method == first_model %}frozen, with a fitted linear classifier\
 {% else %}fine-tuned with {{ method | as_name }}{% endif %}
- \
-{% if thresholds %}to find {{ classes | length }} labels in an image, any number of them: \
-{% else %}to tell {{ classes | length }} classes apart: \
-{% endif %}{{ classes[:many] | map("as_name") | join(", ") }}{{ " …" if classes | length > many }}.
+ to {% if thresholds %}find {{ classes | length }} labels in an image, any number of them{% else %}\
+tell {{ classes | length }} classes apart{% endif %}: \
+{{ classes[:many] | map("as_name") | join(", ") }}{{ " …" if classes | length > many }}.
 
 ```python
 import delta_tune
 
 model = delta_tune.load("best")  # this folder
-model.predict(["photo.jpg"])  # {{ "labels and probabilities" if thresholds else "label and probability" }} of each image
+model.predict(["photo.jpg"])  # {{ "labels" if thresholds else "label" }} and probability of each image
 ```
 
 `model.safetensors` holds the weights{% if networks > 1 %} of the first of {{ networks }} networks, whose \

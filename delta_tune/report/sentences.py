@@ -216,8 +216,8 @@ def calibration_sentence(record: StudyRecord) -> str | None:
         )
     if thresholds := known.get("thresholds"):
         told += (
-            f" A label counts as there from a probability of {100 * min(thresholds):.0f} to "
-            f"{100 * max(thresholds):.0f} % on, whichever gives its F1 the highest value on these images."
+            f" A label counts as there from a probability on that gives it the highest F1 on these images: "
+            f"{100 * min(thresholds):.0f} % at least, {100 * max(thresholds):.0f} % at most."
         )
     return told
 

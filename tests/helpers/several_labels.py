@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
+from delta_tune.data import loading
 from delta_tune.data.sources.base import Examples, Source
+
+
+@contextmanager
+def source_of(source):
+    """Let any `data` that is loaded while the block runs be this source."""
+    with mock.patch.object(loading, "find_source", return_value=source):
+        yield
+
 
 COLOURS = ("blue", "green", "red")
 SHARES = (0.5, 0.35, 0.2)
