@@ -75,7 +75,7 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 - {% if thresholds %}It answers with the labels whose probability is at least \
 {% if thresholds | min == thresholds | max %}{{ "%.2g" | format(thresholds | min) }}\
 {% else %}their threshold in `config.json` ({{ "%.2g" | format(thresholds | min) }} to \
-{{ "%.2g" | format(thresholds | max) }}, chosen for the highest F1 on images that its runs were not trained on)\
+{{ "%.2g" | format(thresholds | max) }}, chosen for a high F1 on images that its runs were not trained on)\
 {% endif %}, which may be none; \
 {% else %}Whatever it is shown, it answers with one of its classes; \
 {% endif %}

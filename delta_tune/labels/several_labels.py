@@ -52,7 +52,7 @@ class SeveralLabels:
         if weights is None:
             return self.loss(logits, wanted)
         present, absent = weights
-        losses = present * wanted * F.softplus(-logits) + absent * (1 - wanted) * F.softplus(logits)
+        losses: Tensor = present * wanted * F.softplus(-logits) + absent * (1 - wanted) * F.softplus(logits)
         return losses.sum() / len(logits)
 
     def shares(self, labels: Tensor, num_classes: int) -> Tensor:

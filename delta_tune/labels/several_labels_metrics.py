@@ -44,7 +44,8 @@ def log_odds(thresholds: Sequence[float] | None) -> np.ndarray | float:
         return 0.0
     found = np.asarray(thresholds, dtype=float)
     with np.errstate(divide="ignore"):  # 0 and 1 are the infinities
-        return np.log(found) - np.log1p(-found)
+        odds: np.ndarray = np.log(found) - np.log1p(-found)
+    return odds
 
 
 def average_precisions(scores: np.ndarray, labels: npt.NDArray[np.float32]) -> Scores:

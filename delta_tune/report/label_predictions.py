@@ -82,12 +82,12 @@ def prediction_columns(
         wrong[image] = label
 
     def names(rows: npt.NDArray[np.bool_]) -> list[str]:
-        return [json.dumps([classes[k] for k in np.flatnonzero(row)], ensure_ascii=False) for row in rows]
+        return [json.dumps([classes[k] for k in np.flatnonzero(row).tolist()], ensure_ascii=False) for row in rows]
 
     return {
         "true": names(labels > 0),
         "predicted": names(probabilities >= least),
-        "wrong": [classes[k] for k in wrong],
+        "wrong": [classes[k] for k in wrong.tolist()],
         "probability": probabilities[np.arange(len(labels)), wrong],
         "probabilities": pa.array(list(probabilities), type=pa.list_(pa.float32())),
     }

@@ -153,8 +153,9 @@ def _answers(
     """Columns of the answers, positions of the images that are wrong, the surest first, and what the file says."""
     probabilities: np.ndarray = task.dataset.kind.probabilities(logits).numpy()
     if task.dataset.is_multilabel:
-        columns = prediction_columns(probabilities, np.asarray(labels), classes, thresholds)
-        return columns, most_wrong(probabilities, labels, thresholds), label_metadata(classes, thresholds)
+        there = np.asarray(labels, dtype=np.float32)
+        columns = prediction_columns(probabilities, there, classes, thresholds)
+        return columns, most_wrong(probabilities, there, thresholds), label_metadata(classes, thresholds)
     columns = class_columns(probabilities, labels, classes)
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
     return columns, wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")], {}

@@ -216,8 +216,8 @@ def calibration_sentence(record: StudyRecord) -> str | None:
         )
     if thresholds := known.get("thresholds"):
         told += (
-            f" A label counts as there from a probability on that gives it the highest F1 on these images: "
-            f"{100 * min(thresholds):.0f} % at least, {100 * max(thresholds):.0f} % at most."
+            f" Labels have thresholds of their own, from {100 * min(thresholds):.0f} to {100 * max(thresholds):.0f} %, "
+            f"chosen for a high F1 on these images: from its threshold on a label counts as there."
         )
     return told
 

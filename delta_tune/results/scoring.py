@@ -35,7 +35,8 @@ class Scoring:
         precision = self.content.get("test_mean_average_precision")
         if precision is None:
             return f"accuracy {self}"
-        return f"mean average precision {100 * precision:.1f} %, exact matches {self}"
+        f1 = 100 * self.content["test_macro_f1"]
+        return f"mean average precision {100 * precision:.1f} %, macro F1 {f1:.1f} %, exact matches {self}"
 
     def __str__(self) -> str:
         """The accuracy with its images and its interval, and how often the split has been scored."""

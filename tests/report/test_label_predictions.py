@@ -115,4 +115,4 @@ def test_sentences_tell_precision_and_exact_matches(tmp_path):
     study_json(tmp_path, model="trial 0 retrained 3 times", winner=0, held_out=known)
     record = StudyRecord.read(tmp_path)
     assert "mean average precision 87.1 %, macro F1 80.0 %, exact matches" in final_model_sentences(record, tmp_path)[0]
-    assert calibration_sentence(record).endswith("on these images: 30 % at least, 60 % at most.")
+    assert "from 30 to 60 %, chosen for a high F1 on these images" in calibration_sentence(record)
