@@ -17,6 +17,9 @@ from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.trial import run_trial
 
+ROUNDING = 0.1
+"""A tenth of the loss of guessing: so far the roundings of bfloat16, which differ by processor, may lead two epochs away."""
+
 CASES = [
     {"regularizer": "l2"},
     {"regularizer": "l2_sp"},
@@ -117,7 +120,7 @@ def on_cuda(task):
 def test_a_trial_in_bfloat16_learns_as_on_the_cpu(on_cpu, on_cuda, case):
     row, _, _ = on_cuda(case)
     for name in ("train_loss", "val_loss"):
-        assert row[name] == pytest.approx(on_cpu(case)[name], rel=0.05, abs=0.03)
+        assert row[name] == pytest.approx(on_cpu(case)[name], rel=0.05, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
@@ -174,7 +177,7 @@ def test_a_trial_moves_between_a_gpu_and_the_cpu(task, on_cpu, tmp_path, case, o
         interrupted(task, config, tmp_path / "trial", first)
     with simulated_gpu() if second == "cuda" else nullcontext():
         resumed = run_trial(alone(task), config, device=second, checkpoint=tmp_path / "trial").epochs
-    assert resumed[-1]["val_loss"] == pytest.approx(on_cpu(case)["val_loss"], rel=0.05, abs=0.03)
+    assert resumed[-1]["val_loss"] == pytest.approx(on_cpu(case)["val_loss"], rel=0.05, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["from bfloat16", "from float16"])
