@@ -60,6 +60,12 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    resize: Literal["auto", "crop", "squash", "letterbox"] = field(
+        "auto",
+        "How images that are not square become it: their centre, all of them squashed, or all of them with a border; "
+        "`auto` chooses by their shapes",
+        group="data",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",
