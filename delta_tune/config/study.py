@@ -68,6 +68,12 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    resize: Literal["auto", "crop", "squash", "letterbox"] = field(
+        "auto",
+        "How images that are not square become it: their centre, all of them squashed, or all of them with a border; "
+        "`auto` chooses by their shapes",
+        group="data",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",
@@ -269,6 +275,8 @@ class StudyConfig:
 
 
 STUDY_FIELDS: tuple[str, ...] = tuple(fields_of(StudyConfig))
+DATA_OPTIONS = tuple(name for name, declared in fields_of(StudyConfig).items() if declared.group == "data")[1:]
+"""Settings of how the data is read, after `data` itself: keywords of `load_dataset` too."""
 DEMO: dict[str, Any] = {
     "image_size": 64,
     "space": "search_spaces/demo.py",

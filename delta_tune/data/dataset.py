@@ -12,6 +12,7 @@ from delta_tune.data.images import (
     DecodedImages,
     EncodedImages,
     PooledImages,
+    Preprocessing,
 )
 from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 
@@ -55,6 +56,8 @@ class Dataset:
     """Hex digest of classes, labels, image contents and preprocessing."""
     notes: tuple[str, ...]
     """Sentences for the user on how the data was read."""
+    preprocessing: Preprocessing
+    """How the images were read."""
 
     @property
     def kind(self) -> LabelKind:

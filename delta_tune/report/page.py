@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from delta_tune.attention.layer_attention import read_attention
 from delta_tune.background import TimeShare
-from delta_tune.config import TRIAL_FIELDS, StudyConfig
+from delta_tune.config import DATA_OPTIONS, TRIAL_FIELDS, StudyConfig
 from delta_tune.console.escape import flag, html_text, plotly_text, shell_command
 from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
@@ -49,19 +49,7 @@ MOST_CLASSES = 120
 MOST_RUNGS = 50
 """More rungs are more lines than a figure shows."""
 ATTENTION_CAPTION = "At 1, the dotted line, a channel has the weight it has without attention (delta_uniform)."
-DATA_FLAGS = (
-    *(
-        "data",
-        "task",
-        "val_fraction",
-        "test_fraction",
-        "train_fraction",
-        "train_per_class",
-        "skip_damaged",
-        "drop_duplicates",
-    ),
-    *("model", "weights", "image_size", "metric", "max_epochs", "seed"),
-)
+DATA_FLAGS = ("data", *DATA_OPTIONS, "model", "weights", "image_size", "metric", "max_epochs", "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from delta_tune.config import StudyConfig, UserError, mask_secrets
+from delta_tune.config import DATA_OPTIONS, StudyConfig, UserError, mask_secrets
 from delta_tune.console.progress import Progress
 from delta_tune.data.training_images import training_side
 from delta_tune.models.architectures import build_unfilled
@@ -43,9 +43,6 @@ from delta_tune.study.trial_plan import plan_trials
 from delta_tune.tracking.trackers import check_trackers
 from delta_tune.training.task import Task, prepare
 
-DATA_OPTIONS = (
-    "task", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
-)  # fmt: skip
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
 
