@@ -24,7 +24,8 @@ class StudyConfig:
 
     data: str = field(
         "demo",
-        "Images: a folder or a Parquet file, local or at `s3://…` or `gs://…`; `torchvision:NAME`; or `demo`",
+        "Images: a folder, a Parquet file, a table (.csv, .tsv, .jsonl) or shards (.tar), local or at `s3://…` or "
+        "`gs://…`; `torchvision:NAME`; or `demo`",
         group="data",
         metavar="DIR|FILE|NAME",
     )
@@ -60,6 +61,12 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    label_map: str | None = field(
+        None,
+        "CSV `from,to` or JSON that renames and merges classes; an empty `to` leaves the images out",
+        group="data",
+        metavar="FILE",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",

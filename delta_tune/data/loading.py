@@ -20,6 +20,7 @@ from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.images import (
     Preprocessing,
 )
+from delta_tune.data.label_map import apply_label_map, read_label_map
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.reading_notes import (
     contradiction_notes,
@@ -47,6 +48,7 @@ def load_dataset(
     train_per_class: int | None = None,
     skip_damaged: bool = False,
     drop_duplicates: bool = False,
+    label_map: str | Path | None = None,
     seed: int = 0,
     progress: Bar | None = None,
     memory_limit: int | None = None,
@@ -56,7 +58,7 @@ def load_dataset(
     With the same seed, a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
 
     Args:
-        data: image folder, Parquet file or folder, here or at an address; torchvision:NAME, or demo.
+        data: image folder, Parquet file or folder, table, shards, here or at an address; torchvision:NAME, or demo.
         preprocessing: of the backbone.
         val_fraction: part of train that becomes val where there is none, in (0, 1).
         test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.
@@ -64,6 +66,7 @@ def load_dataset(
         train_per_class: images of each class that are used instead, ≥ 1; the demo takes 10 if neither is given.
         skip_damaged: leave unreadable images out and say so, instead of refusing.
         drop_duplicates: take images that also stand in val or test out of train.
+        label_map: file that renames, merges or leaves out classes; see `delta_tune.data.label_map`.
         seed: of the splits, ≥ 0.
         progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
         memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
@@ -75,6 +78,8 @@ def load_dataset(
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
     source = find_source(data, seed=seed)
+    if label_map is not None:
+        source = apply_label_map(source, read_label_map(label_map))
     class_names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
     notes = [*source.notes, *notes]
     classes = sorted_classes(class_names)

@@ -43,7 +43,8 @@ from delta_tune.tracking.trackers import check_trackers
 from delta_tune.training.task import Task, prepare
 
 DATA_OPTIONS = (
-    "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
+    "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates",
+    "label_map",
 )  # fmt: skip
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
