@@ -125,6 +125,11 @@ class StudyConfig:
         group="search",
         metavar="N",
     )
+    confirm_splits: Literal["random", "folds"] = field(
+        "random",
+        "What --confirm holds out: new random parts of train and validation, or each of their N folds once",
+        group="search",
+    )
     final_runs: int = field(
         5,
         "After the search, train the best configuration N ≥ 2 times on nine tenths of train and validation, each time "

@@ -17,6 +17,7 @@ from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_count
 from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
 from delta_tune.data.dataset import Dataset, Split
+from delta_tune.data.groups import group_notes, number_groups
 from delta_tune.data.images import (
     Preprocessing,
 )
@@ -88,9 +89,15 @@ def load_dataset(
     labels = {split: np.array([number[name] for name in found], dtype=np.int64) for split, found in class_names.items()}
     if test_fraction and "test" in labels:
         notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
-    chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
-    cut = {"val": val_fraction, "test": test_fraction}
-    notes += size_notes(chosen, {split: cut[split] for split in cut if split in chosen and split not in labels})
+    groups = number_groups(source.splits)
+    chosen = cut_splits(
+        labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, groups=groups.get("train")
+    )
+    fractions = {"val": val_fraction, "test": test_fraction}
+    fractions = {split: fractions[split] for split in fractions if split in chosen and split not in labels}
+    notes += (
+        group_notes(groups, labels["train"], classes, chosen, fractions) if groups else size_notes(chosen, fractions)
+    )
     if train_fraction is not None or train_per_class is not None:
         train = chosen["train"]
         notes += too_few_notes(labels["train"][train], classes, train_per_class)
@@ -115,7 +122,12 @@ def load_dataset(
     for split, read in found.items():
         kept = chosen[split][read.kept]
         names = tuple(examples[split].names[index] for index in kept.tolist())
-        splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
+        splits[split] = Split(
+            images=read.images,
+            labels=labels.get(split, labels["train"])[kept],
+            names=names,
+            groups=groups.get(split, groups["train"])[kept] if groups else None,
+        )
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
     notes += contradiction_notes(splits, digests, classes)
@@ -185,6 +197,8 @@ def _fingerprint(
         total.update(f"{name} {len(splits[name])} ".encode())
         total.update(splits[name].labels.astype("<i8").tobytes())
         total.update(b"".join(digests[name]))
+        if (groups := splits[name].groups) is not None:
+            total.update(groups.astype("<i8").tobytes())
     return total.hexdigest()
 
 

@@ -20,7 +20,7 @@ NAMES_NOT_PATHS = ("demo", "default")
 # space the content is compared: they may have been moved.
 CHANGEABLE = {
     *("data", "label_map", "weights", "space"),
-    *("num_trials", "time_budget", "confirm", "final_runs", "members"),
+    *("num_trials", "time_budget", "confirm", "confirm_splits", "final_runs", "members"),
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
     *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
 }

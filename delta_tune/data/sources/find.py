@@ -96,11 +96,14 @@ def _from_images_or_shards(tree: FileTree) -> Source:
 def _from_images(tree: FileTree) -> Source:
     """From the folders of a folder. If they are no data set, but a table of theirs might be, its fault counts."""
     try:
-        return from_image_folder(tree)
+        source = from_image_folder(tree)
     except UserError as error:
         if (fault := table_fault(tree)) is not None:
             raise fault from error
         raise
+    if len(set(source.splits["train"].labels)) < 2 and (fault := table_fault(tree)) is not None:
+        raise fault
+    return source
 
 
 def _kind_of(tree: FileTree, file: str) -> Literal["images", "paths"] | None:

@@ -1,0 +1,186 @@
+"""Divide examples that belong together, or that have several labels, so that each part has its share of every label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+"""int64 (N,) of classes, or (N, K) of 0 and 1 for several labels an example."""
+
+_CLOSE = 1e-9
+NOWHERE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What is never divided: the groups of the examples, or each example."""
+
+    of: Indices
+    """(N,): the unit of each example, 0 to U - 1."""
+    sizes: list[int]
+    """(U,): its examples."""
+    labels: list[list[tuple[int, int]]]
+    """(U,): its labels, and how many of its examples have each."""
+    holders: dict[int, list[int]]
+    """Label → the units that have it."""
+
+    @property
+    def alone(self) -> list[int]:
+        """Units with a label that no other unit has."""
+        return sorted({units[0] for units in self.holders.values() if len(units) == 1})
+
+
+def units_of(labels: Labels, groups: Indices | None) -> Units:
+    """The units of examples.
+
+    Args:
+        labels: of the examples.
+        groups: (N,) equal numbers for what belongs together; None if nothing does.
+    """
+    count = len(labels)
+    of = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(of).tolist()
+    rows, found = np.nonzero(labels) if labels.ndim == 2 else (np.arange(count), labels.astype(np.int64))
+    pairs, counts = np.unique(np.stack([of[rows], found], axis=1), axis=0, return_counts=True)
+    by_unit: list[list[tuple[int, int]]] = [[] for _ in sizes]
+    holders: dict[int, list[int]] = {}
+    for (unit, label), number in zip(pairs.tolist(), counts.tolist(), strict=True):
+        by_unit[unit].append((label, number))
+        holders.setdefault(label, []).append(unit)
+    return Units(of=of.astype(np.int64), sizes=sizes, labels=by_unit, holders=holders)
+
+
+def divide(units: Units, shares: Sequence[float], random: np.random.Generator, fixed: dict[int, int]) -> list[int]:
+    """The part of each unit (U,), by iterative stratification (Sechidis et al. 2011, algorithm 1) of units.
+
+    The label that the fewest units have comes first, and of its units the largest; each goes to the part that lacks the
+    most examples of that label, or else the most examples.
+
+    Args:
+        units: of the examples.
+        shares: of the examples that each part is to have, with sum 1.
+        random: breaks ties.
+        fixed: unit → its part, where that is given, or `NOWHERE`.
+    """
+    part = [NOWHERE] * len(units.sizes)
+    kept = sum(units.sizes) - sum(units.sizes[unit] for unit, where in fixed.items() if where == NOWHERE)
+    lacking = [share * kept for share in shares]
+    totals = dict.fromkeys(units.holders, 0)
+    for unit, found in enumerate(units.labels):
+        for label, number in found if fixed.get(unit) != NOWHERE else ():
+            totals[label] += number
+    wanted = {label: [share * total for share in shares] for label, total in totals.items()}
+    left = {label: len(holders) for label, holders in units.holders.items()}
+    rarest = [(number, label) for label, number in left.items()]
+    heapify(rarest)
+    order = random.permutation(len(part)).tolist()
+    rank = {unit: (-units.sizes[unit], place) for place, unit in enumerate(order)}
+    open_units = set(order)
+
+    def put(unit: int, where: int) -> None:
+        open_units.discard(unit)
+        part[unit] = where
+        for label, number in units.labels[unit]:
+            left[label] -= 1
+            heappush(rarest, (left[label], label))
+            if where != NOWHERE:
+                wanted[label][where] -= number
+        if where != NOWHERE:
+            lacking[where] -= units.sizes[unit]
+
+    for unit, where in fixed.items():
+        put(unit, where)
+    while rarest:
+        number, label = heappop(rarest)
+        if not number or number != left[label]:  # an earlier state of the label
+            continue
+        for unit in sorted(open_units.intersection(units.holders[label]), key=rank.__getitem__):
+            put(unit, _drawn(_most(_most(range(len(shares)), wanted[label]), lacking), random))
+    for unit in sorted(open_units, key=rank.__getitem__):
+        put(unit, _drawn(_most(range(len(shares)), lacking), random))
+    return part
+
+
+def _most(parts: Iterable[int], amounts: Sequence[float]) -> list[int]:
+    """The parts with the largest amount."""
+    candidates = list(parts)
+    largest = max(amounts[part] for part in candidates)
+    return [part for part in candidates if amounts[part] >= largest - _CLOSE]
+
+
+def _drawn(parts: Sequence[int], random: np.random.Generator) -> int:
+    return parts[0] if len(parts) == 1 else parts[int(random.integers(len(parts)))]
+
+
+def cut(units: Units, shares: Sequence[float], random: np.random.Generator) -> list[int]:
+    """The part of each unit (U,), the first being train: it has every label.
+
+    Every further part with a share has each label of which enough units are there: of two units one is in the second
+    part, of three one in the third, if the second has a share too.
+
+    Args:
+        units: of the examples.
+        shares: of train and the others, with sum 1.
+        random: of the draw.
+    """
+    part = divide(units, shares, random, dict.fromkeys(units.alone, 0))
+    rarest_first = sorted(units.holders, key=lambda label: (len(units.holders[label]), label))
+    for label in rarest_first:
+        if not _units_in(units, part, label, 0):
+            part[min(units.holders[label], key=lambda unit: (units.sizes[unit], unit))] = 0
+    needed = 2
+    for where in range(1, len(shares)):
+        if not shares[where]:
+            continue
+        for label in rarest_first:
+            if len(units.holders[label]) >= needed and not _units_in(units, part, label, where):
+                _move(units, part, label, where)
+        needed += 1
+    return part
+
+
+def _units_in(units: Units, part: Sequence[int], label: int, where: int) -> list[int]:
+    return [unit for unit in units.holders[label] if part[unit] == where]
+
+
+def _move(units: Units, part: list[int], label: int, where: int) -> None:
+    """Move the smallest unit with a label to another part, if all labels stay where they are needed."""
+    for unit in sorted(units.holders[label], key=lambda each: (units.sizes[each], each)):
+        if all(len(_units_in(units, part, each, part[unit])) > 1 for each, _ in units.labels[unit]):
+            part[unit] = where
+            return
+
+
+def folds_of_units(units: Units, folds: int, random: np.random.Generator) -> Indices:
+    """The fold of each example (N,), or `NOWHERE` in a unit with a label that no other unit has.
+
+    Args:
+        units: of the examples.
+        folds: ≥ 2.
+        random: of the draw.
+    """
+    part = divide(units, [1 / folds] * folds, random, dict.fromkeys(units.alone, NOWHERE))
+    return np.array(part, dtype=np.int64)[units.of]
+
+
+def rarest_labels(labels: Labels) -> tuple[Indices, Indices]:
+    """A class for each example with several labels, and the first example of each label, ascending.
+
+    Args:
+        labels: (N, K) of 0 and 1.
+
+    Returns:
+        The rarest label of each example (N,), K for one without a label.
+    """
+    counts = labels.sum(axis=0)
+    order = np.argsort(counts, kind="stable")
+    sorted_labels = labels[:, order] > 0
+    rarest = np.where(sorted_labels.any(axis=1), order[sorted_labels.argmax(axis=1)], labels.shape[1])
+    first = np.unique((labels[:, counts > 0] > 0).argmax(axis=0))
+    return rarest.astype(np.int64), first.astype(np.int64)
