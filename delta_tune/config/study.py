@@ -67,6 +67,12 @@ class StudyConfig:
         group="data",
         metavar="FILE",
     )
+    resize: Literal["auto", "crop", "squash", "letterbox"] = field(
+        "auto",
+        "How images that are not square become it: their centre, all of them squashed, or all of them with a border; "
+        "`auto` chooses by their shapes",
+        group="data",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",

@@ -12,6 +12,7 @@ from delta_tune.data.images import (
     DecodedImages,
     EncodedImages,
     PooledImages,
+    Preprocessing,
 )
 from delta_tune.data.splits import Indices
 
@@ -59,6 +60,8 @@ class Dataset:
     """Hex digest of classes, labels, image contents and preprocessing."""
     notes: tuple[str, ...]
     """Sentences for the user on how the data was read."""
+    preprocessing: Preprocessing
+    """How the images were read."""
 
     def for_name(self, split: str) -> Split:
         """The split named train, val or test.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -17,10 +16,9 @@ from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_count
 from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
 from delta_tune.data.dataset import Dataset, Split
+from delta_tune.data.first_look import AskedResize, settle_preprocessing
 from delta_tune.data.groups import group_notes, number_groups
-from delta_tune.data.images import (
-    Preprocessing,
-)
+from delta_tune.data.images import Preprocessing
 from delta_tune.data.label_map import apply_label_map, read_label_map
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.reading_notes import (
@@ -53,6 +51,7 @@ def load_dataset(
     seed: int = 0,
     progress: Bar | None = None,
     memory_limit: int | None = None,
+    resize: AskedResize = "auto",
 ) -> Dataset:
     """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
 
@@ -71,6 +70,8 @@ def load_dataset(
         seed: of the splits, ≥ 0.
         progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
         memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
+        resize: crop, squash or letterbox of `Preprocessing`, whose own does not count; auto is decided by the shapes
+            of the training images.
 
     Raises:
         UserError: the data or an argument is unusable.
@@ -104,10 +105,12 @@ def load_dataset(
         part = training_subset(labels["train"][train], fraction=train_fraction, per_class=train_per_class, seed=seed)
         chosen["train"] = train[part]
 
+    examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
+    preprocessing, told = settle_preprocessing(preprocessing, resize, examples["train"], chosen["train"])
+    notes += told
     num_images = sum(len(indices) for indices in chosen.values())
     decoded_size = num_images * preprocessing.stored_size**2 * 3
     limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
-    examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
     with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
         found = _read_splits(
             examples,
@@ -141,6 +144,7 @@ def load_dataset(
         test=splits.get("test"),
         fingerprint=_fingerprint(classes, preprocessing, splits, digests),
         notes=tuple(notes),
+        preprocessing=preprocessing,
     )
 
 
@@ -192,7 +196,7 @@ def _fingerprint(
     splits: dict[str, Split],
     digests: dict[str, list[bytes]],
 ) -> str:
-    total = hashlib.sha256(json.dumps([classes, dataclasses.asdict(preprocessing)]).encode())
+    total = hashlib.sha256(json.dumps([classes, preprocessing.for_fingerprint()]).encode())
     for name in sorted(splits):
         total.update(f"{name} {len(splits[name])} ".encode())
         total.update(splits[name].labels.astype("<i8").tobytes())

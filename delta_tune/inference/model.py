@@ -16,7 +16,8 @@ from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.device_copies import to_device
-from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, to_square
+from delta_tune.data.fitting import Pixels
+from delta_tune.data.images import DamagedImage, Preprocessing, stored_square
 from delta_tune.inference.ensemble import Flipped
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import read_model
@@ -99,9 +100,8 @@ class Model:
         return found
 
     def _squares(self, images: Images) -> Iterator[Pixels | DamagedImage]:
-        p = self.preprocessing
         for image in open_each(images):
-            yield image if isinstance(image, DamagedImage) else to_square(image, p.stored_size, p.interpolation)
+            yield image if isinstance(image, DamagedImage) else stored_square(image, self.preprocessing)
 
     def _least(self, min_confidence: float | Literal["auto"] | None) -> float:
         if min_confidence is None:

@@ -46,7 +46,7 @@ probabilities are averaged, `model-2.safetensors` and so on those of the others{
 
 {{ data | as_name }}: {{ images }} images. \
 Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
-the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
+{{ input }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
 less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | join(", ") }}.
 
 ## Metrics
@@ -80,6 +80,14 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 - {{ limit }}
 {% endfor %}
 """
+
+
+_INPUT = {
+    "crop": "the centre of the image scaled to {stored_size}",
+    "squash": "the whole image, its proportions not kept",
+    "letterbox": "the whole image, its long side scaled to {image_size}, with a border of the mean colour",
+}
+"""What the network sees of an image, by `Preprocessing.resize`."""
 
 
 def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], *, retrained: bool) -> None:
@@ -124,6 +132,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         data=record.settings["data"],
         images=", ".join(f"{count} {split}" for split, count in record.images.items()),
         preprocessing=told["preprocessing"],
+        input=_INPUT[told["preprocessing"].get("resize", "crop")].format(**told["preprocessing"]),
         metrics=metrics,
         sentences=list(sentences),
         epoch=told.get("epoch"),

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from torch import Tensor, nn
 
 from delta_tune.config import UserError
-from delta_tune.data.images import Interpolation
+from delta_tune.data.fitting import Interpolation, Resize
 from delta_tune.filesystem.atomic import atomic_write, write_json
 from delta_tune.filesystem.untrusted import (
     JSON_BYTES,
@@ -83,6 +83,7 @@ class ModelPreprocessing(BaseModel, extra="forbid"):
     mean: Annotated[list[Number], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=3, max_length=3)]
     interpolation: Interpolation
+    resize: Resize = "crop"
 
 
 def _larger(sizes: ModelPreprocessing) -> ModelPreprocessing:
@@ -136,6 +137,7 @@ class ToldPreprocessing(BaseModel):
     mean: list[Number]
     std: list[Number]
     interpolation: Interpolation
+    resize: Resize = "crop"
 
 
 class StudyModelConfig(BaseModel):

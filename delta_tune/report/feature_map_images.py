@@ -17,7 +17,7 @@ from torch import nn
 
 from delta_tune.config import as_utf8
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.images import Pixels
+from delta_tune.data.fitting import Pixels
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Count, Number, Picture, Text, check_rows, refusing

@@ -51,6 +51,7 @@ ATTENTION_CAPTION = "At 1, the dotted line, a channel has the weight it has with
 DATA_FLAGS = (
     *("data", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"),
     "label_map",
+    "resize",
     *("model", "weights", "image_size", "metric", "max_epochs", "seed"),
 )
 

@@ -22,7 +22,8 @@ from delta_tune.console.escape import distinct_names
 from delta_tune.data.augmentation import center_offset
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
-from delta_tune.data.images import Pixels, Preprocessing
+from delta_tune.data.fitting import Pixels
+from delta_tune.data.images import Preprocessing
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, parse_json, refusing

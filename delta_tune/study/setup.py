@@ -46,6 +46,7 @@ from delta_tune.training.task import Task, prepare
 DATA_OPTIONS = (
     "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates",
     "label_map",
+    "resize",
 )  # fmt: skip
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
