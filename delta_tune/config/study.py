@@ -241,6 +241,11 @@ class StudyConfig:
                 f"members must be at most final_runs, whose networks they are, but got {self.members} and "
                 f"{self.final_runs}; give more --final-runs."
             )
+        if self.confirm_splits == "folds" and (self.train_fraction or self.train_per_class):
+            raise UserError(
+                "confirm_splits must be random with train_fraction or train_per_class, for folds train on all images, "
+                "but got 'folds'."
+            )
         if self.members > 1 and (self.train_fraction or self.train_per_class):
             raise UserError(
                 f"members must be 1 with train_fraction or train_per_class, which leave out the final runs, but got "
