@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -14,6 +14,9 @@ Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 """int64 (N,) of classes, or (N, K) of 0 and 1 for several labels an example."""
 
 _CLOSE = 1e-9
+_PASSES = 10
+_MOST_IMPROVED = 100_000
+"""Units; among more of them, each weighs next to nothing."""
 NOWHERE = -1
 
 
@@ -104,7 +107,53 @@ def divide(units: Units, shares: Sequence[float], random: np.random.Generator, f
             put(unit, _drawn(_most(_most(range(len(shares)), wanted[label]), lacking), random))
     for unit in sorted(open_units, key=rank.__getitem__):
         put(unit, _drawn(_most(range(len(shares)), lacking), random))
+    improve(units, part, shares, fixed)
     return part
+
+
+def improve(units: Units, part: list[int], shares: Sequence[float], fixed: Collection[int]) -> None:
+    """Move single units as long as that brings the parts nearer to their shares, a few passes at most.
+
+    What is made small is the sum over all parts of the squared differences between the part's share of each label, and
+    of all examples, and the share that it is to have.
+
+    Args:
+        units: of the examples.
+        part: of each unit (U,), changed in place.
+        shares: of the parts.
+        fixed: units that stay where they are.
+    """
+    free = [unit for unit, where in enumerate(part) if where != NOWHERE and unit not in fixed]
+    if len(free) > _MOST_IMPROVED:
+        return
+    kinds = [[*units.labels[unit], (-1, units.sizes[unit])] for unit in range(len(part))]  # -1 stands for the example
+    totals: dict[int, int] = {}
+    has: dict[tuple[int, int], int] = {}
+    for unit, where in enumerate(part):
+        for label, number in kinds[unit] if where != NOWHERE else ():
+            totals[label] = totals.get(label, 0) + number
+            has[where, label] = has.get((where, label), 0) + number
+    for _ in range(_PASSES):
+        moved = False
+        for unit in free:
+            here = part[unit]
+            gains = []
+            for there in range(len(shares)):
+                gain = 0.0
+                for label, number in kinds[unit] if there != here else ():
+                    step, total = number / totals[label], totals[label]
+                    too_many = has.get((here, label), 0) / total - shares[here]
+                    lacking = shares[there] - has.get((there, label), 0) / total
+                    gain += step * (too_many + lacking - step)
+                gains.append(gain)
+            best = max(range(len(shares)), key=gains.__getitem__)
+            if gains[best] > _CLOSE:
+                for label, number in kinds[unit]:
+                    has[here, label] -= number
+                    has[best, label] = has.get((best, label), 0) + number
+                part[unit], moved = best, True
+        if not moved:
+            return
 
 
 def _most(parts: Iterable[int], amounts: Sequence[float]) -> list[int]:

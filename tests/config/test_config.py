@@ -353,11 +353,15 @@ def test_study_config_refuses_more_networks_than_are_trained(runs, members):
 
 @pytest.mark.parametrize("small", [{"train_fraction": 0.5}, {"train_per_class": 5}])
 def test_study_config_refuses_several_networks_where_there_are_no_final_runs(small):
-    with pytest.raises(UserError, match="^confirm_splits must be random with train_fraction or train_per_class"):
-        StudyConfig(confirm=2, confirm_splits="folds", **small)
     with pytest.raises(UserError, match=r"^members must be 1 with train_fraction or train_per_class, .* got 2\.$"):
         StudyConfig(members=2, **small)
     assert StudyConfig(final_runs=5, **small).members == 1
+
+
+@pytest.mark.parametrize("small", [{"train_fraction": 0.5}, {"train_per_class": 5}])
+def test_study_config_refuses_folds_of_part_of_the_images(small):
+    with pytest.raises(UserError, match="^confirm_splits must be random with train_fraction or train_per_class"):
+        StudyConfig(confirm=2, confirm_splits="folds", **small)
 
 
 def test_study_config_refuses_two_sizes_of_the_training_split():
