@@ -12,6 +12,7 @@ from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import ALLOWED_DATA, Source
 from delta_tune.data.sources.class_folders import content_of, listed
 from delta_tune.data.sources.demo import from_demo
+from delta_tune.data.sources.folder_groups import with_folder_groups
 from delta_tune.data.sources.image_folder import from_image_folder
 from delta_tune.data.sources.parquet import from_parquet, parquet_files
 from delta_tune.data.sources.parquet_columns import encoded_column
@@ -103,7 +104,7 @@ def _from_images(tree: FileTree) -> Source:
         raise
     if len(set(source.splits["train"].labels)) < 2 and (fault := table_fault(tree)) is not None:
         raise fault
-    return source
+    return with_folder_groups(tree, source)
 
 
 def _kind_of(tree: FileTree, file: str) -> Literal["images", "paths"] | None:

@@ -34,18 +34,25 @@ def is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def check_columns(file: str, schema: pa.Schema) -> Columns:
+def check_columns(file: str, schema: pa.Schema, *, labels: bool = True) -> Columns:
     """The columns of a table.
+
+    Args:
+        file: how messages call it.
+        schema: names and types of its columns.
+        labels: whether it has labels; else it must have groups.
 
     Raises:
         UserError: one is missing, or of a type that it cannot have.
     """
-    columns = find_columns(file, schema.names)
+    columns = find_columns(file, schema.names, labels=labels)
     if encoded_column(schema, columns) is None and path_column(schema, columns) is None:
         raise UserError(
             f"The column {columns.image} of {file!r} is {schema.field(columns.image).type}; give encoded bytes, paths, "
             f"or a struct with bytes or path."
         )
+    if not labels:
+        return columns
     for column in (columns.label,) if columns.label is not None else columns.flags:
         kind = _value_type(schema.field(column).type)
         if is_list(kind) and columns.label is not None:

@@ -42,21 +42,26 @@ class Columns:
         return self.label is not None and is_plural(self.label)
 
 
-def find_columns(table: str, names: Sequence[str]) -> Columns:
+def find_columns(table: str, names: Sequence[str], *, labels: bool = True) -> Columns:
     """The columns of a table.
 
     Args:
         table: how messages call it.
         names: of its columns.
+        labels: whether it has labels; else it must have groups.
 
     Raises:
-        UserError: there is none of images or none of labels, or several might be meant.
+        UserError: there is none of images, or none of labels or groups, or several might be meant.
     """
     image = _one(table, names, IMAGE)
     if image is None:
         raise UserError(_lacks(table, "image", names))
     label = _one(table, names, (*ONE_LABEL, *SEVERAL_LABELS))
     split, group = _one(table, names, SPLIT), _one(table, names, GROUP)
+    if not labels:
+        if group is None:
+            raise UserError(f"{table!r} has no column 'group': its columns are {format_list(names, 20)}; rename one.")
+        return Columns(image=image, label=label, split=split, group=group)
     likely = next((name for name in names if _plain(name) in _LIKELY_GROUPS), None) if group is None else None
     flags: tuple[str, ...] = ()
     if label is None:

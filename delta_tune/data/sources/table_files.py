@@ -95,12 +95,10 @@ def from_folder_tables(tree: FileTree, tables: Tables, named: bool) -> Source:
 
 def _described_by(tree: FileTree, folder: str) -> list[str]:
     """The table in a folder that describes images."""
-    for name in NAMES:
-        for suffix in (*TEXT_SUFFIXES, ".parquet"):
-            for file in tree.files(folder):
-                if os.path.basename(file).lower() == name + suffix and _columns(tree, file) is not None:
-                    return [file]
-    return []
+    tables = {os.path.basename(file).lower(): file for file in tree.files(folder) if _is_table(file)}
+    names = [name + suffix for name in NAMES for suffix in (*TEXT_SUFFIXES, ".parquet")]
+    found = [tables[name] for name in names if name in tables]
+    return next(([file] for file in found if _columns(tree, file) is not None), [])
 
 
 def table_fault(tree: FileTree) -> UserError | None:

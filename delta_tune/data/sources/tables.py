@@ -52,6 +52,8 @@ def read_tables(
         words = [word for file in files for word in _split_words(tables[file])]
         examples, said = _divided(examples["train"], words, tree.shown(tree.root))
         notes.append(said)
+    if all(encoded_column(table.schema, table.columns) for table in tables.values()):
+        return examples, notes
     examples, more = _each_once(examples, any(table.columns.holds_several for table in tables.values()))
     return examples, notes + more
 
@@ -67,14 +69,14 @@ def _examples(
     parts, notes = [], []
     for table in tables:
         found, column = labels[table.shown], path_column(table.schema, table.columns)
-        groups = None if table.columns.group is None else [text or "" for text in _texts(table, table.columns.group)]
+        groups = None if table.columns.group is None else [text or "" for text in texts_of(table, table.columns.group)]
         if table.file in first:
             names = [f"{table.shown}:{row}" for row in range(len(found))]
             read = _reader(encoded, first[table.file], table, column, paths)
             parts.append(Examples(labels=found, names=names, read=read, groups=groups))
             continue
         assert column is not None, "check_columns has found it"
-        images, said = locate(paths, table.shown, os.path.dirname(table.file), _texts(table, column))
+        images, said = locate(paths, table.shown, os.path.dirname(table.file), texts_of(table, column))
         parts.append(
             Examples(labels=found, names=images.names, read=images.read, readers=images.readers, groups=groups)
         )
@@ -89,7 +91,7 @@ def _reader(
 
     @cache
     def written() -> list[str | None]:
-        return [] if column is None else _texts(table, column)
+        return [] if column is None else texts_of(table, column)
 
     def read(row: int) -> bytes:
         content = encoded.read(first + row)
@@ -101,7 +103,7 @@ def _reader(
     return read
 
 
-def _texts(table: AnyTable, column: str) -> list[str | None]:
+def texts_of(table: AnyTable, column: str) -> list[str | None]:
     """A column as text; None where it is empty.
 
     Raises:
@@ -126,7 +128,7 @@ def _split_words(table: AnyTable) -> list[str]:
         UserError: a row says nothing.
     """
     column = table.columns.split
-    words = [None] if column is None else _texts(table, column)
+    words = [None] if column is None else texts_of(table, column)
     if None in words:
         where = "" if column is None else f" in row {words.index(None) + 1}"
         raise UserError(

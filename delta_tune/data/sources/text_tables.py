@@ -66,8 +66,13 @@ def is_text_table(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in TEXT_SUFFIXES
 
 
-def read_text_table(tree: FileTree, file: str) -> TextTable:
+def read_text_table(tree: FileTree, file: str, *, labels: bool = True) -> TextTable:
     """Read a table.
+
+    Args:
+        tree: that it is in.
+        file: its path.
+        labels: whether it has labels; else it must have groups.
 
     Raises:
         UserError: it cannot be read, lacks a column, or is too large.
@@ -88,7 +93,7 @@ def read_text_table(tree: FileTree, file: str) -> TextTable:
         raise UserError(f"{shown!r} has {content.num_rows:,} rows, but at most {MAX_ROWS:,} are read; give fewer.")
     if content.num_rows * content.num_columns > _MOST_CELLS:
         raise UserError(f"{shown!r} has more than {_MOST_CELLS:,} cells; give fewer columns, or a Parquet file.")
-    return TextTable(tree=tree, file=file, columns=check_columns(shown, content.schema), content=content)
+    return TextTable(tree=tree, file=file, columns=check_columns(shown, content.schema, labels=labels), content=content)
 
 
 def _separated(text: bytes, file: str) -> pa.Table:

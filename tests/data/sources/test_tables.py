@@ -1,6 +1,7 @@
 """Tables of paths, labels, splits and groups: what is read, and what is refused in one sentence."""
 
 import json
+import tarfile
 
 import duckdb
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from delta_tune.config import UserError
 from delta_tune.data.sources.find import find_source
@@ -458,3 +460,75 @@ def test_many_rows_are_read_in_seconds(tmp_path):
     pd.DataFrame(table).to_csv(tmp_path / "t.csv", index=False)
     train = find_source(tmp_path / "t.csv", seed=0).splits["train"]
     assert (train.labels[8], train.groups[8], len(train.labels)) == ("1", "2", count)
+
+
+# --------------------------------------------------------------------------------------- groups beside class folders
+
+
+def test_groups_csv_adds_groups_to_class_folders(tmp_path):
+    write(tmp_path, "train/x/1.jpg", "train/y/2.jpg", "val/x/3.jpg")
+    pd.DataFrame({"image": ["train/x/1.jpg", "val/x/3.jpg"], "group": [7, 8]}).to_csv(tmp_path / "groups.csv")
+    source = find_source(tmp_path, seed=0)
+    assert {split: found.groups for split, found in source.splits.items()} == {"train": ["7", ""], "val": ["8"]}
+    assert "The groups are those of 'groups.csv', 1 image without one." in source.notes
+    assert rows_of(source)["train"] == [("x", "train/x/1.jpg"), ("y", "train/y/2.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": ["x/1.jpg"], "patients": [1]}, "has no column 'group': its columns are image, patients"),
+        ({"image": ["x/9.jpg"], "group": [1]}, "No image is where the paths lead"),
+        ({"image": ["x/1.jpg"], "group": [None]}, "names none of the images, or no group"),
+    ],
+)
+def test_groups_csv_that_cannot_be_used_is_refused(tmp_path, columns, message):
+    write(tmp_path, "x/1.jpg", "y/2.jpg")
+    pd.DataFrame(columns).to_csv(tmp_path / "groups.csv", index=False)
+    with pytest.raises(UserError, match=message):
+        find_source(tmp_path, seed=0)
+
+
+# ----------------------------------------------------------------------------------------------------- at addresses
+
+
+@pytest.fixture
+def published(bucket, photos):
+    """The images, a table and a shard at an address."""
+    labels_csv(photos / "t.csv", ["a.jpg", "./deep/c.jpg", "gone.jpg"], list("xyx"))
+    with tarfile.open(photos / "deep" / "s-0.tar", "w") as tar:
+        tar.add(photos / "a.jpg", "0.jpg")
+        tar.add(photos / "b.jpg", "0.txt")
+    filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}")
+    fs.copy_files(str(photos), f"{bucket}/my photos", destination_filesystem=filesystem)
+    return f"s3://{bucket}/my photos"
+
+
+def test_table_at_an_address_names_what_lies_beside_it(published):
+    train = find_source(f"{published}/t.csv", seed=0).splits["train"]
+    assert [train.read(row) for row in (0, 1)] == [b"a.jpg", b"deep/c.jpg"]
+    assert train.names[1] == f"{published}/deep/c.jpg"
+    with pytest.raises(FileNotFoundError):
+        train.read(2)
+
+
+def test_table_here_names_images_at_an_address(published, tmp_path):
+    labels_csv(tmp_path / "here.csv", [f"{published}/b.jpg", f"{published}/deep/d.jpg"], list("xy"))
+    source = find_source(tmp_path / "here.csv", seed=0)
+    assert rows_of(source) == {"train": [("x", "b.jpg"), ("y", "deep/d.jpg")]}
+    assert source.splits["train"].readers > 0
+
+
+def test_shard_at_an_address_is_read_where_it_lies(published):
+    for place in (f"{published}/deep/s-0.tar", f"{published}/deep/s-{{0..0}}.tar"):
+        assert rows_of(find_source(place, seed=0)) == {"train": [("b.jpg", "a.jpg")]}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../etc/passwd", "file:///etc/passwd"])
+def test_table_at_an_address_names_no_files_of_this_machine(published, photos, path):
+    bucket = published.split("/")[2]
+    filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}")
+    with filesystem.open_output_stream(f"{bucket}/my photos/evil.csv") as file:
+        file.write(f"image,label\n{path},x\na.jpg,y\n".encode())
+    with pytest.raises(UserError, match=r"of this machine|out of the bucket|of another machine"):
+        find_source(f"{published}/evil.csv", seed=0)
