@@ -7,7 +7,7 @@ import io
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,5 +129,5 @@ def _json_pairs(text: str) -> list[tuple[str, str]]:
     return [(name, target or "") for name, target in found]
 
 
-def _as_tuple(label: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (label,) if isinstance(label, str) else label
+def _as_tuple(label: str | Sequence[str]) -> tuple[str, ...]:
+    return (label,) if isinstance(label, str) else tuple(label)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from delta_tune.config import UserError
-from delta_tune.data.stratify import Indices, Labels, cut, rarest_labels, units_of
+from delta_tune.data.stratify import Labels, cut, rarest_labels, units_of
 
+Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 

@@ -200,7 +200,7 @@ def measure_splits(tasks: Sequence[Task], runs: Sequence[Run], measuring: Measur
 
 
 def compare_methods(
-    found: StudyTables, runs: list[Run], chosen: Mapping[str, int], remark: str | None, train: int, val: int
+    found: StudyTables, runs: list[Run], chosen: Mapping[str, int], remark: str | None, train: float, val: float
 ) -> Confirmation | None:
     """Compare the chosen trials' methods on the repetitions in which all of them ended.
 

@@ -8,7 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from delta_tune.config import UserError
 from delta_tune.data.file_tree import READERS, FileTree
@@ -139,7 +139,7 @@ def _read_shard(tree: FileTree, file: str) -> Iterator[tuple[_Place, str | tuple
     shown = tree.shown(file)
     samples: dict[str, _Sample] = {}
     try:
-        with tree.opened(file) as opened, tarfile.open(fileobj=_SmallReads(opened), mode="r:") as shard:
+        with tree.opened(file) as opened, tarfile.open(fileobj=cast(BinaryIO, _SmallReads(opened)), mode="r:") as shard:
             end = tree.size(file)
             before = -1
             while (member := shard.next()) is not None:
