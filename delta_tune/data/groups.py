@@ -10,7 +10,8 @@ import numpy as np
 from delta_tune.console.format import format_count
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import format_list
-from delta_tune.data.stratify import Indices, Labels, units_of
+from delta_tune.data.stratify import Indices, units_of
+from delta_tune.labels.kinds import Labels
 
 
 def number_groups(splits: Mapping[str, Examples]) -> dict[str, Indices]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import psutil
 
-from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
+from delta_tune.config import StudyConfig, TaskName, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_count
-from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
+from delta_tune.data.class_labels import number_labels
 from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.first_look import AskedResize, settle_preprocessing
 from delta_tune.data.groups import group_notes, number_groups
@@ -30,6 +29,7 @@ from delta_tune.data.reading_notes import (
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.find import find_source
 from delta_tune.data.splits import Indices, class_notes, cut_splits, format_list, size_notes, training_subset
+from delta_tune.labels.kinds import kind_of
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: takes text and total; yields a function to call with each amount done."""
@@ -41,6 +41,7 @@ def load_dataset(
     data: str | Path,
     *,
     preprocessing: Preprocessing,
+    task: Literal["auto"] | TaskName = "auto",
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
     train_fraction: float | None = None,
@@ -60,6 +61,7 @@ def load_dataset(
     Args:
         data: image folder, Parquet file or folder, table, shards, here or at an address; torchvision:NAME, or demo.
         preprocessing: of the backbone.
+        task: whether images have one class or several labels; `auto` is what the data has.
         val_fraction: part of train that becomes val where there is none, in (0, 1).
         test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.
         train_fraction: part of what is then left of train that is used, in (0, 1].
@@ -82,12 +84,12 @@ def load_dataset(
     source = find_source(data, seed=seed)
     if label_map is not None:
         source = apply_label_map(source, read_label_map(label_map))
-    class_names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
+    classes, labels, notes = number_labels(
+        {split: examples.labels for split, examples in source.splits.items()},
+        {split: examples.names for split, examples in source.splits.items()},
+        task,
+    )
     notes = [*source.notes, *notes]
-    classes = sorted_classes(class_names)
-    notes += alike_notes(classes)
-    number = {name: label for label, name in enumerate(classes)}
-    labels = {split: np.array([number[name] for name in found], dtype=np.int64) for split, found in class_names.items()}
     if test_fraction and "test" in labels:
         notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
     groups = number_groups(source.splits)
@@ -134,6 +136,7 @@ def load_dataset(
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
     notes += contradiction_notes(splits, digests, classes)
+    notes += kind_of(splits["train"].labels).notes([split.labels for split in splits.values()])
     notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
     notes.append(memory_note(splits, decoded_size, limit))
     return Dataset(
@@ -227,8 +230,9 @@ def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[
 
 
 def _check_filled(splits: dict[str, Split], classes: Sequence[str]) -> None:
-    counts = Counter(splits["train"].labels.tolist())
-    if empty := [repr(name) for label, name in enumerate(classes) if not counts[label]]:
+    labels = splits["train"].labels
+    counts = kind_of(labels).counts(labels, len(classes))
+    if empty := [repr(name) for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise UserError(
             f"The class {format_list(empty, 3)} is too small: no training image of it is left after removing "
             "damaged and duplicate images; add images, or remove the class."

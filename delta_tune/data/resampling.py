@@ -12,6 +12,7 @@ from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
 from delta_tune.data.splits import Indices, cut_splits, training_subset
 from delta_tune.data.stratify import folds_of_units, units_of
+from delta_tune.labels.kinds import Labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +21,7 @@ class Pool:
 
     images: tuple[DecodedImages | EncodedImages | PooledImages, ...]
     locations: Indices
-    labels: Indices
+    labels: Labels
     names: tuple[str, ...]
     groups: Indices | None
 
@@ -102,7 +103,7 @@ def hold_out_folds(dataset: Dataset, folds: int, seed: int) -> list[Dataset]:
     """
     pool, rng = pool_train_val(dataset), np.random.default_rng(seed)
     if pool.groups is None and pool.labels.ndim == 1:
-        fold_of = _deal(pool.labels, folds, rng)
+        fold_of = _deal(pool.labels.astype(np.int64, copy=False), folds, rng)
     else:
         fold_of = folds_of_units(units_of(pool.labels, pool.groups), folds, rng)
     return [

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from delta_tune.config import UserError
-from delta_tune.data.stratify import Labels, cut, rarest_labels, units_of
+from delta_tune.data.stratify import cut, first_of_labels, units_of
+from delta_tune.labels.kinds import Labels, kind_of
 
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -115,29 +116,27 @@ def class_notes(labels: Mapping[str, Labels], classes: Sequence[str]) -> list[st
     """Name the classes that val or test lacks, and say what that means for the metrics.
 
     Args:
-        labels: split → int64 (N,), positions in `classes`.
+        labels: split → labels of its images.
         classes: names.
     """
     notes = []
     for split in ("val", "test"):
-        present = _present(labels[split]) if split in labels else set(range(len(classes)))
+        if split not in labels:
+            continue
+        kind = kind_of(labels[split])
+        present = set(np.flatnonzero(kind.counts(labels[split], len(classes))).tolist())
         lacking = [repr(name) for label, name in enumerate(classes) if label not in present]
         if not lacking:
             continue
         which = (
             f"the class {lacking[0]}" if len(lacking) == 1 else f"{len(lacking)} classes ({format_list(lacking, 5)})"
         )
-        if len(present) > 1:
+        if len(present) > 1 or kind.name == "multilabel":
             effect = f"balanced accuracy and macro F1 there average over the other {len(present)} classes"
         else:
             effect = f"a network that always answers {classes[min(present)]!r} has 100 % there, by every metric"
         notes.append(f"{split} has no image of {which}: {effect}.")
     return notes
-
-
-def _present(labels: Labels) -> set[int]:
-    """The classes that some example has."""
-    return set((np.nonzero(labels)[1] if labels.ndim == 2 else labels).tolist())
 
 
 def size_notes(chosen: Mapping[str, Indices], fractions: Mapping[str, float]) -> list[str]:
@@ -168,11 +167,8 @@ def training_subset(labels: Labels, *, fraction: float | None, per_class: int | 
         per_class: number per class, or all of a class that has fewer.
         seed: ≥ 0.
     """
-    if labels.ndim == 2:
-        classes, least = rarest_labels(labels)
-    else:
-        classes, least = labels.astype(np.int64, copy=False), np.empty(0, dtype=np.int64)
-    quantile, rank = _quantiles(classes, np.random.default_rng([seed, 1]))
+    least = first_of_labels(labels) if labels.ndim == 2 else np.empty(0, dtype=np.int64)
+    quantile, rank = _quantiles(kind_of(labels).strata(labels), np.random.default_rng([seed, 1]))
     if per_class is not None:
         return np.union1d(np.flatnonzero(rank < per_class), least)
     assert fraction is not None

@@ -9,9 +9,9 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 import numpy.typing as npt
 
+from delta_tune.labels.kinds import Labels
+
 Indices = npt.NDArray[np.int64]
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
-"""int64 (N,) of classes, or (N, K) of 0 and 1 for several labels an example."""
 
 _CLOSE = 1e-9
 _PASSES = 10
@@ -218,18 +218,11 @@ def folds_of_units(units: Units, folds: int, random: np.random.Generator) -> Ind
     return np.array(part, dtype=np.int64)[units.of]
 
 
-def rarest_labels(labels: Labels) -> tuple[Indices, Indices]:
-    """A class for each example with several labels, and the first example of each label, ascending.
+def first_of_labels(labels: Labels) -> Indices:
+    """The first example of each label that there is, ascending.
 
     Args:
         labels: (N, K) of 0 and 1.
-
-    Returns:
-        The rarest label of each example (N,), K for one without a label.
     """
-    counts = labels.sum(axis=0)
-    order = np.argsort(counts, kind="stable")
-    sorted_labels = labels[:, order] > 0
-    rarest = np.where(sorted_labels.any(axis=1), order[sorted_labels.argmax(axis=1)], labels.shape[1])
-    first = np.unique((labels[:, counts > 0] > 0).argmax(axis=0))
-    return rarest.astype(np.int64), first.astype(np.int64)
+    has = labels > 0
+    return np.unique(has[:, has.any(axis=0)].argmax(axis=0)).astype(np.int64)

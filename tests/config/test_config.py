@@ -360,7 +360,7 @@ def test_study_config_refuses_several_networks_where_there_are_no_final_runs(sma
 
 @pytest.mark.parametrize("small", [{"train_fraction": 0.5}, {"train_per_class": 5}])
 def test_study_config_refuses_folds_of_part_of_the_images(small):
-    with pytest.raises(UserError, match="^confirm_splits must be random with train_fraction or train_per_class"):
+    with pytest.raises(UserError, match=r"^confirm_splits must be random with train_fraction or train_per_class"):
         StudyConfig(confirm=2, confirm_splits="folds", **small)
 
 

@@ -11,10 +11,10 @@ from helpers.simulated_gpu import by_line, simulated_gpu
 
 from delta_tune.config import TrialConfig
 from delta_tune.data.batches import evaluation_batches
+from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.models.backbones import build_target
 from delta_tune.training import trial
 from delta_tune.training.checkpoint import read_resume_point
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.trial import run_trial
 
 CASES = [

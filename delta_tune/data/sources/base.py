@@ -22,7 +22,7 @@ class Examples:
     """The examples of one split."""
 
     labels: Sequence[str] | Sequence[tuple[str, ...]]
-    """Class name of each example (N), or of data with several labels an image its class names, none at all included."""
+    """Class name of each example (N); or, with several labels an image, the names of each, which may be none."""
     names: Sequence[str]
     """Display name of each example (N): its path, or file and row."""
     read: Callable[[int], bytes | Image.Image]
