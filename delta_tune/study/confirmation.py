@@ -159,7 +159,8 @@ def confirm(
             f"Confirming {', '.join(chosen)} on {described_splits(repetitions, splits)}: "
             f"{len(open_runs)} of {len(runs)} runs."
         )
-        tasks = [task.on(each) for each in confirmation_data(task.dataset, splits, planned, seed)[:repetitions]]
+        data = confirmation_data(task.dataset, splits, planned, seed, count=repetitions)
+        tasks = [task.on(each) for each in data]
         measure_splits(tasks, open_runs, session.measuring)
         scheduler = AshaScheduler(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)

@@ -32,7 +32,9 @@ def run_seed(seed: int, repetition: int, how: ConfirmSplits, planned: int) -> in
     return fresh_seed(seed, repetition if how == "random" else planned * _MOST_REPETITIONS + repetition)
 
 
-def confirmation_data(dataset: Dataset, how: ConfirmSplits, planned: int, seed: int) -> list[Dataset]:
+def confirmation_data(
+    dataset: Dataset, how: ConfirmSplits, planned: int, seed: int, *, count: int | None = None
+) -> list[Dataset]:
     """The data of each repetition.
 
     Args:
@@ -40,13 +42,15 @@ def confirmation_data(dataset: Dataset, how: ConfirmSplits, planned: int, seed: 
         how: new random splits; or folds, of which each holds out other images.
         planned: repetitions that are asked for; all folds together hold out every image.
         seed: of the study.
+        count: repetitions that are needed, the first ones; None for all.
 
     Raises:
         UserError: groups stand in the way.
     """
+    count = planned if count is None else count
     if how == "random":
-        return [resample_splits(dataset, run_seed(seed, each, how, planned)) for each in range(planned)]
-    return hold_out_folds(dataset, planned, run_seed(seed, planned, how, planned))
+        return [resample_splits(dataset, run_seed(seed, each, how, planned)) for each in range(count)]
+    return hold_out_folds(dataset, planned, run_seed(seed, planned, how, planned))[:count]
 
 
 def described_splits(count: int, how: ConfirmSplits) -> str:

@@ -43,6 +43,8 @@ def test_folds_hold_every_image_out_once(dataset):
     folds = confirmation_data(dataset, "folds", 4, seed=0)
     held_out = [name for fold in folds for name in fold.val.names]
     assert len(folds) == 4
+    first = confirmation_data(dataset, "folds", 4, seed=0, count=2)
+    assert [fold.val.names for fold in first] == [fold.val.names for fold in folds[:2]]
     assert sorted(held_out) == sorted((*dataset.train.names, *dataset.val.names))
     train, val = split_sizes(dataset, "folds", 4)
     assert np.mean([len(fold.train) for fold in folds]) == pytest.approx(train)
