@@ -27,7 +27,8 @@ class StudyConfig:
 
     data: str = field(
         "demo",
-        "Images: a folder or a Parquet file, local or at `s3://…` or `gs://…`; `torchvision:NAME`; or `demo`",
+        "Images: a folder, a Parquet file, a table (.csv, .tsv, .jsonl) or shards (.tar), local or at `s3://…` or "
+        "`gs://…`; `torchvision:NAME`; or `demo`",
         group="data",
         metavar="DIR|FILE|NAME",
     )
@@ -68,6 +69,12 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    label_map: str | None = field(
+        None,
+        "CSV `from,to` or JSON that renames and merges classes; an empty `to` leaves the images out",
+        group="data",
+        metavar="FILE",
+    )
     resize: Literal["auto", "crop", "squash", "letterbox"] = field(
         "auto",
         "How images that are not square become it: their centre, all of them squashed, or all of them with a border; "
@@ -135,6 +142,11 @@ class StudyConfig:
         range=Range(0, 1000),
         group="search",
         metavar="N",
+    )
+    confirm_splits: Literal["random", "folds"] = field(
+        "random",
+        "What --confirm holds out: new random parts of train and validation, or each of their N folds once",
+        group="search",
     )
     final_runs: int = field(
         5,
@@ -240,6 +252,11 @@ class StudyConfig:
             raise UserError(
                 f"members must be at most final_runs, whose networks they are, but got {self.members} and "
                 f"{self.final_runs}; give more --final-runs."
+            )
+        if self.confirm_splits == "folds" and (self.train_fraction or self.train_per_class):
+            raise UserError(
+                "confirm_splits must be random with train_fraction or train_per_class, for folds train on all images, "
+                "but got 'folds'."
             )
         if self.members > 1 and (self.train_fraction or self.train_per_class):
             raise UserError(

@@ -31,6 +31,7 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
+from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.known_studies import remember_study
 from delta_tune.study.labels import check_terms, settings_for_labels
@@ -195,6 +196,8 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     check_early_size(task, checked)
     check_drop_path(task, checked)
     check_source_head(task, checked)
+    if note := check_confirmation(config, task.dataset):
+        notes += (note,)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)
