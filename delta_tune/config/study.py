@@ -66,6 +66,21 @@ class StudyConfig:
         "`auto` chooses by their shapes",
         group="data",
     )
+    channels: int = field(
+        3,
+        "Channels of the images: 3 is RGB, 1 grey; others are read of TIFF files and NumPy arrays (.npy)",
+        range=Range(1, 64),
+        group="data",
+        metavar="N",
+    )
+    white: float | None = field(
+        None,
+        "Value of white in images of more than 8 bits",
+        range=Range(0, low_open=True),
+        unset="65535 for 16 bits; others are refused",
+        group="data",
+        metavar="VALUE",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",

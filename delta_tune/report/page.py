@@ -50,7 +50,7 @@ MOST_RUNGS = 50
 ATTENTION_CAPTION = "At 1, the dotted line, a channel has the weight it has without attention (delta_uniform)."
 DATA_FLAGS = (
     *("data", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"),
-    "resize",
+    *("resize", "channels", "white"),
     *("model", "weights", "image_size", "metric", "max_epochs", "seed"),
 )
 
