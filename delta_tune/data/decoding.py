@@ -64,7 +64,7 @@ def decode(content: bytes, channels: int = 3, white: float | None = None) -> Pic
     with no_warnings():
         if content.startswith(NPY):
             return picture_of(read_npy(content), channels, white)
-        if content.startswith(TIFF) and (channels not in (1, 3) or (white is not None and _is_deep_colour(content))):
+        if content.startswith(TIFF) and _takes_tifffile(content, channels, white):
             return picture_of(read_tiff(content, channels), channels, white)
         try:
             return _decode(content, channels, white)
@@ -168,14 +168,20 @@ def _decode(content: bytes, channels: int, white: float | None) -> Picture:
         return to_channels(image, channels, white)
 
 
-def _is_deep_colour(content: bytes) -> bool:
-    """Whether a TIFF has several channels of more than 8 bits, of which Pillow reads the upper 8."""
+def _takes_tifffile(content: bytes, channels: int, white: float | None) -> bool:
+    """Whether Pillow does not read so many channels of a TIFF, or of more than 8 bits only the upper ones."""
+    if channels not in (1, 2, 3, 4):
+        return True
     try:
         with Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
-            bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)) if hasattr(image, "tag_v2") else (1,)
-    except Exception:  # one that Pillow cannot read at all, perhaps for its depth
-        return True
-    return len(bits) > 1 and max(bits) > 8
+            assert isinstance(image, TiffImagePlugin.TiffImageFile)
+            bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+            is_deep, mode = len(bits) > 1 and max(bits) > 8, image.mode
+    except Exception:  # Pillow cannot read it at all, perhaps for its depth
+        return channels in (2, 4) or white is not None
+    if channels in (1, 3):
+        return is_deep and white is not None
+    return is_deep or mode != {2: "LA", 4: "RGBA"}[channels]
 
 
 def _kind(image: Image.Image) -> str:

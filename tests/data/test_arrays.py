@@ -140,7 +140,14 @@ def test_four_channels_are_rgb_and_transparency():
     pixels = FIVE[:, :, :4]
     assert np.array_equal(open_picture(png(Image.fromarray(pixels)), 4), pixels)
     assert np.array_equal(open_picture(tiff(pixels, photometric="rgb", extrasamples=["unassalpha"]), 4), pixels)
-    assert np.array_equal(open_picture(png(Image.fromarray(FIVE[:, :, :2], "LA")), 2), FIVE[:, :, :2])
+    assert np.array_equal(open_picture(tiff(pixels, photometric="rgb", extrasamples=["unspecified"]), 4), pixels)
+    deep = pixels.astype(np.uint16) * 16
+    assert np.array_equal(open_picture(tiff(deep, photometric="rgb"), 4, 4080), pixels)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "TIFF", compression="tiff_lzw")  # for which tifffile takes another package
+    assert np.array_equal(open_picture(file.getvalue(), 4), pixels)
+    grey = Image.merge("LA", [Image.fromarray(np.ascontiguousarray(FIVE[:, :, band])) for band in (0, 1)])
+    assert np.array_equal(open_picture(png(grey), 2), FIVE[:, :, :2])
 
 
 @pytest.mark.parametrize(
