@@ -78,7 +78,7 @@ def save_feature_map_images(
     if not attention:
         return
     layers, val = list(attention), task.dataset.val
-    chosen = np.sort(np.unique(val.labels, return_index=True)[1])[:PHOTOS]
+    chosen = np.sort(np.unique(task.dataset.kind.strata(val.labels), return_index=True)[1])[:PHOTOS]
     pixels = val.images.batch(chosen)
     state = state_arrays(members_of(model)[0])
     maps = (workplace or ThisProcess()).run(_maps, task.backbone, state, pixels, layers)
