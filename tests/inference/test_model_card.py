@@ -57,8 +57,8 @@ def test_card_tells_data_method_and_preprocessing(card):
         ({"resize": "squash"}, "the whole image, its proportions not kept (bilinear); RGB in"),
         (
             {"resize": "letterbox", "channels": 1, "white": 4095},
-            "the whole image, its long side scaled to 64, with a border of the mean colour (bilinear); grey (4095 in images "
-            "of more than 8 bits is 1) in [0, 1]",
+            "the whole image, its long side scaled to 64, with a border of the mean colour (bilinear); grey (4095 in "
+            "images of more than 8 bits is 1) in [0, 1]",
         ),
         ({"channels": 5}, "5 channels in [0, 1]"),
     ],
