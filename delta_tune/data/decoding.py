@@ -69,6 +69,8 @@ def decode(content: bytes, channels: int = 3, white: float | None = None) -> Pic
         try:
             return _decode(content, channels, white)
         except Exception:  # see above
+            if content.startswith(TIFF) and (bands := _bands(content)) > 4:
+                raise ValueError(f"a TIFF of {bands} channels: --channels {bands} reads them") from None
             pixels_only = without_metadata(content)
             if pixels_only == content:
                 raise
@@ -182,6 +184,18 @@ def _takes_tifffile(content: bytes, channels: int, white: float | None) -> bool:
     if channels in (1, 3):
         return is_deep and white is not None
     return is_deep or mode != {2: "LA", 4: "RGBA"}[channels]
+
+
+def _bands(content: bytes) -> int:
+    """The channels of a TIFF that Pillow cannot read; 0 if its header is damaged."""
+    try:
+        directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+        with io.BytesIO(content) as file:
+            file.seek(directory.next)
+            directory.load(file)
+        return int(directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    except Exception:  # see `decode`
+        return 0
 
 
 def _kind(image: Image.Image) -> str:

@@ -119,6 +119,10 @@ def value_notes(look: FirstLook, preprocessing: Preprocessing) -> list[str]:
             f"--channels 1 reads one."
         )
     if not look.highest:
+        if look.kept and preprocessing.white is not None:
+            notes.append(
+                f"No image has more than 8 bits, for which --white is ({len(look.kept)} of train were looked at)."
+            )
         return notes
     highest, looked_at = max(look.highest), f"{len(look.highest)} of train were looked at"
     if preprocessing.white is None and highest < DARK * 65535:

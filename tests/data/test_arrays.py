@@ -155,6 +155,11 @@ def test_four_channels_are_rgb_and_transparency():
     [
         (png(Image.new("RGB", (5, 5))), 4, "it has the colours RGB, not 4 channels: set --channels to what it has"),
         (png(Image.new("RGBA", (5, 5))), 5, "RGBA with transparency, not 5 channels"),
+        (
+            tiff(FIVE, planarconfig="contig", photometric="minisblack"),
+            3,
+            r"a TIFF of 5 channels: --channels 5 reads them",
+        ),
         (npy(FIVE), 3, "an array of 9 × 8 × 5 numbers, not of 3 channels"),
         (npy(FIVE), 4, "an array of 9 × 8 × 5 numbers, not of 4 channels"),
         (npy(FIVE[:, :, 0]), 5, "an array of 9 × 8 numbers, not of 5"),

@@ -108,6 +108,7 @@ def test_look_at_takes_images_from_first_to_last_and_leaves_out_what_cannot_be_r
             "values up to 1.5 (1 of train were looked at); those above 1, which is --white, are",
         ),
         ((), None, ""),
+        ((), 4095, "No image has more than 8 bits, for which --white is (1 of train were looked at)."),
     ],
 )
 def test_value_notes_tell_of_dark_and_of_too_bright_images(highest, white, said):

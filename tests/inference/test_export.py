@@ -150,14 +150,14 @@ def test_state_dict_with_the_call_beside_it_gives_the_same_logits(name, tmp_path
 
 
 def test_state_dict_that_answers_otherwise_in_its_library_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "constructor_options", lambda name, channels: {"aux_logits": False, "init_weights": False})
+    monkeypatch.setattr(export, "constructor_options", lambda *_: {"aux_logits": False, "init_weights": False})
     with pytest.raises(export.ExportMismatch, match="differ by"):
         export.export_model(of_random_weights("inception_v3"), "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_state_dict_that_its_library_does_not_take_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "constructor_options", lambda name, channels: {"in_chans": 1})
+    monkeypatch.setattr(export, "constructor_options", lambda *_: {"in_chans": 1})
     with pytest.raises(UserError, match=r"cannot be exported to state_dict .*give another --format"):
         export.export_model(model, "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
