@@ -144,7 +144,10 @@ def _glance_at_image(image: Image.Image, with_highest: bool) -> Glance:
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     is_scaled = image.format == "PPM" or (is_deep and _white_level(image, 65535.0) != 65535)
     check_pixels(image.size, image.format)
-    highest = float(np.asarray(image).max()) if with_highest and is_deep and not is_scaled else None
+    highest = None
+    if with_highest and is_deep and not is_scaled:
+        with DECODING.reserve(image.size, image.format):
+            highest = float(np.asarray(image).max())
     return Glance(image.size, is_deep or image.mode in ("1", "L", "LA", "La"), highest)
 
 
