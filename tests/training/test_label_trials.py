@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from helpers.simulated_gpu import by_line, simulated_gpu
 from sklearn.metrics import average_precision_score, f1_score
 
 from delta_tune.config import MULTILABEL_METRIC, TrialConfig
@@ -72,3 +75,29 @@ def test_resumed_trial_is_the_same_bit_for_bit(label_task, tmp_path):
 def test_column_is_empty_with_one_label_an_image(task):
     result = run_trial(task, quick(regularizer="linear_probe"))
     assert result.epochs[0]["val_mean_average_precision"] is None
+
+
+@pytest.fixture
+def gpu_case(label_task):
+    """A configuration whose measurements are there, and a copy of the task without networks of another device."""
+    config = quick(regularizer="delta_uniform", class_weights="balanced", mixup=0.2, label_smoothing=0.1, lr=0.002)
+    label_task.measurements.measure([config])
+    fresh = dataclasses.replace(label_task)
+    fresh.measurements = label_task.measurements
+    return config, fresh
+
+
+def test_trial_in_float32_on_a_gpu_learns_as_on_the_cpu(label_task, gpu_case):
+    config, fresh = gpu_case
+    on_cpu = run_trial(label_task, config, metric=MULTILABEL_METRIC).epochs[-1]
+    with simulated_gpu("mps"):
+        row = run_trial(fresh, config, metric=MULTILABEL_METRIC, device="mps").epochs[-1]
+    assert row["val_loss"] == pytest.approx(on_cpu["val_loss"], rel=1e-3)
+
+
+def test_no_line_waits_for_the_gpu_in_every_step(gpu_case):
+    config, fresh = gpu_case
+    with simulated_gpu() as gpu:
+        run_trial(fresh, config, metric=MULTILABEL_METRIC, device="cuda")
+    steps = config.max_epochs * len(fresh.dataset.train) / config.batch_size
+    assert not {line: count for line, count in by_line(gpu.waits).items() if count >= steps}
