@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,11 @@ def cut_splits(
             f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some "
             f"images for train."
         )
-    assign = _assign if train.ndim == 1 and groups is None else partial(_assign_units, groups=groups)
-    assigned = dict(zip(("test", "val"), assign(train, test_part, val_part, seed), strict=True))
+    if train.ndim == 1 and groups is None:
+        masks = _assign(cast(Indices, train), test_part, val_part, seed)
+    else:
+        masks = _assign_units(train, test_part, val_part, seed, groups)
+    assigned = dict(zip(("test", "val"), masks, strict=True))
     chosen["train"] = np.flatnonzero(~assigned["test"] & ~assigned["val"])
     for split, part in (("test", test_part), ("val", val_part)):
         if part:
