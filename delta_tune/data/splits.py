@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from delta_tune.config import UserError
-from delta_tune.data.stratify import cut, first_of_labels, units_of
+from delta_tune.data.stratify import cut, lowest_of_labels, units_of
 from delta_tune.labels.kinds import Labels, kind_of
 
 Indices = npt.NDArray[np.int64]
@@ -167,8 +167,8 @@ def training_subset(labels: Labels, *, fraction: float | None, per_class: int | 
         per_class: number per class, or all of a class that has fewer.
         seed: ≥ 0.
     """
-    least = first_of_labels(labels) if labels.ndim == 2 else np.empty(0, dtype=np.int64)
     quantile, rank = _quantiles(kind_of(labels).strata(labels), np.random.default_rng([seed, 1]))
+    least = lowest_of_labels(labels, rank) if labels.ndim == 2 else np.empty(0, dtype=np.int64)
     if per_class is not None:
         return np.union1d(np.flatnonzero(rank < per_class), least)
     assert fraction is not None
