@@ -81,6 +81,14 @@ class StudyConfig:
         "`auto` chooses by their shapes",
         group="data",
     )
+    white: float | None = field(
+        None,
+        "Value of white in images of more than 8 bits",
+        range=Range(0, low_open=True),
+        unset="65535 for 16 bits; others are refused",
+        group="data",
+        metavar="VALUE",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",
@@ -102,6 +110,13 @@ class StudyConfig:
         unset="the weights' own",
         group="model",
         metavar="PIXELS",
+    )
+    channels: int = field(
+        3,
+        "Channels of the images: 3 is RGB, 1 grey; others are read of TIFF files and NumPy arrays (.npy)",
+        range=Range(1, 64),
+        group="model",
+        metavar="N",
     )
     space: Any = field(
         "search_spaces/delta.py", "Python file that defines the search space", group="search", metavar="FILE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ def load_dataset(
     progress: Bar | None = None,
     memory_limit: int | None = None,
     resize: AskedResize = "auto",
+    white: float | None = None,
 ) -> Dataset:
     """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
 
@@ -74,6 +76,7 @@ def load_dataset(
         memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
         resize: crop, squash or letterbox of `Preprocessing`, whose own does not count; auto is decided by the shapes
             of the training images.
+        white: of `Preprocessing`, whose own does not count.
 
     Raises:
         UserError: the data or an argument is unusable.
@@ -108,10 +111,12 @@ def load_dataset(
         chosen["train"] = train[part]
 
     examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
-    preprocessing, told = settle_preprocessing(preprocessing, resize, examples["train"], chosen["train"])
-    notes += told
+    preprocessing, told = settle_preprocessing(
+        dataclasses.replace(preprocessing, white=white), resize, examples["train"], chosen["train"]
+    )
+    notes += told if data != "demo" else []  # whose digits are grey
     num_images = sum(len(indices) for indices in chosen.values())
-    decoded_size = num_images * preprocessing.stored_size**2 * 3
+    decoded_size = num_images * preprocessing.stored_size**2 * preprocessing.channels
     limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
     with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
         found = _read_splits(

@@ -61,7 +61,7 @@ def check_early_size(task: Task, checked: CheckedSpace) -> None:
         network = build_target(backbone, num_classes, torch.Generator()).eval()
         try:
             for side in small:
-                check_output(network, num_classes, side)
+                check_output(network, num_classes, side, backbone.preprocessing.channels)
         except ValueError as error:
             raise UserError(f"early_size must be 1 for {backbone.model}: {error}.") from error
 
@@ -101,7 +101,7 @@ def check_drop_path(task: Task, checked: CheckedSpace) -> None:
     configs = checked.configs
     rates = [config.drop_path for config in configs if config.drop_path and config.method.trains_backbone]
     if rates:
-        build_unfilled(task.backbone.model, max(rates))
+        build_unfilled(task.backbone.model, max(rates), task.backbone.preprocessing.channels)
 
 
 def check_source_head(task: Task, checked: CheckedSpace) -> None:
@@ -180,6 +180,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         config.model,
         config.weights,
         image_size=config.image_size,
+        channels=config.channels,
         seed=config.seed,
         cache=config.cache or config.out.absolute() / SHARED_CACHE,
         progress=progress.bar,

@@ -13,6 +13,7 @@ from delta_tune.data.sources.base import ALLOWED_DATA, Source, join
 from delta_tune.data.sources.class_folders import (
     content_of,
     counted,
+    is_array_name,
     is_image_name,
     is_split_name,
     listed,
@@ -24,7 +25,7 @@ from delta_tune.data.splits import format_list
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder, by name, without hidden files and subfolders.
+    """The image files of a folder (its arrays, if there are none), by name, without hidden files and subfolders.
 
     Raises:
         UserError: there are no image files, or the folder cannot be listed.
@@ -36,6 +37,7 @@ def list_images(folder: str | Path) -> list[Path]:
             f"The folder {folder} cannot be listed ({error.strerror}); give a folder that may be read."
         ) from error
     found = sorted(file for file in files if is_image_name(str(file)))
+    found = found or sorted(file for file in files if is_array_name(str(file)))
     if not found:
         raise UserError(f"There are no images in {folder}; give image files, or a folder of them.")
     return found
