@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +54,11 @@ def cut_splits(
             f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some "
             f"images for train."
         )
-    assign = _assign if train.ndim == 1 and groups is None else partial(_assign_units, groups=groups)
-    assigned = dict(zip(("test", "val"), assign(train, test_part, val_part, seed), strict=True))
+    if train.ndim == 1 and groups is None:
+        is_test, is_val = _assign(train.astype(np.int64, copy=False), test_part, val_part, seed)
+    else:
+        is_test, is_val = _assign_units(train, test_part, val_part, seed, groups)
+    assigned = {"test": is_test, "val": is_val}
     chosen["train"] = np.flatnonzero(~assigned["test"] & ~assigned["val"])
     for split, part in (("test", test_part), ("val", val_part)):
         if part:
