@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from delta_tune.config import MULTILABEL_METRIC, TrialConfig
 from delta_tune.models.backbones import build_target
 from delta_tune.report.predictions import split_logits
+from delta_tune.training import trial
 from delta_tune.training.trial import run_trial
 
 LAYER = "layer4.0.conv2"
@@ -95,9 +96,17 @@ def test_trial_in_float32_on_a_gpu_learns_as_on_the_cpu(label_task, gpu_case):
     assert row["val_loss"] == pytest.approx(on_cpu["val_loss"], rel=1e-3)
 
 
-def test_no_line_waits_for_the_gpu_in_every_step(gpu_case):
-    config, fresh = gpu_case
+def test_no_line_waits_for_the_gpu_in_every_step(gpu_case, monkeypatch):
+    (config, fresh), train, waits = gpu_case, trial._Run._train, []
+
+    def counted(run, *args):
+        gpu.clear()
+        result = train(run, *args)
+        waits.append(by_line(gpu.waits))
+        return result
+
+    monkeypatch.setattr(trial._Run, "_train", counted)
     with simulated_gpu() as gpu:
         run_trial(fresh, config, metric=MULTILABEL_METRIC, device="cuda")
-    steps = config.max_epochs * len(fresh.dataset.train) / config.batch_size
-    assert not {line: count for line, count in by_line(gpu.waits).items() if count >= steps}
+    steps = len(fresh.dataset.train) / config.batch_size
+    assert not {line: count for line, count in waits[-1].items() if count >= steps}
