@@ -1,18 +1,16 @@
-"""A data set in memory: images and labels by split."""
+"""A data set: images and labels by split."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from delta_tune.config import UserError
-from delta_tune.data.images import (
-    DecodedImages,
-    EncodedImages,
-    PooledImages,
-)
+from delta_tune.data.images import Images
+from delta_tune.data.names import Names
 from delta_tune.data.splits import Indices
 
 
@@ -20,10 +18,10 @@ from delta_tune.data.splits import Indices
 class Split:
     """Images and their labels."""
 
-    images: DecodedImages | EncodedImages | PooledImages
+    images: Images
     labels: Indices
     """int64 (N,), positions in `Dataset.classes`."""
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Path, or file and row, of each image (N)."""
 
     def __len__(self) -> int:
@@ -34,10 +32,11 @@ class Split:
         return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count])
 
     def taken(self, positions: range) -> Split:
-        """The images at these positions, copied: the others need not travel with them."""
-        images = self.images.taken(np.array(positions))
-        part = slice(positions.start, positions.stop)
-        return Split(images=images, labels=self.labels[part], names=self.names[part])
+        """The images at these positions; those in memory are copied: the others need not travel with them."""
+        images, part = self.images.taken(np.array(positions)), slice(positions.start, positions.stop)
+        names = self.names[part]
+        names = names.compact() if isinstance(names, Names) else names
+        return Split(images=images, labels=self.labels[part], names=names)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

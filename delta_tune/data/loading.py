@@ -8,23 +8,26 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_count
 from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import (
-    Preprocessing,
-)
+from delta_tune.data.encoding import Digests
+from delta_tune.data.file_keeper import FileKeeper, MemoryBudget
+from delta_tune.data.images import Preprocessing
+from delta_tune.data.memory import memory_for_images
+from delta_tune.data.names import Names
+from delta_tune.data.packed_images import findable, pack_folder
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.reading_notes import (
     contradiction_notes,
     duplicate_notes,
-    memory_note,
+    memory_notes,
     too_few_notes,
 )
 from delta_tune.data.sources.base import Examples
@@ -50,6 +53,7 @@ def load_dataset(
     seed: int = 0,
     progress: Bar | None = None,
     memory_limit: int | None = None,
+    scratch: str | None = None,
 ) -> Dataset:
     """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
 
@@ -66,7 +70,9 @@ def load_dataset(
         drop_duplicates: take images that also stand in val or test out of train.
         seed: of the splits, ≥ 0.
         progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
-        memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
+        memory_limit: bytes that images may take in memory (half of what is available): decoded, else as files; splits
+            whose files do not fit are packed on the disk of each node.
+        scratch: folder of these packs (`packs.SCRATCH`).
 
     Raises:
         UserError: the data or an argument is unusable.
@@ -74,7 +80,8 @@ def load_dataset(
     _check_arguments(val_fraction, test_fraction, train_fraction, train_per_class, seed)
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
-    source = find_source(data, seed=seed)
+    find = partial(find_source, findable(data), seed=seed)
+    source = find()
     class_names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
     notes = [*source.notes, *notes]
     classes = sorted_classes(class_names)
@@ -94,14 +101,22 @@ def load_dataset(
 
     num_images = sum(len(indices) for indices in chosen.values())
     decoded_size = num_images * preprocessing.stored_size**2 * 3
-    limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
+    limit = memory_for_images(memory_limit)
     examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
     with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
+        budget, folder = MemoryBudget(limit), pack_folder(data, preprocessing, scratch)
+
+        def keeper(split: str) -> FileKeeper | None:
+            if decoded_size <= limit:
+                return None
+            origin = split if split in source.splits else "train"
+            return FileKeeper(budget, find, origin, len(chosen[split]), preprocessing, folder)
+
         found = _read_splits(
             examples,
             chosen,
             preprocessing,
-            decode=decoded_size <= limit,
+            keeper=keeper,
             drop_duplicates=drop_duplicates,
             advance=lambda: advance(1),
         )
@@ -109,13 +124,13 @@ def load_dataset(
     splits, digests = {}, {split: read.digests for split, read in found.items()}
     for split, read in found.items():
         kept = chosen[split][read.kept]
-        names = tuple(examples[split].names[index] for index in kept.tolist())
+        names = Names.of(examples[split].names[index] for index in kept.tolist())
         splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
     notes += contradiction_notes(splits, digests, classes)
     notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
-    notes.append(memory_note(splits, decoded_size, limit))
+    notes += memory_notes(splits, decoded_size, limit)
     return Dataset(
         name=source.name,
         classes=classes,
@@ -132,24 +147,20 @@ def _read_splits(
     chosen: dict[str, Indices],
     preprocessing: Preprocessing,
     *,
-    decode: bool,
+    keeper: Callable[[str], FileKeeper | None],
     drop_duplicates: bool,
     advance: Callable[[], None],
 ) -> dict[str, ReadExamples]:
     """Read each split. Train comes last, so duplicates of other splits are known before they are decoded."""
     found: dict[str, ReadExamples] = {}
     for split in sorted(chosen, key=["test", "val", "train"].index):
-        leave_out: set[bytes] = set()
+        leave_out = None
         if split == "train" and drop_duplicates:
-            leave_out = leave_out.union(*(read.digests for read in found.values()))
-        found[split] = read_examples(
-            examples[split],
-            chosen[split],
-            preprocessing,
-            decode=decode,
-            leave_out=leave_out,
-            advance=advance,
-        )
+            leave_out = np.concatenate([read.digests for read in found.values()])
+        with keeper(split) or nullcontext() as files:
+            found[split] = read_examples(
+                examples[split], chosen[split], preprocessing, keeper=files, leave_out=leave_out, advance=advance
+            )
     return found
 
 
@@ -173,13 +184,13 @@ def _fingerprint(
     classes: Sequence[str],
     preprocessing: Preprocessing,
     splits: dict[str, Split],
-    digests: dict[str, list[bytes]],
+    digests: dict[str, Digests],
 ) -> str:
     total = hashlib.sha256(json.dumps([classes, dataclasses.asdict(preprocessing)]).encode())
     for name in sorted(splits):
         total.update(f"{name} {len(splits[name])} ".encode())
         total.update(splits[name].labels.astype("<i8").tobytes())
-        total.update(b"".join(digests[name]))
+        total.update(digests[name].tobytes())
     return total.hexdigest()
 
 

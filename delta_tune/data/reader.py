@@ -1,26 +1,25 @@
-"""Read a split's examples with threads: hash each, check that it decodes, store it decoded or encoded."""
+"""Read a split's examples with threads: hash each, check that it decodes, keep it decoded, or its file."""
 
 from __future__ import annotations
 
-import hashlib
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from delta_tune.data.encoding import Digests, digest_of, file_to_keep
+from delta_tune.data.file_keeper import FileKeeper
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
-    EncodedImages,
+    Images,
     Pixels,
     Preprocessing,
     damage_reason,
     num_decoding_threads,
     open_image,
-    pack_files,
-    to_png,
     to_square,
 )
 from delta_tune.data.sources.base import Examples
@@ -33,10 +32,10 @@ _CHUNK = 512  # images in flight: bounds the memory of finished but uncollected 
 class ReadExamples:
     """The readable examples of one split, in order."""
 
-    images: DecodedImages | EncodedImages
+    images: Images
     kept: Indices
     """Their positions among the requested indices."""
-    digests: list[bytes]
+    digests: Digests
     damaged: list[DamagedImage]
     num_left_out: int
 
@@ -46,33 +45,40 @@ def read_examples(
     indices: Indices,
     preprocessing: Preprocessing,
     *,
-    decode: bool,
-    leave_out: set[bytes],
+    keeper: FileKeeper | None,
+    leave_out: Digests | None,
     advance: Callable[[], None],
 ) -> ReadExamples:
-    """Read examples with threads, in order; images whose digest is in `leave_out` are dropped."""
+    """Read examples with threads, in order.
+
+    Args:
+        examples: of a source's split.
+        indices: of those to read.
+        preprocessing: of the backbone.
+        keeper: keeps the files; None keeps the images decoded.
+        leave_out: digests of images that are dropped.
+        advance: called after each image.
+    """
     size, interpolation = preprocessing.stored_size, preprocessing.interpolation
+
+    unwanted = set() if leave_out is None else {digest.ljust(32, b"\0") for digest in leave_out.tolist()}
 
     def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
         try:
             content = examples.read(index)
-            digest = _digest(content)
-            if digest in leave_out:
+            digest = digest_of(content)
+            if digest in unwanted:
                 return digest, None
+            if keeper is not None and (file := keeper.known(digest)) is not None:
+                return digest, file
             square = to_square(open_image(content), size, interpolation)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
-        if decode:
-            return digest, square
-        # Store the square as PNG if the file is larger than it (a PNG takes about half of the raw square).
-        if isinstance(content, bytes) and len(content) <= square.nbytes // 2:
-            return digest, content
-        return digest, to_png(square)
+        return digest, square if keeper is None else file_to_keep(content, square)
 
-    pixels = np.empty((len(indices) if decode else 0, size, size, 3), dtype=np.uint8)
-    files: list[bytes] = []
-    kept: list[int] = []
-    digests: list[bytes] = []
+    pixels = np.empty((len(indices) if keeper is None else 0, size, size, 3), dtype=np.uint8)
+    kept = array("q")
+    digests = bytearray()
     damaged: list[DamagedImage] = []
     num_left_out = 0
     with ThreadPoolExecutor(examples.readers or num_decoding_threads()) as pool:
@@ -87,22 +93,12 @@ def read_examples(
                     num_left_out += 1
                     continue
                 if isinstance(content, bytes):
-                    files.append(content)
+                    assert keeper is not None, "a square otherwise"
+                    keeper.add(digest, content)
                 else:
                     pixels[len(kept)] = content
                 kept.append(start + offset)
-                digests.append(digest)
-    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), size, interpolation)
-    return ReadExamples(
-        images=images,
-        kept=np.array(kept, dtype=np.int64),
-        digests=digests,
-        damaged=damaged,
-        num_left_out=num_left_out,
-    )
-
-
-def _digest(content: bytes | Image.Image) -> bytes:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).digest()
-    return hashlib.sha256(f"{content.mode} {content.size} ".encode() + content.tobytes()).digest()
+                digests += digest
+    positions, found = np.array(kept, dtype=np.int64), np.frombuffer(bytes(digests), dtype="S32")
+    images = DecodedImages(pixels[: len(kept)]) if keeper is None else keeper.images(indices[positions], found)
+    return ReadExamples(images=images, kept=positions, digests=found, damaged=damaged, num_left_out=num_left_out)

@@ -8,9 +8,10 @@ import numpy as np
 
 from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.dataset import Split
-from delta_tune.data.images import (
-    EncodedImages,
-)
+from delta_tune.data.encoding import Digests
+from delta_tune.data.images import EncodedImages
+from delta_tune.data.packed_images import PackedImages
+from delta_tune.data.packs import KEPT_DAYS, open_store
 from delta_tune.data.splits import Indices, format_list
 
 
@@ -23,40 +24,60 @@ def too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | None
     return [f"Classes with fewer than {per_class} training images use all they have: {format_list(short, 5)}."]
 
 
-def duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> list[str]:
+def duplicate_notes(digests: dict[str, Digests], drop_duplicates: bool) -> list[str]:
     """Notes on images that are in two splits."""
     notes = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        there = set(digests.get(other, []))
-        if count := sum(digest in there for digest in digests.get(one, [])):
+        if one not in digests or other not in digests:
+            continue
+        if count := int(np.isin(digests[one], digests[other]).sum()):
             advice = "; --drop-duplicates removes them from train" if one == "train" and not drop_duplicates else ""
             notes.append(f"{format_count(count, 'image')} of {one} also in {other} (identical files){advice}.")
     return notes
 
 
-def contradiction_notes(splits: dict[str, Split], digests: dict[str, list[bytes]], classes: Sequence[str]) -> list[str]:
+def contradiction_notes(splits: dict[str, Split], digests: dict[str, Digests], classes: Sequence[str]) -> list[str]:
     """A note on images that are in two classes."""
-    first: dict[bytes, tuple[int, str]] = {}
-    pairs: dict[bytes, str] = {}
-    for split, found in digests.items():
-        for digest, label, name in zip(found, splits[split].labels.tolist(), splits[split].names, strict=True):
-            label_before, name_before = first.setdefault(digest, (label, name))
-            if label != label_before:
-                pairs.setdefault(digest, f"{name_before} is {classes[label_before]!r}, {name} is {classes[label]!r}")
-    if not pairs:
+    labels = np.concatenate([splits[split].labels for split in digests])
+    _, first, same_as = np.unique(np.concatenate(list(digests.values())), return_index=True, return_inverse=True)
+    others = np.flatnonzero(labels != labels[first[same_as]])  # than the first image with this digest
+    _, of_each = np.unique(same_as[others], return_index=True)
+    pairs = others[np.sort(of_each)]
+    if not len(pairs):
         return []
+    starts = np.cumsum([0, *(len(found) for found in digests.values())])
+
+    def told(image: int) -> str:
+        number = int(np.searchsorted(starts, image, side="right")) - 1
+        name = splits[list(digests)[number]].names[image - int(starts[number])]
+        return f"{name} is {classes[labels[image]]!r}"
+
+    shown = [f"{told(int(first[same_as[image]]))}, {told(int(image))}" for image in pairs[:3]]
+    shown += [""] * (len(pairs) - len(shown))
     return [
         f"{format_count(len(pairs), 'image')} in more than one class, byte for byte: "
-        f"{format_list(list(pairs.values()), 3)}; leave each in one class."
+        f"{format_list(shown, 3)}; leave each in one class."
     ]
 
 
-def memory_note(splits: dict[str, Split], decoded_size: int, limit: int) -> str:
-    """A note on whether images are kept decoded, and why."""
+def memory_notes(splits: dict[str, Split], decoded_size: int, limit: int) -> list[str]:
+    """Notes on where images are kept, and why."""
     if decoded_size <= limit:
-        return f"The images are kept decoded ({format_bytes(decoded_size)} of at most {format_bytes(limit)})."
-    files = sum(split.images.encoded.nbytes for split in splits.values() if isinstance(split.images, EncodedImages))
-    return (
-        f"The images are kept encoded ({format_bytes(files)}) and decoded per batch: decoded, they would take "
-        f"{format_bytes(decoded_size)}, more than the limit of {format_bytes(limit)}."
-    )
+        return [f"The images are kept decoded ({format_bytes(decoded_size)} of at most {format_bytes(limit)})."]
+    found = {name: splits[name].images for name in ("train", "val", "test") if name in splits}
+    packed = {name: images for name, images in found.items() if isinstance(images, PackedImages)}
+    files = sum(images.encoded.nbytes for images in found.values() if isinstance(images, EncodedImages))
+    if not packed:
+        return [
+            f"The images are kept encoded ({format_bytes(files)}) and decoded per batch: decoded, they would take "
+            f"{format_bytes(decoded_size)}, more than the limit of {format_bytes(limit)}."
+        ]
+    store = open_store(next(iter(packed.values())).origin.folder)
+    inside = [name for name in found if name not in packed]
+    others = f"; those of {' and '.join(inside)} take {format_bytes(files)} of memory" if inside else ""
+    return [
+        f"The images of {' and '.join(packed)} are on disk and decoded per batch, for their files take more than the "
+        f"limit of {format_bytes(limit)}{others}.",
+        f"They are in {store.folder} ({format_bytes(store.size)}), on other nodes in the same place, which is filled "
+        f"from the data at first use and removed when it was not used for {KEPT_DAYS} days and another is filled.",
+    ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
+from delta_tune.data.images import Images, PooledImages
+from delta_tune.data.names import Names, taken
 from delta_tune.data.splits import Indices, cut_splits, training_subset
 
 
@@ -17,15 +18,15 @@ from delta_tune.data.splits import Indices, cut_splits, training_subset
 class Pool:
     """The images of train and val together; splits drawn from it share their memory."""
 
-    images: tuple[DecodedImages | EncodedImages | PooledImages, ...]
+    images: tuple[Images, ...]
     locations: Indices
     labels: Indices
-    names: tuple[str, ...]
+    names: Sequence[str]
 
     def split(self, positions: Indices) -> Split:
         """A split of the images at these positions."""
         images = PooledImages(self.images, self.locations[positions])
-        return Split(images=images, labels=self.labels[positions], names=tuple(self.names[i] for i in positions))
+        return Split(images=images, labels=self.labels[positions], names=taken(self.names, positions))
 
 
 def pool_train_val(dataset: Dataset) -> Pool:
@@ -45,7 +46,7 @@ def _pool(splits: Sequence[Split]) -> Pool:
         images=tuple(split.images for split in splits),
         locations=np.concatenate(locations),
         labels=np.concatenate([split.labels for split in splits]),
-        names=tuple(name for split in splits for name in split.names),
+        names=Names.of(name for split in splits for name in split.names),
     )
 
 
