@@ -49,8 +49,8 @@ class DamagedPackError(Exception):
     """A pack is shorter than its index says, or its index cannot be read."""
 
 
-class NoRoomError(UserError, OSError):
-    """The disk has no room for a pack, or cannot be written to; as an OSError it stops a study like any such disk."""
+class NoRoomError(UserError):
+    """The disk has no room for a pack, or cannot be written to; it stops a study like an OSError of that number."""
 
     def __init__(self, message: str, folder: Path, number: int = errno.ENOSPC) -> None:
         super().__init__(message)
