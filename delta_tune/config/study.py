@@ -71,8 +71,8 @@ class StudyConfig:
     )
     scratch: str | None = field(
         None,
-        "Folder of each node for the images that do not fit into memory",
-        unset="~/.cache/delta_tune/images",
+        "Folder of each node to which images that do not fit into memory are copied",
+        unset="~/.cache/delta_tune/images, and image files stay where they are",
         group="data",
         metavar="DIR",
     )

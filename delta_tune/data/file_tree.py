@@ -73,6 +73,11 @@ class FileTree:
             self.name = os.path.basename(os.path.realpath(self.root))
         self.entries = cache(self._list)  # each folder is requested from the server once
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a file system of this machine."""
+        return self._remote is None
+
     def shown(self, path: str) -> str:
         """The path as the user gave it."""
         return self._prefix + path

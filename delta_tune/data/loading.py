@@ -21,7 +21,6 @@ from delta_tune.data.encoding import Digests
 from delta_tune.data.file_keeper import FileKeeper, MemoryBudget
 from delta_tune.data.images import Preprocessing
 from delta_tune.data.memory import memory_for_images
-from delta_tune.data.names import Names
 from delta_tune.data.packed_images import findable, pack_folder
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.reading_notes import (
@@ -72,7 +71,8 @@ def load_dataset(
         progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
         memory_limit: bytes that images may take in memory (half of what is available): decoded, else as files; splits
             whose files do not fit are packed on the disk of each node.
-        scratch: folder of these packs (`packs.SCRATCH`).
+        scratch: folder of these packs; image files are copied there, too. By default (`packs.SCRATCH`) those that are
+            kept as they are stay where they are.
 
     Raises:
         UserError: the data or an argument is unusable.
@@ -80,8 +80,7 @@ def load_dataset(
     _check_arguments(val_fraction, test_fraction, train_fraction, train_per_class, seed)
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
-    find = partial(find_source, findable(data), seed=seed)
-    source = find()
+    source = find_source(data, seed=seed)
     class_names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
     notes = [*source.notes, *notes]
     classes = sorted_classes(class_names)
@@ -110,7 +109,9 @@ def load_dataset(
             if decoded_size <= limit:
                 return None
             origin = split if split in source.splits else "train"
-            return FileKeeper(budget, find, origin, len(chosen[split]), preprocessing, folder)
+            find = partial(find_source, findable(data), seed=seed)
+            copy = scratch is not None
+            return FileKeeper(budget, find, origin, len(chosen[split]), preprocessing, folder, copy)
 
         found = _read_splits(
             examples,
@@ -124,8 +125,7 @@ def load_dataset(
     splits, digests = {}, {split: read.digests for split, read in found.items()}
     for split, read in found.items():
         kept = chosen[split][read.kept]
-        names = Names.of(examples[split].names[index] for index in kept.tolist())
-        splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
+        splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=read.names)
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
     notes += contradiction_notes(splits, digests, classes)

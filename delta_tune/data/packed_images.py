@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from delta_tune.config import UserError
 from delta_tune.data.encoding import Digests, digest_of, file_to_keep
@@ -25,7 +27,9 @@ from delta_tune.data.images import (
     pack_files,
     to_square,
 )
-from delta_tune.data.packs import SCRATCH, PackStore, check_room, open_store
+from delta_tune.data.limits import read_file
+from delta_tune.data.names import Names
+from delta_tune.data.packs import SCRATCH, PackStore, check_room, open_store, readers
 from delta_tune.data.sources.base import Examples, Source
 from delta_tune.data.splits import Indices
 from delta_tune.filesystem.cache import content_key
@@ -47,9 +51,49 @@ class Origin:
     """Their positions in it (N,)."""
     digests: Digests
     """Of what was read (N,)."""
+    in_packs: npt.NDArray[np.bool_]
+    """Which of them are in the packs (N,); the others are read from their files."""
+    names: Names
+    """Their names (N,): paths of those that are read from their files."""
+    here: str
+    """The folder from which relative paths lead to files."""
     preprocessing: Preprocessing
     folder: str
     """Of the packs on every node; `~` is the home of the node's user."""
+
+    def read(self, positions: Indices) -> list[bytes]:
+        """The files of some of the images; packs that lack one are filled.
+
+        Raises:
+            UserError: they are not here, and the source is not either, or they were changed.
+            NoRoomError: the disk is full.
+        """
+        store, in_packs = open_store(self.folder), self.in_packs[positions]
+        found: list[bytes | None] = [None] * len(positions)
+        for attempt in (1, 2):
+            packed = [row for row in np.flatnonzero(in_packs).tolist() if found[row] is None]
+            if packed and attempt == 2:
+                self.fill(store)
+            for row, content in zip(packed, store.read(self.digests[positions[packed]]), strict=True):
+                found[row] = content
+        others = np.flatnonzero(~in_packs).tolist()
+        for row, content in zip(others, readers().map(self._read_file, positions[others].tolist()), strict=True):
+            found[row] = content
+        assert None not in found, "filled, or an error"
+        return [file for file in found if file is not None]
+
+    def _read_file(self, position: int) -> bytes:
+        path = os.path.join(self.here, self.names[position])
+        advice = "restore it, or start a new study; with --scratch images are copied first"
+        try:
+            content = read_file(path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read any more on {socket.gethostname()} ({error.strerror}); {advice}."
+            ) from error
+        if digest_of(content) != self.digests[position].ljust(32, b"\0"):
+            raise UserError(f"{path} was changed since the study began; {advice}.")
+        return content
 
     def fill(self, store: PackStore) -> None:
         """Write the images that the packs of this node lack, from the source; waits while another process does.
@@ -59,7 +103,7 @@ class Origin:
             NoRoomError: the disk is full.
         """
         with store.writing() as writer:
-            lacking = np.flatnonzero(~store.has(self.digests))
+            lacking = np.flatnonzero(self.in_packs & ~store.has(self.digests))
             if not len(lacking):
                 return
             for position, (digest, content) in zip(lacking.tolist(), self._read(lacking), strict=True):
@@ -98,7 +142,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedImages:
-    """A split's images in packs on the disk of each node; this is a small handle, about 40 bytes an image."""
+    """A split's images on the disk of each node; this is a small handle, some 40 bytes and a name an image."""
 
     origin: Origin
     positions: Indices | None = None
@@ -110,22 +154,14 @@ class PackedImages:
     def batch(self, indices: Indices) -> Pixels:
         """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy; the same pixels as when decoded once.
 
-        The first batch on a node without the images packs all of the origin's there.
+        The first batch on a node whose packs lack images of the origin writes all of them there.
 
         Raises:
-            UserError: they are not there, and the source is not either.
-            NoRoomError: the disk is full.
+            UserError, NoRoomError: as `Origin.read`.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        wanted = self.origin.digests[indices if self.positions is None else self.positions[indices]]
-        store = open_store(self.origin.folder)
-        files = store.read(wanted)
-        if None in files:
-            self.origin.fill(store)
-            files = store.read(wanted)
-        return as_encoded([file for file in files if file is not None], self.origin.preprocessing).batch(
-            np.arange(len(wanted))
-        )
+        files = self.origin.read(indices if self.positions is None else self.positions[indices])
+        return as_encoded(pack_files(files), self.origin.preprocessing).batch(np.arange(len(files)))
 
     def taken(self, indices: Indices) -> PackedImages:
         """The images at `indices` alone, without a copy."""
@@ -145,13 +181,13 @@ def pack_here(images: Images) -> None:
             pack_here(each)
     elif isinstance(images, PackedImages):
         store = open_store(images.origin.folder)
-        if not store.has(images.origin.digests).all():
+        if not store.has(images.origin.digests[images.origin.in_packs]).all():
             images.origin.fill(store)
 
 
-def as_encoded(files: list[bytes], preprocessing: Preprocessing) -> EncodedImages:
+def as_encoded(files: pa.LargeBinaryArray, preprocessing: Preprocessing) -> EncodedImages:
     """Image files in memory, as images."""
-    return EncodedImages(pack_files(files), preprocessing.stored_size, preprocessing.interpolation)
+    return EncodedImages(files, preprocessing.stored_size, preprocessing.interpolation)
 
 
 def pack_folder(data: str | Path, preprocessing: Preprocessing, scratch: str | None) -> str:

@@ -169,7 +169,7 @@ class PackStore:
                     return content
             return None
 
-        contents = list(_readers().map(one, range(len(digests))) if len(digests) > 1 else map(one, range(len(digests))))
+        contents = list(readers().map(one, range(len(digests))) if len(digests) > 1 else map(one, range(len(digests))))
         if bad := [row for row, content in enumerate(contents) if content is None and any(f[row] >= 0 for f in places)]:
             with self._lock:
                 self._damaged.update(digests[row].ljust(32, b"\0") for row in bad)
@@ -296,7 +296,8 @@ def open_store(folder: str) -> PackStore:
 
 
 @cache
-def _readers() -> ThreadPoolExecutor:
+def readers() -> ThreadPoolExecutor:
+    """Threads that read files while the disk has others to find."""
     return ThreadPoolExecutor(READERS)
 
 

@@ -22,6 +22,7 @@ from delta_tune.data.images import (
     open_image,
     to_square,
 )
+from delta_tune.data.names import Names
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
 
@@ -35,6 +36,7 @@ class ReadExamples:
     images: Images
     kept: Indices
     """Their positions among the requested indices."""
+    names: Names
     digests: Digests
     damaged: list[DamagedImage]
     num_left_out: int
@@ -63,18 +65,22 @@ def read_examples(
 
     unwanted = set() if leave_out is None else {digest.ljust(32, b"\0") for digest in leave_out.tolist()}
 
-    def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
+    def load(index: int) -> tuple[bytes, Pixels | bytes | None, bool] | DamagedImage:
+        """Digest, what is kept (None if nothing is), and whether that is what the source's file holds."""
         try:
             content = examples.read(index)
             digest = digest_of(content)
             if digest in unwanted:
-                return digest, None
+                return digest, None, False
             if keeper is not None and (file := keeper.known(digest)) is not None:
-                return digest, file
+                return digest, file, examples.are_files and file == content
             square = to_square(open_image(content), size, interpolation)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
-        return digest, square if keeper is None else file_to_keep(content, square)
+        if keeper is None:
+            return digest, square, False
+        file = file_to_keep(content, square)
+        return digest, file, examples.are_files and file is content
 
     pixels = np.empty((len(indices) if keeper is None else 0, size, size, 3), dtype=np.uint8)
     kept = array("q")
@@ -88,17 +94,21 @@ def read_examples(
                 if isinstance(loaded, DamagedImage):
                     damaged.append(loaded)
                     continue
-                digest, content = loaded
+                digest, content, is_there = loaded
                 if content is None:
                     num_left_out += 1
                     continue
                 if isinstance(content, bytes):
                     assert keeper is not None, "a square otherwise"
-                    keeper.add(digest, content)
+                    keeper.add(digest, content, is_there=is_there)
                 else:
                     pixels[len(kept)] = content
                 kept.append(start + offset)
                 digests += digest
     positions, found = np.array(kept, dtype=np.int64), np.frombuffer(bytes(digests), dtype="S32")
-    images = DecodedImages(pixels[: len(kept)]) if keeper is None else keeper.images(indices[positions], found)
-    return ReadExamples(images=images, kept=positions, digests=found, damaged=damaged, num_left_out=num_left_out)
+    rows = indices[positions]
+    names = Names.of(examples.names[row] for row in rows.tolist())
+    images = DecodedImages(pixels[: len(kept)]) if keeper is None else keeper.images(rows, found, names)
+    return ReadExamples(
+        images=images, kept=positions, names=names, digests=found, damaged=damaged, num_left_out=num_left_out
+    )

@@ -72,12 +72,23 @@ def memory_notes(splits: dict[str, Split], decoded_size: int, limit: int) -> lis
             f"The images are kept encoded ({format_bytes(files)}) and decoded per batch: decoded, they would take "
             f"{format_bytes(decoded_size)}, more than the limit of {format_bytes(limit)}."
         ]
-    store = open_store(next(iter(packed.values())).origin.folder)
+    origins = [images.origin for images in packed.values()]
+    store, in_packs = open_store(origins[0].folder), sum(int(origin.in_packs.sum()) for origin in origins)
+    in_files = sum(map(len, packed.values())) - in_packs
     inside = [name for name in found if name not in packed]
     others = f"; those of {' and '.join(inside)} take {format_bytes(files)} of memory" if inside else ""
-    return [
+    notes = [
         f"The images of {' and '.join(packed)} are on disk and decoded per batch, for their files take more than the "
-        f"limit of {format_bytes(limit)}{others}.",
-        f"They are in {store.folder} ({format_bytes(store.size)}), on other nodes in the same place, which is filled "
-        f"from the data at first use and removed when it was not used for {KEPT_DAYS} days and another is filled.",
+        f"limit of {format_bytes(limit)}{others}."
     ]
+    if in_files:
+        notes.append(
+            f"Read where they are: {format_count(in_files, 'image')}. No node may lack these files, and none may "
+            f"change; --scratch DIR copies them to each node's disk."
+        )
+    if in_packs:
+        notes.append(
+            f"Read from {store.folder} ({format_bytes(store.size)}): {format_count(in_packs, 'image')}. Other nodes "
+            f"write what they lack there; what nobody uses for {KEPT_DAYS} days is removed when more is written."
+        )
+    return notes

@@ -92,7 +92,8 @@ def test_load_dataset_keeps_small_splits_in_memory_where_they_fit(folder, scratc
     assert where.startswith("The images of train are on disk and decoded per batch, for their files take more than")
     assert "limit of 8.79 KiB; those of val take " in where
     size = files_in(scratch)[0].stat().st_size
-    assert f"They are in {files_in(scratch)[0].parent} ({size / 1024:.3g} KiB)" in place
+    start = f"Read from {files_in(scratch)[0].parent} ({size / 1024:.3g} KiB): 32 images. Other nodes"
+    assert place.startswith(start)
 
 
 def test_load_dataset_leaves_out_of_packs_what_it_leaves_out_of_splits(folder, scratch):
@@ -131,6 +132,64 @@ def test_trial_on_packed_images_is_bit_identical(image_folder, tiny_weights, scr
             }
         for name, value in results[0].model_state.items():
             assert value.equal(result.model_state[name])
+
+
+# ------------------------------------------------------------------------------------------ files where they are
+
+
+@pytest.fixture
+def default(scratch, monkeypatch):
+    monkeypatch.setattr("delta_tune.data.packed_images.SCRATCH", str(scratch))
+    return scratch
+
+
+def small_files(folder):
+    """Make all but one photo smaller than half of their square; return the large one."""
+    for number, file in enumerate(sorted(folder.glob("*/*"))):
+        Image.new("RGB", (20, 20), (number, 0, 99)).save(file.with_suffix(".webp"))
+        file.unlink()
+    large = folder / "dog" / "large.png"
+    Image.fromarray(np.random.default_rng(5).integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(large)
+    return large
+
+
+def test_image_files_are_read_where_they_are_and_large_ones_packed(folder, default, monkeypatch):
+    large = small_files(folder)
+    monkeypatch.chdir(folder.parent)
+    dataset = load_dataset("set", preprocessing=PREPROCESSING, memory_limit=100)
+    splits = {split: dataset.for_name(split) for split in ("train", "val")}
+    counts = {split: int(each.images.origin.in_packs.sum()) for split, each in splits.items()}
+    assert sum(counts.values()) == 1
+    assert os.path.relpath(large) in splits[max(counts, key=counts.get)].names
+    wanted = [expected(each) for each in splits.values()]
+    monkeypatch.chdir("/")  # as processes of Ray do
+    for each, pixels in zip(splits.values(), wanted, strict=True):
+        assert np.array_equal(all_of(pickle.loads(pickle.dumps(each))), pixels)
+    assert len(files_in(default)) == 1
+    assert dataset.notes[-2].startswith("Read where they are: 40 images. No node may lack these files, and none may")
+    assert ": 1 image. Other nodes write" in dataset.notes[-1]
+
+
+def test_image_file_that_was_changed_or_removed_is_refused(folder, default):
+    small_files(folder)
+    dataset = load_dataset(folder, preprocessing=PREPROCESSING, memory_limit=100)
+    row = int(np.flatnonzero(~dataset.train.images.origin.in_packs)[3])
+    Image.new("RGB", (20, 20), "red").save(dataset.train.names[row])
+    with pytest.raises(UserError, match=r"\.webp was changed since the study began; restore it"):
+        dataset.train.images.batch(np.array([row]))
+    os.unlink(dataset.train.names[row])
+    with pytest.raises(UserError, match=r"\.webp cannot be read any more on .* \(No such file or directory\); restore"):
+        dataset.train.images.batch(np.array([row]))
+
+
+def test_pack_here_copies_no_image_file(folder, default):
+    small_files(folder)
+    dataset = on_another_node(load_dataset(folder, preprocessing=PREPROCESSING, memory_limit=100), default)
+    for split in (dataset.train, dataset.val):
+        pack_here(split.images)
+        assert np.array_equal(all_of(split), expected(split))
+    stored = np.concatenate([packs.Pack(index).digests for index in files_in(default, "index")])
+    assert len(stored) == 1
 
 
 # ------------------------------------------------------------------------------------------------- an earlier study

@@ -23,6 +23,8 @@ class Examples:
     """Display name of each example (N): its path, or file and row."""
     read: Callable[[int], bytes | Image.Image]
     """Returns the file content or the image of one example; called from many threads."""
+    are_files: bool = False
+    """Whether each name is the path of a file here, whose content `read` returns."""
     readers: int = 0
     """Number of reading threads; 0 for one per processor."""
 

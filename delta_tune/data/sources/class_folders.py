@@ -94,6 +94,7 @@ def read_class_folders(tree: FileTree, root: str, split: str | None) -> tuple[Ex
         labels=labels,
         names=[tree.shown(path) for path in paths],
         read=lambda index: tree.read(paths[index]),
+        are_files=tree.is_local,
         readers=tree.readers,
     )
     return examples, _notes(tree, total, beside.images, split or "train")
