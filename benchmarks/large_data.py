@@ -7,9 +7,9 @@ study does, and trains a small network for an epoch on some of them: once with t
 with a limit, once with all files in memory. It reads batches in random order from packs, from memory, and from each
 photo's own file. The limit is one of the process's own memory (RLIMIT_DATA: what it may allocate after its libraries
 are loaded), not of the page cache, which the system takes back when it needs it: `cold` is after the page cache of what
-is read was dropped. `private` is the largest private memory (/proc/self/smaps_rollup) that was seen, the libraries' 0.4 GB
-included; where it is above the limit, this ends with status 1. Everything is removed at the end; the disk needs twice
-`--gigabytes`.
+is read was dropped. `private` is the largest private memory (/proc/self/smaps_rollup) that was seen, the libraries'
+0.4 GB included; where it is above the limit, this ends with status 1. Everything is removed at the end; the disk needs
+twice `--gigabytes`.
 """
 
 from __future__ import annotations
