@@ -16,16 +16,16 @@ import pyarrow as pa
 
 from delta_tune.config import UserError
 from delta_tune.data.encoding import Digests, digest_of, file_to_keep
+from delta_tune.data.fitting import Pixels
 from delta_tune.data.images import (
     EncodedImages,
     Images,
-    Pixels,
     PooledImages,
     Preprocessing,
+    fit,
     num_decoding_threads,
-    open_image,
+    open_picture,
     pack_files,
-    to_square,
 )
 from delta_tune.data.limits import read_file
 from delta_tune.data.names import Names
@@ -136,8 +136,8 @@ class Origin:
                 f"fewer images); restore it, or start a new study."
             )
         content = examples.read(row)
-        square = to_square(open_image(content), self.preprocessing.stored_size, self.preprocessing.interpolation)
-        return digest_of(content), file_to_keep(content, square)
+        picture = open_picture(content, self.preprocessing.channels, self.preprocessing.white)
+        return digest_of(content), file_to_keep(content, fit(picture, self.preprocessing))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +152,7 @@ class PackedImages:
         return len(self.origin.rows if self.positions is None else self.positions)
 
     def batch(self, indices: Indices) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy; the same pixels as when decoded once.
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy; the same pixels as when decoded once.
 
         The first batch on a node whose packs lack images of the origin writes all of them there.
 
@@ -187,7 +187,7 @@ def pack_here(images: Images) -> None:
 
 def as_encoded(files: pa.LargeBinaryArray, preprocessing: Preprocessing) -> EncodedImages:
     """Image files in memory, as images."""
-    return EncodedImages(files, preprocessing.stored_size, preprocessing.interpolation)
+    return EncodedImages(files, preprocessing)
 
 
 def pack_folder(data: str | Path, preprocessing: Preprocessing, scratch: str | None) -> str:
@@ -203,8 +203,8 @@ def pack_folder(data: str | Path, preprocessing: Preprocessing, scratch: str | N
     return f"{SCRATCH if scratch is None else os.path.abspath(os.path.expanduser(scratch))}/{key}"
 
 
-_OF_INPUT = ("image_size", "mean", "std")
-"""Fields of `Preprocessing` that are applied to a square, and change none."""
+_OF_INPUT = ("mean", "std")
+"""Fields of `Preprocessing` that do not change what is kept."""
 
 
 def findable(data: str | Path) -> str | Path:

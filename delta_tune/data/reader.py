@@ -11,16 +11,17 @@ import numpy as np
 
 from delta_tune.data.encoding import Digests, digest_of, file_to_keep
 from delta_tune.data.file_keeper import FileKeeper
+from delta_tune.data.fitting import Pixels
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
     Images,
-    Pixels,
     Preprocessing,
     damage_reason,
+    fit,
     num_decoding_threads,
-    open_image,
-    to_square,
+    open_picture,
+    with_border,
 )
 from delta_tune.data.names import Names
 from delta_tune.data.sources.base import Examples
@@ -61,7 +62,7 @@ def read_examples(
         leave_out: digests of images that are dropped.
         advance: called after each image.
     """
-    size, interpolation = preprocessing.stored_size, preprocessing.interpolation
+    size = preprocessing.stored_size
 
     unwanted = set() if leave_out is None else {digest.ljust(32, b"\0") for digest in leave_out.tolist()}
 
@@ -74,15 +75,16 @@ def read_examples(
                 return digest, None, False
             if keeper is not None and (file := keeper.known(digest)) is not None:
                 return digest, file, examples.are_files and file == content
-            square = to_square(open_image(content), size, interpolation)
+            fitted = fit(open_picture(content, preprocessing.channels, preprocessing.white), preprocessing)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
         if keeper is None:
-            return digest, square, False
-        file = file_to_keep(content, square)
+            return digest, with_border(fitted, preprocessing), False
+        file = file_to_keep(content, fitted)
         return digest, file, examples.are_files and file is content
 
-    pixels = np.empty((len(indices) if keeper is None else 0, size, size, 3), dtype=np.uint8)
+    stored = len(indices) if keeper is None else 0
+    pixels = np.empty((stored, size, size, preprocessing.channels), dtype=np.uint8)
     kept = array("q")
     digests = bytearray()
     damaged: list[DamagedImage] = []

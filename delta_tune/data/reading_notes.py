@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -10,14 +10,16 @@ from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.dataset import Split
 from delta_tune.data.encoding import Digests
 from delta_tune.data.images import EncodedImages
+from delta_tune.data.names import taken
 from delta_tune.data.packed_images import PackedImages
 from delta_tune.data.packs import KEPT_DAYS, open_store
-from delta_tune.data.splits import Indices, format_list
+from delta_tune.data.splits import format_list
+from delta_tune.labels.kinds import Labels, kind_of
 
 
-def too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | None) -> list[str]:
+def too_few_notes(labels: Labels, classes: Sequence[str], per_class: int | None) -> list[str]:
     """A note on classes with fewer training images than `per_class`."""
-    available = np.bincount(labels, minlength=len(classes)).tolist()
+    available = kind_of(labels).counts(labels, len(classes)).tolist()
     short = [f"{name} {count}" for name, count in zip(classes, available, strict=True) if count < (per_class or 0)]
     if not short:
         return []
@@ -38,25 +40,26 @@ def duplicate_notes(digests: dict[str, Digests], drop_duplicates: bool) -> list[
 
 def contradiction_notes(splits: dict[str, Split], digests: dict[str, Digests], classes: Sequence[str]) -> list[str]:
     """A note on images that are in two classes."""
-    labels = np.concatenate([splits[split].labels for split in digests])
-    _, first, same_as = np.unique(np.concatenate(list(digests.values())), return_index=True, return_inverse=True)
-    others = np.flatnonzero(labels != labels[first[same_as]])  # than the first image with this digest
-    _, of_each = np.unique(same_as[others], return_index=True)
-    pairs = others[np.sort(of_each)]
-    if not len(pairs):
+    first: dict[bytes, tuple[Hashable, str]] = {}
+    pairs: dict[bytes, str] = {}
+    _, same_as, counts = np.unique(np.concatenate(list(digests.values())), return_inverse=True, return_counts=True)
+    repeated, start = counts[same_as] > 1, 0  # hardly any: the others need no Python objects
+    for split, found in digests.items():
+        rows = np.flatnonzero(repeated[start : start + len(found)])
+        start += len(found)
+        labels = splits[split].labels[rows]
+        kind = kind_of(labels)
+        named = taken(splits[split].names, rows)
+        for digest, label, name in zip(found[rows].tolist(), kind.keys(labels), named, strict=True):
+            label_before, name_before = first.setdefault(digest, (label, name))
+            if label != label_before:
+                before, now = kind.say(label_before, classes), kind.say(label, classes)
+                pairs.setdefault(digest, f"{name_before} is {before}, {name} is {now}")
+    if not pairs:
         return []
-    starts = np.cumsum([0, *(len(found) for found in digests.values())])
-
-    def told(image: int) -> str:
-        number = int(np.searchsorted(starts, image, side="right")) - 1
-        name = splits[list(digests)[number]].names[image - int(starts[number])]
-        return f"{name} is {classes[labels[image]]!r}"
-
-    shown = [f"{told(int(first[same_as[image]]))}, {told(int(image))}" for image in pairs[:3]]
-    shown += [""] * (len(pairs) - len(shown))
     return [
         f"{format_count(len(pairs), 'image')} in more than one class, byte for byte: "
-        f"{format_list(shown, 3)}; leave each in one class."
+        f"{format_list(list(pairs.values()), 3)}; leave each in one class."
     ]
 
 
