@@ -80,6 +80,7 @@ def join(parts: Sequence[Examples]) -> Examples:
         labels=labels,
         names=[name for part in parts for name in part.names],
         read=read,
+        are_files=all(part.are_files for part in parts),
         readers=max(part.readers for part in parts),
         groups=groups if any(groups) else None,
     )
