@@ -70,21 +70,6 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
-    memory: float | str | None = field(
-        None,
-        "Memory that images may take on a node, such as `8GB`: decoded if they fit, else as files; what does not fit "
-        "either is read from the node's disk",
-        unset="half of what is available",
-        group="data",
-        metavar="SIZE",
-    )
-    scratch: str | None = field(
-        None,
-        "Folder of each node to which images that do not fit into memory are copied",
-        unset="~/.cache/delta_tune/images, and image files stay where they are",
-        group="data",
-        metavar="DIR",
-    )
     label_map: str | None = field(
         None,
         "CSV `from,to` or JSON that renames and merges classes; an empty `to` leaves the images out",
@@ -217,6 +202,21 @@ class StudyConfig:
         unset="what the cluster holds",
         group="resources",
         metavar="N",
+    )
+    memory: float | str | None = field(
+        None,
+        "Memory that images may take on a node, such as `8GB`: decoded if they fit, else as files; what does not fit "
+        "either is read from the node's disk",
+        unset="half of what is available",
+        group="resources",
+        metavar="SIZE",
+    )
+    scratch: str | None = field(
+        None,
+        "Folder of each node to which images that do not fit into memory are copied",
+        unset="~/.cache/delta_tune/images, and image files stay where they are",
+        group="resources",
+        metavar="DIR",
     )
     address: str | None = field(
         None,
