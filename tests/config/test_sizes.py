@@ -1,6 +1,6 @@
 import pytest
 
-from delta_tune.config import StudyConfig, UserError
+from delta_tune.config import DATA_OPTIONS, StudyConfig, UserError
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,8 @@ def test_study_config_refuses_what_is_no_memory(text):
 def test_study_config_refuses_a_scratch_that_is_no_folder_of_a_node(place):
     with pytest.raises(UserError, match=r"^scratch must be a folder on the disk of each node, but got"):
         StudyConfig(scratch=place)
+
+
+def test_memory_and_scratch_are_no_options_of_the_data():
+    """They change where images are kept: a report does not list them, and a resume may change them."""
+    assert not {"memory", "scratch"} & set(DATA_OPTIONS)
