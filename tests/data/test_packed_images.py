@@ -218,7 +218,7 @@ def test_load_dataset_adds_images_that_are_new_or_changed(folder, scratch):
 
 def test_load_dataset_does_not_decode_what_an_earlier_study_packed(folder, scratch, monkeypatch):
     load(folder, scratch)
-    monkeypatch.setattr("delta_tune.data.reader.open_image", None)
+    monkeypatch.setattr("delta_tune.data.reader.open_picture", None)
     assert len(load(folder, scratch).train) == 32
 
 
