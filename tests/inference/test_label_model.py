@@ -128,6 +128,11 @@ def test_torchscript_has_task_and_thresholds(model, tmp_path):
     assert (told["task"], told["thresholds"], told["output"]["thresholds"]) == ("multilabel", THRESHOLDS, THRESHOLDS)
 
 
+def test_one_confidence_for_all_is_refused(model, pixels):
+    with pytest.raises(UserError, match="a threshold for each label instead of one confidence"):
+        model.predict(pixels, min_confidence="auto")
+
+
 def test_predict_prints_the_labels_that_are_there(folder, model, pixels, tmp_path, capsys):
     from PIL import Image
 
