@@ -101,7 +101,14 @@ def fit_probe_head(
     return FittedHead(state=state, logits=fitted)
 
 
-def fit_head(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:
+def fit_head(
+    head: nn.Module,
+    logits: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    penalty: float,
+    weights: Tensor | None = None,
+) -> None:
     """Minimise the mean cross entropy plus ½ penalty ‖parameters of `head`‖² by L-BFGS, from where they are.
 
     Args:
@@ -110,14 +117,20 @@ def fit_head(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: 
         x: inputs of N images.
         y: (N,) classes.
         penalty: ≥ 0.
+        weights: (N,) of the images, ≥ 0; None weights all alike.
     """
     head.requires_grad_(True)
     parameters = list(head.parameters())
     optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
 
+    def mean_loss() -> Tensor:
+        if weights is None:
+            return F.cross_entropy(logits(x), y)
+        return (weights * F.cross_entropy(logits(x), y, reduction="none")).sum() / weights.sum()
+
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits(x), y) + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
+        loss = mean_loss() + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

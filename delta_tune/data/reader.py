@@ -56,7 +56,7 @@ def read_examples(
     def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
         try:
             content = examples.read(index)
-            digest = _digest(content)
+            digest = content_digest(content)
             if digest in leave_out:
                 return digest, None
             square = to_square(open_image(content), size, interpolation)
@@ -102,7 +102,8 @@ def read_examples(
     )
 
 
-def _digest(content: bytes | Image.Image) -> bytes:
+def content_digest(content: bytes | Image.Image) -> bytes:
+    """SHA-256 of a file, or of the pixels of an image that has none."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).digest()
     return hashlib.sha256(f"{content.mode} {content.size} ".encode() + content.tobytes()).digest()
