@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw
 from delta_tune.data.images import open_image
 from delta_tune.data.near_duplicates import NearDuplicates, find_near_duplicates
 from delta_tune.data.sources.find import find_source
-from delta_tune.data.thumbnails import Thumbnails, stack, thumbnail
+from delta_tune.data.thumbnails import Thumbnails, joined, stack, thumbnail
 
 SETS = ("flowers17", "clothing", "trashnet96")
 REQUIRED, FALSE = 0.95, 0.01
@@ -97,12 +97,6 @@ KINDS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
 ASKED = ("resized", "recompressed", "mirrored")
 
 
-def joined(one: Thumbnails, other: Thumbnails) -> Thumbnails:
-    """Both, one after the other."""
-    parts = ((getattr(one, name), getattr(other, name)) for name in ("grey", "colour", "side"))
-    return Thumbnails(*map(np.concatenate, parts))
-
-
 def photos_of(data: Path) -> list[bytes]:
     """The files of all splits, each content once."""
     found = {}
@@ -143,7 +137,7 @@ def measure(data: Path, copies: int, sheets: Path | None) -> dict[str, Any]:
     print(f"  {'change':<17} copies  found  pairs  false")
     for kind, change in KINDS.items():
         added = stack([thumbnail(change(open_image(files[index]), rng)) for index in chosen])
-        pairs = find_near_duplicates(joined(photos, added)).pairs
+        pairs = find_near_duplicates(joined([photos, added])).pairs
         source = np.concatenate([np.arange(len(files)), chosen])
         both = source[pairs]
         own = (both[:, 0] == both[:, 1]) | [frozenset(pair) in known for pair in both.tolist()]

@@ -25,6 +25,7 @@ from delta_tune.data.reading_notes import (
     contradiction_notes,
     duplicate_notes,
     memory_note,
+    near_duplicate_notes,
     too_few_notes,
 )
 from delta_tune.data.sources.base import Examples
@@ -113,6 +114,7 @@ def load_dataset(
         splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
+    notes += near_duplicate_notes(digests, {split: read.thumbnails for split, read in found.items()}, data)
     notes += contradiction_notes(splits, digests, classes)
     notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
     notes.append(memory_note(splits, decoded_size, limit))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dctn
+from scipy.fft import dct
 from scipy.spatial import cKDTree
 
 from delta_tune.data.thumbnails import SIDE, Thumbnails
@@ -37,6 +37,8 @@ mirrored and recompressed ones are looked for, and their thumbnails may differ b
 COLOUR_DIFFERENCE = 14.0
 """The most that a part of the picture may differ in Cb or Cr."""
 _FREQUENCIES = [(row, column) for row in range(6) for column in range(6) if 0 < row + column < 6]
+_COSINES = dct(np.eye(SIDE, dtype=np.float32), axis=0, norm="ortho")[:8]
+"""(8, 32): the lowest frequencies of the cosine transform."""
 _CHUNK = 2048
 _STEPS = 6
 _LARGEST_STEP, _LARGEST_SHIFT, _LARGEST_SCALE = 0.1, 0.25, 1.25
@@ -119,11 +121,11 @@ def _hashes(grey: npt.NDArray[np.uint8]) -> Floats:
     parts = []
     rows, columns = np.array(_FREQUENCIES).T
     for start in range(0, len(grey), _CHUNK):
-        frequencies = dctn(grey[start : start + _CHUNK].astype(float), axes=(1, 2), norm="ortho")[:, :8, :8]
+        frequencies = _COSINES @ grey[start : start + _CHUNK].astype(np.float32) @ _COSINES.T
         frequencies[:, 0, 0] = 0
         length = np.sqrt(np.square(frequencies).sum((1, 2)))
         parts.append(frequencies[:, rows, columns] / np.maximum(length, 1e-9)[:, None])
-    return np.concatenate(parts)
+    return np.concatenate(parts).astype(float)
 
 
 def _candidates(tree: cKDTree, queries: Floats, radius: float) -> Pairs:

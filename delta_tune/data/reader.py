@@ -25,8 +25,10 @@ from delta_tune.data.images import (
 )
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
+from delta_tune.data.thumbnails import Thumbnail, Thumbnails, stack, thumbnail
 
 _CHUNK = 512  # images in flight: bounds the memory of finished but uncollected images
+_REDUCED = 64  # pixels of a side from which a thumbnail is made: more take longer and add nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,7 @@ class ReadExamples:
     kept: Indices
     """Their positions among the requested indices."""
     digests: list[bytes]
+    thumbnails: Thumbnails
     damaged: list[DamagedImage]
     num_left_out: int
 
@@ -53,26 +56,31 @@ def read_examples(
     """Read examples with threads, in order; images whose digest is in `leave_out` are dropped."""
     size, interpolation = preprocessing.stored_size, preprocessing.interpolation
 
-    def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
+    def load(index: int) -> tuple[bytes, Pixels | bytes | None, Thumbnail | None] | DamagedImage:
         try:
             content = examples.read(index)
             digest = content_digest(content)
             if digest in leave_out:
-                return digest, None
-            square = to_square(open_image(content), size, interpolation)
+                return digest, None, None
+            image = open_image(content)
+            square = to_square(image, size, interpolation)
+            # Of the square, for all alike: the same picture in two sizes has the same square
+            shared = Image.frombuffer("RGB", (size, size), square, "raw", "RGB", 0, 1)
+            small = thumbnail(shared.reduce(max(1, size // _REDUCED)), min(image.size))
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
         if decode:
-            return digest, square
+            return digest, square, small
         # Store the square as PNG if the file is larger than it (a PNG takes about half of the raw square).
         if isinstance(content, bytes) and len(content) <= square.nbytes // 2:
-            return digest, content
-        return digest, to_png(square)
+            return digest, content, small
+        return digest, to_png(square), small
 
     pixels = np.empty((len(indices) if decode else 0, size, size, 3), dtype=np.uint8)
     files: list[bytes] = []
     kept: list[int] = []
     digests: list[bytes] = []
+    thumbnails: list[Thumbnail] = []
     damaged: list[DamagedImage] = []
     num_left_out = 0
     with ThreadPoolExecutor(examples.readers or num_decoding_threads()) as pool:
@@ -82,8 +90,8 @@ def read_examples(
                 if isinstance(loaded, DamagedImage):
                     damaged.append(loaded)
                     continue
-                digest, content = loaded
-                if content is None:
+                digest, content, small = loaded
+                if content is None or small is None:
                     num_left_out += 1
                     continue
                 if isinstance(content, bytes):
@@ -92,11 +100,13 @@ def read_examples(
                     pixels[len(kept)] = content
                 kept.append(start + offset)
                 digests.append(digest)
+                thumbnails.append(small)
     images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), size, interpolation)
     return ReadExamples(
         images=images,
         kept=np.array(kept, dtype=np.int64),
         digests=digests,
+        thumbnails=stack(thumbnails),
         damaged=damaged,
         num_left_out=num_left_out,
     )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from delta_tune.console.escape import shell_command
 from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import (
     EncodedImages,
 )
+from delta_tune.data.near_duplicates import find_near_duplicates
 from delta_tune.data.splits import Indices, format_list
+from delta_tune.data.thumbnails import Thumbnails, joined
+
+MOST_COMPARED = 50_000
+"""With more images only `inspect` compares them: it would take a noticeable part of the time of reading."""
 
 
 def too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | None) -> list[str]:
@@ -32,6 +41,37 @@ def duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> l
             advice = "; --drop-duplicates removes them from train" if one == "train" and not drop_duplicates else ""
             notes.append(f"{format_count(count, 'image')} of {one} also in {other} (identical files){advice}.")
     return notes
+
+
+def near_duplicate_notes(
+    digests: dict[str, list[bytes]], thumbnails: dict[str, Thumbnails], data: str | Path
+) -> list[str]:
+    """A note on pictures that are in two splits as different files: resized, recompressed or mirrored."""
+    if sum(map(len, digests.values())) > MOST_COMPARED:
+        return []
+    splits: dict[bytes, str] = {}  # identical files are another note's
+    rows: dict[str, list[int]] = {split: [] for split in digests}
+    for split, found in digests.items():
+        for row, digest in enumerate(found):
+            if digest not in splits:
+                splits[digest] = split
+                rows[split].append(row)
+    of = [split for split, kept in rows.items() for _ in kept]
+    small = joined([thumbnails[split].taken(np.array(kept, dtype=np.int64)) for split, kept in rows.items()])
+    pairs = find_near_duplicates(small, crops=False, turned=False).pairs.tolist()
+    counts = Counter(frozenset((of[one], of[other])) for one, other in pairs if of[one] != of[other])
+    if not counts:
+        return []
+    names = ("train", "val", "test")
+    said = [
+        f"{counts[frozenset((one, other))]} of {one} also in {other}"
+        for one, other in itertools.combinations(names, 2)
+        if counts[frozenset((one, other))]
+    ]
+    command = shell_command(["python", "-m", "delta_tune", "inspect", str(data)])
+    return [
+        f"Pictures that are in two splits, resized, recompressed or mirrored: {', '.join(said)}; {command} names them."
+    ]
 
 
 def contradiction_notes(splits: dict[str, Split], digests: dict[str, list[bytes]], classes: Sequence[str]) -> list[str]:

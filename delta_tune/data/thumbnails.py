@@ -33,7 +33,8 @@ class Thumbnails:
     @property
     def is_blank(self) -> npt.NDArray[np.bool_]:
         """(N,): whether an image has next to no contrast, so that nothing tells it from another such image."""
-        return self.grey.std((1, 2)) < _BLANK
+        blank: npt.NDArray[np.bool_] = self.grey.std((1, 2)) < _BLANK
+        return blank
 
     def taken(self, indices: npt.NDArray[np.int64]) -> Thumbnails:
         """Those at `indices`."""
@@ -51,12 +52,10 @@ def thumbnail(image: Image.Image, side: int | None = None) -> Thumbnail:
         image: RGB.
         side: the short side of the image that `image` was made from, if that is another one.
     """
-    small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=_REDUCING).convert("YCbCr")
-    pixels = np.asarray(small)
-    block = SIDE // COLOUR_SIDE
-    blocks = pixels[..., 1:].reshape(COLOUR_SIDE, block, COLOUR_SIDE, block, 2)
+    grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=_REDUCING)
+    few = image.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX, reducing_gap=1.0).convert("YCbCr")
     short = min(image.size) if side is None else side
-    return pixels[..., 0].copy(), np.rint(blocks.mean((1, 3))).astype(np.uint8), min(short, 255)
+    return np.asarray(grey), np.asarray(few)[..., 1:], min(short, 255)
 
 
 def stack(found: Sequence[Thumbnail]) -> Thumbnails:
@@ -65,4 +64,13 @@ def stack(found: Sequence[Thumbnail]) -> Thumbnails:
         grey=np.array([grey for grey, _, _ in found], dtype=np.uint8).reshape(-1, SIDE, SIDE),
         colour=np.array([colour for _, colour, _ in found], dtype=np.uint8).reshape(-1, COLOUR_SIDE, COLOUR_SIDE, 2),
         side=np.array([side for _, _, side in found], dtype=np.uint8),
+    )
+
+
+def joined(parts: Sequence[Thumbnails]) -> Thumbnails:
+    """The images of all parts, in order."""
+    return Thumbnails(
+        grey=np.concatenate([part.grey for part in parts]),
+        colour=np.concatenate([part.colour for part in parts]),
+        side=np.concatenate([part.side for part in parts]),
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from delta_tune.config import as_utf8
 from delta_tune.console.escape import distinct_names
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.filesystem.rows import read_table_file
+from delta_tune.filesystem.rows import Rows, read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, refusing
 from delta_tune.report.predictions import WORST, Mistake, thumbnail
 from delta_tune.training.task import Task
@@ -100,6 +100,18 @@ def write_held_out(task: Task, logits: Tensor, suspects: NDArray[np.int64], file
     )
     with atomic_write(file) as partial:
         pq.write_table(table, partial)
+
+
+def read_held_out(file: Path) -> Rows:
+    """What `write_held_out` wrote, in the order of the images.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with refusing(file, "remove it: a report leaves out what it lacks"):
+        rows, _ = read_table_file(file)
+        check_rows(rows, COLUMNS | {"probability_of_true": MeanOfShares})
+    return rows
 
 
 def read_suspects(file: Path) -> tuple[Mistake, ...]:

@@ -1,0 +1,147 @@
+"""Read every image of a data set once, and keep a few facts and a small copy of each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from delta_tune.data.decoding import FORMATS, no_warnings
+from delta_tune.data.images import DamagedImage, Pixels, damage_reason, num_decoding_threads, open_image
+from delta_tune.data.reader import content_digest
+from delta_tune.data.sources.base import Examples
+from delta_tune.data.splits import Indices
+from delta_tune.data.thumbnails import Thumbnail, thumbnail
+
+CHUNK = 256
+"""Images whose facts, or squares, are in memory before they are taken on."""
+COLOURLESS = 2
+"""Levels by which the colour of grey pixels may be off."""
+KINDS = ("grey", "transparent", "16-bit", "CMYK", "palette", "turned by EXIF")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFacts:
+    """What is known of an image that can be read."""
+
+    name: str
+    split: str
+    label: str
+    digest: bytes
+    """Of the file."""
+    bytes: int | None
+    """Size of the file; None if the source gives pixels."""
+    width: int
+    """In pixels, once it is upright."""
+    height: int
+    format: str
+    """As Pillow names it; "none" if the source gives pixels."""
+    kinds: frozenset[str]
+    """Those of `KINDS` that it is."""
+
+    @property
+    def aspect_ratio(self) -> float:
+        """Long side by short side."""
+        return max(self.width, self.height) / min(self.width, self.height)
+
+
+Found = tuple[ImageFacts, Thumbnail, Pixels | None]
+
+
+def read_images(
+    examples: Examples,
+    indices: Indices,
+    labels: list[str],
+    split: str,
+    square: Callable[[Image.Image], Pixels] | None,
+    advance: Callable[[], None],
+) -> Iterator[list[Found | DamagedImage]]:
+    """Read images with threads, in chunks, in order; of a chunk only facts stay unless the caller keeps more.
+
+    Args:
+        examples: of a split of the source.
+        indices: (N,) which of them.
+        labels: (N,) their classes.
+        split: which they belong to.
+        square: makes the pixels that a network takes; None if none does.
+        advance: called after each image.
+    """
+
+    def read(position: int) -> Found | DamagedImage:
+        index = int(indices[position])
+        try:
+            content = examples.read(index)
+            image = open_image(content)
+            small = thumbnail(image)
+            name, label = examples.names[index], labels[position]
+            found = _facts(content, image, small, name, split, label), small, None if square is None else square(image)
+        except (OSError, DamagedImage) as error:
+            return DamagedImage(examples.names[index], damage_reason(error))
+        return found
+
+    with ThreadPoolExecutor(examples.readers or num_decoding_threads()) as pool:
+        for start in range(0, len(indices), CHUNK):
+            chunk = []
+            for found in pool.map(read, range(start, min(start + CHUNK, len(indices)))):
+                chunk.append(found)
+                advance()
+            yield chunk
+
+
+def _facts(
+    content: bytes | Image.Image, image: Image.Image, small: Thumbnail, name: str, split: str, label: str
+) -> ImageFacts:
+    grey, colour, _ = small
+    kind, kinds = "none", set[str]()
+    if isinstance(content, bytes):
+        kind, kinds = _header(content)
+    elif content.mode in ("1", "L", "LA"):
+        kinds = {"grey"}
+    if np.abs(colour.astype(int) - 128).max() <= COLOURLESS:
+        kinds.add("grey")
+    return ImageFacts(
+        name=name,
+        split=split,
+        label=label,
+        digest=content_digest(content),
+        bytes=len(content) if isinstance(content, bytes) else None,
+        width=image.width,
+        height=image.height,
+        format=kind,
+        kinds=frozenset(kinds),
+    )
+
+
+def _header(content: bytes) -> tuple[str, set[str]]:
+    """Format and kinds of a file that can be read, without its pixels."""
+    try:
+        with no_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            kinds: set[str] = set()
+            if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"):
+                kinds.add("grey")
+            if image.has_transparency_data:
+                kinds.add("transparent")
+            if image.mode in ("CMYK", "YCCK"):
+                kinds.add("CMYK")
+            if image.mode in ("P", "PA"):
+                kinds.add("palette")
+            if _has_16_bits(content, image):
+                kinds.add("16-bit")
+            if image.getexif().get(0x0112, 1) not in (0, 1):
+                kinds.add("turned by EXIF")
+            return image.format or "none", kinds
+    except Exception:  # Pillow refuses odd metadata beside sound pixels with nearly every built-in exception
+        return "with odd metadata", set()
+
+
+def _has_16_bits(content: bytes, image: ImageFile.ImageFile) -> bool:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return True
+    if image.format == "PNG":  # of whose colours Pillow keeps eight bits, and says so nowhere
+        return content[24:25] == b"\x10"
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and max(tags.get(258, (8,))) > 8
