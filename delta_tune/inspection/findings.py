@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from delta_tune.console.format import format_count
+from delta_tune.data.near_duplicates import CROPPED
 from delta_tune.data.splits import format_list
 from delta_tune.inspection.images import ImageFacts
 from delta_tune.inspection.inspection import Inspection, NearPair
@@ -67,7 +68,7 @@ def _leaks(inspection: Inspection) -> Iterator[Finding]:
                 cut = " and ".join(split for split in (one, other) if split in inspection.cut)
                 why = f" ({cut} would be cut from train by chance, with this fraction and seed)"
             text = (
-                f"Leakage: {_pictures(len(near))} in both {one} and {other}{why}, as {_kinds(near)}: "
+                f"Leakage: {_pictures(len(near))} in both {one} and {other}{why}: {_kinds(near)}, such as "
                 f"{_named(inspection, [(pair.first, pair.second) for pair in near])}. Keep all copies of a picture in one split, or "
                 f"remove all but one."
             )
@@ -84,7 +85,7 @@ def _two_classes(inspection: Inspection) -> Iterator[Finding]:
     pairs += [(pair.first, pair.second) for pair in inspection.near if pair.first.label != pair.second.label]
     if pairs:
         short = inspection.short
-        said = [f"{short(a.name)} is {a.label!r}, {short(b.name)} is {b.label!r}" for a, b in pairs]
+        said = [f"{short(a.name)} is {a.label!r} and {short(b.name)} is {b.label!r}" for a, b in pairs]
         text = f"{_pictures(len(pairs))} in two classes: {format_list(said, NAMED)}. Leave each in one class."
         yield Finding("one picture in two classes", "serious", len(pairs), text)
 
@@ -101,7 +102,7 @@ def _copies_within(inspection: Inspection) -> Iterator[Finding]:
     near = [pair for pair in inspection.near if pair.first.split == pair.second.split]
     if near:
         text = (
-            f"{_pictures(len(near))} there twice within a split, as {_kinds(near)}: "
+            f"{_pictures(len(near))} there twice within a split: {_kinds(near)}, such as "
             f"{_named(inspection, [(pair.first, pair.second) for pair in near])}. That does little harm, but splits that are cut anew "
             f"(--confirm, final runs) part them: remove all but one."
         )
@@ -235,9 +236,8 @@ def _pictures(count: int) -> str:
 
 def _kinds(near: Sequence[NearPair]) -> str:
     """How copies differ, the most frequent first."""
-    words = {"same": "another size or file"}
-    counts = Counter(words.get(pair.kind, pair.kind) for pair in near).most_common()
-    return ", ".join(f"{kind} ({count})" if len(counts) > 1 else kind for kind, count in counts)
+    words = {"same": "resized or recompressed", CROPPED: "cropped or shifted"}
+    return ", ".join(f"{count} {words.get(kind, kind)}" for kind, count in Counter(p.kind for p in near).most_common())
 
 
 def quantiles(values: Sequence[float]) -> list[float]:
