@@ -91,7 +91,11 @@ def _two_classes(inspection: Inspection) -> Iterator[Finding]:
 
 
 def _copies_within(inspection: Inspection) -> Iterator[Finding]:
-    same = [group for group in inspection.identical if len({image.split for image in group}) < len(group)]
+    same = [
+        group
+        for group in inspection.identical
+        if len({image.label for image in group}) == 1 and len({image.split for image in group}) < len(group)
+    ]
     if same:
         pairs = [(group[0], group[1]) for group in same]
         text = (
@@ -99,7 +103,8 @@ def _copies_within(inspection: Inspection) -> Iterator[Finding]:
             f"often as they are there: remove all but one."
         )
         yield Finding("identical within a split", "advice", len(same), text)
-    near = [pair for pair in inspection.near if pair.first.split == pair.second.split]
+    one_class = (pair for pair in inspection.near if pair.first.label == pair.second.label)  # others are told above
+    near = [pair for pair in one_class if pair.first.split == pair.second.split]
     if near:
         text = (
             f"{_pictures(len(near))} there twice within a split: {_kinds(near)}, such as "

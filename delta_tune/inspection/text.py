@@ -22,6 +22,7 @@ from delta_tune.inspection.labels import LabelReport
 MOST_CLASSES = 40
 """With more only the largest and smallest are shown."""
 SHOWN = 10
+LEAST_SHARE = 0.001
 QUANTILES = ("smallest", "5 %", "median", "95 %", "largest")
 
 
@@ -146,6 +147,8 @@ def _pixels(inspection: Inspection) -> str:
 
 def _accuracy(report: LabelReport) -> str:
     share = "" if report.share is None else f" About {100 * report.share:.1f} % of the labels are wrong, by estimate."
+    if report.share is not None and report.share < LEAST_SHARE:
+        share = " Next to none of the labels seems to be wrong."
     return f"{100 * report.accuracy:.1f} % are predicted by {report.told_by}.{share}"
 
 
