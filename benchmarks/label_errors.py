@@ -3,11 +3,11 @@
     python benchmarks/label_errors.py [--quick] [--data FOLDER ...] [--json FILE]
 
 A tenth of the labels of flowers17, clothing and trashnet96 is replaced by another class, drawn alike; then
-`python -m delta_tune inspect --model` looks for them, without having trained anything: with MobileNetV2 at 97 pixels and with
-EfficientNet-Lite0. "before" is what the study's list does (confident learning, `results/label_errors.py: suspect_labels`)
-with a classifier on the last layer's features, "ours" what `inspect` does. Labels that are wrong in the sets themselves count as
-not wrong. "estimate" is the share of wrong labels that `inspect` tells, "untouched" the images that it names where no label was
-replaced. Asked are precision and recall of 0.7 at least.
+`python -m delta_tune inspect --model` looks for them, without having trained anything: with MobileNetV2 and with
+EfficientNet-Lite0, at 97 pixels. "before" is what the study's list does (confident learning, `results/label_errors.py:
+suspect_labels`) with a classifier on the last layer's features, the other columns are what `inspect` does. Labels that
+are wrong in the sets themselves count as not wrong. "estimate" is the share of wrong labels that `inspect` tells,
+"untouched" the images that it names where no label was replaced. Asked are precision and recall of 0.7 at least.
 
 The photos and MobileNetV2's weights are in the folder that DELTA_TUNE_TEST_DATA names.
 """

@@ -3,15 +3,16 @@
     python benchmarks/near_duplicates.py [--quick] [--data FOLDER ...] [--sheets FOLDER] [--json FILE]
 
 For each kind of change, copies of photos of flowers17, clothing and trashnet96 are added to the set, and the search of
-`python -m delta_tune inspect` runs over all of it: "resized" to 0.5 to 0.9 of the sides or to a square of 64 to 224 pixels,
-"recompressed" as JPEG of quality 20 to 60 or WebP of 30 to 60, "mirrored", "turned" by a multiple of 90 degrees, "brighter" by a
-tenth, "cropped" by 1 to 3 and by 3 to 6 percent of each side. A copy is found if it is paired with its photo or with that
-photo's near duplicates. Required of the first three are 95 %.
+`python -m delta_tune inspect` runs over all of it: "resized" to 0.5 to 0.9 of the sides or to a square of 64 to 224
+pixels, "recompressed" as JPEG of quality 20 to 60 or WebP of 30 to 60, "mirrored", "turned" by a multiple of 90
+degrees, "brighter" by a tenth, "cropped" by 1 to 3 and by 3 to 6 percent of each side. A copy is found if it is paired
+with its photo or with that photo's near duplicates. Required of the first three are 95 %.
 
-What is false is counted in two ways. "false" are pairs of a copy with a photo that is neither its own nor paired with its own in the
-untouched set, as a share of all pairs that were named. The pairs of the untouched sets, which have real ones (twice the same
-photo, bursts), are listed apart, and none of them is taken for true unless somebody has looked: `--sheets` writes them as
-pictures. docs/experiments.md says what was seen. `--scale N` times the search over N thumbnails, mixed from these photos.
+What is false is counted in two ways. "false" are pairs of a copy with a photo that is neither its own nor paired with
+its own in the untouched set, as a share of all pairs that were named. The pairs of the untouched sets, which have real
+ones (twice the same photo, bursts), are listed apart, and none of them is taken for true unless somebody has looked:
+`--sheets` writes them as pictures. docs/experiments.md says what was seen. `--scale N` times the search over N
+thumbnails, mixed from these photos.
 
 The photos are in the folder that DELTA_TUNE_TEST_DATA names.
 """
@@ -131,8 +132,8 @@ def measure(data: Path, copies: int, sheets: Path | None) -> dict[str, Any]:
         "kinds": {},
     }
     print(
-        f"{data.name}: {len(files)} photos; decoding {read_seconds:.1f} s, search {seconds:.1f} s; pairs in the untouched "
-        f"set: {', '.join(f'{count} {kind}' for kind, count in row['untouched'].items()) or 'none'}"
+        f"{data.name}: {len(files)} photos; decoding {read_seconds:.1f} s, search {seconds:.1f} s; pairs in the "
+        f"untouched set: {', '.join(f'{count} {kind}' for kind, count in row['untouched'].items()) or 'none'}"
     )
     print(f"  {'change':<17} copies  found  pairs  false")
     for kind, change in KINDS.items():
@@ -183,9 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="flowers17 with 60 copies of each kind")
     parser.add_argument("--data", nargs="+", type=Path, metavar="FOLDER", help="data sets instead of the three")
-    parser.add_argument(
-        "--sheets", type=Path, metavar="FOLDER", help="write the pairs of the untouched sets as pictures"
-    )
+    parser.add_argument("--sheets", type=Path, metavar="FOLDER", help="write the untouched sets' pairs as pictures")
     parser.add_argument("--scale", type=int, metavar="N", help="also time the search over N thumbnails")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     given = parser.parse_args()

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
     from delta_tune.inspection.labels import LabelReport, Suspect
 
+FLAGS = ("val_fraction", "test_fraction", "label_map", "white", "channels", "seed")
+"""As of a study."""
 EXIT_FOUND = 1
 """With --strict, if something serious was found."""
 DESCRIPTION = (
-    "Look for what is wrong with a data set before a study learns from it: damaged images, copies of one picture within and "
-    "across splits, one picture in two classes, sizes, formats and counts; with --model or --study also labels that are "
-    "probably wrong and classes that look alike. Every image is read once."
+    "Look for what is wrong with a data set before a study learns from it: damaged images, copies of one picture "
+    "within and across splits, one picture in two classes, sizes, formats and counts; with --model or --study also "
+    "labels that are probably wrong and classes that look alike. Every image is read once."
 )
 
 
@@ -36,9 +38,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="NAME", help="Judge the labels by this pretrained network, as for a study")
     command.add_argument("--weights", metavar="FILE", help=f"{fields['weights'].help}, with --model")
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="Side of the network's input, with --model")
-    for name in ("val_fraction", "test_fraction", "seed"):
+    for name in FLAGS:
         field = fields[name]
-        kind = int if field.kind is int else float
+        kind = field.kind or str
         text = f"{field.help} ({field.default_text})".replace("`", "").replace("%", "%%")
         command.add_argument(field.flag, type=kind, default=field.default, metavar=field.metavar, help=text)
     command.add_argument("--csv", type=Path, metavar="FILE", help="Write the suspect labels here")
@@ -58,9 +60,7 @@ def run(given: argparse.Namespace) -> int:
     if given.data is not None:
         inspection = inspect_data(
             given.data,
-            val_fraction=given.val_fraction,
-            test_fraction=given.test_fraction,
-            seed=given.seed,
+            **{name: getattr(given, name) for name in FLAGS},
             backbone=_backbone(given),
             progress=_bar(),
         )
@@ -101,7 +101,7 @@ def _check(given: argparse.Namespace) -> None:
     """
     if given.data is None and given.study is None:
         raise UserError("inspect needs DATA (as --data of a study), --study FOLDER, or both; give one.")
-    for name in ("val_fraction", "test_fraction", "seed", "image_size"):
+    for name in (*FLAGS, "image_size"):
         fields_of(StudyConfig)[name].checked(getattr(given, name))
     if given.data is None and given.model is not None:
         raise UserError(f"--model {given.model} judges the labels of DATA, which is not given; give it.")
@@ -122,7 +122,7 @@ def _backbone(given: argparse.Namespace) -> Any:
         return None
     from delta_tune.models.backbones import load_backbone
 
-    return load_backbone(given.model, given.weights, given.image_size)
+    return load_backbone(given.model, given.weights, given.image_size, given.channels)
 
 
 def _study_report(folder: str) -> LabelReport:
@@ -171,9 +171,8 @@ def _study_json(folder: str, report: LabelReport) -> dict[str, Any]:
 
 
 def _print_study(report: LabelReport, folder: str, console: Console) -> None:
-    from delta_tune.results.layout import REPORT_FILE
-
     from delta_tune.inspection.text import print_label_report, print_line
+    from delta_tune.results.layout import REPORT_FILE
 
     print_label_report(report, folder, console)
     if report.suspects:

@@ -5,7 +5,7 @@ from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
 from delta_tune.config.masking import mask_secrets
 from delta_tune.config.methods import BASELINE, FIRST_MODEL, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
-from delta_tune.config.study import Sampler, StudyConfig, study_config
+from delta_tune.config.study import DATA_OPTIONS, MULTILABEL_METRIC, Sampler, StudyConfig, TaskName, study_config
 from delta_tune.config.text import as_utf8, visible
 from delta_tune.config.trial import (
     FIXED_BY_STUDY,
@@ -28,6 +28,7 @@ from delta_tune.config.trial import (
 
 __all__ = [
     "BASELINE",
+    "DATA_OPTIONS",
     "FIRST_MODEL",
     "FIXED_BY_STUDY",
     "HEAVIEST",
@@ -35,6 +36,7 @@ __all__ = [
     "LOSS_PARTS",
     "METHODS",
     "METRICS",
+    "MULTILABEL_METRIC",
     "TRIAL_FIELDS",
     "AttentionEstimator",
     "Augmentation",
@@ -48,6 +50,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "StudyConfig",
+    "TaskName",
     "TrialConfig",
     "UserError",
     "as_utf8",

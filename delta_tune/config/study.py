@@ -15,6 +15,9 @@ from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, check
 
 SMALLEST_PART = 0.0001
 """Ray counts CPUs and GPUs in units of it."""
+TaskName = Literal["classification", "multilabel"]
+MULTILABEL_METRIC: Metric = "val_mean_average_precision"
+"""Of data with several labels an image where nothing else is asked for, and only of such data."""
 Sampler = Literal["tpe", "gp", "random", "cmaes", "grid"]
 
 
@@ -24,9 +27,15 @@ class StudyConfig:
 
     data: str = field(
         "demo",
-        "Images: a folder or a Parquet file, local or at `s3://…` or `gs://…`; `torchvision:NAME`; or `demo`",
+        "Images: a folder, a Parquet file, a table (.csv, .tsv, .jsonl) or shards (.tar), local or at `s3://…` or "
+        "`gs://…`; `torchvision:NAME`; or `demo`",
         group="data",
         metavar="DIR|FILE|NAME",
+    )
+    task: Literal["auto", "classification", "multilabel"] = field(
+        "auto",
+        "`classification` has one class an image, `multilabel` any number of labels; `auto` is what the data has",
+        group="data",
     )
     val_fraction: float = field(
         0.2,
@@ -60,6 +69,26 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    label_map: str | None = field(
+        None,
+        "CSV `from,to` or JSON that renames and merges classes; an empty `to` leaves the images out",
+        group="data",
+        metavar="FILE",
+    )
+    resize: Literal["auto", "crop", "squash", "letterbox"] = field(
+        "auto",
+        "How images that are not square become it: their centre, all of them squashed, or all of them with a border; "
+        "`auto` chooses by their shapes",
+        group="data",
+    )
+    white: float | None = field(
+        None,
+        "Value of white in images of more than 8 bits",
+        range=Range(0, low_open=True),
+        unset="65535 for 16 bits; others are refused",
+        group="data",
+        metavar="VALUE",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",
@@ -82,6 +111,13 @@ class StudyConfig:
         group="model",
         metavar="PIXELS",
     )
+    channels: int = field(
+        3,
+        "Channels of the images: 3 is RGB, 1 grey; others are read of TIFF files and NumPy arrays (.npy)",
+        range=Range(1, 64),
+        group="model",
+        metavar="N",
+    )
     space: Any = field(
         "search_spaces/delta.py", "Python file that defines the search space", group="search", metavar="FILE"
     )
@@ -102,7 +138,11 @@ class StudyConfig:
         group="search",
         metavar="TIME",
     )
-    metric: Metric = field("val_accuracy", "Metric to optimise", group="search")
+    metric: Metric = field(
+        "val_accuracy",
+        f"Metric to optimise; with several labels an image it is `{MULTILABEL_METRIC}` if none is given",
+        group="search",
+    )
     mode: Mode | None = field(
         None, "Whether the metric is to be large or small", unset="as the metric requires", group="search"
     )
@@ -117,6 +157,11 @@ class StudyConfig:
         range=Range(0, 1000),
         group="search",
         metavar="N",
+    )
+    confirm_splits: Literal["random", "folds"] = field(
+        "random",
+        "What --confirm holds out: new random parts of train and validation, or each of their N folds once",
+        group="search",
     )
     final_runs: int = field(
         5,
@@ -223,6 +268,11 @@ class StudyConfig:
                 f"members must be at most final_runs, whose networks they are, but got {self.members} and "
                 f"{self.final_runs}; give more --final-runs."
             )
+        if self.confirm_splits == "folds" and (self.train_fraction or self.train_per_class):
+            raise UserError(
+                "confirm_splits must be random with train_fraction or train_per_class, for folds train on all images, "
+                "but got 'folds'."
+            )
         if self.members > 1 and (self.train_fraction or self.train_per_class):
             raise UserError(
                 f"members must be 1 with train_fraction or train_per_class, which leave out the final runs, but got "
@@ -257,6 +307,8 @@ class StudyConfig:
 
 
 STUDY_FIELDS: tuple[str, ...] = tuple(fields_of(StudyConfig))
+DATA_OPTIONS = tuple(name for name, declared in fields_of(StudyConfig).items() if declared.group == "data")[1:]
+"""Settings of how the data is read, after `data` itself: keywords of `load_dataset` too."""
 DEMO: dict[str, Any] = {
     "image_size": 64,
     "space": "search_spaces/demo.py",

@@ -12,8 +12,10 @@ from delta_tune.data.images import (
     DecodedImages,
     EncodedImages,
     PooledImages,
+    Preprocessing,
 )
 from delta_tune.data.splits import Indices
+from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -21,23 +23,27 @@ class Split:
     """Images and their labels."""
 
     images: DecodedImages | EncodedImages | PooledImages
-    labels: Indices
-    """int64 (N,), positions in `Dataset.classes`."""
+    labels: Labels
+    """Int64 (N,), positions in `Dataset.classes`; or, with several labels an image, float32 (N, K) of 0 and 1."""
     names: tuple[str, ...]
     """Path, or file and row, of each image (N)."""
+    groups: Indices | None = None
+    """int64 (N,): equal, in all splits, for images that belong together; None if none do."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def first(self, count: int) -> Split:
         """The first `count` images; the others stay in memory."""
-        return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count])
+        groups = None if self.groups is None else self.groups[:count]
+        return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count], groups=groups)
 
     def taken(self, positions: range) -> Split:
         """The images at these positions, copied: the others need not travel with them."""
         images = self.images.taken(np.array(positions))
         part = slice(positions.start, positions.stop)
-        return Split(images=images, labels=self.labels[part], names=self.names[part])
+        groups = None if self.groups is None else self.groups[part]
+        return Split(images=images, labels=self.labels[part], names=self.names[part], groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,6 +61,18 @@ class Dataset:
     """Hex digest of classes, labels, image contents and preprocessing."""
     notes: tuple[str, ...]
     """Sentences for the user on how the data was read."""
+    preprocessing: Preprocessing
+    """How the images were read."""
+
+    @property
+    def kind(self) -> LabelKind:
+        """What losses and scores need to know of the labels."""
+        return kind_of(self.train.labels)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image has any number of labels."""
+        return self.train.labels.ndim == 2
 
     def for_name(self, split: str) -> Split:
         """The split named train, val or test.

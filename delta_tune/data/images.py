@@ -8,7 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,19 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from delta_tune.config import UserError, visible
-from delta_tune.data.decoding import decode, no_warnings, to_rgb
+from delta_tune.data.arrays import picture_of, to_npy
+from delta_tune.data.decoding import decode, no_warnings, to_channels
+from delta_tune.data.fitting import (
+    Interpolation,
+    Picture,
+    Pixels,
+    Resize,
+    shrink_into_square,
+    squash,
+    surround,
+    to_square,
+)
 from delta_tune.data.limits import MAX_PIXELS, BinaryFile, check_file_size, read_file, read_open_file
-
-Interpolation = Literal["bilinear", "bicubic"]
-Pixels = npt.NDArray[np.uint8]
-
-_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +39,25 @@ class Preprocessing:
     """Side of the network's input, in pixels."""
     stored_size: int
     """Side of the stored square that the input is cropped from, ≥ image_size."""
-    mean: tuple[float, float, float]
+    mean: tuple[float, ...]
     """Channel means, for values in [0, 1]."""
-    std: tuple[float, float, float]
+    std: tuple[float, ...]
     """Channel standard deviations, for values in [0, 1]."""
     interpolation: Interpolation
+    resize: Resize = "crop"
+    """How an image that is not square fills the square.
+
+    - `crop`: the short side is resized to `stored_size`, the centre cropped.
+    - `squash`: both sides are resized to `image_size`.
+    - `letterbox`: the long side is resized to `image_size`, the short one in proportion.
+
+    With the last two the whole image is the input; around it, up to `stored_size`, is the mean colour, into which
+    random crops reach, as they do with the padding that CIFAR is trained with (arXiv 1512.03385).
+    """
+    channels: int = 3
+    """Channels of the input: 3 is RGB, 1 grey, any other number what arrays and TIFF files have."""
+    white: float | None = None
+    """The value of white, > 0, in images of more than 8 bits, where black is 0; None is 65535 in those of 16 bits."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.stored_size:
@@ -45,6 +65,21 @@ class Preprocessing:
                 f"1 <= image_size <= stored_size must hold, but got (image_size={self.image_size}, "
                 f"stored_size={self.stored_size})."
             )
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise UserError(
+                f"mean and std must have {self.channels} numbers, as channels says, but got {self.mean} and {self.std}."
+            )
+
+    def for_fingerprint(self) -> dict[str, Any]:
+        """The fields by name; without those added later that are as they were before."""
+        added = {field.name: field.default for field in dataclasses.fields(self)}
+        told = dataclasses.asdict(self)
+        return {name: value for name, value in told.items() if value != added[name]}
+
+    @property
+    def mean_colour(self) -> tuple[int, ...]:
+        """The mean as a colour, of values from 0 to 255."""
+        return tuple(round(255 * value) for value in self.mean)
 
 
 class DamagedImage(UserError):
@@ -55,9 +90,12 @@ class DamagedImage(UserError):
         return visible(f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG.")
 
 
-def open_image(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image,
-) -> Image.Image:
+OneSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | npt.NDArray[Any]
+)
+
+
+def open_image(source: OneSource) -> Image.Image:
     """Open an image as RGB: upright (EXIF), 16-bit grey scaled to 8 bit, transparency on white.
 
     Args:
@@ -69,17 +107,36 @@ def open_image(
             limit of `limits`.
         UserError: the open file is closed, or does not give bytes.
     """
+    image = open_picture(source)
+    assert isinstance(image, Image.Image)
+    return image
+
+
+def open_picture(source: OneSource, channels: int = 3, white: float | None = None) -> Picture:
+    """Open an image, as RGB for 3 channels, else as uint8 (H, W, C).
+
+    Args:
+        source: as for `open_image`, or an array that `picture_of` takes.
+        channels: of `decode`.
+        white: of `decode`.
+
+    Raises:
+        DamagedImage: as `open_image`; an image has other channels, or nothing tells which of its values is white.
+        UserError: as `open_image`.
+    """
     try:
+        if isinstance(source, np.ndarray):
+            return picture_of(source, channels, white)
         if isinstance(source, Image.Image):
             with no_warnings():
-                image = to_rgb(source)
-            return image.copy() if image is source else image
+                image = to_channels(source, channels, white)
+            return source.copy() if image is source else image
         if isinstance(source, str | os.PathLike):
-            return decode(read_file(source))
+            return decode(read_file(source), channels, white)
         if isinstance(source, bytes | bytearray | memoryview):
             check_file_size(memoryview(source).nbytes)
-            return decode(bytes(source))
-        return decode(read_open_file(source))
+            return decode(bytes(source), channels, white)
+        return decode(read_open_file(source), channels, white)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every built-in exception on a damaged file
@@ -102,27 +159,37 @@ def damage_reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def to_square(image: Image.Image, size: int, interpolation: Interpolation) -> Pixels:
-    """Resize the short side to `size` (antialiased) and crop the centre, as torchvision's Resize and CenterCrop do.
+def read_square(source: OneSource, preprocessing: Preprocessing) -> Pixels:
+    """Open an image and return the square that is kept of it: uint8 (stored_size, stored_size, C)."""
+    return stored_square(open_picture(source, preprocessing.channels, preprocessing.white), preprocessing)
 
-    Args:
-        image: RGB, any size.
-        size: side of the square, in pixels.
-        interpolation: bilinear or bicubic.
 
-    Returns:
-        uint8 (size, size, 3); an image of `size` × `size` is returned unchanged.
+def fit(image: Picture, preprocessing: Preprocessing) -> Pixels:
+    """Resize and crop an image as `preprocessing.resize` says, still without a border: uint8 (H, W, C).
+
+    To fit what is fitted changes nothing.
     """
-    short = min(image.size)
-    box = []
-    for side in image.size:
-        resized = size * side // short
-        offset = round((resized - size) / 2)
-        box.append((offset * side / resized, (offset + size) * side / resized))
-    (left, right), (top, bottom) = box
-    # Compute only the square: a strip of 1 × 10,000 pixels would otherwise first be enlarged to gigabytes.
-    square = image.resize((size, size), _RESAMPLING[interpolation], box=(left, top, right, bottom))
-    return np.array(square)  # writable
+    if preprocessing.resize == "crop":
+        return to_square(image, preprocessing.stored_size, preprocessing.interpolation)
+    whole = squash if preprocessing.resize == "squash" else shrink_into_square
+    return whole(image, preprocessing.image_size, preprocessing.interpolation)
+
+
+def with_border(fitted: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """What `fit` returned as the square that is kept: uint8 (stored_size, stored_size, C)."""
+    return surround(fitted, preprocessing.image_size, preprocessing.stored_size, preprocessing.mean_colour)
+
+
+def stored_square(image: Picture, preprocessing: Preprocessing) -> Pixels:
+    """The square that is kept of an image: uint8 (stored_size, stored_size, C)."""
+    return with_border(fit(image, preprocessing), preprocessing)
+
+
+def encode_pixels(pixels: Pixels) -> bytes:
+    """Pixels (H, W, C) as a lossless file, from which `open_picture` reads them again."""
+    if pixels.shape[2] > 4:
+        return to_npy(pixels)
+    return to_png(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def to_png(square: Pixels) -> bytes:
@@ -134,7 +201,7 @@ def to_png(square: Pixels) -> bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImages:
-    """A split's images, decoded: uint8 (N, stored, stored, 3), possibly read-only."""
+    """A split's images, decoded: uint8 (N, stored, stored, C), possibly read-only."""
 
     pixels: Pixels
 
@@ -142,7 +209,7 @@ class DecodedImages:
         return len(self.pixels)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy."""
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy."""
         return self.pixels[np.asarray(indices, dtype=np.int64)]
 
     def taken(self, indices: npt.NDArray[np.int64]) -> DecodedImages:
@@ -156,19 +223,18 @@ class EncodedImages:
 
     encoded: Any
     """pyarrow.LargeBinaryArray (N,)."""
-    stored_size: int
-    interpolation: Interpolation
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy; the same pixels as when decoded once."""
-        pixels = np.empty((len(indices), self.stored_size, self.stored_size, 3), dtype=np.uint8)
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy; the same pixels as when decoded once."""
+        size = self.preprocessing.stored_size
+        pixels = np.empty((len(indices), size, size, self.preprocessing.channels), dtype=np.uint8)
 
         def decode(row: int) -> None:
-            image = open_image(self.encoded[int(indices[row])].as_py())
-            pixels[row] = to_square(image, self.stored_size, self.interpolation)
+            pixels[row] = read_square(self.encoded[int(indices[row])].as_py(), self.preprocessing)
 
         for _ in _decoders(num_decoding_threads()).map(decode, range(len(indices))):
             pass
@@ -191,7 +257,7 @@ class PooledImages:
         return len(self.locations)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy."""
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy."""
         locations = self.locations[np.asarray(indices, dtype=np.int64)]
         of_set = [np.flatnonzero(locations[:, 0] == number) for number in range(len(self.sets))]
         pixels = [images.batch(locations[where, 1]) for images, where in zip(self.sets, of_set, strict=True)]

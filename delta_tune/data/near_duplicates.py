@@ -1,10 +1,10 @@
 """Find pictures that are there twice, although resized, recompressed, mirrored, turned or slightly cropped.
 
-A picture's perceptual hash is the low frequencies of its cosine transform, as in pHash (Zauner 2010, "Implementation and
-benchmarking of perceptual image hash functions"), but not rounded to bits: scipy's k-d tree then finds neighbours in
-O(N log N), and the hash of a mirrored or turned copy is that of the mirrored or turned thumbnail. Each candidate is
-compared thumbnail with thumbnail; for a crop, after one has been fitted to the other by Gauss-Newton steps (Lucas and Kanade
-1981).
+A picture's perceptual hash is the low frequencies of its cosine transform, as in pHash (Zauner 2010, "Implementation
+and benchmarking of perceptual image hash functions"), but not rounded to bits: scipy's k-d tree then finds neighbours
+without comparing all with all, and the hash of a mirrored or turned copy is that of the mirrored or turned thumbnail.
+Each candidate is compared thumbnail with thumbnail; for a crop, after one has been fitted to the other by Gauss-Newton
+steps (Lucas and Kanade 1981).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CROPPED = "cropped"
 NEIGHBOURS = 6
 """At most so many candidates of each image are compared."""
 RADIUS, CROP_RADIUS = 0.12, 0.35
-"""Between the hashes, which have length 1. Copies at JPEG quality 20 to 90 and half to all of the size: 0.07 at most."""
+"""Between hashes, whose length is 1. Of copies of half to all of the size, at JPEG quality 20 to 90, at most 0.07."""
 DIFFERENCE = 0.01
 """1 - correlation of two grey thumbnails, of copies 0.005 at most; the least of two different photos was 0.016."""
 SMALL, SMALL_DIFFERENCE = 48, 0.001
@@ -225,7 +225,7 @@ def _sampling(scale: Floats, shift: Floats) -> Floats:
 
 
 def _gauss_newton(seen: Floats, target: Floats) -> Floats:
-    """(P, 6): changes of vertical and horizontal scale and shift, contrast and brightness that fit `seen` to `target`."""
+    """(P, 6): changes of scales and shifts (vertical first), contrast and brightness to make `target` of `seen`."""
     down, across = np.gradient(seen, _POSITIONS, axis=1), np.gradient(seen, _POSITIONS, axis=2)
     slopes = [down * _POSITIONS[:, None], across * _POSITIONS, down, across, seen, np.ones_like(seen)]
     jacobian = np.stack(slopes, axis=-1).reshape(len(seen), -1, len(slopes))

@@ -10,25 +10,25 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from delta_tune.data.fitting import Pixels, size_of
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
     EncodedImages,
-    Pixels,
     Preprocessing,
     damage_reason,
+    encode_pixels,
+    fit,
     num_decoding_threads,
-    open_image,
+    open_picture,
     pack_files,
-    to_png,
-    to_square,
+    with_border,
 )
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
-from delta_tune.data.thumbnails import Thumbnail, Thumbnails, stack, thumbnail
+from delta_tune.data.thumbnails import Thumbnail, Thumbnails, stack, thumbnail_of_pixels
 
 _CHUNK = 512  # images in flight: bounds the memory of finished but uncollected images
-_REDUCED = 64  # pixels of a side from which a thumbnail is made: more take longer and add nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ def read_examples(
     advance: Callable[[], None],
 ) -> ReadExamples:
     """Read examples with threads, in order; images whose digest is in `leave_out` are dropped."""
-    size, interpolation = preprocessing.stored_size, preprocessing.interpolation
+    size = preprocessing.stored_size
 
     def load(index: int) -> tuple[bytes, Pixels | bytes | None, Thumbnail | None] | DamagedImage:
         try:
@@ -62,21 +62,19 @@ def read_examples(
             digest = content_digest(content)
             if digest in leave_out:
                 return digest, None, None
-            image = open_image(content)
-            square = to_square(image, size, interpolation)
-            # Of the square, for all alike: the same picture in two sizes has the same square
-            shared = Image.frombuffer("RGB", (size, size), square, "raw", "RGB", 0, 1)
-            small = thumbnail(shared.reduce(max(1, size // _REDUCED)), min(image.size))
+            picture = open_picture(content, preprocessing.channels, preprocessing.white)
+            fitted = fit(picture, preprocessing)
+            small = thumbnail_of_pixels(fitted, min(size_of(picture)))
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
         if decode:
-            return digest, square, small
-        # Store the square as PNG if the file is larger than it (a PNG takes about half of the raw square).
-        if isinstance(content, bytes) and len(content) <= square.nbytes // 2:
+            return digest, with_border(fitted, preprocessing), small
+        # Store the pixels (PNG) if the file is larger than it (a PNG takes about half of the raw pixels).
+        if isinstance(content, bytes) and len(content) <= fitted.nbytes // 2:
             return digest, content, small
-        return digest, to_png(square), small
+        return digest, encode_pixels(fitted), small
 
-    pixels = np.empty((len(indices) if decode else 0, size, size, 3), dtype=np.uint8)
+    pixels = np.empty((len(indices) if decode else 0, size, size, preprocessing.channels), dtype=np.uint8)
     files: list[bytes] = []
     kept: list[int] = []
     digests: list[bytes] = []
@@ -101,7 +99,7 @@ def read_examples(
                 kept.append(start + offset)
                 digests.append(digest)
                 thumbnails.append(small)
-    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), size, interpolation)
+    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), preprocessing)
     return ReadExamples(
         images=images,
         kept=np.array(kept, dtype=np.int64),

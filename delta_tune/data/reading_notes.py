@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,17 @@ from delta_tune.data.images import (
     EncodedImages,
 )
 from delta_tune.data.near_duplicates import find_near_duplicates
-from delta_tune.data.splits import Indices, format_list
+from delta_tune.data.splits import format_list
 from delta_tune.data.thumbnails import Thumbnails, joined
+from delta_tune.labels.kinds import Labels, kind_of
 
 MOST_COMPARED = 50_000
 """With more images only `inspect` compares them: it would take a noticeable part of the time of reading."""
 
 
-def too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | None) -> list[str]:
+def too_few_notes(labels: Labels, classes: Sequence[str], per_class: int | None) -> list[str]:
     """A note on classes with fewer training images than `per_class`."""
-    available = np.bincount(labels, minlength=len(classes)).tolist()
+    available = kind_of(labels).counts(labels, len(classes)).tolist()
     short = [f"{name} {count}" for name, count in zip(classes, available, strict=True) if count < (per_class or 0)]
     if not short:
         return []
@@ -76,13 +77,15 @@ def near_duplicate_notes(
 
 def contradiction_notes(splits: dict[str, Split], digests: dict[str, list[bytes]], classes: Sequence[str]) -> list[str]:
     """A note on images that are in two classes."""
-    first: dict[bytes, tuple[int, str]] = {}
+    first: dict[bytes, tuple[Hashable, str]] = {}
     pairs: dict[bytes, str] = {}
     for split, found in digests.items():
-        for digest, label, name in zip(found, splits[split].labels.tolist(), splits[split].names, strict=True):
+        kind = kind_of(splits[split].labels)
+        for digest, label, name in zip(found, kind.keys(splits[split].labels), splits[split].names, strict=True):
             label_before, name_before = first.setdefault(digest, (label, name))
             if label != label_before:
-                pairs.setdefault(digest, f"{name_before} is {classes[label_before]!r}, {name} is {classes[label]!r}")
+                before, now = kind.say(label_before, classes), kind.say(label, classes)
+                pairs.setdefault(digest, f"{name_before} is {before}, {name} is {now}")
     if not pairs:
         return []
     return [

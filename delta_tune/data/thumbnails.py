@@ -13,6 +13,7 @@ SIDE = 32
 """Of the grey copy, in pixels."""
 COLOUR_SIDE = 4
 _REDUCING = 3.0  # Pillow first shrinks a large image by whole numbers, to three times what is asked for at least
+_REDUCED = 64  # pixels of a side from which a thumbnail is made: more take longer and add nothing
 _BLANK = 2.0  # levels of 255
 
 
@@ -53,9 +54,22 @@ def thumbnail(image: Image.Image, side: int | None = None) -> Thumbnail:
         side: the short side of the image that `image` was made from, if that is another one.
     """
     grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=_REDUCING)
-    few = image.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX, reducing_gap=1.0).convert("YCbCr")
+    few = image.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BILINEAR, reducing_gap=_REDUCING).convert("YCbCr")
     short = min(image.size) if side is None else side
     return np.asarray(grey), np.asarray(few)[..., 1:], min(short, 255)
+
+
+def thumbnail_of_pixels(pixels: npt.NDArray[np.uint8], side: int) -> Thumbnail:
+    """The small copies of a picture (H, W, C); of other channels than RGB, the first counts.
+
+    Args:
+        pixels: what a network sees of an image, for all images alike: the same picture in two sizes has the same.
+        side: the short side of the image, in pixels.
+    """
+    height, width, channels = pixels.shape
+    mode, shown = ("RGB", pixels) if channels == 3 else ("L", np.ascontiguousarray(pixels[..., 0]))
+    shared = Image.frombuffer(mode, (width, height), shown, "raw", mode, 0, 1)
+    return thumbnail(shared.reduce(max(1, min(width, height) // _REDUCED)).convert("RGB"), side)
 
 
 def stack(found: Sequence[Thumbnail]) -> Thumbnails:

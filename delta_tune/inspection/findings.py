@@ -45,7 +45,8 @@ def findings(inspection: Inspection) -> list[Finding]:
 def _damaged(inspection: Inspection) -> Iterator[Finding]:
     if damaged := inspection.damaged:
         which = format_list([f"{inspection.short(name)} ({reason})" for name, reason in damaged], NAMED)
-        text = f"{format_count(len(damaged), 'image')} cannot be read: {which}. Repair or remove them, or give --skip-damaged."
+        count = format_count(len(damaged), "image")
+        text = f"{count} cannot be read: {which}. Repair or remove them, or give --skip-damaged."
         yield Finding("damaged", "serious", len(damaged), text)
 
 
@@ -56,8 +57,8 @@ def _leaks(inspection: Inspection) -> Iterator[Finding]:
         if same:
             pairs = [_across(group, lambda image: image.split, one, other) for group in same]
             text = (
-                f"Leakage: {_are(len(same), 'file')} in both {one} and {other}, byte for byte: {_named(inspection, pairs)}. What is "
-                f"learnt by heart scores as if it were understood: "
+                f"Leakage: {_are(len(same), 'file')} in both {one} and {other}, byte for byte: "
+                f"{_named(inspection, pairs)}. What is learnt by heart scores as if it were understood: "
                 f"{'--drop-duplicates takes them out of train' if one == 'train' else f'remove them from {one}'}."
             )
             yield Finding("identical across splits", "serious", len(same), text)
@@ -69,8 +70,8 @@ def _leaks(inspection: Inspection) -> Iterator[Finding]:
                 why = f" ({cut} would be cut from train by chance, with this fraction and seed)"
             text = (
                 f"Leakage: {_pictures(len(near))} in both {one} and {other}{why}: {_kinds(near)}, such as "
-                f"{_named(inspection, [(pair.first, pair.second) for pair in near])}. Keep all copies of a picture in one split, or "
-                f"remove all but one."
+                f"{_named(inspection, [(pair.first, pair.second) for pair in near])}. Keep all copies of a picture "
+                "in one split, or remove all but one."
             )
             yield Finding("near duplicates across splits", "serious", len(near), text)
 
@@ -99,8 +100,8 @@ def _copies_within(inspection: Inspection) -> Iterator[Finding]:
     if same:
         pairs = [(group[0], group[1]) for group in same]
         text = (
-            f"{_are(len(same), 'file')} there more than once within a split, byte for byte: {_named(inspection, pairs)}. They count as "
-            f"often as they are there: remove all but one."
+            f"{_are(len(same), 'file')} there more than once within a split, byte for byte: "
+            f"{_named(inspection, pairs)}. They count as often as they are there: remove all but one."
         )
         yield Finding("identical within a split", "advice", len(same), text)
     one_class = (pair for pair in inspection.near if pair.first.label == pair.second.label)  # others are told above
@@ -108,26 +109,28 @@ def _copies_within(inspection: Inspection) -> Iterator[Finding]:
     if near:
         text = (
             f"{_pictures(len(near))} there twice within a split: {_kinds(near)}, such as "
-            f"{_named(inspection, [(pair.first, pair.second) for pair in near])}. That does little harm, but splits that are cut anew "
-            f"(--confirm, final runs) part them: remove all but one."
+            f"{_named(inspection, [(pair.first, pair.second) for pair in near])}. That does little harm, but splits "
+            "that are cut anew (--confirm, final runs) part them: remove all but one."
         )
         yield Finding("near duplicates within a split", "advice", len(near), text)
 
 
 def _class_sizes(inspection: Inspection) -> Iterator[Finding]:
-    counts = Counter(image.label for image in inspection.images)
-    train = Counter(image.label for image in inspection.images if image.split == "train")
+    counts = Counter(label for image in inspection.images for label in image.labels)
+    train = Counter(label for image in inspection.images if image.split == "train" for label in image.labels)
     largest, smallest = max(inspection.classes, key=counts.__getitem__), min(inspection.classes, key=counts.__getitem__)
     if counts[largest] > IMBALANCE * max(1, counts[smallest]):
         text = (
-            f"The largest class ({largest!r}, {counts[largest]}) has {counts[largest] / max(1, counts[smallest]):.1f} times the "
-            f"images of the smallest ({smallest!r}, {counts[smallest]}): a model may do well by neglecting small classes. Search "
-            f"by --metric val_balanced_accuracy or val_macro_f1, and try --set class_weights=balanced."
+            f"The largest class ({largest!r}, {counts[largest]}) has "
+            f"{counts[largest] / max(1, counts[smallest]):.1f} times the images of the smallest ({smallest!r}, "
+            f"{counts[smallest]}): a model may do well by neglecting small classes. Search by --metric "
+            "val_balanced_accuracy or val_macro_f1, and try --set class_weights=balanced."
         )
         yield Finding("imbalance", "advice", 1, text)
     if few := [name for name in inspection.classes if train[name] < FEW]:
         which = format_list([f"{name!r} {train[name]}" for name in few], NAMED)
-        text = f"{format_count(len(few), 'class') if len(few) == 1 else f'{len(few)} classes'} with fewer than {FEW} images in train: {which}. Add images."
+        classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+        text = f"{classes} fewer than {FEW} images in train: {which}. Add images."
         yield Finding("small classes", "advice", len(few), text)
 
 
@@ -138,37 +141,38 @@ def _shapes(inspection: Inspection) -> Iterator[Finding]:
     long = sum(image.aspect_ratio > LONG for image in images)
     if long > OFTEN * len(images):
         text = (
-            f"{long} images ({100 * long / len(images):.0f} %) are longer than {LONG:g} : 1. The square in their middle, which "
-            f"networks see, leaves out their ends: crop them to what matters."
+            f"{long} images ({100 * long / len(images):.0f} %) are longer than {LONG:g} : 1. The square in their "
+            "middle, which networks see, leaves out their ends: crop them to what matters."
         )
         yield Finding("long images", "advice", long, text)
     small = sum(min(image.width, image.height) < SMALL_SIDE for image in images)
     if small > OFTEN * len(images):
         text = (
-            f"{small} images ({100 * small / len(images):.0f} %) have a side of fewer than {SMALL_SIDE} pixels and are enlarged "
-            f"for the network: take larger ones if there are, else a small --image-size."
+            f"{small} images ({100 * small / len(images):.0f} %) have a side of fewer than {SMALL_SIDE} pixels and "
+            "are enlarged for the network: take larger ones if there are, else a small --image-size."
         )
         yield Finding("small images", "advice", small, text)
     large = sum(image.width * image.height > LARGE_PIXELS for image in images)
     if large > OFTEN * len(images):
         text = (
-            f"{large} images ({100 * large / len(images):.0f} %) have more than {LARGE_PIXELS / 1e6:g} million pixels, far more "
-            f"than a network sees: a copy with short sides of 512 pixels reads many times faster."
+            f"{large} images ({100 * large / len(images):.0f} %) have more than {LARGE_PIXELS / 1e6:g} million "
+            "pixels, far more than a network sees: a copy with short sides of 512 pixels reads many times faster."
         )
         yield Finding("large images", "advice", large, text)
     if blank := inspection.blank:
         which = format_list([inspection.short(name) for name in blank], NAMED)
-        text = f"{format_count(len(blank), 'image')} of one colour, with nothing on it: {which}. Remove what is no picture."
+        count = format_count(len(blank), "image")
+        text = f"{count} of one colour, with nothing on it: {which}. Remove what is no picture."
         yield Finding("blank images", "advice", len(blank), text)
 
 
 def _telling(inspection: Inspection) -> Iterator[Finding]:
     """Formats and kinds of pixels that give a class away."""
-    sizes = Counter(image.label for image in inspection.images)
+    sizes = Counter(label for image in inspection.images for label in image.labels)
     traits: dict[str, Counter[str]] = defaultdict(Counter)
     for image in inspection.images:
         for trait in (f"format {image.format}", *(kind for kind in image.kinds if kind != "turned by EXIF")):
-            traits[trait][image.label] += 1
+            traits[trait].update(image.labels)
     for trait, counts in sorted(traits.items()):
         inside = {name for name in inspection.classes if sizes[name] >= FEW and counts[name] > TELLING * sizes[name]}
         others = [name for name in inspection.classes if name not in inside]
@@ -176,8 +180,9 @@ def _telling(inspection: Inspection) -> Iterator[Finding]:
         if inside and rest and sum(counts[name] for name in others) < (1 - TELLING) * rest:
             which = format_list(sorted(map(repr, inside)), NAMED)
             text = (
-                f"Nearly all images of {which} are {trait.replace('format ', 'in the format ')}, and next to none of the others: "
-                f"a model may learn that instead of what the pictures show. Convert all images alike, and mix their sources."
+                f"Nearly all images of {which} are {trait.replace('format ', 'in the format ')}, and next to none of "
+                "the others: a model may learn that instead of what the pictures show. Convert all images alike, "
+                "and mix their sources."
             )
             yield Finding("trait that tells a class", "advice", len(inside), text)
 
@@ -194,14 +199,15 @@ def _labels(inspection: Inspection) -> Iterator[Finding]:
         )
         text = (
             f"{format_count(len(report.suspects), 'label')} probably wrong{share}, as {report.told_by} say: "
-            f"{format_list(said, NAMED)}. Look at them, --csv FILE lists all; correct only what you would label otherwise."
+            f"{format_list(said, NAMED)}. Look at them, --csv FILE lists all; correct only what you would label "
+            "otherwise."
         )
         yield Finding("suspect labels", "advice", len(report.suspects), text)
     if report.alike:
         said = [f"{one!r} and {other!r} ({100 * share:.0f} %)" for one, other, share in report.alike]
         text = (
-            f"Classes that look alike, and the share of their images that is taken for the other: {format_list(said, NAMED)}. "
-            f"If people tell them apart no better, join them; else add images of these."
+            "Classes that look alike, and the share of their images that is taken for the other: "
+            f"{format_list(said, NAMED)}. If people tell them apart no better, join them; else add images of these."
         )
         yield Finding("classes that look alike", "advice", len(report.alike), text)
 

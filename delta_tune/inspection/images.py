@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,11 +11,19 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from delta_tune.data.decoding import FORMATS, no_warnings
-from delta_tune.data.images import DamagedImage, Pixels, damage_reason, num_decoding_threads, open_image
+from delta_tune.data.fitting import Pixels, size_of
+from delta_tune.data.images import (
+    DamagedImage,
+    Preprocessing,
+    damage_reason,
+    num_decoding_threads,
+    open_picture,
+    stored_square,
+)
 from delta_tune.data.reader import content_digest
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
-from delta_tune.data.thumbnails import Thumbnail, thumbnail
+from delta_tune.data.thumbnails import Thumbnail, thumbnail, thumbnail_of_pixels
 
 CHUNK = 256
 """Images whose facts, or squares, are in memory before they are taken on."""
@@ -30,7 +38,8 @@ class ImageFacts:
 
     name: str
     split: str
-    label: str
+    labels: tuple[str, ...]
+    """Its class, or several labels."""
     digest: bytes
     """Of the file."""
     bytes: int | None
@@ -44,9 +53,25 @@ class ImageFacts:
     """Those of `KINDS` that it is."""
 
     @property
+    def label(self) -> str:
+        """The labels in words."""
+        return " + ".join(self.labels) or "(none)"
+
+    @property
     def aspect_ratio(self) -> float:
         """Long side by short side."""
         return max(self.width, self.height) / min(self.width, self.height)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """In which form pixels are read."""
+
+    channels: int = 3
+    white: float | None = None
+    """As of `Preprocessing`."""
+    preprocessing: Preprocessing | None = None
+    """Of the network that judges the labels; None if none does."""
 
 
 Found = tuple[ImageFacts, Thumbnail, Pixels | None]
@@ -55,9 +80,9 @@ Found = tuple[ImageFacts, Thumbnail, Pixels | None]
 def read_images(
     examples: Examples,
     indices: Indices,
-    labels: list[str],
+    labels: Sequence[tuple[str, ...]],
     split: str,
-    square: Callable[[Image.Image], Pixels] | None,
+    form: Form,
     advance: Callable[[], None],
 ) -> Iterator[list[Found | DamagedImage]]:
     """Read images with threads, in chunks, in order; of a chunk only facts stay unless the caller keeps more.
@@ -65,9 +90,9 @@ def read_images(
     Args:
         examples: of a split of the source.
         indices: (N,) which of them.
-        labels: (N,) their classes.
+        labels: (N,) those of each.
         split: which they belong to.
-        square: makes the pixels that a network takes; None if none does.
+        form: of the pixels.
         advance: called after each image.
     """
 
@@ -75,10 +100,10 @@ def read_images(
         index = int(indices[position])
         try:
             content = examples.read(index)
-            image = open_image(content)
-            small = thumbnail(image)
-            name, label = examples.names[index], labels[position]
-            found = _facts(content, image, small, name, split, label), small, None if square is None else square(image)
+            picture = open_picture(content, form.channels, form.white)
+            small = thumbnail(picture) if isinstance(picture, Image.Image) else thumbnail_of_pixels(picture, 255)
+            facts = _facts(content, size_of(picture), small, examples.names[index], split, labels[position])
+            found = facts, small, None if form.preprocessing is None else stored_square(picture, form.preprocessing)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
         return found
@@ -93,9 +118,14 @@ def read_images(
 
 
 def _facts(
-    content: bytes | Image.Image, image: Image.Image, small: Thumbnail, name: str, split: str, label: str
+    content: bytes | Image.Image,
+    size: tuple[int, int],
+    small: Thumbnail,
+    name: str,
+    split: str,
+    labels: tuple[str, ...],
 ) -> ImageFacts:
-    grey, colour, _ = small
+    _, colour, _ = small
     kind, kinds = "none", set[str]()
     if isinstance(content, bytes):
         kind, kinds = _header(content)
@@ -106,11 +136,11 @@ def _facts(
     return ImageFacts(
         name=name,
         split=split,
-        label=label,
+        labels=labels,
         digest=content_digest(content),
         bytes=len(content) if isinstance(content, bytes) else None,
-        width=image.width,
-        height=image.height,
+        width=size[0],
+        height=size[1],
         format=kind,
         kinds=frozenset(kinds),
     )

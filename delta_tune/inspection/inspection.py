@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
-from delta_tune.data.images import DamagedImage, to_square
+from delta_tune.config import UserError
+from delta_tune.data.class_labels import number_labels
+from delta_tune.data.first_look import settle_preprocessing
+from delta_tune.data.groups import number_groups
+from delta_tune.data.images import DamagedImage
+from delta_tune.data.label_map import apply_label_map, read_label_map
 from delta_tune.data.loading import Bar
 from delta_tune.data.near_duplicates import find_near_duplicates
 from delta_tune.data.sources.find import find_source
 from delta_tune.data.splits import cut_splits
 from delta_tune.data.thumbnails import Thumbnail, stack
-from delta_tune.inspection.images import ImageFacts, read_images
+from delta_tune.inspection.images import Form, ImageFacts, read_images
 from delta_tune.inspection.labels import LabelReport, judge
+from delta_tune.labels.kinds import Labels
 from delta_tune.models.backbones import Backbone
 from delta_tune.training.frozen_features import FrozenFeatures
 
@@ -66,7 +71,8 @@ class Inspection:
         """Class → split → number of images that can be read."""
         found = {name: dict.fromkeys(self.splits, 0) for name in self.classes}
         for image in self.images:
-            found[image.label][image.split] += 1
+            for label in image.labels:
+                found[label][image.split] += 1
         return found
 
     def short(self, name: str) -> str:
@@ -85,6 +91,9 @@ def inspect_data(
     *,
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
+    label_map: str | Path | None = None,
+    white: float | None = None,
+    channels: int = 3,
     seed: int = 0,
     backbone: Backbone | None = None,
     progress: Bar | None = None,
@@ -95,6 +104,9 @@ def inspect_data(
         data: as of a study.
         val_fraction: part of train that a study would take as val where there is none.
         test_fraction: part of train that a study would take as test where there is none; 0 takes none.
+        label_map: file that renames, merges or leaves out classes.
+        white: value of white in images of more than 8 bits.
+        channels: of the images.
         seed: of these splits.
         backbone: judges the labels, if given.
         progress: the bar to advance by each image.
@@ -103,27 +115,35 @@ def inspect_data(
         UserError: the data or an argument is unusable.
     """
     source = find_source(data, seed=seed)
-    names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
-    classes = sorted_classes(names)
-    number = {name: label for label, name in enumerate(classes)}
-    labels = {split: np.array([number[name] for name in found], dtype=np.int64) for split, found in names.items()}
-    chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    if label_map is not None:
+        source = apply_label_map(source, read_label_map(label_map))
+    classes, labels, notes = number_labels(
+        {split: examples.labels for split, examples in source.splits.items()},
+        {split: examples.names for split, examples in source.splits.items()},
+        "auto",
+    )
+    if backbone is not None and labels["train"].ndim > 1:
+        raise UserError(
+            "--model judges images with one label each, and this data has several an image; leave --model out."
+        )
+    groups = number_groups(source.splits).get("train")
+    chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, groups=groups)
     images: list[ImageFacts] = []
     small: list[Thumbnail] = []
     features: list[np.ndarray] = []
     damaged: list[tuple[str, str]] = []
-    frozen, square = None, None
+    frozen, form = None, Form(channels=channels, white=white)
     if backbone is not None:
-        frozen = FrozenFeatures(backbone)
-        p = backbone.preprocessing
-        square = partial(to_square, size=p.stored_size, interpolation=p.interpolation)
+        preprocessing = dataclasses.replace(backbone.preprocessing, white=white)
+        settled, _ = settle_preprocessing(preprocessing, "auto", source.splits["train"], chosen["train"])
+        frozen, form = FrozenFeatures(backbone), dataclasses.replace(form, preprocessing=settled)
     total = sum(map(len, chosen.values()))
     with progress("Reading images", total) if progress else nullcontext(lambda count: None) as advance:
         for split in sorted(chosen, key=SPLITS.index):
             origin = split if split in source.splits else "train"
-            given = [names[origin][index] for index in chosen[split].tolist()]
+            given = names_of(labels[origin][chosen[split]], classes)
             examples = source.splits[origin]
-            for chunk in read_images(examples, chosen[split], given, split, square, lambda: advance(1)):
+            for chunk in read_images(examples, chosen[split], given, split, form, lambda: advance(1)):
                 damaged += [(str(each.args[0]), str(each.args[1])) for each in chunk if isinstance(each, DamagedImage)]
                 sound = [each for each in chunk if not isinstance(each, DamagedImage)]
                 images += [facts for facts, _, _ in sound]
@@ -131,15 +151,15 @@ def inspect_data(
                 squares = [pixels for _, _, pixels in sound if pixels is not None]
                 if frozen is not None and squares:
                     features.append(frozen.of(np.stack(squares)))
-    groups, identical = _identical(images)
-    near, blank = _near(images, small, groups)
+    files, identical = _identical(images)
+    near, blank = _near(images, small, files)
     report = None
     if features:
-        report = judge(np.concatenate(features), images, classes, groups_with_near(groups, images, near), seed)
+        report = judge(np.concatenate(features), images, classes, one_picture(files, images, near), seed)
     return Inspection(
         name=source.name,
         root=_root(data, [image.name for image in images] + [name for name, _ in damaged]),
-        notes=(*source.notes, *notes, *alike_notes(classes)),
+        notes=(*source.notes, *notes),
         classes=classes,
         cut=tuple(split for split in chosen if split not in source.splits),
         images=tuple(images),
@@ -149,6 +169,13 @@ def inspect_data(
         blank=blank,
         labels=report,
     )
+
+
+def names_of(labels: Labels, classes: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names of each image's labels, (N,) or (N, K)."""
+    if labels.ndim == 1:
+        return [(classes[int(label)],) for label in labels]
+    return [tuple(classes[int(label)] for label in np.flatnonzero(row)) for row in labels]
 
 
 def _root(data: str | Path, names: Sequence[str]) -> str:
@@ -182,7 +209,7 @@ def _near(
     return pairs, tuple(images[alone[position]].name for position in np.flatnonzero(thumbnails.is_blank))
 
 
-def groups_with_near(groups: np.ndarray, images: Sequence[ImageFacts], near: Sequence[NearPair]) -> np.ndarray:
+def one_picture(groups: np.ndarray, images: Sequence[ImageFacts], near: Sequence[NearPair]) -> np.ndarray:
     """(N,): the same number for images that show one picture."""
     position = {image.digest: int(group) for image, group in zip(images, groups, strict=True)}
     above = {group: group for group in position.values()}

@@ -173,14 +173,14 @@ def as_json(inspection: Inspection, found: Sequence[Finding]) -> dict[str, Any]:
         "kinds": {kind: sum(kind in image.kinds for image in images) for kind in KINDS},
         "damaged": [{"image": name, "reason": reason} for name, reason in inspection.damaged],
         "identical": [
-            [{"image": image.name, "split": image.split, "label": image.label} for image in group]
+            [{"image": image.name, "split": image.split, "labels": list(image.labels)} for image in group]
             for group in inspection.identical
         ],
         "near_duplicates": [
             {
                 "images": [pair.first.name, pair.second.name],
                 "splits": [pair.first.split, pair.second.split],
-                "labels": [pair.first.label, pair.second.label],
+                "labels": [list(pair.first.labels), list(pair.second.labels)],
                 "kind": pair.kind,
                 "difference": pair.difference,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def study_summary(
     lines += remarks
     if record.model is not None:
         if record.scoring is not None:
-            lines.append(f"Test: accuracy {record.scoring}.")
+            lines.append(f"Test: {record.scoring.said}.")
         lines.append(f"Model: {folder / BEST} ({record.model})")
     lines.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if (folder / REPORT_FILE).exists():
@@ -174,7 +174,7 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     one = " retrained once " in (record.model or "")
     made = "one of these runs" if one else "made of these runs and usually better than one of them"
     lines = [
-        f"The {known['runs']} final runs of trial {record.winner}: accuracy {100 * known['accuracy']:.1f} % on "
+        f"The {known['runs']} final runs of trial {record.winner}: {_held_out_score(known)} on "
         f"{known['images']} images, each predicted by a run that was not trained on it (95 % interval {100 * low:.1f} "
         f"to {100 * high:.1f} %). "
         f"The model is {made}."
@@ -185,6 +185,17 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
         what = these if known["suspects"] == 1 else f"{known['suspects']} of these images have {these}"
         lines.append(f"{what} probably wrong: see the column suspect of {held_out_file}.")
     return lines
+
+
+def _held_out_score(known: Mapping[str, Any]) -> str:
+    """The score of the final runs; an interval that follows is that of the share which stands last."""
+    share = f"{100 * known['accuracy']:.1f} %"
+    if (precision := known.get("mean_average_precision")) is None:
+        return f"accuracy {share}"
+    return (
+        f"mean average precision {100 * precision:.1f} %, macro F1 {100 * known['macro_f1']:.1f} %, exact matches "
+        f"{share}"
+    )
 
 
 def calibration_sentence(record: StudyRecord) -> str | None:
@@ -203,6 +214,11 @@ def calibration_sentence(record: StudyRecord) -> str | None:
             f"{100 * unsure['refused']:.0f} % of the images; of the others the runs are right "
             f"for {100 * unsure['accuracy']:.1f} %."
         )
+    if thresholds := known.get("thresholds"):
+        told += (
+            f" Labels have thresholds of their own, from {100 * min(thresholds):.0f} to {100 * max(thresholds):.0f} %, "
+            f"chosen for a high F1 on these images: from its threshold on a label counts as there."
+        )
     return told
 
 
@@ -219,7 +235,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if (known := record.held_out) is not None:
         low, high = known["interval"]
         return (
-            f"{best.method} ({best.name}) in {known['runs']} final runs: accuracy {100 * known['accuracy']:.1f} % "
+            f"{best.method} ({best.name}) in {known['runs']} final runs: {_held_out_score(known)} "
             f"[{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that they were not trained on."
         )
     result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
@@ -240,16 +256,19 @@ def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     if (calibrated := calibration_sentence(record)) is not None:
         lines.append(calibrated)
     if record.scoring is not None:
-        lines.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
+        said = record.scoring.said
+        before = "Test accuracy of" if said.startswith("accuracy ") else "Test score of"
+        lines.append(f"{before} the final model ({record.model}): {said.removeprefix('accuracy ')}.")
     if record.confirmation:
         lines += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
     elif best is not None and record.held_out is None:
         count = record.num_val
         accuracy = tables.epochs[best.number][best.epoch - 1]["val_accuracy"]
         low, high = wilson_interval(accuracy, count)
+        share = "a share of exact matches" if record.settings["task"] == "multilabel" else "an accuracy"
         lines.append(
             f"The validation score is the one the trial was chosen by, so it is optimistic; with {count} images the "
-            f"95 % interval of an accuracy of {100 * accuracy:.1f} % is {100 * low:.1f} to {100 * high:.1f} %. "
+            f"95 % interval of {share} of {100 * accuracy:.1f} % is {100 * low:.1f} to {100 * high:.1f} %. "
             f"--confirm 5 compares the methods with new seeds and splits."
         )
     return [*lines, *([record.attention_verdict] if record.attention_verdict else [])]

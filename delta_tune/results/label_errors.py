@@ -53,10 +53,10 @@ class LabelNoise(NamedTuple):
 def fit_label_noise(logits: np.ndarray, labels: np.ndarray) -> LabelNoise:
     """Tell labels that are wrong from images that are difficult.
 
-    Each label is the class that the model finds with probability softmax(logits / T), or, in a share e of the images, one that
-    chance wrote: any class with probability 1/K. T and e are the likeliest ones; Bayes' rule then gives the probability
-    (e/K) / ((1 - e) p(label) + e/K) that chance wrote it. A model that is unsure of many images has a high T, so that they are
-    not taken for wrong.
+    Each label is the class that the model finds with probability softmax(logits / T), or, in a share e of the images,
+    one that chance wrote: any class with probability 1/K. T and e are the likeliest ones; Bayes' rule then gives the
+    probability (e/K) / ((1 - e) p(label) + e/K) that chance wrote it. A model that is unsure of many images has a high
+    T, so that they are not taken for wrong.
 
     Args:
         logits: (N, K) of images that the model was not trained on, N ≥ 1, K ≥ 2.

@@ -20,6 +20,7 @@ from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.confirmation_splits import split_growth
 from delta_tune.study.schedule import MOST_TRIALS, expected_epochs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, fold_growth, plan_final_runs, plan_post_search
@@ -89,7 +90,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
             if study.mirror is not None
             else []
         ),
-        f"Data      {data.name}: {len(data.classes)} classes, {', '.join(sizes)}",
+        f"Data      {data.name}: {len(data.classes)} {data.kind.noun}, {', '.join(sizes)}",
         *(f"          {note}" for note in data.notes),
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
         *(f"          {note}" for note in backbone.notes),
@@ -161,6 +162,7 @@ def estimate(study: Study, resources: Resources) -> str:
             max_epochs=config.max_epochs,
             slots=resources.slots,
             growth=final_training_growth(config, study.task, resources.slots, config.final_runs),
+            split_growth=split_growth(config, study.task.dataset),
         )
         then = (
             f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "

@@ -139,25 +139,6 @@ def _is_close(metric: Metric, best: dict[str, float], other: dict[str, float], n
     return best[metric] - other[metric] <= standard_error(best[metric], num_val)
 
 
-def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> Scores:
-    """A score of each image, higher is better, whose mean is the metric; for macro F1 the accuracy stands in.
-
-    Args:
-        logits: (N, K).
-        labels: (N,), in [0, K).
-        metric: of the study.
-    """
-    if metric == "val_loss":
-        shifted = logits - logits.max(1, keepdims=True)
-        losses: Scores = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-        return -losses
-    right: Scores = (logits.argmax(1) == labels).astype(np.float64)
-    if metric == "val_balanced_accuracy":
-        counts = np.bincount(labels)
-        right *= len(labels) / (np.count_nonzero(counts) * counts[labels])
-    return right
-
-
 def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> list[str]:
     """What the race says of each rival of the leader.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from delta_tune.config import StudyConfig, UserError, mask_secrets
+from delta_tune.config import DATA_OPTIONS, StudyConfig, UserError, mask_secrets
 from delta_tune.console.progress import Progress
 from delta_tune.data.training_images import training_side
 from delta_tune.models.architectures import build_unfilled
@@ -31,8 +31,10 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
+from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.known_studies import remember_study
+from delta_tune.study.labels import check_terms, settings_for_labels
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
 from delta_tune.study.schedule import epochs_of_steps, scaled_grace
 from delta_tune.study.settings import resolve_settings, settings_for_json, settings_left_open
@@ -42,9 +44,6 @@ from delta_tune.study.trial_plan import plan_trials
 from delta_tune.tracking.trackers import check_trackers
 from delta_tune.training.task import Task, prepare
 
-DATA_OPTIONS = (
-    "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
-)  # fmt: skip
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
 
@@ -62,7 +61,7 @@ def check_early_size(task: Task, checked: CheckedSpace) -> None:
         network = build_target(backbone, num_classes, torch.Generator()).eval()
         try:
             for side in small:
-                check_output(network, num_classes, side)
+                check_output(network, num_classes, side, backbone.preprocessing.channels)
         except ValueError as error:
             raise UserError(f"early_size must be 1 for {backbone.model}: {error}.") from error
 
@@ -102,7 +101,7 @@ def check_drop_path(task: Task, checked: CheckedSpace) -> None:
     configs = checked.configs
     rates = [config.drop_path for config in configs if config.drop_path and config.method.trains_backbone]
     if rates:
-        build_unfilled(task.backbone.model, max(rates))
+        build_unfilled(task.backbone.model, max(rates), task.backbone.preprocessing.channels)
 
 
 def check_source_head(task: Task, checked: CheckedSpace) -> None:
@@ -181,6 +180,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         config.model,
         config.weights,
         image_size=config.image_size,
+        channels=config.channels,
         seed=config.seed,
         cache=config.cache or config.out.absolute() / SHARED_CACHE,
         progress=progress.bar,
@@ -189,12 +189,16 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     if config.max_steps is not None and "max_epochs" not in record.settled:
         config = with_epochs_of_steps(config, steps_of_epoch(task, trials.checked), "grace_period" in settings)
         trials = plan_trials(config, record, left_open)
-    checked, notes = trials.checked, (*trials.notes, *asked)
+    config, decided = settings_for_labels(config, task.dataset, {*settings, *record.settled})
+    checked, notes = trials.checked, (*decided, *trials.notes, *asked)
+    check_terms(task.dataset, checked)
     check_layers(task, checked)
     check_head(task, checked)
     check_early_size(task, checked)
     check_drop_path(task, checked)
     check_source_head(task, checked)
+    if note := check_confirmation(config, task.dataset):
+        notes += (note,)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)

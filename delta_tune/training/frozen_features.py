@@ -9,7 +9,7 @@ from torch import Tensor
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.batches import eval_batch_size
 from delta_tune.data.device_copies import to_device
-from delta_tune.data.images import Pixels
+from delta_tune.data.fitting import Pixels
 from delta_tune.models.backbones import Backbone, build_source
 from delta_tune.models.feature_maps import feature_maps, head_inputs
 
@@ -17,8 +17,8 @@ from delta_tune.models.feature_maps import feature_maps, head_inputs
 class FrozenFeatures:
     """The source in eval mode: the head's inputs, and mean and spread of the maps of the hooked layers.
 
-    Early layers tell materials and textures that the last one has forgotten. All are averaged over an image and its mirror
-    image.
+    Early layers tell materials and textures that the last one has forgotten. All are averaged over an image and its
+    mirror image.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device | str = "cpu") -> None:

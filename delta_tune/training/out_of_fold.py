@@ -15,7 +15,7 @@ from delta_tune.results.label_errors import fit_label_noise
 
 FOLDS = 5
 ROUNDS = (1, 1, 2)
-"""How often all folds are predicted before the labels are judged: first with all images, then without what seemed wrong."""
+"""How often all folds are predicted before labels are judged: first from all images, then without what seemed wrong."""
 SUSPECT = 0.4
 """The least probability that a label is wrong of an image that is named."""
 PENALTY = 1e-3

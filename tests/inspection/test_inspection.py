@@ -110,7 +110,7 @@ def test_imbalance_and_small_classes_are_told(clean):
             (clean / split / "dog" / f"{number}.jpg").unlink()
     found = said(clean)
     assert "has 6.0 times the images of the smallest ('dog', 3)" in found["imbalance"].sentence
-    assert "1 class with fewer than 10 images in train: 'dog' 1" in found["small classes"].sentence
+    assert "1 class has fewer than 10 images in train: 'dog' 1" in found["small classes"].sentence
 
 
 def test_format_that_tells_a_class_is_told(clean):

@@ -48,7 +48,7 @@ def test_images_that_are_all_alike_are_not_suspect():
 
 
 def noisy(share, seed=0, images=3000, classes=5, scale=1.0):
-    """Logits of a calibrated model times `scale`, labels of which a share was drawn alike from all classes, and which."""
+    """Logits of a calibrated model times `scale`; labels, a share of which was drawn from all classes; and which."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (images, classes))
     odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -9,9 +9,10 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from delta_tune.config import LOSS_PARTS, TrialConfig
+from delta_tune.labels.one_label import ONE_LABEL
 from delta_tune.results.columns import SCORES
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.race import FoldRun, Race, finalists, image_scores, race_sentences
+from delta_tune.study.race import FoldRun, Race, finalists, race_sentences
 
 
 def scores(mean, images=100):
@@ -170,13 +171,13 @@ LABELS = np.random.default_rng(4).integers(0, 3, 40)  # class 3 does not occur
     ],
 )
 def test_mean_of_the_images_scores_is_the_metric(metric, reference):
-    found = image_scores(LOGITS, LABELS, metric)
+    found = ONE_LABEL.image_scores(LOGITS, LABELS, metric)
     assert found.shape == (40,)
     assert found.mean() == pytest.approx(reference(), rel=1e-5)
 
 
 def test_loss_of_a_hopeless_image_is_finite():
-    found = image_scores(np.array([[1e4, -1e4]], dtype=np.float32), np.array([1]), "val_loss")
+    found = ONE_LABEL.image_scores(np.array([[1e4, -1e4]], dtype=np.float32), np.array([1]), "val_loss")
     assert found.tolist() == [-2e4]
 
 
