@@ -142,8 +142,8 @@ def _study_report(folder: str) -> LabelReport:
     file = Path(folder) / HELD_OUT_FILE
     if record.held_out is None or not file.exists():
         raise UserError(
-            f"{folder} has no {HELD_OUT_FILE}, which final runs write: finish the study (--final-runs 2 or more), or give "
-            f"DATA and --model."
+            f"{folder} has no {HELD_OUT_FILE}, which final runs write: finish the study (--final-runs 2 or more), or "
+            f"give DATA and --model."
         )
     return label_report_of_study(file)
 

@@ -25,6 +25,8 @@ Pairs = npt.NDArray[np.int64]
 ORIENTATIONS = ("same", "mirrored", "turned by 90°", "turned by 180°", "turned by 270°", "mirrored and turned")
 """What turns one picture of a pair into the other; "same" also if it was resized or recompressed."""
 CROPPED = "cropped"
+MOST_FOR_CROPS = 30_000
+"""With more images crops are not looked for: their wide neighbourhoods would take most of the time."""
 NEIGHBOURS = 6
 """At most so many candidates of each image are compared."""
 RADIUS, CROP_RADIUS = 0.12, 0.35
@@ -96,7 +98,7 @@ def _pairs(thumbnails: Thumbnails, crops: bool, turned: bool) -> Iterator[tuple[
             pairs, differences = _alike(thumbnails, Thumbnails(grey, colour, thumbnails.side), pairs)
             clear = ~small[pairs].any(1) | (differences < SMALL_DIFFERENCE)
             yield name, pairs[clear], differences[clear]
-    if crops:
+    if crops and tree.n <= MOST_FOR_CROPS:
         pairs = _candidates(tree, np.asarray(tree.data), CROP_RADIUS)
         yield CROPPED, *_fitting(thumbnails, pairs[~small[pairs].any(1)])
 
