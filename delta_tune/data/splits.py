@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from delta_tune.config import UserError
-from delta_tune.data.stratify import cut, first_of_labels, units_of
+from delta_tune.data.stratify import cut, lowest_of_labels, units_of
 from delta_tune.labels.kinds import Labels, kind_of
 
 Indices = npt.NDArray[np.int64]
@@ -55,8 +54,11 @@ def cut_splits(
             f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some "
             f"images for train."
         )
-    assign = _assign if train.ndim == 1 and groups is None else partial(_assign_units, groups=groups)
-    assigned = dict(zip(("test", "val"), assign(train, test_part, val_part, seed), strict=True))
+    if train.ndim == 1 and groups is None:
+        is_test, is_val = _assign(train.astype(np.int64, copy=False), test_part, val_part, seed)
+    else:
+        is_test, is_val = _assign_units(train, test_part, val_part, seed, groups)
+    assigned = {"test": is_test, "val": is_val}
     chosen["train"] = np.flatnonzero(~assigned["test"] & ~assigned["val"])
     for split, part in (("test", test_part), ("val", val_part)):
         if part:
@@ -167,8 +169,8 @@ def training_subset(labels: Labels, *, fraction: float | None, per_class: int | 
         per_class: number per class, or all of a class that has fewer.
         seed: ≥ 0.
     """
-    least = first_of_labels(labels) if labels.ndim == 2 else np.empty(0, dtype=np.int64)
     quantile, rank = _quantiles(kind_of(labels).strata(labels), np.random.default_rng([seed, 1]))
+    least = lowest_of_labels(labels, rank) if labels.ndim == 2 else np.empty(0, dtype=np.int64)
     if per_class is not None:
         return np.union1d(np.flatnonzero(rank < per_class), least)
     assert fraction is not None

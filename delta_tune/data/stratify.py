@@ -218,11 +218,13 @@ def folds_of_units(units: Units, folds: int, random: np.random.Generator) -> Ind
     return np.array(part, dtype=np.int64)[units.of]
 
 
-def first_of_labels(labels: Labels) -> Indices:
-    """The first example of each label that there is, ascending.
+def lowest_of_labels(labels: Labels, rank: Indices) -> Indices:
+    """The example of the lowest rank that has each label that there is, ascending.
 
     Args:
         labels: (N, K) of 0 and 1.
+        rank: (N,).
     """
     has = labels > 0
-    return np.unique(has[:, has.any(axis=0)].argmax(axis=0)).astype(np.int64)
+    ranks = np.where(has, rank[:, None], np.iinfo(np.int64).max)
+    return np.unique(ranks[:, has.any(axis=0)].argmin(axis=0)).astype(np.int64)

@@ -117,6 +117,11 @@ class Model:
         if min_confidence is None:
             return 0.0
         if min_confidence == "auto":
+            if self.thresholds is not None:
+                raise UserError(
+                    "A model of several labels an image has a threshold for each label instead of one confidence; give "
+                    "a number from 0 to 1 instead of auto, or leave it out."
+                )
             if (found := self.config.get("unsure")) is None:
                 raise UserError(
                     "The model does not know below which confidence it is unsure, for its study did not find out; give "

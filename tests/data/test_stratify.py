@@ -6,7 +6,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from delta_tune.config import UserError
 from delta_tune.data.splits import class_notes, cut_splits, training_subset
-from delta_tune.data.stratify import cut, divide, first_of_labels, folds_of_units, units_of
+from delta_tune.data.stratify import cut, divide, folds_of_units, lowest_of_labels, units_of
 
 
 def drawn(seed, *, images=600, classes=5, groups=60):
@@ -156,9 +156,9 @@ def test_training_subset_of_several_labels_is_nested_and_has_every_label():
     assert (labels[few].sum(axis=0) >= 2).all()
 
 
-def test_first_of_labels():
+def test_lowest_of_labels():
     labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]], dtype=np.float32)
-    assert first_of_labels(labels).tolist() == [0, 3]
+    assert lowest_of_labels(labels, np.array([1, 0, 0, 2])).tolist() == [0, 1, 3]
 
 
 def test_class_notes_know_several_labels():

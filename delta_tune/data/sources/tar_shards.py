@@ -143,7 +143,7 @@ def _read_shard(tree: FileTree, file: str) -> Iterator[tuple[_Place, str | tuple
             end = tree.size(file)
             before = -1
             while (member := shard.next()) is not None:
-                shard.members.clear()  # else all of them stay in memory
+                shard.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
                 if member.size < 0 or member.offset <= before:
                     raise tarfile.ReadError("its members go backwards")
                 before = member.offset
