@@ -151,7 +151,7 @@ def test_blank_images_are_told(clean):
 def test_class_that_only_val_has_is_refused(clean):
     (clean / "val" / "cow").mkdir()
     photo(200).save(clean / "val" / "cow" / "0.jpg")
-    with pytest.raises(UserError, match="val has the class 'cow'"):
+    with pytest.raises(UserError, match="val has the class cow"):
         inspect_data(clean)
 
 
@@ -194,11 +194,11 @@ def test_wrong_labels_are_found_among_right_ones():
     true = rng.integers(0, 4, 400)
     features = rng.normal(0, 1, (400, 20)) + 3 * np.eye(4, 20)[true]
     wrong = np.arange(400) < 40
-    labels = np.where(wrong, (true + 1) % 4, true)
+    labels = np.where(wrong, (true + rng.integers(1, 4, 400)) % 4, true)
     judged = judge_labels(features, labels, 4, np.arange(400), seed=0)
     named = judged.suspects()
     assert wrong[named].mean() > 0.8
-    assert wrong[named].sum() > 0.8 * 40
+    assert wrong[named].sum() > 0.75 * 40
     assert judged.share == pytest.approx(0.13, abs=0.06)  # chance also draws the right class
     assert (np.diff(judged.wrong[named]) <= 0).all()
 
@@ -224,7 +224,7 @@ def test_csv_has_a_row_for_each_suspect_and_no_formulas(tmp_path):
     write_suspects(
         [Suspect(image=n, label="a", suggested="b", probability=0.9, probability_of_label=0.1) for n in names], file
     )
-    rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))
+    rows = list(csv.DictReader(io.StringIO(file.read_bytes().decode(), newline="")))
     assert tuple(rows[0]) == CSV_COLUMNS
     assert [row["image"] for row in rows] == ["'=1+1", "'+x", "'-x", "'@x", "'\tx", "a,b", "plain"]
     assert [row["rank"] for row in rows] == list("1234567")
