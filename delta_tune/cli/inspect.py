@@ -51,6 +51,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Run the command; the exit status is 1 with --strict if something serious was found."""
     _check(given)
+    study = given.study or (None if given.model else _study_of(given.data))
+    if given.csv is not None and study is None and given.model is None:
+        raise UserError("--csv lists suspect labels, which a network or a study finds; give --model NAME or --study.")
     from delta_tune.inspection.findings import findings
     from delta_tune.inspection.inspection import inspect_data
     from delta_tune.inspection.text import as_json, print_inspection
@@ -71,7 +74,6 @@ def run(given: argparse.Namespace) -> int:
             suspects = inspection.labels.suspects
         if not given.json:
             print_inspection(inspection, found, console)
-    study = given.study or (None if given.model else _study_of(given.data))
     if study is not None:
         report = _study_report(study)
         suspects = report.suspects
@@ -79,10 +81,7 @@ def run(given: argparse.Namespace) -> int:
         if not given.json:
             _print_study(report, study, console)
     if given.csv is not None:
-        if suspects is None:
-            raise UserError(
-                "--csv lists suspect labels, which a network or a study finds; give --model NAME or --study."
-            )
+        assert suspects is not None, "checked before"
         _write_csv(suspects, given.csv)
         if not given.json:
             from delta_tune.inspection.text import print_line
@@ -108,13 +107,8 @@ def _check(given: argparse.Namespace) -> None:
     for name in ("weights", "image_size"):
         if given.model is None and getattr(given, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} goes with --model, which is not given; give --model NAME.")
-    if given.csv is not None:
-        if given.model is None and given.study is None:
-            raise UserError(
-                "--csv lists suspect labels, which a network or a study finds; give --model NAME or --study."
-            )
-        if given.csv.is_dir() or not given.csv.absolute().parent.is_dir():
-            raise UserError(f"--csv {given.csv} cannot be written there; give a file in a folder that exists.")
+    if given.csv is not None and (given.csv.is_dir() or not given.csv.absolute().parent.is_dir()):
+        raise UserError(f"--csv {given.csv} cannot be written there; give a file in a folder that exists.")
 
 
 def _backbone(given: argparse.Namespace) -> Any:

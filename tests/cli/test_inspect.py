@@ -36,6 +36,7 @@ def study(tmp_path):
     record = StudyRecord.read(folder)
     known = {"images": 6, "accuracy": 0.67, "interval": [0.3, 0.9], "temperature": 1.0, "calibration_error": 0.1}
     known |= {"calibrated_error": 0.1, "unsure": None, "runs": 2, "asked": [2, 1], "suspects": 2, "trials": 1}
+    record.set_model(0, "trial 0 retrained 2 times on 6 images, weights averaged")
     record.set_held_out(known)
     record.write(folder)
     return folder
