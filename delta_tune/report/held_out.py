@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from delta_tune.config import as_utf8
+from delta_tune.config import UserError, as_utf8
 from delta_tune.console.escape import distinct_names
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import Rows, read_table_file
@@ -123,14 +123,18 @@ def write_held_out(
 
 
 def read_held_out(file: Path) -> Rows:
-    """What `write_held_out` wrote, in the order of the images.
+    """What `write_held_out` wrote of images with one label each, in their order.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or its images have several labels.
     """
     with refusing(file, "remove it: a report leaves out what it lacks"):
-        rows, _ = read_table_file(file)
-        check_rows(rows, COLUMNS | {"probability_of_true": MeanOfShares})
+        rows, metadata = read_table_file(file)
+        several = metadata.get(b"task") == b"multilabel"
+        if not several:
+            check_rows(rows, COLUMNS | {"probability_of_true": MeanOfShares})
+    if several:
+        raise UserError(f"{file} is of images with several labels each; the study's report shows which are suspect.")
     return rows
 
 
