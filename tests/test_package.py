@@ -26,7 +26,7 @@ LAYERS = [
     {"cluster", "inference"},
     {"search"},
     {"report", "tracking"},
-    {"study"},
+    {"study", "inspection"},
     {"cli"},
 ]
 KNOW_RAY = {"cluster", "search", "tracking", "study"}

@@ -102,7 +102,14 @@ def fit_probe_head(
     return FittedHead(state=state, logits=fitted)
 
 
-def fit_head(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:
+def fit_head(
+    head: nn.Module,
+    logits: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    penalty: float,
+    weights: Tensor | None = None,
+) -> None:
     """Minimise the mean loss plus ½ penalty ‖parameters of `head`‖² by L-BFGS, from where they are.
 
     Args:
@@ -111,14 +118,20 @@ def fit_head(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: 
         x: inputs of N images.
         y: their labels.
         penalty: ≥ 0.
+        weights: (N,) of the images, ≥ 0; None weights all alike.
     """
     head.requires_grad_(True)
     parameters, kind = list(head.parameters()), kind_of(y)
     optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
 
+    def mean_loss() -> Tensor:
+        if weights is None:
+            return kind.loss(logits(x), y)
+        return (weights * kind.losses(logits(x), y)).sum() / weights.sum()
+
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = kind.loss(logits(x), y) + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
+        loss = mean_loss() + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

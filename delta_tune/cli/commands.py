@@ -1,4 +1,4 @@
-"""`python -m delta_tune`: commands that use a finished study. Heavy imports wait until a command needs them."""
+"""`python -m delta_tune`: commands that use a study or look at data. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from delta_tune.cli import inspect
 from delta_tune.cli.launch import EXIT_MISTAKE
 from delta_tune.config import UserError, visible
 from delta_tune.console.streams import tolerant_output
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their flags."""
     p = argparse.ArgumentParser(
         prog="python -m delta_tune",
-        description="Use a finished study; `python launch.py` starts one.",
+        description="Use a finished study, or look at data; `python launch.py` starts a study.",
         allow_abbrev=False,
     )
     commands = p.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -62,22 +63,23 @@ def parser() -> argparse.ArgumentParser:
     compare = _command(commands, "compare", _compare, "Put studies side by side")
     compare.add_argument("folders", nargs="+", metavar="FOLDER", help="Folders of studies")
     compare.add_argument("--json", action="store_true", help="Print the comparison as JSON")
+    inspect.add_flags(_command(commands, "inspect", inspect.run, "Look for what is wrong with a data set"))
     return p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 2 for a user's mistake."""
+    """Run a command; the exit status is 2 for a user's mistake, else the command's."""
     with tolerant_output():
         given = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
         try:
-            given.run(given)
+            status: int | None = given.run(given)
         except UserError as error:
             print(f"delta_tune: {error}", file=sys.stderr)
             return EXIT_MISTAKE
-        return 0
+        return status or 0
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> Any:
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> Any:
     command = commands.add_parser(name, help=help, description=f"{help}.", allow_abbrev=False)
     command.set_defaults(run=run)
     return command

@@ -30,6 +30,7 @@ from delta_tune.data.reading_notes import (
     contradiction_notes,
     duplicate_notes,
     memory_notes,
+    near_duplicate_notes,
     too_few_notes,
 )
 from delta_tune.data.sources.base import Examples, Source
@@ -157,6 +158,7 @@ def load_dataset(
         )
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
+    notes += near_duplicate_notes(found, data)
     notes += contradiction_notes(splits, digests, classes)
     notes += kind_of(splits["train"].labels).notes([split.labels for split in splits.values()])
     notes += class_notes({name: split.labels for name, split in splits.items()}, classes)

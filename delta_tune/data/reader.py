@@ -11,7 +11,7 @@ import numpy as np
 
 from delta_tune.data.encoding import Digests, digest_of, file_to_keep
 from delta_tune.data.file_keeper import FileKeeper
-from delta_tune.data.fitting import Pixels
+from delta_tune.data.fitting import Pixels, size_of
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
@@ -39,8 +39,23 @@ class ReadExamples:
     """Their positions among the requested indices."""
     names: Names
     digests: Digests
+    sides: Indices
+    """Their short sides in pixels (N,); empty unless they are kept decoded."""
     damaged: list[DamagedImage]
     num_left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What becomes of one example."""
+
+    digest: bytes
+    content: Pixels | bytes | None
+    """The stored square, the file to keep, or nothing if the image is left out."""
+    is_there: bool = False
+    """Whether the source's own file holds the content."""
+    side: int = 0
+    """The image's short side, in pixels, where a square is kept."""
 
 
 def read_examples(
@@ -66,26 +81,26 @@ def read_examples(
 
     unwanted = set() if leave_out is None else {digest.ljust(32, b"\0") for digest in leave_out.tolist()}
 
-    def load(index: int) -> tuple[bytes, Pixels | bytes | None, bool] | DamagedImage:
-        """Digest, what is kept (None if nothing is), and whether that is what the source's file holds."""
+    def load(index: int) -> _Loaded | DamagedImage:
         try:
             content = examples.read(index)
             digest = digest_of(content)
             if digest in unwanted:
-                return digest, None, False
+                return _Loaded(digest, None)
             if keeper is not None and (file := keeper.known(digest)) is not None:
-                return digest, file, examples.are_files and file == content
-            fitted = fit(open_picture(content, preprocessing.channels, preprocessing.white), preprocessing)
+                return _Loaded(digest, file, is_there=examples.are_files and file == content)
+            picture = open_picture(content, preprocessing.channels, preprocessing.white)
+            fitted = fit(picture, preprocessing)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
         if keeper is None:
-            return digest, with_border(fitted, preprocessing), False
+            return _Loaded(digest, with_border(fitted, preprocessing), side=min(size_of(picture)))
         file = file_to_keep(content, fitted)
-        return digest, file, examples.are_files and file is content
+        return _Loaded(digest, file, is_there=examples.are_files and file is content)
 
     stored = len(indices) if keeper is None else 0
     pixels = np.empty((stored, size, size, preprocessing.channels), dtype=np.uint8)
-    kept = array("q")
+    kept, sides = array("q"), array("q")
     digests = bytearray()
     damaged: list[DamagedImage] = []
     num_left_out = 0
@@ -96,21 +111,27 @@ def read_examples(
                 if isinstance(loaded, DamagedImage):
                     damaged.append(loaded)
                     continue
-                digest, content, is_there = loaded
-                if content is None:
+                if loaded.content is None:
                     num_left_out += 1
                     continue
-                if isinstance(content, bytes):
+                if isinstance(loaded.content, bytes):
                     assert keeper is not None, "a square otherwise"
-                    keeper.add(digest, content, is_there=is_there)
+                    keeper.add(loaded.digest, loaded.content, is_there=loaded.is_there)
                 else:
-                    pixels[len(kept)] = content
+                    pixels[len(kept)] = loaded.content
+                    sides.append(loaded.side)
                 kept.append(start + offset)
-                digests += digest
+                digests += loaded.digest
     positions, found = np.array(kept, dtype=np.int64), np.frombuffer(bytes(digests), dtype="S32")
     rows = indices[positions]
     names = Names.of(examples.names[row] for row in rows.tolist())
     images = DecodedImages(pixels[: len(kept)]) if keeper is None else keeper.images(rows, found, names)
     return ReadExamples(
-        images=images, kept=positions, names=names, digests=found, damaged=damaged, num_left_out=num_left_out
+        images=images,
+        kept=positions,
+        names=names,
+        digests=found,
+        sides=np.array(sides, dtype=np.int64),
+        damaged=damaged,
+        num_left_out=num_left_out,
     )

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from delta_tune.console.escape import shell_command
 from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.dataset import Split
 from delta_tune.data.encoding import Digests
-from delta_tune.data.images import EncodedImages
+from delta_tune.data.images import DecodedImages, EncodedImages
 from delta_tune.data.names import taken
+from delta_tune.data.near_duplicates import find_near_duplicates
 from delta_tune.data.packed_images import PackedImages
 from delta_tune.data.packs import KEPT_DAYS, open_store
+from delta_tune.data.reader import ReadExamples
 from delta_tune.data.splits import format_list
+from delta_tune.data.thumbnails import stack, thumbnail_of_pixels
 from delta_tune.labels.kinds import Labels, kind_of
+
+MOST_COMPARED = 50_000
+"""With more images only `inspect` compares them: it would take a noticeable part of the time of reading."""
 
 
 def too_few_notes(labels: Labels, classes: Sequence[str], per_class: int | None) -> list[str]:
@@ -36,6 +46,39 @@ def duplicate_notes(digests: dict[str, Digests], drop_duplicates: bool) -> list[
             advice = "; --drop-duplicates removes them from train" if one == "train" and not drop_duplicates else ""
             notes.append(f"{format_count(count, 'image')} of {one} also in {other} (identical files){advice}.")
     return notes
+
+
+def near_duplicate_notes(found: dict[str, ReadExamples], data: str | Path) -> list[str]:
+    """A note on pictures that are in two splits as different files: resized, recompressed or mirrored.
+
+    It compares images that are kept decoded; of others, and of many, only `inspect` does.
+    """
+    if sum(len(read.digests) for read in found.values()) > MOST_COMPARED:
+        return []
+    seen: set[bytes] = set()  # identical files are another note's
+    of, small = [], []
+    for split, read in found.items():
+        if not isinstance(read.images, DecodedImages):
+            return []
+        for digest, pixels, side in zip(read.digests.tolist(), read.images.pixels, read.sides.tolist(), strict=True):
+            if digest not in seen:
+                seen.add(digest)
+                of.append(split)
+                small.append(thumbnail_of_pixels(pixels, side))
+    pairs = find_near_duplicates(stack(small), crops=False, turned=False).pairs.tolist()
+    counts = Counter(frozenset((of[one], of[other])) for one, other in pairs if of[one] != of[other])
+    if not counts:
+        return []
+    names = ("train", "val", "test")
+    said = [
+        f"{counts[frozenset((one, other))]} of {one} also in {other}"
+        for one, other in itertools.combinations(names, 2)
+        if counts[frozenset((one, other))]
+    ]
+    command = shell_command(["python", "-m", "delta_tune", "inspect", str(data)])
+    return [
+        f"Pictures that are in two splits, resized, recompressed or mirrored: {', '.join(said)}; {command} names them."
+    ]
 
 
 def contradiction_notes(splits: dict[str, Split], digests: dict[str, Digests], classes: Sequence[str]) -> list[str]:

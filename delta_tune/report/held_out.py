@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from delta_tune.config import as_utf8
+from delta_tune.config import UserError, as_utf8
 from delta_tune.console.escape import distinct_names
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.filesystem.rows import read_table_file
+from delta_tune.filesystem.rows import Rows, read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, refusing
 from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 from delta_tune.labels.several_labels import suspect_pairs
@@ -120,6 +120,22 @@ def write_held_out(
     )
     with atomic_write(file) as incomplete:
         pq.write_table(table.replace_schema_metadata(metadata), incomplete)
+
+
+def read_held_out(file: Path) -> Rows:
+    """What `write_held_out` wrote of images with one label each, in their order.
+
+    Raises:
+        UserError: the file is damaged, or its images have several labels.
+    """
+    with refusing(file, "remove it: a report leaves out what it lacks"):
+        rows, metadata = read_table_file(file)
+        several = metadata.get(b"task") == b"multilabel"
+        if not several:
+            check_rows(rows, COLUMNS | {"probability_of_true": MeanOfShares})
+    if several:
+        raise UserError(f"{file} is of images with several labels each; the study's report shows which are suspect.")
+    return rows
 
 
 def read_suspects(file: Path) -> tuple[Mistake, ...]:

@@ -1,0 +1,1 @@
+"""`python -m delta_tune inspect`: what is in a data set, and what is wrong with it."""
