@@ -19,7 +19,7 @@ from delta_tune.inference.model import load
 from delta_tune.report.predictions import read_predictions
 from delta_tune.results.layout import HELD_OUT_FILE, PREDICTIONS_FILE
 from delta_tune.study import final_model, final_runs
-from delta_tune.study.confirmation import fresh_seed
+from delta_tune.study.confirmation_splits import fresh_seed
 from delta_tune.study.time_budget import FOLDS
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
