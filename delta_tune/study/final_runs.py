@@ -26,13 +26,14 @@ from delta_tune.data.resampling import hold_out_folds
 from delta_tune.models.network_state import build_network
 from delta_tune.report.held_out import HeldOut
 from delta_tune.report.predictions import split_logits
+from delta_tune.results.image_scores import image_scores
 from delta_tune.results.mirror import local_copy
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
 from delta_tune.study.attention_phase import attention_of_earlier_sessions
 from delta_tune.study.confirmation import fresh_seed
 from delta_tune.study.final_model import make_final_model, run_folder
-from delta_tune.study.race import ROUNDS, FoldRun, Race, finalists, image_scores, race_sentences
+from delta_tune.study.race import ROUNDS, FoldRun, Race, finalists, race_sentences
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import FOLDS, LEAST_RUNS, SLACK, fold_growth
 from delta_tune.training.checkpoint import last_weights

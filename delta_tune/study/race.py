@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from delta_tune.config import FIRST_MODEL, METRICS, Metric
+from delta_tune.results.image_scores import Scores
 from delta_tune.results.statistics import standard_error
 from delta_tune.results.tables import StudyTables
 
@@ -18,8 +18,6 @@ ROUNDS = 2
 """Folds on which all racers run, unless the data tell them apart before."""
 CLEAR = 1.96
 """Standard errors by which a racer must be behind the leader to be dropped: 95 % of a normal distribution."""
-
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,25 +135,6 @@ def _is_close(metric: Metric, best: dict[str, float], other: dict[str, float], n
     if METRICS[metric] == "min":
         return True
     return best[metric] - other[metric] <= standard_error(best[metric], num_val)
-
-
-def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> Scores:
-    """A score of each image, higher is better, whose mean is the metric; for macro F1 the accuracy stands in.
-
-    Args:
-        logits: (N, K).
-        labels: (N,), in [0, K).
-        metric: of the study.
-    """
-    if metric == "val_loss":
-        shifted = logits - logits.max(1, keepdims=True)
-        losses: Scores = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-        return -losses
-    right: Scores = (logits.argmax(1) == labels).astype(np.float64)
-    if metric == "val_balanced_accuracy":
-        counts = np.bincount(labels)
-        right *= len(labels) / (np.count_nonzero(counts) * counts[labels])
-    return right
 
 
 def race_sentences(race: Race, name: Callable[[int], str], metric: Metric) -> list[str]:

@@ -30,6 +30,7 @@ class Objective:
         factors: Mapping[str, Tensor] | None = None,
         class_weights: Tensor | None = None,
         source_head: SourceHead | None = None,
+        logit_offsets: Tensor | None = None,
     ) -> None:
         """Take the target before its first step: l2_sp measures distances from the weights that it has now.
 
@@ -41,12 +42,13 @@ class Objective:
             factors: layer → factor of each channel in the behaviour term, (C,), for the same methods.
             class_weights: of the cross entropy, (K,) on the target's device; None weighs all classes alike.
             source_head: the source's own head, if it is trained along.
+            logit_offsets: what is added to the logits before their cross entropy, (K,) on the target's device.
         """
         assert (source is not None) == config.uses_behavior
         assert (source_head is not None) == (config.effective_co_tuning > 0)
         self.config, self._target, self._head = config, target, head
         self._source, self._factors, self._source_head = source, factors or {}, source_head
-        self._class_weights = class_weights
+        self._class_weights, self._logit_offsets = class_weights, logit_offsets
         self._maps: FeatureMaps | None = None
         self._features: list[Tensor] = []  # the head's inputs in the most recent forward pass
         self._is_hooked = False
@@ -121,6 +123,8 @@ class Objective:
         are probabilities; this one divides by the number of images either way.
         """
         smoothing, weights = self.config.label_smoothing, self._class_weights
+        if self._logit_offsets is not None:
+            logits = logits + self._logit_offsets
         if weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
         total = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
