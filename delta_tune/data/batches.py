@@ -92,7 +92,8 @@ def balanced_order(labels: np.ndarray, generator: torch.Generator) -> np.ndarray
         rounds = range(0, count, len(members))
         passes = [members[torch.randperm(len(members), generator=generator).numpy()] for _ in rounds]
         drawn += [each[: count - begun] for begun, each in zip(rounds, passes, strict=True)]
-    return np.concatenate(drawn)[torch.randperm(len(labels), generator=generator).numpy()]
+    order: np.ndarray = np.concatenate(drawn)[torch.randperm(len(labels), generator=generator).numpy()]
+    return order
 
 
 def _cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

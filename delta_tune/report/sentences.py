@@ -174,17 +174,31 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     one = " retrained once " in (record.model or "")
     made = "one of these runs" if one else "made of these runs and usually better than one of them"
     lines = [
-        f"The {known['runs']} final runs of trial {record.winner}: accuracy {100 * known['accuracy']:.1f} % on "
-        f"{known['images']} images, each predicted by a run that was not trained on it (95 % interval {100 * low:.1f} "
-        f"to {100 * high:.1f} %). "
-        f"The model is {made}."
+        f"The {known['runs']} final runs of trial {record.winner}: {_class_score(record)}accuracy "
+        f"{100 * known['accuracy']:.1f} % on {known['images']} images, each predicted by a run that was not trained on "
+        f"it (95 % interval {100 * low:.1f} to {100 * high:.1f} %). The model is {made}."
     ]
+    if (shift := known.get("shift")) is not None:
+        lines.append(
+            f"The model names rare classes more readily than its runs: {shift['strength']:g} times the log of a class's"
+            f" share is taken off its logit. On these images, by which that was chosen, "
+            f"{record.metric.removeprefix('val_')} is {100 * shift['after']:.1f} % instead of "
+            f"{100 * shift['before']:.1f} %."
+        )
     lines += record.race
     if known["suspects"]:
         these = "1 of these images has a label that is" if known["suspects"] == 1 else "labels that are"
         what = these if known["suspects"] == 1 else f"{known['suspects']} of these images have {these}"
         lines.append(f"{what} probably wrong: see the column suspect of {held_out_file}.")
     return lines
+
+
+def _class_score(record: StudyRecord) -> str:
+    """The metric of the final runs, if all classes count alike in it, in front of their accuracy."""
+    known = record.held_out
+    if known is None or known.get("score") is None:
+        return ""
+    return f"{record.metric.removeprefix('val_')} {100 * known['score']:.1f} %, "
 
 
 def calibration_sentence(record: StudyRecord) -> str | None:
@@ -219,8 +233,9 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if (known := record.held_out) is not None:
         low, high = known["interval"]
         return (
-            f"{best.method} ({best.name}) in {known['runs']} final runs: accuracy {100 * known['accuracy']:.1f} % "
-            f"[{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that they were not trained on."
+            f"{best.method} ({best.name}) in {known['runs']} final runs: {_class_score(record)}accuracy "
+            f"{100 * known['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that "
+            f"they were not trained on."
         )
     result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
     if tables.trials[best.number]["state"] != "completed":

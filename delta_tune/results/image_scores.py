@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from delta_tune.config import Metric
 
 Scores = NDArray[np.float64]
+CLASS_METRICS: tuple[Metric, ...] = ("val_balanced_accuracy", "val_macro_f1")
+"""Metrics in which all classes count alike."""
 
 
 def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> Scores:

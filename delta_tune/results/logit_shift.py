@@ -8,14 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_tune.config import Metric
-from delta_tune.results.image_scores import image_scores
+from delta_tune.results.image_scores import CLASS_METRICS, image_scores
 
-CLASS_METRICS: tuple[Metric, ...] = ("val_balanced_accuracy", "val_macro_f1")
-"""Metrics in which all classes count alike."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """Candidates of τ; 1 would be right if the probabilities were."""
 LEAST_GAIN = 0.005
-"""Of the metric, and at least a standard error of the gain: a smaller one may be luck, as τ is chosen where it is seen."""
+"""Of the metric, and at least a standard error of it: a smaller gain may be luck, as τ is chosen where it is seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -124,6 +124,14 @@ class UnsureRecord(BaseModel):
     images: Images
 
 
+class ShiftRecord(BaseModel):
+    """The fields of `LogitShift`."""
+
+    strength: Annotated[float, Field(ge=0, le=10)]
+    before: Share
+    after: Share
+
+
 class HeldOutRecord(BaseModel):
     """What final runs predict of images that they were not trained on."""
 
@@ -139,6 +147,9 @@ class HeldOutRecord(BaseModel):
     calibration_error: Share
     calibrated_error: Share
     unsure: UnsureRecord | None = None
+    score: Share | None = None
+    """The study's metric, if all classes count alike in it."""
+    shift: ShiftRecord | None = None
 
 
 class ScoringRecord(BaseModel):

@@ -25,4 +25,4 @@ def shift_bias(head: nn.Module, offsets: Tensor) -> None:
     """
     if isinstance(head, nn.Linear):
         with torch.no_grad():
-            head.bias += offsets.to(head.bias)
+            head.bias.add_(offsets.to(head.bias))

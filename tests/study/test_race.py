@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from sklearn import metrics as sklearn_metrics
 
 from delta_tune.config import LOSS_PARTS, TrialConfig
 from delta_tune.results.columns import SCORES
 from delta_tune.results.tables import StudyTables
-from delta_tune.study.race import FoldRun, Race, finalists, image_scores, race_sentences
+from delta_tune.study.race import FoldRun, Race, finalists, race_sentences
 
 
 def scores(mean, images=100):
@@ -144,40 +143,6 @@ def test_difference_is_image_by_image_on_the_folds_that_both_have():
     gap = mine[0] - other[0]
     assert race.compared(0, 1) == pytest.approx((gap.mean(), gap.std(ddof=1) / math.sqrt(20), 20))
     assert race.compared(0, 9) == (0.0, math.inf, 0)
-
-
-LOGITS = np.random.default_rng(3).normal(0, 1, (40, 4)).astype(np.float32)
-LABELS = np.random.default_rng(4).integers(0, 3, 40)  # class 3 does not occur
-
-
-@pytest.mark.parametrize(
-    ("metric", "reference"),
-    [
-        ("val_accuracy", lambda: sklearn_metrics.accuracy_score(LABELS, LOGITS.argmax(1))),
-        (
-            "val_balanced_accuracy",
-            lambda: np.mean([np.mean(LOGITS[label == LABELS].argmax(1) == label) for label in range(3)]),
-        ),
-        ("val_macro_f1", lambda: sklearn_metrics.accuracy_score(LABELS, LOGITS.argmax(1))),
-        (
-            "val_loss",
-            lambda: (
-                -sklearn_metrics.log_loss(
-                    LABELS, np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True), labels=[0, 1, 2, 3]
-                )
-            ),
-        ),
-    ],
-)
-def test_mean_of_the_images_scores_is_the_metric(metric, reference):
-    found = image_scores(LOGITS, LABELS, metric)
-    assert found.shape == (40,)
-    assert found.mean() == pytest.approx(reference(), rel=1e-5)
-
-
-def test_loss_of_a_hopeless_image_is_finite():
-    found = image_scores(np.array([[1e4, -1e4]], dtype=np.float32), np.array([1]), "val_loss")
-    assert found.tolist() == [-2e4]
 
 
 def raced(mine, other, images=100):
