@@ -188,11 +188,11 @@ def searched(tmp_path):
 
     def make(*trials, metric="val_accuracy", losses=None):
         tables = StudyTables(tmp_path, metric)
-        for number, (method, accuracies) in enumerate(trials):
-            tables.add(number, TrialConfig(regularizer=method), {}, {})
+        for number, (method, accuracies, *fields) in enumerate(trials):
+            tables.add(number, TrialConfig(regularizer=method, **(fields[0] if fields else {})), {}, {})
             for position, accuracy in enumerate(accuracies, 1):
                 loss = 1 - accuracy if losses is None else losses[number]
-                tables.report(number, epoch(position, accuracy, loss))
+                tables.report(number, epoch(position, accuracy, loss) | {metric: accuracy})
             tables.finish(number, "completed")
         return tables
 
@@ -210,6 +210,22 @@ def test_favourite_has_the_lowest_loss_of_those_that_validation_cannot_tell_apar
         ("delta", [0.8]), ("delta", [0.77]), ("delta", [0.79]), ("delta", [0.5]), losses=[0.9, 0.7, 0.8, 0.1]
     )
     assert finalists(tables, 100) == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("val_accuracy", [1, 2, 0]), ("val_macro_f1", [2, 0, 1]), ("val_balanced_accuracy", [2, 0, 1])],
+)
+def test_loss_of_a_trial_for_other_shares_of_the_classes_tells_nothing_where_all_count_alike(
+    searched, metric, expected
+):
+    weighted = {"class_weights": "balanced"}
+    tables = searched(
+        *(("delta", [0.8], weighted), ("delta", [0.77]), ("delta", [0.79], weighted)),
+        metric=metric,
+        losses=[0.9, 0.7, 0.8],
+    )
+    assert finalists(tables, 100) == expected
 
 
 def test_first_model_that_is_best_is_the_favourite_whatever_its_loss(searched):
