@@ -192,7 +192,9 @@ def searched(tmp_path):
             tables.add(number, TrialConfig(regularizer=method, **(fields[0] if fields else {})), {}, {})
             for position, accuracy in enumerate(accuracies, 1):
                 loss = 1 - accuracy if losses is None else losses[number]
-                tables.report(number, epoch(position, accuracy, loss) | {metric: accuracy})
+                tables.report(
+                    number, epoch(position, accuracy, loss) | ({} if metric == "val_loss" else {metric: accuracy})
+                )
             tables.finish(number, "completed")
         return tables
 

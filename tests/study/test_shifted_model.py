@@ -88,6 +88,6 @@ def test_network_in_which_the_bias_does_not_reach_the_logits_is_left_and_that_is
     found, (said,) = find("val_balanced_accuracy", reaches=False)
     assert found is None
     assert said == (
-        "The logits of rare classes are not raised, although val_balanced_accuracy would gain: in timm:test_resnet more "
-        "than a sum follows the head's bias."
+        "The logits of rare classes are not raised, although val_balanced_accuracy would gain: in timm:test_resnet "
+        "more than a sum follows the head's bias."
     )
