@@ -28,9 +28,9 @@ import torch
 from development_data import DATA, MISSING, WEIGHTS
 
 from delta_tune import Task, TrialConfig, prepare, run_trial
+from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.models.network_state import rebuild
 from delta_tune.report.predictions import split_logits
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.workplace import ThisProcess
 
 STARTS = ("random", "probe")

@@ -36,9 +36,9 @@ import delta_tune
 from delta_tune.config import TrialConfig
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
+from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.models.backbones import build_target
 from delta_tune.training import trial
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task, prepare
 from delta_tune.training.trial import run_trial
 

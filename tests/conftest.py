@@ -20,6 +20,7 @@ import timm
 import torch
 from helpers import studies
 from helpers.nodes import free_port
+from helpers.several_labels import coloured_squares, source_of
 from PIL import Image
 from pyarrow import fs
 
@@ -93,6 +94,13 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(image_folder: Path, tiny_weights: Path) -> Task:
     """The task of the two; trials leave it as it is, apart from what was measured for them."""
     return prepare(image_folder, f"timm:{TINY}", str(tiny_weights), image_size=IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def label_task(tiny_weights: Path) -> Task:
+    """A task of three labels an image, any of which may be there; train 48, val 24, test 12 images."""
+    with source_of(coloured_squares({"train": 48, "val": 24, "test": 12})):
+        return prepare("squares", f"timm:{TINY}", str(tiny_weights), image_size=IMAGE_SIZE)
 
 
 @pytest.fixture(scope="session")

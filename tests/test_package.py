@@ -18,7 +18,7 @@ LAYERS = [
     {"config", "background"},
     {"filesystem"},
     {"results"},
-    {"console"},
+    {"console", "labels"},
     {"data"},
     {"models", "spaces"},
     {"attention"},

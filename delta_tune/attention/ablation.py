@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_tune.attention.ablation_plan import Plan, Slice, Step
+from delta_tune.labels.kinds import kind_of
 from delta_tune.models.devices import in_float64, without_tf32
 from delta_tune.models.feature_maps import forward_hooks
 from delta_tune.models.fused_convolution import Conv
@@ -264,29 +265,27 @@ def _planned_losses(
 ) -> Tensor:
     block = Block(plan, intact)
     at_once = chunk_size(plan, len(targets), byte_budget, targets.device)
-    reference = _cross_entropy(intact[plan.output], targets)
+    reference = _losses(intact[plan.output], targets)
     losses = []
     for start in range(0, plan.channels, at_once):
         stop = min(start + at_once, plan.channels)
-        losses.append(_cross_entropy(block.logits(start, stop), targets) - reference)
+        losses.append(_losses(block.logits(start, stop), targets) - reference)
         advance((stop - start) * len(targets))
     return torch.cat(losses).t()
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     """(..., B, K) to (..., B), in float64: a fitted head's losses are far below float32's spacing near its logits."""
-    logits = in_float64(logits)
-    picked = logits.gather(-1, targets.to(logits.device).expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    return logits.logsumexp(-1) - picked
+    return kind_of(targets).losses(in_float64(logits), targets)
 
 
 def _masked_losses(
     model: nn.Module, images: Tensor, targets: Tensor, layer: str, channels: int, advance: Callable[[int], None]
 ) -> Tensor:
-    reference = _cross_entropy(model(images), targets)
+    reference = _losses(model(images), targets)
     losses = []
     for channel in range(channels):
-        losses.append(_cross_entropy(_masked_logits(model, images, layer, channel), targets) - reference)
+        losses.append(_losses(_masked_logits(model, images, layer, channel), targets) - reference)
         advance(len(images))
     return torch.stack(losses, dim=1)
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_tune.attention.ablation import Ablation
 from delta_tune.config import UserError, did_you_mean
+from delta_tune.labels.kinds import kind_of
 from delta_tune.models.feature_maps import forward_hooks
 
 
@@ -50,7 +50,7 @@ def ablation_losses_per_image(
     Args:
         model: in eval mode, with a trained head; not changed.
         images: float (N, 3, H, W), normalised, on the model's device.
-        labels: int64 (N,), in [0, K).
+        labels: int64 (N,), in [0, K); or, with several labels an image, float32 (N, K) of 0 and 1.
         layers: names of modules with output (B, C, H, W).
         byte_budget: bound on the memory of stacked variants.
         progress: called with (done, total), in channels × images.
@@ -100,7 +100,7 @@ def first_order_losses_per_image(
         for start in range(0, len(images), batch_size):
             block, targets = images[start : start + batch_size], labels[start : start + batch_size]
             with torch.inference_mode(False), torch.enable_grad():
-                loss = F.cross_entropy(model(block), targets, reduction="sum")
+                loss = kind_of(targets).loss(model(block), targets, "sum")
                 gradients = torch.autograd.grad(loss, [outputs[layer] for layer in losses])
             for layer, gradient in zip(losses, gradients, strict=True):
                 product = outputs[layer].detach() * gradient
@@ -124,5 +124,9 @@ def _check(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[st
         raise ValueError(f"the model must be in eval mode, but {name} is in training mode: call model.eval()")
     if images.dim() != 4 or len(images) == 0 or not images.is_floating_point():
         raise ValueError(f"images must be float (N, 3, H, W) with N ≥ 1, but got {images.dtype} {tuple(images.shape)}")
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 ({len(images)},), but got {labels.dtype} {tuple(labels.shape)}")
+    several = labels.dim() == 2 and labels.dtype == torch.float32
+    if labels.shape[:1] != images.shape[:1] or not (several or (labels.dim() == 1 and labels.dtype == torch.int64)):
+        raise ValueError(
+            f"labels must be int64 ({len(images)},), or float32 ({len(images)}, K), but got {labels.dtype} "
+            f"{tuple(labels.shape)}"
+        )

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
+from delta_tune.labels.kinds import Labels, kind_of
 from delta_tune.models.backbones import Backbone, build_source, build_target
 from delta_tune.models.devices import torch_threads
 from delta_tune.models.feature_maps import feature_maps, head_function, head_inputs
@@ -68,7 +68,7 @@ def join_passes(passes: Sequence[SourcePass]) -> tuple[np.ndarray, dict[str, flo
 
 
 def fit_probe_head(
-    backbone: Backbone, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, device: torch.device
+    backbone: Backbone, features: np.ndarray, labels: Labels, num_classes: int, seed: int, device: torch.device
 ) -> FittedHead:
     """Train a head on the source's features by L-BFGS (attention step 1).
 
@@ -80,13 +80,14 @@ def fit_probe_head(
     head = model.get_submodule(backbone.head)
     logits = head_function(model, backbone.head, image_size=backbone.preprocessing.image_size)
     x, y = torch.tensor(features, device=device), torch.tensor(labels, device=device)
+    kind = kind_of(labels)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y))).to(device)
     held_out, rest = order[: len(y) // 5], order[len(y) // 5 :]
 
     def held_out_loss(penalty: float) -> float:
         fit_head(head, logits, x[rest], y[rest], penalty)
         with torch.no_grad():
-            return F.cross_entropy(logits(x[held_out]), y[held_out]).item()
+            return kind.loss(logits(x[held_out]), y[held_out]).item()
 
     with torch_threads(1):  # one thread: the result must not depend on the number of cores
         chosen, least = PENALTIES[2], math.inf
@@ -102,22 +103,22 @@ def fit_probe_head(
 
 
 def fit_head(head: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, penalty: float) -> None:
-    """Minimise the mean cross entropy plus ½ penalty ‖parameters of `head`‖² by L-BFGS, from where they are.
+    """Minimise the mean loss plus ½ penalty ‖parameters of `head`‖² by L-BFGS, from where they are.
 
     Args:
         head: what is fitted; frozen afterwards.
         logits: from inputs to logits (N, K), by means of `head`.
         x: inputs of N images.
-        y: (N,) classes.
+        y: their labels.
         penalty: ≥ 0.
     """
     head.requires_grad_(True)
-    parameters = list(head.parameters())
+    parameters, kind = list(head.parameters()), kind_of(y)
     optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits(x), y) + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
+        loss = kind.loss(logits(x), y) + penalty / 2 * torch.stack([p.square().sum() for p in parameters]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
+
+from delta_tune.labels.kinds import kind_of
 
 UNIFORM_SHARE = 0.3
 """Share of the probability that is uniform; it bounds an image's weight by 1 / UNIFORM_SHARE times the mean."""
 
 
 def error_norm(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """‖softmax(logits) − onehot(label)‖ per image, float64 (N,) in [0, √2]: the norm of the loss's gradient."""
-    predicted = logits.double().softmax(1)
-    scores: np.ndarray = (predicted - F.one_hot(labels, predicted.shape[1])).norm(dim=1).cpu().numpy()
+    """‖probabilities − labels‖ per image, float64 (N,): the norm of the gradient of its loss."""
+    scores: np.ndarray = kind_of(labels).errors(logits, labels).cpu().numpy()
     return scores
 
 
@@ -44,7 +44,7 @@ class ProbeImages:
         """Draw an order of all images.
 
         Args:
-            labels: int64 (N,).
+            labels: int64 (N,), or the strata of images with several labels.
             scores: ≥ 0, (N,); images are drawn in proportion to them, except for `UNIFORM_SHARE`.
             seed: seed of the order.
         """

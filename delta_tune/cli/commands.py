@@ -35,7 +35,13 @@ def parser() -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "Classify images")
     predict.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them")
-    predict.add_argument("--top", type=int, default=2, metavar="K", help="Number of classes to show (2)")
+    predict.add_argument(
+        "--top",
+        type=int,
+        default=2,
+        metavar="K",
+        help="Number of classes to show (2); with several labels an image, at least all that are there",
+    )
     predict.add_argument("--device", default="cpu", metavar="DEVICE", help="Where to compute, such as cuda (cpu)")
     predict.add_argument("--flip", action="store_true", help=FLIP)
     predict.add_argument(
@@ -92,7 +98,8 @@ def _predict(given: argparse.Namespace) -> None:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
         print(json.dumps(rows, indent=2))
     else:
-        _print_predictions(names, predictions, given.top)
+        show = _print_predictions if model.thresholds is None else _print_labels
+        show(names, predictions, given.top)
     errors = [prediction.error for prediction in predictions if prediction.error]
     if len(errors) == 1:
         raise UserError(errors[0])
@@ -134,6 +141,24 @@ def _print_predictions(names: Sequence[str | Path], predictions: Sequence[Predic
     Console(highlight=False, markup=False, emoji=False).print(table)
 
 
+def _print_labels(names: Sequence[str | Path], predictions: Sequence[Prediction], top: int) -> None:
+    """The labels that are there, and the next ones, as far as `top` labels are not there yet."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "labels", "then")
+    for name, prediction in zip(names, predictions, strict=True):
+        if prediction.error is not None:
+            table.add_row(visible(str(name)), visible(prediction.error))
+            continue
+        share, there = prediction.probabilities, prediction.labels
+        others = sorted(share.keys() - set(there), key=lambda label: -share[label])[: max(0, top - len(there))]
+        cells = [", ".join(f"{label} {100 * share[label]:.1f} %" for label in labels) for labels in (there, others)]
+        said = cells[0] or "none"
+        table.add_row(*map(visible, (str(name), f"unsure ({said})" if prediction.unsure else said, cells[1])))
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
 def _export(given: argparse.Namespace) -> None:
     from delta_tune.console.format import format_bytes
     from delta_tune.inference.export import export_model
@@ -172,6 +197,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     from delta_tune.console.format import format_duration, format_score
 
     accuracy, interval = row["accuracy"], row["interval"]
+    exact = " exact matches" if row["task"] == "multilabel" else ""
     return {
         "study": row["study"] + ("" if row["finished"] else " (unfinished)"),
         "data": Path(row["data"]).name,
@@ -179,7 +205,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "model": row["model"],
         "method": row["method"] or "–",
         "best": "–" if row["best"] is None else f"{row['metric']} {format_score(row['metric'], row['best'])}",
-        "accuracy": "–" if accuracy is None else f"{row['accuracy_of']} {100 * accuracy:.1f} %",
+        "accuracy": "–" if accuracy is None else f"{row['accuracy_of']} {100 * accuracy:.1f} %{exact}",
         "95 % interval": "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
         "trials": ", ".join(f"{count} {state}" for state, count in row["trials"].items()),
         "epochs": str(row["epochs"]),

@@ -6,7 +6,7 @@ from delta_tune.config.fields import fields_of
 from delta_tune.config.image_settings import Augmentation, ImageSettings, Sampling
 from delta_tune.config.masking import mask_secrets
 from delta_tune.config.methods import BASELINE, FIRST_MODEL, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
-from delta_tune.config.study import Sampler, StudyConfig, study_config
+from delta_tune.config.study import DATA_OPTIONS, MULTILABEL_METRIC, Sampler, StudyConfig, TaskName, study_config
 from delta_tune.config.text import as_utf8, visible
 from delta_tune.config.trial import (
     FIXED_BY_STUDY,
@@ -27,6 +27,7 @@ from delta_tune.config.trial import (
 
 __all__ = [
     "BASELINE",
+    "DATA_OPTIONS",
     "FIRST_MODEL",
     "FIXED_BY_STUDY",
     "HEAVIEST",
@@ -34,6 +35,7 @@ __all__ = [
     "LOSS_PARTS",
     "METHODS",
     "METRICS",
+    "MULTILABEL_METRIC",
     "TRIAL_FIELDS",
     "AttentionEstimator",
     "Augmentation",
@@ -48,6 +50,7 @@ __all__ = [
     "Sampling",
     "Schedule",
     "StudyConfig",
+    "TaskName",
     "TrialConfig",
     "UserError",
     "as_utf8",

@@ -15,6 +15,9 @@ from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, check
 
 SMALLEST_PART = 0.0001
 """Ray counts CPUs and GPUs in units of it."""
+TaskName = Literal["classification", "multilabel"]
+MULTILABEL_METRIC: Metric = "val_mean_average_precision"
+"""Of data with several labels an image where nothing else is asked for, and only of such data."""
 Sampler = Literal["tpe", "gp", "random", "cmaes", "grid"]
 
 
@@ -27,6 +30,11 @@ class StudyConfig:
         "Images: a folder or a Parquet file, local or at `s3://…` or `gs://…`; `torchvision:NAME`; or `demo`",
         group="data",
         metavar="DIR|FILE|NAME",
+    )
+    task: Literal["auto", "classification", "multilabel"] = field(
+        "auto",
+        "`classification` has one class an image, `multilabel` any number of labels; `auto` is what the data has",
+        group="data",
     )
     val_fraction: float = field(
         0.2,
@@ -60,6 +68,12 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    resize: Literal["auto", "crop", "squash", "letterbox"] = field(
+        "auto",
+        "How images that are not square become it: their centre, all of them squashed, or all of them with a border; "
+        "`auto` chooses by their shapes",
+        group="data",
+    )
     model: str | None = field(
         None,
         "`NAME` in torchvision.models, or `timm:NAME`",
@@ -102,7 +116,11 @@ class StudyConfig:
         group="search",
         metavar="TIME",
     )
-    metric: Metric = field("val_accuracy", "Metric to optimise", group="search")
+    metric: Metric = field(
+        "val_accuracy",
+        f"Metric to optimise; with several labels an image it is `{MULTILABEL_METRIC}` if none is given",
+        group="search",
+    )
     mode: Mode | None = field(
         None, "Whether the metric is to be large or small", unset="as the metric requires", group="search"
     )
@@ -257,6 +275,8 @@ class StudyConfig:
 
 
 STUDY_FIELDS: tuple[str, ...] = tuple(fields_of(StudyConfig))
+DATA_OPTIONS = tuple(name for name, declared in fields_of(StudyConfig).items() if declared.group == "data")[1:]
+"""Settings of how the data is read, after `data` itself: keywords of `load_dataset` too."""
 DEMO: dict[str, Any] = {
     "image_size": 64,
     "space": "search_spaces/demo.py",

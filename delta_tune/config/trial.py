@@ -19,13 +19,14 @@ HeadStart = Literal["random", "probe"]
 Schedule = Literal["step", "cosine", "constant"]
 Optimizer = Literal["sgd", "adamw"]
 ClassWeights = Literal["none", "balanced"]
-Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
+Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_mean_average_precision", "val_loss"]
 Mode = Literal["max", "min"]
 
 METRICS: dict[str, Mode] = {
     "val_accuracy": "max",
     "val_balanced_accuracy": "max",
     "val_macro_f1": "max",
+    "val_mean_average_precision": "max",
     "val_loss": "min",
 }
 LAYER_CHOICES = ("all", "last", "last_two")

@@ -44,7 +44,7 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     draws = torch.rand(num_images, _DRAWS, generator=generator)
     flipped = draws[:, 0] < 0.5
     if kind == "resized_crop_flip":
-        return resized_crops(images, crop_boxes(draws[:, 1:], stored), flipped, preprocessing)
+        return resized_crops(images, _boxes(draws[:, 1:], stored, preprocessing), flipped, preprocessing)
     if kind == "none":
         return center_crop(images, preprocessing)
     if kind == "flip":
@@ -102,6 +102,21 @@ def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     scale, shift = to_device(scale_and_shift, images.device).unbind()
     rows = images.to(torch.float32, memory_format=torch.contiguous_format).view(num_images * size, size * 3)
     return rows.mul_(scale).add_(shift).view(num_images, size, size, 3).permute(0, 3, 1, 2)
+
+
+def _boxes(draws: Tensor, stored: int, preprocessing: Preprocessing) -> Tensor:
+    """Boxes (B, 4) of a resized crop: in the stored square, or in its centre if that holds the whole image.
+
+    A letterboxed image may be a narrow strip, of which each box has a part: it reaches the middle, in both directions.
+    """
+    if preprocessing.resize == "crop":
+        return crop_boxes(draws, stored)
+    size = preprocessing.image_size
+    boxes = crop_boxes(draws, size)
+    starts, sides = boxes[:, :2], boxes[:, 2:]
+    if preprocessing.resize == "letterbox":
+        starts = starts.clamp(min=size // 2 - sides + 1, max=torch.tensor(size // 2))
+    return torch.cat([starts + center_offset(stored, size), sides], dim=1)
 
 
 def crop_boxes(draws: Tensor, stored: int) -> Tensor:

@@ -12,8 +12,9 @@ from delta_tune.data.images import (
     DecodedImages,
     EncodedImages,
     PooledImages,
+    Preprocessing,
 )
-from delta_tune.data.splits import Indices
+from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -21,8 +22,8 @@ class Split:
     """Images and their labels."""
 
     images: DecodedImages | EncodedImages | PooledImages
-    labels: Indices
-    """int64 (N,), positions in `Dataset.classes`."""
+    labels: Labels
+    """Int64 (N,), positions in `Dataset.classes`; or, with several labels an image, float32 (N, K) of 0 and 1."""
     names: tuple[str, ...]
     """Path, or file and row, of each image (N)."""
 
@@ -55,6 +56,18 @@ class Dataset:
     """Hex digest of classes, labels, image contents and preprocessing."""
     notes: tuple[str, ...]
     """Sentences for the user on how the data was read."""
+    preprocessing: Preprocessing
+    """How the images were read."""
+
+    @property
+    def kind(self) -> LabelKind:
+        """What losses and scores need to know of the labels."""
+        return kind_of(self.train.labels)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image has any number of labels."""
+        return self.train.labels.ndim == 2
 
     def for_name(self, split: str) -> Split:
         """The split named train, val or test.

@@ -8,7 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,17 @@ from PIL import Image, UnidentifiedImageError
 
 from delta_tune.config import UserError, visible
 from delta_tune.data.decoding import decode, no_warnings, to_rgb
+from delta_tune.data.fitting import (
+    Interpolation,
+    Picture,
+    Pixels,
+    Resize,
+    shrink_into_square,
+    squash,
+    surround,
+    to_square,
+)
 from delta_tune.data.limits import MAX_PIXELS, BinaryFile, check_file_size, read_file, read_open_file
-
-Interpolation = Literal["bilinear", "bicubic"]
-Pixels = npt.NDArray[np.uint8]
-
-_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +38,21 @@ class Preprocessing:
     """Side of the network's input, in pixels."""
     stored_size: int
     """Side of the stored square that the input is cropped from, ≥ image_size."""
-    mean: tuple[float, float, float]
+    mean: tuple[float, ...]
     """Channel means, for values in [0, 1]."""
-    std: tuple[float, float, float]
+    std: tuple[float, ...]
     """Channel standard deviations, for values in [0, 1]."""
     interpolation: Interpolation
+    resize: Resize = "crop"
+    """How an image that is not square fills the square.
+
+    - `crop`: the short side is resized to `stored_size`, the centre cropped.
+    - `squash`: both sides are resized to `image_size`.
+    - `letterbox`: the long side is resized to `image_size`, the short one in proportion.
+
+    With the last two the whole image is the input; around it, up to `stored_size`, is the mean colour, into which
+    random crops reach, as they do with the padding that CIFAR is trained with (arXiv 1512.03385).
+    """
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.stored_size:
@@ -45,6 +60,17 @@ class Preprocessing:
                 f"1 <= image_size <= stored_size must hold, but got (image_size={self.image_size}, "
                 f"stored_size={self.stored_size})."
             )
+
+    def for_fingerprint(self) -> dict[str, Any]:
+        """The fields by name; without those added later that are as they were before."""
+        added = {field.name: field.default for field in dataclasses.fields(self)}
+        told = dataclasses.asdict(self)
+        return {name: value for name, value in told.items() if value != added[name]}
+
+    @property
+    def mean_colour(self) -> tuple[int, ...]:
+        """The mean as a colour, of values from 0 to 255."""
+        return tuple(round(255 * value) for value in self.mean)
 
 
 class DamagedImage(UserError):
@@ -102,27 +128,25 @@ def damage_reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def to_square(image: Image.Image, size: int, interpolation: Interpolation) -> Pixels:
-    """Resize the short side to `size` (antialiased) and crop the centre, as torchvision's Resize and CenterCrop do.
+def fit(image: Picture, preprocessing: Preprocessing) -> Pixels:
+    """Resize and crop an image as `preprocessing.resize` says, still without a border: uint8 (H, W, C).
 
-    Args:
-        image: RGB, any size.
-        size: side of the square, in pixels.
-        interpolation: bilinear or bicubic.
-
-    Returns:
-        uint8 (size, size, 3); an image of `size` × `size` is returned unchanged.
+    To fit what is fitted changes nothing.
     """
-    short = min(image.size)
-    box = []
-    for side in image.size:
-        resized = size * side // short
-        offset = round((resized - size) / 2)
-        box.append((offset * side / resized, (offset + size) * side / resized))
-    (left, right), (top, bottom) = box
-    # Compute only the square: a strip of 1 × 10,000 pixels would otherwise first be enlarged to gigabytes.
-    square = image.resize((size, size), _RESAMPLING[interpolation], box=(left, top, right, bottom))
-    return np.array(square)  # writable
+    if preprocessing.resize == "crop":
+        return to_square(image, preprocessing.stored_size, preprocessing.interpolation)
+    whole = squash if preprocessing.resize == "squash" else shrink_into_square
+    return whole(image, preprocessing.image_size, preprocessing.interpolation)
+
+
+def with_border(fitted: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """What `fit` returned as the square that is kept: uint8 (stored_size, stored_size, C)."""
+    return surround(fitted, preprocessing.image_size, preprocessing.stored_size, preprocessing.mean_colour)
+
+
+def stored_square(image: Picture, preprocessing: Preprocessing) -> Pixels:
+    """The square that is kept of an image: uint8 (stored_size, stored_size, C)."""
+    return with_border(fit(image, preprocessing), preprocessing)
 
 
 def to_png(square: Pixels) -> bytes:
@@ -156,19 +180,19 @@ class EncodedImages:
 
     encoded: Any
     """pyarrow.LargeBinaryArray (N,)."""
-    stored_size: int
-    interpolation: Interpolation
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
         """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy; the same pixels as when decoded once."""
-        pixels = np.empty((len(indices), self.stored_size, self.stored_size, 3), dtype=np.uint8)
+        size = self.preprocessing.stored_size
+        pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
 
         def decode(row: int) -> None:
             image = open_image(self.encoded[int(indices[row])].as_py())
-            pixels[row] = to_square(image, self.stored_size, self.interpolation)
+            pixels[row] = stored_square(image, self.preprocessing)
 
         for _ in _decoders(num_decoding_threads()).map(decode, range(len(indices))):
             pass

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import psutil
 
-from delta_tune.config import StudyConfig, TrialConfig, UserError, fields_of
+from delta_tune.config import StudyConfig, TaskName, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_count
-from delta_tune.data.class_names import alike_notes, in_one_form, sorted_classes
+from delta_tune.data.class_labels import number_labels
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import (
-    Preprocessing,
-)
+from delta_tune.data.first_look import AskedResize, settle_preprocessing
+from delta_tune.data.images import Preprocessing
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.reading_notes import (
     contradiction_notes,
@@ -30,6 +27,7 @@ from delta_tune.data.reading_notes import (
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.find import find_source
 from delta_tune.data.splits import Indices, class_notes, cut_splits, format_list, size_notes, training_subset
+from delta_tune.labels.kinds import kind_of
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: takes text and total; yields a function to call with each amount done."""
@@ -41,6 +39,7 @@ def load_dataset(
     data: str | Path,
     *,
     preprocessing: Preprocessing,
+    task: Literal["auto"] | TaskName = "auto",
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
     train_fraction: float | None = None,
@@ -50,6 +49,7 @@ def load_dataset(
     seed: int = 0,
     progress: Bar | None = None,
     memory_limit: int | None = None,
+    resize: AskedResize = "auto",
 ) -> Dataset:
     """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
 
@@ -58,6 +58,7 @@ def load_dataset(
     Args:
         data: image folder, Parquet file or folder, here or at an address; torchvision:NAME, or demo.
         preprocessing: of the backbone.
+        task: whether images have one class or several labels; `auto` is what the data has.
         val_fraction: part of train that becomes val where there is none, in (0, 1).
         test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.
         train_fraction: part of what is then left of train that is used, in (0, 1].
@@ -67,6 +68,8 @@ def load_dataset(
         seed: of the splits, ≥ 0.
         progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
         memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
+        resize: crop, squash or letterbox of `Preprocessing`, whose own does not count; auto is decided by the shapes
+            of the training images.
 
     Raises:
         UserError: the data or an argument is unusable.
@@ -75,27 +78,30 @@ def load_dataset(
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
     source = find_source(data, seed=seed)
-    class_names, notes = in_one_form({split: examples.labels for split, examples in source.splits.items()})
+    classes, labels, notes = number_labels(
+        {split: examples.labels for split, examples in source.splits.items()},
+        {split: examples.names for split, examples in source.splits.items()},
+        task,
+    )
     notes = [*source.notes, *notes]
-    classes = sorted_classes(class_names)
-    notes += alike_notes(classes)
-    number = {name: label for label, name in enumerate(classes)}
-    labels = {split: np.array([number[name] for name in found], dtype=np.int64) for split, found in class_names.items()}
+    strata = {split: kind_of(found).strata(found) for split, found in labels.items()}
     if test_fraction and "test" in labels:
         notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
-    chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    chosen = cut_splits(strata, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     cut = {"val": val_fraction, "test": test_fraction}
     notes += size_notes(chosen, {split: cut[split] for split in cut if split in chosen and split not in labels})
     if train_fraction is not None or train_per_class is not None:
         train = chosen["train"]
         notes += too_few_notes(labels["train"][train], classes, train_per_class)
-        part = training_subset(labels["train"][train], fraction=train_fraction, per_class=train_per_class, seed=seed)
+        part = training_subset(strata["train"][train], fraction=train_fraction, per_class=train_per_class, seed=seed)
         chosen["train"] = train[part]
 
+    examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
+    preprocessing, told = settle_preprocessing(preprocessing, resize, examples["train"], chosen["train"])
+    notes += told
     num_images = sum(len(indices) for indices in chosen.values())
     decoded_size = num_images * preprocessing.stored_size**2 * 3
     limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
-    examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
     with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
         found = _read_splits(
             examples,
@@ -114,6 +120,7 @@ def load_dataset(
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
     notes += contradiction_notes(splits, digests, classes)
+    notes += kind_of(splits["train"].labels).notes([split.labels for split in splits.values()])
     notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
     notes.append(memory_note(splits, decoded_size, limit))
     return Dataset(
@@ -124,6 +131,7 @@ def load_dataset(
         test=splits.get("test"),
         fingerprint=_fingerprint(classes, preprocessing, splits, digests),
         notes=tuple(notes),
+        preprocessing=preprocessing,
     )
 
 
@@ -175,7 +183,7 @@ def _fingerprint(
     splits: dict[str, Split],
     digests: dict[str, list[bytes]],
 ) -> str:
-    total = hashlib.sha256(json.dumps([classes, dataclasses.asdict(preprocessing)]).encode())
+    total = hashlib.sha256(json.dumps([classes, preprocessing.for_fingerprint()]).encode())
     for name in sorted(splits):
         total.update(f"{name} {len(splits[name])} ".encode())
         total.update(splits[name].labels.astype("<i8").tobytes())
@@ -204,8 +212,9 @@ def _left_out_notes(found: dict[str, ReadExamples], skip_damaged: bool) -> list[
 
 
 def _check_filled(splits: dict[str, Split], classes: Sequence[str]) -> None:
-    counts = Counter(splits["train"].labels.tolist())
-    if empty := [repr(name) for label, name in enumerate(classes) if not counts[label]]:
+    labels = splits["train"].labels
+    counts = kind_of(labels).counts(labels, len(classes))
+    if empty := [repr(name) for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise UserError(
             f"The class {format_list(empty, 3)} is too small: no training image of it is left after removing "
             "damaged and duplicate images; add images, or remove the class."

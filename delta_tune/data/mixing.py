@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from delta_tune.config import ImageSettings
+from delta_tune.labels.kinds import kind_of
 
 
 def mix(
@@ -17,7 +18,7 @@ def mix(
 
     Args:
         images: float (B, 3, S, S).
-        labels: int64 (B,), on the device of the images.
+        labels: int64 (B,), or float32 (B, K) of several labels an image; on the device of the images.
         num_classes: K.
         settings: `mixup` and `cutmix` are their a, 0 for none; if both are above 0, each has half of the batches.
         generator: on the CPU; not used if both are 0.
@@ -33,7 +34,7 @@ def mix(
         images = torch.lerp(images.roll(1, 0), images, share)
     else:
         images, share = _cut(images, beta_quantile(settings.cutmix, quantile), top, left)
-    classes = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
+    classes = kind_of(labels).shares(labels, num_classes)
     return images, torch.lerp(classes.roll(1, 0), classes, share)
 
 

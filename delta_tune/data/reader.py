@@ -10,18 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from delta_tune.data.fitting import Pixels
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
     EncodedImages,
-    Pixels,
     Preprocessing,
     damage_reason,
+    fit,
     num_decoding_threads,
     open_image,
     pack_files,
     to_png,
-    to_square,
+    with_border,
 )
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
@@ -51,7 +52,7 @@ def read_examples(
     advance: Callable[[], None],
 ) -> ReadExamples:
     """Read examples with threads, in order; images whose digest is in `leave_out` are dropped."""
-    size, interpolation = preprocessing.stored_size, preprocessing.interpolation
+    size = preprocessing.stored_size
 
     def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
         try:
@@ -59,15 +60,15 @@ def read_examples(
             digest = _digest(content)
             if digest in leave_out:
                 return digest, None
-            square = to_square(open_image(content), size, interpolation)
+            fitted = fit(open_image(content), preprocessing)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
         if decode:
-            return digest, square
-        # Store the square as PNG if the file is larger than it (a PNG takes about half of the raw square).
-        if isinstance(content, bytes) and len(content) <= square.nbytes // 2:
+            return digest, with_border(fitted, preprocessing)
+        # Store the pixels as PNG if the file is larger than it (a PNG takes about half of the raw pixels).
+        if isinstance(content, bytes) and len(content) <= fitted.nbytes // 2:
             return digest, content
-        return digest, to_png(square)
+        return digest, to_png(fitted)
 
     pixels = np.empty((len(indices) if decode else 0, size, size, 3), dtype=np.uint8)
     files: list[bytes] = []
@@ -92,7 +93,7 @@ def read_examples(
                     pixels[len(kept)] = content
                 kept.append(start + offset)
                 digests.append(digest)
-    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), size, interpolation)
+    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), preprocessing)
     return ReadExamples(
         images=images,
         kept=np.array(kept, dtype=np.int64),

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Hashable, Sequence
 
 from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.dataset import Split
 from delta_tune.data.images import (
     EncodedImages,
 )
-from delta_tune.data.splits import Indices, format_list
+from delta_tune.data.splits import format_list
+from delta_tune.labels.kinds import Labels, kind_of
 
 
-def too_few_notes(labels: Indices, classes: Sequence[str], per_class: int | None) -> list[str]:
+def too_few_notes(labels: Labels, classes: Sequence[str], per_class: int | None) -> list[str]:
     """A note on classes with fewer training images than `per_class`."""
-    available = np.bincount(labels, minlength=len(classes)).tolist()
+    available = kind_of(labels).counts(labels, len(classes)).tolist()
     short = [f"{name} {count}" for name, count in zip(classes, available, strict=True) if count < (per_class or 0)]
     if not short:
         return []
@@ -36,13 +35,15 @@ def duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> l
 
 def contradiction_notes(splits: dict[str, Split], digests: dict[str, list[bytes]], classes: Sequence[str]) -> list[str]:
     """A note on images that are in two classes."""
-    first: dict[bytes, tuple[int, str]] = {}
+    first: dict[bytes, tuple[Hashable, str]] = {}
     pairs: dict[bytes, str] = {}
     for split, found in digests.items():
-        for digest, label, name in zip(found, splits[split].labels.tolist(), splits[split].names, strict=True):
+        kind = kind_of(splits[split].labels)
+        for digest, label, name in zip(found, kind.keys(splits[split].labels), splits[split].names, strict=True):
             label_before, name_before = first.setdefault(digest, (label, name))
             if label != label_before:
-                pairs.setdefault(digest, f"{name_before} is {classes[label_before]!r}, {name} is {classes[label]!r}")
+                before, now = kind.say(label_before, classes), kind.say(label, classes)
+                pairs.setdefault(digest, f"{name_before} is {before}, {name} is {now}")
     if not pairs:
         return []
     return [

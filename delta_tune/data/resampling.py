@@ -11,6 +11,7 @@ import numpy as np
 from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
 from delta_tune.data.splits import Indices, cut_splits, training_subset
+from delta_tune.labels.kinds import Labels, kind_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,8 +20,13 @@ class Pool:
 
     images: tuple[DecodedImages | EncodedImages | PooledImages, ...]
     locations: Indices
-    labels: Indices
+    labels: Labels
     names: tuple[str, ...]
+
+    @property
+    def strata(self) -> Indices:
+        """The group of each image, (N,), whose shares its splits have."""
+        return kind_of(self.labels).strata(self.labels)
 
     def split(self, positions: Indices) -> Split:
         """A split of the images at these positions."""
@@ -53,7 +59,7 @@ def resample_splits(dataset: Dataset, seed: int) -> Dataset:
     """Draw new train and val splits from their union: stratified, about the same sizes; test stays the same."""
     pool = pool_train_val(dataset)
     fraction = len(dataset.val) / len(pool.labels)
-    cut = cut_splits({"train": pool.labels}, val_fraction=fraction, test_fraction=0, seed=seed)
+    cut = cut_splits({"train": pool.strata}, val_fraction=fraction, test_fraction=0, seed=seed)
     return dataclasses.replace(
         dataset,
         train=pool.split(cut["train"]),
@@ -80,9 +86,9 @@ def hold_out_folds(dataset: Dataset, folds: int, seed: int) -> list[Dataset]:
         seed: of the draw.
     """
     pool, rng, dealt = pool_train_val(dataset), np.random.default_rng(seed), 0
-    fold_of = np.full(len(pool.labels), -1)
-    for label in np.unique(pool.labels):
-        members = rng.permutation(np.flatnonzero(pool.labels == label))
+    strata, fold_of = pool.strata, np.full(len(pool.labels), -1)
+    for stratum in np.unique(strata):
+        members = rng.permutation(np.flatnonzero(strata == stratum))
         if len(members) > 1:
             fold_of[members] = (dealt + np.arange(len(members))) % folds
             dealt += len(members)
@@ -120,8 +126,9 @@ def sample_images(dataset: Dataset, fraction: float, per_class: int, seed: int) 
     """
     pool, begin, found = pool_train_val(dataset), 0, []
     for split in (dataset.train, dataset.val):
-        share = training_subset(split.labels, fraction=fraction, per_class=None, seed=seed)
-        least = training_subset(split.labels, fraction=None, per_class=per_class, seed=seed)
+        strata = kind_of(split.labels).strata(split.labels)
+        share = training_subset(strata, fraction=fraction, per_class=None, seed=seed)
+        least = training_subset(strata, fraction=None, per_class=per_class, seed=seed)
         found.append(pool.split(begin + np.union1d(share, least)))
         begin += len(split)
     train, val = found

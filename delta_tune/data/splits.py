@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from delta_tune.config import UserError
+from delta_tune.labels.kinds import Labels, kind_of
 
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -81,23 +82,26 @@ def _assign(train: Indices, test_part: float, val_part: float, seed: int) -> tup
     return is_test, ~is_test & (rank < (num_test + num_val)[train])
 
 
-def class_notes(labels: Mapping[str, Indices], classes: Sequence[str]) -> list[str]:
+def class_notes(labels: Mapping[str, Labels], classes: Sequence[str]) -> list[str]:
     """Name the classes that val or test lacks, and say what that means for the metrics.
 
     Args:
-        labels: split → int64 (N,), positions in `classes`.
+        labels: split → labels of its images.
         classes: names.
     """
     notes = []
     for split in ("val", "test"):
-        present = set(labels[split].tolist()) if split in labels else set(range(len(classes)))
+        if split not in labels:
+            continue
+        kind = kind_of(labels[split])
+        present = set(np.flatnonzero(kind.counts(labels[split], len(classes))).tolist())
         lacking = [repr(name) for label, name in enumerate(classes) if label not in present]
         if not lacking:
             continue
         which = (
             f"the class {lacking[0]}" if len(lacking) == 1 else f"{len(lacking)} classes ({format_list(lacking, 5)})"
         )
-        if len(present) > 1:
+        if len(present) > 1 or kind.name == "multilabel":
             effect = f"balanced accuracy and macro F1 there average over the other {len(present)} classes"
         else:
             effect = f"a network that always answers {classes[min(present)]!r} has 100 % there, by every metric"

@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
+
+from delta_tune.labels.kinds import LabelKind
+from delta_tune.labels.one_label import ONE_LABEL
 
 
 class Ensemble(nn.Module):
-    """The log of the members' mean probabilities, whose softmax are these means; images (N, 3, S, S) to (N, K)."""
+    """Logits whose probabilities are the means of the members'; images (N, 3, S, S) to (N, K)."""
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], kind: LabelKind = ONE_LABEL) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self._kind = nn.ModuleList(members), kind
 
     def forward(self, images: Tensor) -> Tensor:
-        return _log_mean([member(images) for member in self.members])
+        return self._kind.log_mean([member(images) for member in self.members])
 
 
 class Flipped(nn.Module):
-    """The log of a network's mean probabilities for the image and its mirror image; images (N, 3, S, S) to (N, K)."""
+    """Logits whose probabilities are the means of those of an image and its mirror image; (N, 3, S, S) to (N, K)."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, kind: LabelKind = ONE_LABEL) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._kind = network, kind
 
     def forward(self, images: Tensor) -> Tensor:
-        return _log_mean([self.network(images), self.network(images.flip(3))])
+        return self._kind.log_mean([self.network(images), self.network(images.flip(3))])
 
 
-def _log_mean(logits: Sequence[Tensor]) -> Tensor:
-    """log(mean(softmax)) of several logits (N, K)."""
-    return torch.stack([each.log_softmax(1) for each in logits]).logsumexp(0) - math.log(len(logits))
-
-
-def combine(networks: Sequence[nn.Module], *, flip: bool = False) -> nn.Module:
+def combine(networks: Sequence[nn.Module], kind: LabelKind = ONE_LABEL, *, flip: bool = False) -> nn.Module:
     """One network of several; a single one stays as it is.
 
     Args:
         networks: with the same inputs and outputs.
+        kind: of the labels that they predict.
         flip: whether it averages the image and its mirror image.
     """
-    network = networks[0] if len(networks) == 1 else Ensemble(networks)
-    return Flipped(network) if flip else network
+    network = networks[0] if len(networks) == 1 else Ensemble(networks, kind)
+    return Flipped(network, kind) if flip else network
 
 
 def members_of(network: nn.Module) -> list[nn.Module]:

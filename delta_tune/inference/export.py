@@ -52,7 +52,8 @@ def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
     """Export a model to `file`, atomically.
 
     ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
-    any N, divided by the model's temperature. Classes and preprocessing are in the file too (ONNX: JSON in
+    any N, divided by the model's temperature; their softmax, or with several labels an image the sigmoid of each, are
+    the probabilities. Classes and preprocessing are in the file too (ONNX: JSON in
     `metadata_props`, with the layout of `input` and `output`; TorchScript: the extra file `config.json`, with
     `output`). The state dict loads into torchvision's or timm's own constructor; a JSON file beside it, `FILE.json`,
     has the constructor's arguments, classes, preprocessing and temperature. Each file is read again by the library
@@ -121,7 +122,7 @@ def _constructor(model: Model) -> dict[str, Any]:
 
 
 def _calibrated(model: Model) -> nn.Module:
-    """What computes logits whose softmax is what the model predicts."""
+    """What computes logits whose probabilities are those that the model predicts."""
     return model.network if model.temperature == 1 else _Calibrated(model.network, model.temperature).eval()
 
 
@@ -161,6 +162,7 @@ def _onnx(model: Model, file: Path) -> None:
     proto = program.model_proto
     size = model.preprocessing.image_size
     metadata = {
+        **({"task": model.kind.name} if model.thresholds is not None else {}),
         "classes": model.config["classes"],
         "preprocessing": model.config["preprocessing"],
         "input": {
@@ -177,13 +179,16 @@ def _onnx(model: Model, file: Path) -> None:
 
 def _output(model: Model) -> dict[str, Any]:
     """What a file says of what it computes."""
-    values = "logits; softmax makes them probabilities"
+    several = model.thresholds is not None
+    makes = "the sigmoid of each is its probability" if several else "softmax makes them probabilities"
+    values = f"logits; {makes}"
     if model.temperature != 1:
-        values = f"logits, already divided by the temperature {model.temperature:.6g}; softmax makes them probabilities"
+        values = f"logits, already divided by the temperature {model.temperature:.6g}; {makes}"
     flip = {"flip": "probabilities are the means of those of the image and of its mirror image"}
     return {
         **{"type": "float32", "shape": ["N", len(model.classes)], "order": "classes", "values": values},
         **(flip if isinstance(model.network, Flipped) else {}),
+        **({"thresholds": model.thresholds} if several else {}),
     }
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from delta_tune.config import UserError
-from delta_tune.data.images import DamagedImage, Pixels, open_image
+from delta_tune.data.fitting import Pixels
+from delta_tune.data.images import DamagedImage, open_image
 from delta_tune.data.limits import BinaryFile
 
 OneImage: TypeAlias = (

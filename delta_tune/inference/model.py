@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,18 +16,21 @@ from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.device_copies import to_device
-from delta_tune.data.images import DamagedImage, Pixels, Preprocessing, to_square
+from delta_tune.data.fitting import Pixels
+from delta_tune.data.images import DamagedImage, Preprocessing, stored_square
 from delta_tune.inference.ensemble import Flipped
 from delta_tune.inference.inputs import Images, open_each
-from delta_tune.inference.model_folder import read_model
+from delta_tune.inference.model_folder import model_thresholds, read_model
+from delta_tune.labels.kinds import kind_named
+from delta_tune.labels.one_label import ONE_LABEL
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The most probable class of one image, or why the image cannot be read."""
+    """What one image shows, or why the image cannot be read."""
 
     label: str | None
-    """None if the image cannot be read."""
+    """The most probable class, of a model of several labels an image too; None if the image cannot be read."""
     probability: float | None
     """Of `label`, in [0, 1]; None if the image cannot be read."""
     probabilities: dict[str, float]
@@ -36,24 +39,31 @@ class Prediction:
     """A sentence if the image cannot be read."""
     unsure: bool = False
     """Whether `probability` is below the `min_confidence` that was asked for."""
+    labels: tuple[str, ...] = ()
+    """Of a model of several labels an image, those whose probability is at least their threshold, the most probable
+    first, which may be none; else `label` alone."""
 
 
 class Model:
     """A fine-tuned network with its classes and preprocessing, in eval mode.
 
     Attributes:
-        network: maps normalised images (N, 3, S, S) to logits (N, K); with `flip` to the log of the mean probabilities
+        network: maps normalised images (N, 3, S, S) to logits (N, K); with `flip` to those of the mean probabilities
             of an image and its mirror image.
         config: the content of `config.json`.
         classes: in the order of the logits.
         preprocessing: of images.
-        temperature: softmax(logits / temperature) are the probabilities.
+        kind: of the labels that it predicts.
+        temperature: softmax(logits / temperature) are the probabilities; with several labels an image, the sigmoids.
+        thresholds: with several labels an image, from which probability on a class is there, (K,); else None.
     """
 
     def __init__(self, network: nn.Module, config: dict[str, Any], *, flip: bool = False) -> None:
-        self.network, self.config = Flipped(network) if flip else network, config
+        self.kind = kind_named(config.get("task", ONE_LABEL.name))
+        self.network, self.config = Flipped(network, self.kind) if flip else network, config
         self.temperature: float = config.get("temperature", 1.0)
         self.classes: tuple[str, ...] = tuple(config["classes"])
+        self.thresholds = model_thresholds(config)
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         self.preprocessing = Preprocessing(**stored)
 
@@ -99,9 +109,8 @@ class Model:
         return found
 
     def _squares(self, images: Images) -> Iterator[Pixels | DamagedImage]:
-        p = self.preprocessing
         for image in open_each(images):
-            yield image if isinstance(image, DamagedImage) else to_square(image, p.stored_size, p.interpolation)
+            yield image if isinstance(image, DamagedImage) else stored_square(image, self.preprocessing)
 
     def _least(self, min_confidence: float | Literal["auto"] | None) -> float:
         if min_confidence is None:
@@ -118,19 +127,24 @@ class Model:
         return min_confidence
 
     def _prediction(self, row: np.ndarray, least: float) -> Prediction:
-        probability = float(row.max())
+        probability, label = float(row.max()), self.classes[int(row.argmax())]
         return Prediction(
-            self.classes[int(row.argmax())],
+            label,
             probability,
             dict(zip(self.classes, map(float, row), strict=True)),
             unsure=probability < least,
+            labels=(label,) if self.thresholds is None else self._labels(row, self.thresholds),
         )
+
+    def _labels(self, row: np.ndarray, thresholds: Sequence[float]) -> tuple[str, ...]:
+        there = [number for number in np.argsort(-row, kind="stable").tolist() if row[number] >= thresholds[number]]
+        return tuple(self.classes[number] for number in there)
 
     def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             logits = self.network(center_crop(to_device(pixels, device), self.preprocessing))
-            probabilities: np.ndarray = (logits.float() / self.temperature).softmax(1).cpu().numpy()
+            probabilities: np.ndarray = self.kind.probabilities(logits.float() / self.temperature).cpu().numpy()
         if not np.isfinite(probabilities).all():
             raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")
         return probabilities

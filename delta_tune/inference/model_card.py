@@ -11,7 +11,7 @@ import jinja2
 from delta_tune.config import FIRST_MODEL
 from delta_tune.console.escape import markdown_name, yaml_string
 from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.inference.model_folder import read_config
+from delta_tune.inference.model_folder import model_thresholds, read_config
 from delta_tune.results.layout import CARD_FILE
 from delta_tune.results.study_record import StudyRecord
 
@@ -28,14 +28,15 @@ metrics: [accuracy]
 {{ backbone | as_name }}, \
 {% if method == first_model %}frozen, with a fitted linear classifier\
 {% else %}fine-tuned with {{ method | as_name }}{% endif %}
- to tell {{ classes | length }} classes apart: \
+ to {% if thresholds %}find {{ classes | length }} labels in an image, any number of them{% else %}\
+tell {{ classes | length }} classes apart{% endif %}: \
 {{ classes[:many] | map("as_name") | join(", ") }}{{ " …" if classes | length > many }}.
 
 ```python
 import delta_tune
 
 model = delta_tune.load("best")  # this folder
-model.predict(["photo.jpg"])  # label and probability of each image
+model.predict(["photo.jpg"])  # {{ "labels" if thresholds else "label" }} and probability of each image
 ```
 
 `model.safetensors` holds the weights{% if networks > 1 %} of the first of {{ networks }} networks, whose \
@@ -46,7 +47,7 @@ probabilities are averaged, `model-2.safetensors` and so on those of the others{
 
 {{ data | as_name }}: {{ images }} images. \
 Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
-the centre of the image scaled to {{ preprocessing.stored_size }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
+{{ input }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
 less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | join(", ") }}.
 
 ## Metrics
@@ -71,7 +72,13 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 
 ## Limits
 
-- Whatever it is shown, it answers with one of its classes; \
+- {% if thresholds %}It answers with the labels whose probability is at least \
+{% if thresholds | min == thresholds | max %}{{ "%.2g" | format(thresholds | min) }}\
+{% else %}their threshold in `config.json` ({{ "%.2g" | format(thresholds | min) }} to \
+{{ "%.2g" | format(thresholds | max) }}, chosen for a high F1 on images that its runs were not trained on)\
+{% endif %}, which may be none; \
+{% else %}Whatever it is shown, it answers with one of its classes; \
+{% endif %}
 {% if temperature %}its probabilities are calibrated: logits are divided by the temperature {{ temperature }}.
 {% else %}its probabilities have not been calibrated.
 {% endif %}
@@ -80,6 +87,14 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 - {{ limit }}
 {% endfor %}
 """
+
+
+_INPUT = {
+    "crop": "the centre of the image scaled to {stored_size}",
+    "squash": "the whole image, its proportions not kept",
+    "letterbox": "the whole image, its long side scaled to {image_size}, with a border of the mean colour",
+}
+"""What the network sees of an image, by `Preprocessing.resize`."""
 
 
 def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], *, retrained: bool) -> None:
@@ -92,7 +107,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         retrained: whether the model was trained after the search; its metrics are then those of other runs.
     """
     told = read_config(best)
-    scored = record.scoring
+    scored, thresholds = record.scoring, model_thresholds(told)
     metrics, limits = [], []
     for name, value in told["metrics"].items():
         what = ", mean of the confirmation's runs" if retrained else ""
@@ -107,7 +122,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     elif scored is None:
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:
-        metrics.append(("test accuracy", str(scored)))
+        metrics.append(("test score" if thresholds else "test accuracy", scored.said.removeprefix("accuracy ")))
     if not record.confirmed and record.held_out is None:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -121,9 +136,11 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         networks=told.get("networks", 1),
         temperature=f"{told['temperature']:.3g}" if "temperature" in told else "",
         many=MANY_CLASSES,
+        thresholds=thresholds,
         data=record.settings["data"],
         images=", ".join(f"{count} {split}" for split, count in record.images.items()),
         preprocessing=told["preprocessing"],
+        input=_INPUT[told["preprocessing"].get("resize", "crop")].format(**told["preprocessing"]),
         metrics=metrics,
         sentences=list(sentences),
         epoch=told.get("epoch"),

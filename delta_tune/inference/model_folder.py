@@ -15,8 +15,8 @@ from pyarrow import fs
 from pydantic import AfterValidator, BaseModel, Field
 from torch import Tensor, nn
 
-from delta_tune.config import UserError
-from delta_tune.data.images import Interpolation
+from delta_tune.config import TaskName, UserError
+from delta_tune.data.fitting import Interpolation, Resize
 from delta_tune.filesystem.atomic import atomic_write, write_json
 from delta_tune.filesystem.untrusted import (
     JSON_BYTES,
@@ -31,6 +31,9 @@ from delta_tune.filesystem.untrusted import (
 )
 from delta_tune.filesystem.uris import open_filesystem, read_regular
 from delta_tune.inference.ensemble import combine
+from delta_tune.labels.kinds import LabelKind, kind_named
+from delta_tune.labels.one_label import ONE_LABEL
+from delta_tune.labels.thresholds import HALF
 from delta_tune.models.architectures import build_architecture
 from delta_tune.models.backbones import Backbone, check_output, load_state
 from delta_tune.results.layout import (
@@ -48,7 +51,7 @@ HEADER_BYTES = 16 * 2**20
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, MemoryError, safetensors.SafetensorError)
 """What a damaged folder raises."""
 MAX_NETWORKS = 16
-MEASURED = ("networks", "sha256", "temperature", "unsure")
+MEASURED = ("networks", "sha256", "temperature", "unsure", "thresholds")
 """Keys of `config.json` that hold for these very weights and change what `predict` answers."""
 
 
@@ -83,6 +86,7 @@ class ModelPreprocessing(BaseModel, extra="forbid"):
     mean: Annotated[list[Number], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=3, max_length=3)]
     interpolation: Interpolation
+    resize: Resize = "crop"
 
 
 def _larger(sizes: ModelPreprocessing) -> ModelPreprocessing:
@@ -111,6 +115,15 @@ class ModelConfig(BaseModel):
     """Of each network's file, if there are several."""
     temperature: Temperature = 1.0
     unsure: ModelUnsure | None = None
+    task: TaskName = "classification"
+    thresholds: list[Share] | None = None
+    """Of each class, with several labels an image: from which probability on it is there."""
+
+
+def _one_for_each_class(config: ModelConfig) -> ModelConfig:
+    if config.thresholds is not None and len(config.thresholds) != len(config.classes):
+        raise ValueError(f"thresholds: {len(config.thresholds)} for {len(config.classes)} classes")
+    return config
 
 
 class ModelTrial(BaseModel):
@@ -136,6 +149,7 @@ class ToldPreprocessing(BaseModel):
     mean: list[Number]
     std: list[Number]
     interpolation: Interpolation
+    resize: Resize = "crop"
 
 
 class StudyModelConfig(BaseModel):
@@ -150,10 +164,17 @@ class StudyModelConfig(BaseModel):
     metrics: dict[Text, Number]
     networks: Networks = 1
     temperature: Temperature = 1.0
+    task: TaskName = "classification"
+    thresholds: list[Share] | None = None
 
 
 def save_model(
-    backbone: Backbone, classes: Sequence[str], weights: Sequence[Path], origin: Mapping[str, Any], best: Path
+    backbone: Backbone,
+    classes: Sequence[str],
+    weights: Sequence[Path],
+    origin: Mapping[str, Any],
+    best: Path,
+    kind: LabelKind = ONE_LABEL,
 ) -> None:
     """Write a folder of weights and all that another program needs to predict with them.
 
@@ -165,8 +186,10 @@ def save_model(
         backbone: of the networks.
         classes: in the order of their outputs.
         weights: 1 to 16 safetensors files, whose networks' probabilities are averaged.
-        origin: where they come from: trial, epoch, config, metrics; `temperature` and `unsure`, if they are known.
+        origin: where they come from: trial, epoch, config, metrics; `temperature`, `unsure` and `thresholds`, if they
+            are known.
         best: the folder.
+        kind: of the labels that they predict.
 
     Raises:
         FileNotFoundError: a file of weights is missing.
@@ -190,6 +213,7 @@ def save_model(
             **origin,
             **({"networks": len(sums), "sha256": sums} if sums else {}),
             "backbone": {"model": backbone.model, "head": backbone.head, "fingerprint": backbone.fingerprint},
+            **({"task": kind.name} if kind is not ONE_LABEL else {}),
             "classes": list(classes),
             "preprocessing": dataclasses.asdict(backbone.preprocessing),
         },
@@ -227,6 +251,16 @@ def read_config(best: Path) -> dict[str, Any]:
         return config
 
 
+def model_thresholds(config: Mapping[str, Any]) -> list[float] | None:
+    """From which probability on each class is there, by `config.json`; None if an image has one class.
+
+    It is a half where the study did not find out.
+    """
+    if config.get("task", ONE_LABEL.name) == ONE_LABEL.name:
+        return None
+    return config.get("thresholds") or [HALF] * len(config["classes"])
+
+
 def read_model(folder: str | Path) -> tuple[dict[str, Any], nn.Module]:
     """`config.json` and the network of a study's `best` folder (or of the study's own), in eval mode.
 
@@ -246,7 +280,7 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], nn.Module]:
         while True:
             content = _read(filesystem, f"{root}/{CONFIG_FILE}", JSON_BYTES)
             try:
-                config = parse_json(content, ModelConfig)
+                config = parse_json(content, Annotated[ModelConfig, AfterValidator(_one_for_each_class)])
                 return config, _read_networks(filesystem, root, config)
             except UNREADABLE:
                 if _read(filesystem, f"{root}/{CONFIG_FILE}", JSON_BYTES) == content:
@@ -271,7 +305,7 @@ def _read_networks(filesystem: fs.FileSystem, root: str, config: dict[str, Any])
         _load(network, name, safetensors.torch.load(content))
         check_output(network, classes, config["preprocessing"]["image_size"])
         networks.append(network)
-    return combine(networks)
+    return combine(networks, kind_named(config.get("task", ONE_LABEL.name)))
 
 
 def _sums(config: dict[str, Any]) -> list[str | None]:

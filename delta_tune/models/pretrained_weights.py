@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from delta_tune.config import UserError
-from delta_tune.data.images import Interpolation, Preprocessing
+from delta_tune.data.fitting import Interpolation
+from delta_tune.data.images import Preprocessing
 from delta_tune.models.state_dicts import find_state_dict
 
 DEMO_MODEL = "timm:tf_efficientnet_lite0"

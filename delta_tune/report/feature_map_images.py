@@ -17,7 +17,7 @@ from torch import nn
 
 from delta_tune.config import as_utf8
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.images import Pixels
+from delta_tune.data.fitting import Pixels
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Count, Number, Picture, Text, check_rows, refusing
@@ -78,7 +78,7 @@ def save_feature_map_images(
     if not attention:
         return
     layers, val = list(attention), task.dataset.val
-    chosen = np.sort(np.unique(val.labels, return_index=True)[1])[:PHOTOS]
+    chosen = np.sort(np.unique(task.dataset.kind.strata(val.labels), return_index=True)[1])[:PHOTOS]
     pixels = val.images.batch(chosen)
     state = state_arrays(members_of(model)[0])
     maps = (workplace or ThisProcess()).run(_maps, task.backbone, state, pixels, layers)

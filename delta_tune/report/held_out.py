@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,11 @@ from delta_tune.console.escape import distinct_names
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, refusing
-from delta_tune.report.predictions import WORST, Mistake, thumbnail
+from delta_tune.labels.kinds import LabelKind, Labels, kind_of
+from delta_tune.labels.several_labels import suspect_pairs
+from delta_tune.report import label_predictions
+from delta_tune.report.mistakes import WORST, Mistake
+from delta_tune.report.predictions import class_columns, thumbnail
 from delta_tune.training.task import Task
 
 HELD_OUT = "held-out"
@@ -42,23 +48,28 @@ class HeldOut:
 
     Attributes:
         names: of the images.
-        labels: (N,).
+        labels: (N,), or (N, K) with several labels an image.
         logits: (N, K).
     """
 
     names: tuple[str, ...]
-    labels: NDArray[np.int64]
+    labels: Labels
     logits: NDArray[np.float32]
 
     @property
+    def kind(self) -> LabelKind:
+        """Of the labels."""
+        return kind_of(self.labels)
+
+    @property
     def accuracy(self) -> float:
-        """Share of the images whose class is predicted."""
-        return float(np.mean(self.logits.argmax(1) == self.labels))
+        """Share of the images whose answer is right."""
+        return float(np.mean(self.kind.is_right(self.logits, self.labels)))
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """(N, K)."""
-        found: NDArray[np.float32] = torch.from_numpy(self.logits).softmax(1).numpy()
+        found: NDArray[np.float32] = self.kind.probabilities(torch.from_numpy(self.logits)).numpy()
         return found
 
 
@@ -71,18 +82,30 @@ def join(parts: Sequence[HeldOut]) -> HeldOut:
     )
 
 
-def write_held_out(task: Task, logits: Tensor, suspects: NDArray[np.int64], file: Path) -> None:
-    """Write a row per image: its class, the predicted one, both probabilities, and whether its label may be wrong.
+def write_held_out(
+    task: Task,
+    logits: Tensor,
+    suspects: NDArray[np.int64],
+    file: Path,
+    thresholds: Sequence[float] | None = None,
+) -> None:
+    """Write a row per image: what it is, what is predicted, the probabilities, and whether its label may be wrong.
 
     Args:
         task: its val are the N images.
         logits: (N, K), calibrated.
         suspects: positions of images whose label is probably wrong, the most suspect first; those have a thumbnail.
         file: Parquet.
+        thresholds: with several labels an image, from which probability on each is there, (K,).
     """
     split, classes = task.dataset.val, distinct_names(task.dataset.classes, as_utf8)
-    probabilities, labels = logits.softmax(1).numpy(), np.asarray(split.labels)
-    predicted, rows = probabilities.argmax(1), range(len(labels))
+    probabilities, labels = task.dataset.kind.probabilities(logits).numpy(), np.asarray(split.labels)
+    columns: Callable[..., dict[str, Any]] = class_columns
+    metadata, rows = dict[str, str](), range(len(labels))
+    if task.dataset.is_multilabel:
+        pairs = suspect_pairs(probabilities, labels)
+        columns = partial(label_predictions.prediction_columns, thresholds=thresholds, pairs=pairs)
+        metadata = label_predictions.label_metadata(classes, thresholds) | {"classes": json.dumps(classes)}
     places = {int(position): place for place, position in enumerate(suspects, start=1)}
     shown = np.asarray(suspects[:WORST], dtype=np.int64)
     pictures = (thumbnail(pixels, task.backbone.preprocessing) for pixels in split.images.batch(shown))
@@ -90,16 +113,13 @@ def write_held_out(task: Task, logits: Tensor, suspects: NDArray[np.int64], file
     table = pa.table(
         {
             "image": [as_utf8(name) for name in split.names],
-            "true": [classes[label] for label in labels],
-            "predicted": [classes[label] for label in predicted],
-            "probability": probabilities.max(1),
-            "probability_of_true": probabilities[np.arange(len(labels)), labels],
+            **columns(probabilities, labels, classes),
             "suspect": pa.array([places.get(row) for row in rows], type=pa.int32()),
             "thumbnail": pa.array([thumbnails.get(row) for row in rows], type=pa.binary()),
         }
     )
-    with atomic_write(file) as partial:
-        pq.write_table(table, partial)
+    with atomic_write(file) as incomplete:
+        pq.write_table(table.replace_schema_metadata(metadata), incomplete)
 
 
 def read_suspects(file: Path) -> tuple[Mistake, ...]:
@@ -111,8 +131,11 @@ def read_suspects(file: Path) -> tuple[Mistake, ...]:
     if not file.exists():
         return ()
     with refusing(file, "remove it: a report leaves out what it lacks"):
-        rows, _ = read_table_file(file)
-        check_rows(rows, COLUMNS)
+        rows, metadata = read_table_file(file)
+        several = metadata.get(b"task") == b"multilabel"
+        check_rows(rows, label_predictions.COLUMNS | {"suspect": COLUMNS["suspect"]} if several else COLUMNS)
     suspects = sorted((row for row in rows if row["suspect"] and row["thumbnail"]), key=lambda row: int(row["suspect"]))
+    if several:
+        return tuple(label_predictions.label_mistake(row, "perhaps") for row in suspects[:WORST])
     columns = ("image", "true", "predicted", "probability", "thumbnail")
-    return tuple(Mistake(**{name: row[name] for name in columns}) for row in suspects[:WORST])
+    return tuple(Mistake(verb="perhaps", **{name: row[name] for name in columns}) for row in suspects[:WORST])

@@ -16,13 +16,14 @@ from plotly.offline import get_plotlyjs
 
 from delta_tune.attention.layer_attention import read_attention
 from delta_tune.background import TimeShare
-from delta_tune.config import TRIAL_FIELDS, StudyConfig
+from delta_tune.config import DATA_OPTIONS, TRIAL_FIELDS, StudyConfig
 from delta_tune.console.escape import flag, html_text, plotly_text, shell_command
 from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
 from delta_tune.report.held_out import read_suspects
+from delta_tune.report.label_predictions import LabelPredictions
 from delta_tune.report.predictions import Predictions, read_predictions
 from delta_tune.report.sentences import study_remarks, study_verdict
 from delta_tune.results.layout import (
@@ -48,10 +49,7 @@ MOST_CLASSES = 120
 MOST_RUNGS = 50
 """More rungs are more lines than a figure shows."""
 ATTENTION_CAPTION = "At 1, the dotted line, a channel has the weight it has without attention (delta_uniform)."
-DATA_FLAGS = (
-    *("data", "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"),
-    *("model", "weights", "image_size", "metric", "max_epochs", "seed"),
-)
+DATA_FLAGS = ("data", *DATA_OPTIONS, "model", "weights", "image_size", "metric", "max_epochs", "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,6 +156,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "attention": attention,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
+        "label_scores": predictions.scores if isinstance(predictions, LabelPredictions) else (),
         "suspects": read_suspects(folder / HELD_OUT_FILE) if record.held_out is not None else (),
         "columns": list(parameters),
         "trials": trial_rows(tables, parameters),
@@ -203,9 +202,9 @@ def hyperparameter_plots(
     }
 
 
-def confusion_plot(predictions: Predictions | None) -> Plot | None:
+def confusion_plot(predictions: Predictions | LabelPredictions | None) -> Plot | None:
     """The confusion matrix on the validation images, unless the classes are too many to be read."""
-    if predictions is None or len(predictions.classes) > MOST_CLASSES:
+    if not isinstance(predictions, Predictions) or len(predictions.classes) > MOST_CLASSES:
         return None
     return Plot.of(
         figures.confusion(predictions.confusion.toarray(), predictions.classes),

@@ -22,13 +22,23 @@ from delta_tune.console.escape import distinct_names
 from delta_tune.data.augmentation import center_offset
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
-from delta_tune.data.images import Pixels, Preprocessing
+from delta_tune.data.fitting import Pixels
+from delta_tune.data.images import Preprocessing
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, parse_json, refusing
 from delta_tune.inference.ensemble import Flipped, combine, members_of
+from delta_tune.labels.kinds import LabelKind, Labels
 from delta_tune.models.backbones import Backbone
 from delta_tune.models.network_state import rebuild, state_arrays
+from delta_tune.report.label_predictions import (
+    LabelPredictions,
+    label_metadata,
+    most_wrong,
+    prediction_columns,
+    read_label_predictions,
+)
+from delta_tune.report.mistakes import WORST, Mistake
 from delta_tune.results.statistics import wilson_intervals
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace, split_parts
@@ -41,20 +51,7 @@ COLUMNS: dict[str, Any] = {
     "thumbnail": Picture | None,
 }
 """Columns that a report shows, and their values."""
-WORST = 12
 THUMBNAIL_SIZE = 112
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mistake:
-    """A misclassified image."""
-
-    image: str
-    true: str
-    predicted: str
-    probability: float
-    thumbnail: bytes
-    """JPEG."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,18 +118,19 @@ def split_logits(task: Task, split: Split, network: nn.Module, workplace: Workpl
     parts = split_parts(len(split), workplace.slots)
     states = [state_arrays(member) for member in members_of(network)]
     flip = isinstance(network, Flipped)
-    return torch.cat(workplace.map(_part_logits, parts, task.backbone, states, flip, split))
+    return torch.cat(workplace.map(_part_logits, parts, task.backbone, task.dataset.kind, states, flip, split))
 
 
 def _part_logits(
     backbone: Backbone,
+    kind: LabelKind,
     states: Sequence[Mapping[str, np.ndarray]],
     flip: bool,
     split: Split,
     device: torch.device,
     part: range,
 ) -> Tensor:
-    network = combine([rebuild(backbone, state, device) for state in states], flip=flip)
+    network = combine([rebuild(backbone, state, device) for state in states], kind, flip=flip)
     return _logits(network, backbone, split, np.array(part))
 
 
@@ -143,35 +141,65 @@ def _logits(network: nn.Module, backbone: Backbone, split: Split, indices: np.nd
         return torch.cat([network(images) for images in batches]).float().cpu()
 
 
-def save_predictions(task: Task, name: str, logits: Tensor, file: Path, *, told: str | None = None) -> None:
-    """Write one row per image of the split `name`: true and predicted class with their probabilities.
+def save_predictions(
+    task: Task,
+    name: str,
+    logits: Tensor,
+    file: Path,
+    *,
+    told: str | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> None:
+    """Write one row per image of the split `name`: what it is, what is predicted, and the probabilities.
 
     The most confident mistakes get a thumbnail of what the network saw. A report calls the split `told`, if given.
+
+    Args:
+        task: its split is predicted.
+        name: of the split.
+        logits: (N, K), calibrated.
+        file: Parquet.
+        told: what a report calls the split, if not by its name.
+        thresholds: with several labels an image, from which probability on each is there, (K,).
     """
     split, classes = task.dataset.for_name(name), distinct_names(task.dataset.classes, as_utf8)
-    probabilities = logits.softmax(1).numpy()
-    labels, predicted = np.asarray(split.labels), probabilities.argmax(1)
-    sure = probabilities.max(1)
-    wrong = np.flatnonzero(predicted != labels)
-    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:WORST]
+    columns, wrong, metadata = _answers(task, logits, split.labels, classes, thresholds)
+    worst = wrong[:WORST]
     pixels = split.images.batch(worst)
     thumbnails = {n: thumbnail(p, task.backbone.preprocessing) for n, p in zip(worst.tolist(), pixels, strict=True)}
-    table = pa.table(
-        {
-            "image": [as_utf8(image) for image in split.names],
-            "true": [classes[label] for label in labels],
-            "predicted": [classes[label] for label in predicted],
-            "probability": sure,
-            "probability_of_true": probabilities[np.arange(len(labels)), labels],
-            "thumbnail": pa.array([thumbnails.get(n) for n in range(len(labels))], type=pa.binary()),
-        }
-    )
+    pictures = pa.array([thumbnails.get(n) for n in range(len(split))], type=pa.binary())
+    table = pa.table({"image": [as_utf8(image) for image in split.names], **columns, "thumbnail": pictures})
+    metadata = {"split": told or name, "classes": json.dumps(classes), **metadata}
     file.parent.mkdir(exist_ok=True)
     with atomic_write(file) as partial:
-        pq.write_table(table.replace_schema_metadata({"split": told or name, "classes": json.dumps(classes)}), partial)
+        pq.write_table(table.replace_schema_metadata(metadata), partial)
 
 
-def read_predictions(file: Path) -> Predictions | None:
+def _answers(
+    task: Task, logits: Tensor, labels: Labels, classes: Sequence[str], thresholds: Sequence[float] | None
+) -> tuple[dict[str, Any], np.ndarray, dict[str, str]]:
+    """Columns of the answers, positions of the images that are wrong, the surest first, and what the file says."""
+    probabilities: np.ndarray = task.dataset.kind.probabilities(logits).numpy()
+    if task.dataset.is_multilabel:
+        there = np.asarray(labels, dtype=np.float32)
+        columns = prediction_columns(probabilities, there, classes, thresholds)
+        return columns, most_wrong(probabilities, there, thresholds), label_metadata(classes, thresholds)
+    columns = class_columns(probabilities, labels, classes)
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return columns, wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")], {}
+
+
+def class_columns(probabilities: np.ndarray, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
+    """The columns of N images: true and predicted class, and the probabilities (N, K) of both."""
+    return {
+        "true": [classes[label] for label in labels],
+        "predicted": [classes[label] for label in probabilities.argmax(1)],
+        "probability": probabilities.max(1),
+        "probability_of_true": probabilities[np.arange(len(labels)), labels],
+    }
+
+
+def read_predictions(file: Path) -> Predictions | LabelPredictions | None:
     """Read what `save_predictions` wrote; None if there is no file.
 
     Raises:
@@ -181,6 +209,8 @@ def read_predictions(file: Path) -> Predictions | None:
         return None
     with refusing(file, "remove it: a report leaves out what it lacks"):
         rows, metadata = read_table_file(file)
+        if metadata.get(b"task") == b"multilabel":
+            return read_label_predictions(rows, metadata)
         check_rows(rows, COLUMNS)
         classes = parse_json(metadata.get(b"classes", b""), list[Text])
         index_of = {name: index for index, name in enumerate(classes)}

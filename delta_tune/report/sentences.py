@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, visible
+from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, Metric, visible
 from delta_tune.console.escape import resume_command
 from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, HELD_OUT_FILE, REPORT_FILE, TRIALS_FILE
@@ -121,7 +121,7 @@ def study_summary(
     lines += remarks
     if record.model is not None:
         if record.scoring is not None:
-            lines.append(f"Test: accuracy {record.scoring}.")
+            lines.append(f"Test: {record.scoring.said}.")
         lines.append(f"Model: {folder / BEST} ({record.model})")
     lines.append(f"Tables: {folder / TRIALS_FILE} and {EPOCHS_FILE}")
     if (folder / REPORT_FILE).exists():
@@ -174,16 +174,16 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     one = " retrained once " in (record.model or "")
     made = "one of these runs" if one else "made of these runs and usually better than one of them"
     lines = [
-        f"The {known['runs']} final runs of trial {record.winner}: {_class_score(record)}accuracy "
-        f"{100 * known['accuracy']:.1f} % on {known['images']} images, each predicted by a run that was not trained on "
-        f"it (95 % interval {100 * low:.1f} to {100 * high:.1f} %). The model is {made}."
+        f"The {known['runs']} final runs of trial {record.winner}: {_held_out_score(record)} on "
+        f"{known['images']} images, each predicted by a run that was not trained on it (95 % interval {100 * low:.1f} "
+        f"to {100 * high:.1f} %). "
+        f"The model is {made}."
     ]
     if (shift := known.get("shift")) is not None:
         lines.append(
             f"The model names rare classes more readily than its runs: {shift['strength']:g} times the log of a class's"
-            f" share is taken off its logit. On these images, by which that was chosen, "
-            f"{record.metric.removeprefix('val_')} is {100 * shift['after']:.1f} % instead of "
-            f"{100 * shift['before']:.1f} %."
+            f" share is taken off its logit. On these images, by which that was chosen, {_in_words(record.metric)} is "
+            f"{100 * shift['after']:.1f} % instead of {100 * shift['before']:.1f} %."
         )
     lines += record.race
     if known["suspects"]:
@@ -193,12 +193,23 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     return lines
 
 
-def _class_score(record: StudyRecord) -> str:
-    """The metric of the final runs, if all classes count alike in it, in front of their accuracy."""
+def _held_out_score(record: StudyRecord) -> str:
+    """The score of the final runs; an interval that follows is that of the share which stands last."""
     known = record.held_out
-    if known is None or known.get("score") is None:
-        return ""
-    return f"{record.metric.removeprefix('val_')} {100 * known['score']:.1f} %, "
+    assert known is not None, "asked only then"
+    share = f"{100 * known['accuracy']:.1f} %"
+    if (precision := known.get("mean_average_precision")) is not None:
+        return (
+            f"mean average precision {100 * precision:.1f} %, macro F1 {100 * known['macro_f1']:.1f} %, exact matches "
+            f"{share}"
+        )
+    if known.get("score") is not None:
+        return f"{_in_words(record.metric)} {100 * known['score']:.1f} %, accuracy {share}"
+    return f"accuracy {share}"
+
+
+def _in_words(metric: Metric) -> str:
+    return metric.removeprefix("val_").replace("_", " ").replace("f1", "F1")
 
 
 def calibration_sentence(record: StudyRecord) -> str | None:
@@ -217,6 +228,11 @@ def calibration_sentence(record: StudyRecord) -> str | None:
             f"{100 * unsure['refused']:.0f} % of the images; of the others the runs are right "
             f"for {100 * unsure['accuracy']:.1f} %."
         )
+    if thresholds := known.get("thresholds"):
+        told += (
+            f" Labels have thresholds of their own, from {100 * min(thresholds):.0f} to {100 * max(thresholds):.0f} %, "
+            f"chosen for a high F1 on these images: from its threshold on a label counts as there."
+        )
     return told
 
 
@@ -233,9 +249,8 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if (known := record.held_out) is not None:
         low, high = known["interval"]
         return (
-            f"{best.method} ({best.name}) in {known['runs']} final runs: {_class_score(record)}accuracy "
-            f"{100 * known['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that "
-            f"they were not trained on."
+            f"{best.method} ({best.name}) in {known['runs']} final runs: {_held_out_score(record)} "
+            f"[{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that they were not trained on."
         )
     result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
     if tables.trials[best.number]["state"] != "completed":
@@ -255,16 +270,19 @@ def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     if (calibrated := calibration_sentence(record)) is not None:
         lines.append(calibrated)
     if record.scoring is not None:
-        lines.append(f"Test accuracy of the final model ({record.model}): {record.scoring}.")
+        said = record.scoring.said
+        before = "Test accuracy of" if said.startswith("accuracy ") else "Test score of"
+        lines.append(f"{before} the final model ({record.model}): {said.removeprefix('accuracy ')}.")
     if record.confirmation:
         lines += [sentence for sentence in record.confirmation["sentences"] if not sentence.startswith("Confirmed: ")]
     elif best is not None and record.held_out is None:
         count = record.num_val
         accuracy = tables.epochs[best.number][best.epoch - 1]["val_accuracy"]
         low, high = wilson_interval(accuracy, count)
+        share = "a share of exact matches" if record.settings["task"] == "multilabel" else "an accuracy"
         lines.append(
             f"The validation score is the one the trial was chosen by, so it is optimistic; with {count} images the "
-            f"95 % interval of an accuracy of {100 * accuracy:.1f} % is {100 * low:.1f} to {100 * high:.1f} %. "
+            f"95 % interval of {share} of {100 * accuracy:.1f} % is {100 * low:.1f} to {100 * high:.1f} %. "
             f"--confirm 5 compares the methods with new seeds and splits."
         )
     return [*lines, *([record.attention_verdict] if record.attention_verdict else [])]

@@ -48,9 +48,24 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
         bins: of equal width; bin m is ((m - 1) / bins, m / bins].
     """
     confidence, right = _confidence(probabilities, labels)
-    number = np.searchsorted(np.arange(1, bins) / bins, confidence)
-    gaps = np.bincount(number, weights=right - confidence.astype(float), minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return _gap(confidence, right, bins)
+
+
+def binary_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """The same of labels that are there or not: the gap between their probability and how often they are there.
+
+    Args:
+        probabilities: (N, K), N ≥ 1.
+        labels: (N, K), 0 and 1.
+        bins: as of `expected_calibration_error`.
+    """
+    return _gap(probabilities.ravel(), labels.ravel() > 0, bins)
+
+
+def _gap(said: np.ndarray, seen: np.ndarray, bins: int) -> float:
+    number = np.searchsorted(np.arange(1, bins) / bins, said)
+    gaps = np.bincount(number, weights=seen - said.astype(float), minlength=bins)
+    return float(np.abs(gaps).sum() / len(said))
 
 
 def confidence_threshold(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pydantic
 from pydantic import AfterValidator
 
-from delta_tune.config import LOSS_PARTS, TrialConfig, fields_of
+from delta_tune.config import LOSS_PARTS, MULTILABEL_METRIC, TrialConfig, fields_of
 from delta_tune.config.fields import Field
 from delta_tune.filesystem.untrusted import Amount, Count, MeanOfShares, Number, Scalar, Share, Text, check_rows
 from delta_tune.results.study_schema import TrialNumber
@@ -19,10 +19,14 @@ State = Literal["waiting", "running", "completed", "pruned", "stopped", "diverge
 FINISHED: tuple[State, ...] = ("completed", "pruned", "diverged", "failed")
 OPEN: tuple[State, ...] = ("waiting", "running")
 SCORES = {
-    "val_loss": "Mean cross entropy on the validation split",
-    "val_accuracy": "Accuracy on the validation split",
-    "val_balanced_accuracy": "Mean recall over the classes of the validation split",
+    "val_loss": "Mean cross entropy on the validation split; with several labels an image, their sum",
+    "val_accuracy": "Accuracy on the validation split; with several labels an image, the share of the images all of "
+    "whose labels are right",
+    "val_balanced_accuracy": "Mean recall over the classes of the validation split; with several labels an image, mean "
+    "of recall and specificity over the labels",
     "val_macro_f1": "Mean F1 over the classes of the validation split",
+    "val_mean_average_precision": "Mean average precision over the labels of the validation split; null with one label "
+    "an image",
 }
 """Validation metrics: name → meaning."""
 EPOCH_COLUMNS = {
@@ -55,6 +59,7 @@ def epoch_columns() -> list[Column]:
     """The columns of `epochs.parquet`."""
     figures = dict.fromkeys(EPOCH_COLUMNS, Number | None) | {
         **dict.fromkeys(SCORES, MeanOfShares),
+        **{MULTILABEL_METRIC: MeanOfShares | None},
         **{"train_loss": Number, "val_loss": Number, "val_accuracy": Share, "seconds": Amount, "eval_seconds": Amount},
     }
     return [

@@ -60,6 +60,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "method": None if winner is None else tables.trials[winner]["config.regularizer"],
         "metric": record.metric,
         "best": best[record.metric] if best else None,
+        "task": record.settings["task"],
         "accuracy_of": split,
         "accuracy": accuracy,
         "interval": None if accuracy is None or split not in images else wilson_interval(accuracy, images[split]),

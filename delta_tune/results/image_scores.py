@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,7 @@ CLASS_METRICS: tuple[Metric, ...] = ("val_balanced_accuracy", "val_macro_f1")
 """Metrics in which all classes count alike."""
 
 
-def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> Scores:
+def image_scores(logits: NDArray[np.float32], labels: NDArray[Any], metric: Metric) -> Scores:
     """A score of each image, higher is better, whose mean is the metric (of a loss: its negative).
 
     Args:
@@ -34,7 +36,7 @@ def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], metric:
     return right
 
 
-def _f1_scores(right: Scores, labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> Scores:
+def _f1_scores(right: Scores, labels: NDArray[Any], predicted: NDArray[np.int64], num_classes: int) -> Scores:
     """Macro F1 plus what each image adds to it, to first order, so that the scores have the metric's spread too.
 
     F_k = 2 r_k / (n_k + p_k), with r_k right ones among n_k images of class k and p_k predictions of it. An image of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class LogitShift:
 
 
 def choose_shift(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], log_shares: NDArray[np.float32], metric: Metric
+    logits: NDArray[np.float32], labels: NDArray[Any], log_shares: NDArray[np.float32], metric: Metric
 ) -> LogitShift | None:
     """The shift with the best metric; None if the metric does not count all classes alike, or the gain is too small.
 

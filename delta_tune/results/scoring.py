@@ -29,6 +29,15 @@ class Scoring:
         """Share of the images classified correctly."""
         return float(self.content["test_accuracy"])
 
+    @property
+    def said(self) -> str:
+        """The scores with the words that stand before them: `accuracy 85.3 % on 200 images, …`."""
+        precision = self.content.get("test_mean_average_precision")
+        if precision is None:
+            return f"accuracy {self}"
+        f1 = 100 * self.content["test_macro_f1"]
+        return f"mean average precision {100 * precision:.1f} %, macro F1 {f1:.1f} %, exact matches {self}"
+
     def __str__(self) -> str:
         """The accuracy with its images and its interval, and how often the split has been scored."""
         low, high = self.content["test_accuracy_interval"]

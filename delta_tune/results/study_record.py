@@ -110,7 +110,7 @@ class StudyRecord:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The fields of `StudyConfig`; those that an earlier version did not know are what it did."""
-        return {**dataclasses.asdict(StudyConfig()), "final_runs": 0, **self.content["settings"]}
+        return {**dataclasses.asdict(StudyConfig()), "final_runs": 0, "resize": "crop", **self.content["settings"]}
 
     @property
     def settled(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from delta_tune.config import METRICS, Metric, TrialConfig
+from delta_tune.config import METRICS, MULTILABEL_METRIC, Metric, TrialConfig
 from delta_tune.results.columns import SCORES
 
 SHOWN_TRIALS = 8
@@ -61,7 +61,8 @@ def format_html(summary: str, best: TrialConfig | None, trials: pa.Table, metric
     if best is not None:
         config = ", ".join(f"{name}={value!r}" for name, value in best.record().items() if value is not None)
         parts.append(f"<p>Best configuration: <code>{escape(config)}</code></p>")
-    names = [*COLUMNS, *(f"best_{score}" for score in SCORES)]
+    lacking = {MULTILABEL_METRIC} if trials[f"best_{MULTILABEL_METRIC}"].null_count == trials.num_rows else set()
+    names = [*COLUMNS, *(f"best_{score}" for score in SCORES if score not in lacking)]
     rows = sorted(trials.select(names).to_pylist(), key=lambda row: _rank(row, metric))
     head = _row("th", (name.removeprefix("config.") for name in names))
     body = "".join(_row("td", (_cell(row[name]) for name in names)) for row in rows[:SHOWN_TRIALS])

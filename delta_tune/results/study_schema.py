@@ -147,6 +147,10 @@ class HeldOutRecord(BaseModel):
     calibration_error: Share
     calibrated_error: Share
     unsure: UnsureRecord | None = None
+    mean_average_precision: MeanOfShares | None = None
+    """It, `macro_f1` and `thresholds` are there with several labels an image."""
+    macro_f1: MeanOfShares | None = None
+    thresholds: list[Share] = []
     score: Share | None = None
     """The study's metric, if all classes count alike in it."""
     shift: ShiftRecord | None = None
@@ -158,6 +162,8 @@ class ScoringRecord(BaseModel):
     model: Text
     images: Images
     test_accuracy: Share
+    test_mean_average_precision: MeanOfShares | None = None
+    test_macro_f1: MeanOfShares = 0.0
     test_accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 

@@ -238,8 +238,8 @@ class StudyTables:
         rows, best = self.epochs[number], self.best_row(number)
         self.trials[number] |= {
             "epochs": len(rows),
-            **{name: rows[-1][name] for name in SCORES},
-            **{f"best_{name}": best[name] for name in SCORES},
+            **{name: rows[-1].get(name) for name in SCORES},
+            **{f"best_{name}": best.get(name) for name in SCORES},
             "best_epoch": best["epoch"],
             "train_seconds": sum(r["seconds"] for r in rows),
             "eval_seconds": sum(r["eval_seconds"] for r in rows),

@@ -51,11 +51,11 @@ def fit_to_all_images(study: Study, number: int, workplace: Workplace) -> None:
         "trial": trial_name(number),
         "epoch": 1,
         "config": study.tables.config(number).record(),
-        "metrics": {name: value for name, value in row.items() if name.startswith("val_")},
+        "metrics": {name: value for name, value in row.items() if name.startswith("val_") and value is not None},
         "fitted_to": images,
     }
     try:
-        save_model(task.backbone, task.dataset.classes, [file], origin, study.folder / BEST)
+        save_model(task.backbone, task.dataset.classes, [file], origin, study.folder / BEST, task.dataset.kind)
     finally:
         file.unlink()
     study.record.set_model(number, f"trial {number}, fitted to all {images:,} images", 1)

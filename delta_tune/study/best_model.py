@@ -144,6 +144,6 @@ def save_winner(task: Task, tables: StudyTables, winner: SavedModel, best: Path)
         "trial": trial_name(winner.trial),
         "epoch": winner.row["epoch"],
         "config": tables.config(winner.trial).record(),
-        "metrics": {name: winner.row[name] for name in SCORES},
+        "metrics": {name: winner.row[name] for name in SCORES if winner.row.get(name) is not None},
     }
-    save_model(task.backbone, task.dataset.classes, [winner.weights], origin, best)
+    save_model(task.backbone, task.dataset.classes, [winner.weights], origin, best, task.dataset.kind)

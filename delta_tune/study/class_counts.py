@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from delta_tune.config import Metric, TrialConfig
+from delta_tune.config import MULTILABEL_METRIC, Metric, TrialConfig
 from delta_tune.data.dataset import Dataset
 from delta_tune.results.image_scores import CLASS_METRICS
 
@@ -22,22 +20,22 @@ def class_lines(dataset: Dataset, metric: Metric, configs: Sequence[TrialConfig]
         metric: of the study.
         configs: that its space draws.
     """
-    counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    counts = dataset.kind.counts(dataset.train.labels, len(dataset.classes))
+    single = "label" if dataset.is_multilabel else "class"
     least, most = int(counts.argmin()), int(counts.argmax())
     if counts[least] == counts[most]:
-        return [f"{counts[most]:,} training images of each class"]
+        return [f"{counts[most]:,} training images of each {single}"]
     names = [f"{counts[k]:,} ({dataset.classes[k]!r})" for k in (least, most)]
-    line = f"{' to '.join(names)} training images of a class"
+    line = f"{' to '.join(names)} training images of a {single}"
     if counts[most] <= UNEQUAL * counts[least]:
         return [line]
     advice = []
-    if metric not in CLASS_METRICS:
+    if metric not in (*CLASS_METRICS, MULTILABEL_METRIC):
         advice.append(f"{metric} goes by the frequent ones, --metric val_macro_f1 counts all alike")
     if not any(map(treats_classes, configs)):
-        advice.append(
-            "--set class_weights=balanced, sampling=balanced or logit_adjustment=1 trains for the rare ones too"
-        )
-    return [line, f"The classes are unequal: {'; '.join(advice)}."] if advice else [line]
+        others = "" if dataset.is_multilabel else ", sampling=balanced or logit_adjustment=1"
+        advice.append(f"--set class_weights=balanced{others} trains for the rare ones too")
+    return [line, f"The {dataset.kind.noun} are unequal: {'; '.join(advice)}."] if advice else [line]
 
 
 def treats_classes(config: TrialConfig) -> bool:

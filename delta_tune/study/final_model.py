@@ -13,7 +13,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from delta_tune.data.dataset import Split
 from delta_tune.data.resampling import pool_splits, pool_train_val
@@ -21,9 +20,7 @@ from delta_tune.inference.model_folder import save_model
 from delta_tune.models.network_state import build_network
 from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
-from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
 from delta_tune.results.image_scores import CLASS_METRICS
-from delta_tune.results.label_errors import suspect_labels
 from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.search.session import Session
@@ -32,7 +29,6 @@ from delta_tune.study.shifted_model import find_shift, shift_networks
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import MOST_CHECKED
 from delta_tune.training.checkpoint import last_weights, save_weights
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace
 
@@ -76,7 +72,7 @@ def make_final_model(
         weights = shift_networks(study.task.backbone, weights, offsets, checkpoints / FINAL)
         held_out = dataclasses.replace(held_out, logits=held_out.logits + offsets.numpy())
     known = describe(held_out)  # and so the temperature is that of the shifted logits
-    metrics = classification_metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
+    metrics = held_out.kind.metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
     config = study.tables.config(trial)
     origin = {
         "trial": trial_name(trial),
@@ -84,25 +80,27 @@ def make_final_model(
         "config": config.record(),
         "metrics": {f"val_{name}": value for name, value in metrics.items()},
         "runs": len(runs),
-        **{name: value for name, value in known.items() if name in ("temperature", "unsure")},
+        **{name: value for name, value in known.items() if name in ("temperature", "unsure", "thresholds")},
         **({} if shift is None else {"logit_shift": shift.strength}),
     }
-    suspects = suspect_labels(held_out.probabilities, held_out.labels)
+    suspects = held_out.kind.suspects(held_out.probabilities, held_out.labels)
     split = pool_splits([fold.dataset.val for fold in folds])
     task = study.task.on(dataclasses.replace(study.task.dataset, val=split))
     calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
-    write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE)
-    save_model(task.backbone, task.dataset.classes, weights, origin, best)
+    thresholds = known.get("thresholds")
+    write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE, thresholds)
+    save_model(task.backbone, task.dataset.classes, weights, origin, best, held_out.kind)
     images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
     record.set_model(trial, f"trial {trial} retrained {in_words(len(runs), images, len(weights), averaged=averaged)}")
     asked = [study.config.final_runs, study.config.members]
     about = {"runs": len(runs), "asked": asked, "suspects": len(suspects), "trials": study.ended}
-    if study.config.metric in CLASS_METRICS:
+    if study.config.metric in CLASS_METRICS and not study.task.dataset.is_multilabel:
         about |= {"score": metrics[study.config.metric.removeprefix("val_")]}
     record.set_held_out(known | about | ({} if shift is None else {"shift": dataclasses.asdict(shift)}))
     study.save_record()
     if task.dataset.test is None:
-        save_predictions(task, "val", calibrated, study.folder / PREDICTIONS_FILE, told=HELD_OUT)
+        file = study.folder / PREDICTIONS_FILE
+        save_predictions(task, "val", calibrated, file, told=HELD_OUT, thresholds=thresholds)
     for folder in {*checkpoints.glob(f"{FINAL}*"), *(checkpoints / run_folder(run) for run in begun)}:
         if session.mirror is not None:
             session.mirror.discard(folder)
@@ -174,22 +172,19 @@ def checked_images(study: Study) -> Split:
 
 
 def loss_of(task: Task, state: Mapping[str, Tensor], images: Split, workplace: Workplace) -> float:
-    """Mean cross entropy of the network with these weights."""
+    """Mean loss of the network with these weights."""
     logits = split_logits(task, images, build_network(task.backbone, state), workplace)
-    return F.cross_entropy(logits, torch.from_numpy(np.asarray(images.labels))).item()
+    return task.dataset.kind.loss(logits, torch.from_numpy(np.asarray(images.labels))).item()
 
 
 def describe(held_out: HeldOut) -> dict[str, Any]:
-    """Accuracy with its interval, temperature, calibration error without and with it, and where to be unsure."""
-    labels, temperature = held_out.labels, fit_temperature(held_out.logits, held_out.labels)
-    calibrated = torch.from_numpy(held_out.logits / temperature).softmax(1).numpy()
-    accuracy = held_out.accuracy
+    """Accuracy with its interval, temperature, and what is known of the probabilities without and with it."""
+    labels, accuracy = held_out.labels, held_out.accuracy
+    temperature = held_out.kind.temperature(held_out.logits, labels)
     return {
         "images": len(labels),
         "accuracy": accuracy,
         "interval": list(wilson_interval(accuracy, len(labels))),
         "temperature": temperature,
-        "calibration_error": expected_calibration_error(held_out.probabilities, labels),
-        "calibrated_error": expected_calibration_error(calibrated, labels),
-        "unsure": confidence_threshold(calibrated, labels),
+        **held_out.kind.calibration(held_out.logits, labels, temperature),
     }

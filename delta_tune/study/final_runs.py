@@ -26,7 +26,6 @@ from delta_tune.data.resampling import hold_out_folds
 from delta_tune.models.network_state import build_network
 from delta_tune.report.held_out import HeldOut
 from delta_tune.report.predictions import split_logits
-from delta_tune.results.image_scores import image_scores
 from delta_tune.results.mirror import local_copy
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
@@ -169,7 +168,8 @@ def run_race(
                         race.ended(run, None)
                         continue
                     ended[run] = found
-                    race.ended(run, image_scores(found.logits, found.labels, study.config.metric))
+                    kind = study.task.dataset.kind
+                    race.ended(run, kind.image_scores(found.logits, found.labels, study.config.metric))
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -36,7 +36,6 @@ from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.study_result import StudyResult
 from delta_tune.study.best_model import keep_or_save
 from delta_tune.study.study import Study
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace
 
@@ -93,7 +92,8 @@ def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResul
     if winner is not None:
         row = model_row(tables, record)
         scores = read_config(best)["metrics"] if record.held_out is not None else row
-        metrics = {name: scores[name] for name in SCORES} | dict(record.scoring.content if record.scoring else {})
+        metrics = {name: scores[name] for name in SCORES if scores.get(name) is not None}
+        metrics |= dict(record.scoring.content if record.scoring else {})
     return StudyResult(
         best_config=None if winner is None else tables.config(winner),
         best_metrics=metrics,
@@ -117,7 +117,7 @@ def keep_best(study: Study) -> None:
         study.progress.say(f"Model: {best} ({record.model})")
 
 
-def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
+def score_test(task: Task, best: Path, logits: Tensor, thresholds: Sequence[float] | None = None) -> dict[str, Any]:
     """The model's scores on the test split, with a 95 % interval of its accuracy.
 
     The caller records every scoring: after the first, the estimate is no longer unbiased.
@@ -126,10 +126,11 @@ def score_test(task: Task, best: Path, logits: Tensor) -> dict[str, Any]:
         task: has a test split.
         best: the model's folder.
         logits: its logits (N, K) for that split.
+        thresholds: the model's, with several labels an image, (K,).
     """
     assert task.dataset.test is not None
     labels = torch.from_numpy(np.array(task.dataset.test.labels))
-    scores = {f"test_{name}": value for name, value in classification_metrics(logits, labels).items()}
+    scores = {f"test_{name}": value for name, value in task.dataset.kind.metrics(logits, labels, thresholds).items()}
     low, high = wilson_interval(scores["test_accuracy"], len(labels))
     return {
         "folder": str(best),
@@ -170,14 +171,14 @@ def score_final_model(
     if name == "test" or not seen_val:
         logits = split_logits(task, task.dataset.for_name(name), model.network, workplace) / model.temperature
         if name == "test" and record.scoring is None:
-            record.add_scoring(score_test(task, best, logits))
+            record.add_scoring(score_test(task, best, logits, model.thresholds))
             record.write(folder)
         if record.scoring is not None:
             scored = {k: v for k, v in record.scoring.content.items() if k not in ("trial", "model")}
             with may_fail(f"The test score in {best / CONFIG_FILE}", folder, say):
                 update_model_config(best, {"test": scored})
         with may_fail("The predictions for the report", folder, say):
-            save_predictions(task, name, logits, folder / PREDICTIONS_FILE)
+            save_predictions(task, name, logits, folder / PREDICTIONS_FILE, thresholds=model.thresholds)
     with may_fail("The images of feature maps for the report", folder, say):
         attention = read_attention_weights(folder / ATTENTION_FILE)
         save_feature_map_images(task, attention, model.network, folder / PICTURES_FILE, workplace)

@@ -90,7 +90,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
             if study.mirror is not None
             else []
         ),
-        f"Data      {data.name}: {len(data.classes)} classes, {', '.join(sizes)}",
+        f"Data      {data.name}: {len(data.classes)} {data.kind.noun}, {', '.join(sizes)}",
         *(f"          {line}" for line in class_lines(data, study.config.metric, checked.configs)),
         *(f"          {note}" for note in data.notes),
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",

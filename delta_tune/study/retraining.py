@@ -80,7 +80,8 @@ def retrain_and_save(
     origin = {"trial": trial_name(trial), "epoch": config.max_epochs, "config": config.record(), "metrics": means}
     if session.mirror is not None:
         session.mirror.fetch_folder(checkpoint)
-    save_model(task.backbone, task.dataset.classes, [last_weights(checkpoint)], origin, folder / BEST)
+    weights = [last_weights(checkpoint)]
+    save_model(task.backbone, task.dataset.classes, weights, origin, folder / BEST, task.dataset.kind)
     if session.mirror is not None:
         session.mirror.discard(checkpoint)
     shutil.rmtree(checkpoint)

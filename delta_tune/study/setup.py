@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from delta_tune.config import StudyConfig, UserError, mask_secrets
+from delta_tune.config import DATA_OPTIONS, StudyConfig, UserError, mask_secrets
 from delta_tune.console.progress import Progress
 from delta_tune.data.training_images import training_side
 from delta_tune.models.architectures import build_unfilled
@@ -33,6 +33,7 @@ from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.known_studies import remember_study
+from delta_tune.study.labels import check_terms, settings_for_labels
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
 from delta_tune.study.schedule import epochs_of_steps, scaled_grace
 from delta_tune.study.settings import resolve_settings, settings_for_json, settings_left_open
@@ -42,9 +43,6 @@ from delta_tune.study.trial_plan import plan_trials
 from delta_tune.tracking.trackers import check_trackers
 from delta_tune.training.task import Task, prepare
 
-DATA_OPTIONS = (
-    "val_fraction", "test_fraction", "train_fraction", "train_per_class", "skip_damaged", "drop_duplicates"
-)  # fmt: skip
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
 
@@ -189,7 +187,9 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     if config.max_steps is not None and "max_epochs" not in record.settled:
         config = with_epochs_of_steps(config, steps_of_epoch(task, trials.checked), "grace_period" in settings)
         trials = plan_trials(config, record, left_open)
-    checked, notes = trials.checked, (*trials.notes, *asked)
+    config, decided = settings_for_labels(config, task.dataset, {*settings, *record.settled})
+    checked, notes = trials.checked, (*decided, *trials.notes, *asked)
+    check_terms(task.dataset, checked)
     check_layers(task, checked)
     check_head(task, checked)
     check_early_size(task, checked)

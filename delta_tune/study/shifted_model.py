@@ -33,7 +33,7 @@ def find_shift(study: Study, held_out: HeldOut, weights: Path) -> tuple[LogitShi
         The shift and its offsets (K,); None for no shift.
     """
     metric = study.config.metric
-    if metric not in CLASS_METRICS:
+    if metric not in CLASS_METRICS or study.task.dataset.is_multilabel:  # labels of their own have thresholds instead
         return None
     shares = shares_of(study.task.dataset)
     shift = choose_shift(held_out.logits, held_out.labels, shares.numpy(), metric)

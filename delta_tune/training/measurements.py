@@ -369,7 +369,7 @@ class Measurements:
         train, num_classes = self.dataset.train, len(self.dataset.classes)
         fitted = self._fit_head(workplace, say)
         errors = error_norm(torch.tensor(fitted.logits), torch.tensor(train.labels))
-        images = ProbeImages.draw(train.labels, errors, self.seed)
+        images = ProbeImages.draw(self.dataset.kind.strata(train.labels), errors, self.seed)
         first = images.order[: self.probe_images]
         job = ProbeJob(
             backbone=self.backbone,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from delta_tune.config import TrialConfig
+from delta_tune.labels.kinds import LabelKind
+from delta_tune.labels.one_label import ONE_LABEL
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
 from delta_tune.training.co_tuning import SourceHead
 from delta_tune.training.regularizers import WEIGHT_PENALTIES, behavior, head_l2, supervised_contrast
@@ -30,6 +30,7 @@ class Objective:
         factors: Mapping[str, Tensor] | None = None,
         class_weights: Tensor | None = None,
         source_head: SourceHead | None = None,
+        kind: LabelKind = ONE_LABEL,
         logit_offsets: Tensor | None = None,
     ) -> None:
         """Take the target before its first step: l2_sp measures distances from the weights that it has now.
@@ -40,15 +41,18 @@ class Objective:
             head: its new head.
             source: the source's feature maps, for methods that compare them.
             factors: layer → factor of each channel in the behaviour term, (C,), for the same methods.
-            class_weights: of the cross entropy, (K,) on the target's device; None weighs all classes alike.
+            class_weights: of the cross entropy, as `kind.balanced_weights` returns them, on the target's device; None
+                weighs all classes alike.
             source_head: the source's own head, if it is trained along.
+            kind: of the labels.
             logit_offsets: what is added to the logits before their cross entropy, (K,) on the target's device.
         """
         assert (source is not None) == config.uses_behavior
         assert (source_head is not None) == (config.effective_co_tuning > 0)
         self.config, self._target, self._head = config, target, head
         self._source, self._factors, self._source_head = source, factors or {}, source_head
-        self._class_weights, self._logit_offsets = class_weights, logit_offsets
+        self._class_weights, self._kind = class_weights, kind
+        self._logit_offsets = logit_offsets
         self._maps: FeatureMaps | None = None
         self._features: list[Tensor] = []  # the head's inputs in the most recent forward pass
         self._is_hooked = False
@@ -92,12 +96,14 @@ class Objective:
     def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, key: StepKey) -> dict[str, Tensor]:
         """`train_loss` and its unweighted parts, float32 scalars, right after the target's forward of `images`.
 
-        The labels are classes (B,) or, of mixed images, probabilities of the classes (B, K).
+        The labels are classes (B,) or, of mixed images and of several labels an image, their shares (B, K).
 
         After the loss's backward pass call `merge_gradients`.
         """
         config, method = self.config, self.config.method
-        parts = {"cross_entropy": self._cross_entropy(logits.float(), labels)}
+        logits = logits.float() if self._logit_offsets is None else logits.float() + self._logit_offsets
+        cross_entropy = self._kind.training_loss(logits, labels, config.label_smoothing, self._class_weights)
+        parts = {"cross_entropy": cross_entropy}
         loss = parts["cross_entropy"]
         if self._source is not None and self._maps is not None:
             parts["behavior"] = behavior(self._maps, self._source.after(images, key), self._factors)
@@ -116,20 +122,6 @@ class Objective:
             loss = loss + config.effective_contrast * parts["contrast"]
         return {"train_loss": loss, **parts}
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean over the images of −Σ_k w_k p_k log q_k, with p the smoothed label and q the softmax of the logits.
-
-        Torch's own mean divides by the images' weights where labels are numbers, and by the number of images where they
-        are probabilities; this one divides by the number of images either way.
-        """
-        smoothing, weights = self.config.label_smoothing, self._class_weights
-        if self._logit_offsets is not None:
-            logits = logits + self._logit_offsets
-        if weights is None:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        total = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
-        return total / len(logits)
-
     def merge_gradients(self) -> None:
         """Add the gradients of the penalty on the weights to those of the rest of the loss, all at once."""
         gradients, penalty_gradients = [], []
@@ -142,13 +134,3 @@ class Objective:
             alias.grad = None
         if gradients:
             torch._foreach_add_(gradients, penalty_gradients)
-
-
-def balanced_class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
-    """N / (K · n_k) for each class k of K, float32 (K,), with n_k of the N labels; 0 for a class without a label.
-
-    The mean over the labels is 1 if every class has one, so the learning rate need not change.
-    """
-    counts = np.bincount(labels, minlength=num_classes)
-    weights = np.where(counts > 0, len(labels) / (num_classes * np.maximum(counts, 1)), 0)
-    return torch.tensor(weights, dtype=torch.float32)

@@ -102,4 +102,5 @@ def prepare(
     shared = None if cache is None else Cache(cache)
     backbone = load_backbone(model, weights, image_size)
     dataset = load_dataset(data, preprocessing=backbone.preprocessing, seed=seed, **data_options)
+    backbone = dataclasses.replace(backbone, preprocessing=dataset.preprocessing)
     return Task(dataset=dataset, backbone=backbone, seed=seed, cache=shared)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import center_crop
@@ -28,11 +27,11 @@ from delta_tune.data.training_images import training_images
 from delta_tune.models.backbones import build_target
 from delta_tune.models.devices import autocast, fork_rng, half_precision, synchronize, to_device
 from delta_tune.models.feature_maps import head_function
+from delta_tune.results.columns import SCORES
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, cpu_copy, read_resume_point
 from delta_tune.training.class_shares import log_shares, shift_bias
 from delta_tune.training.co_tuning import SourceHead
-from delta_tune.training.metrics import classification_metrics
-from delta_tune.training.objective import Objective, balanced_class_weights
+from delta_tune.training.objective import Objective
 from delta_tune.training.optimizer import build_optimizer, parameter_groups, set_device, set_learning_rate
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps, SourceMapStore
@@ -158,12 +157,12 @@ def lr_factor(config: TrialConfig, time_in_epochs: float) -> float:
     return factor * min(1.0, time_in_epochs / config.warmup_epochs) if config.warmup_epochs else factor
 
 
-def far_above_start(loss: float, first_loss: float, num_classes: int) -> str | None:
+def far_above_start(loss: float, first_loss: float, guessing_loss: float) -> str | None:
     """In words, what a diverged run's loss is far above: the first batch's, or that of guessing; None if it is not.
 
     A run that begins with a fitted head begins far below guessing, and its first steps may well lead back above.
     """
-    start, what = max((first_loss, "the first batch's"), (math.log(num_classes), "that of guessing,"))
+    start, what = max((first_loss, "the first batch's"), (guessing_loss, "that of guessing,"))
     return f"{what} {start:.4g}" if loss > DIVERGED_FACTOR * start else None
 
 
@@ -182,7 +181,7 @@ class _Run:
         saved: Callable[[int], None] | None,
     ) -> None:
         self.task, self.config, self.metric, self.device = task, config, metric, device
-        self.also_score = also_score
+        self.also_score, self.kind = also_score, task.dataset.kind
         backbone = task.backbone
         start = torch.Generator().manual_seed(config.seed)
         drop_path = config.drop_path if config.method.trains_backbone else None
@@ -213,16 +212,14 @@ class _Run:
         self.optimizer = build_optimizer(groups, config, device)
         weights: Tensor | None = None
         if config.class_weights == "balanced":
-            weights = balanced_class_weights(task.dataset.train.labels, len(task.dataset.classes)).to(device)
+            weights = self.kind.balanced_weights(task.dataset.train.labels, len(task.dataset.classes)).to(device)
         if config.uses_behavior:
             factors = task.measurements.channel_factors(config, device)
             layers = tuple(factors)
             source = SourceMaps(task.source_model(device, layers), layers, maps)
-            self.objective = Objective(config, self.model, head, source, factors, weights, source_head, offsets)
         else:
-            self.objective = Objective(
-                config, self.model, head, class_weights=weights, source_head=source_head, logit_offsets=offsets
-            )
+            source, factors = None, None
+        self.objective = Objective(config, self.model, head, source, factors, weights, source_head, self.kind, offsets)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
         self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
@@ -256,7 +253,7 @@ class _Run:
             )
         self.checkpoint.load(point, self.device)
         set_device(self.optimizer, self.device)
-        self.rows = [dict.fromkeys(LOSS_PARTS) | row for row in point.rows]  # an earlier version had fewer
+        self.rows = [dict.fromkeys((*LOSS_PARTS, *SCORES)) | row for row in point.rows]  # an earlier version had fewer
         self.first_loss, self.best_epoch = point.first_loss, point.best_epoch
 
     def train_and_score(self, epoch: int) -> None:
@@ -277,7 +274,7 @@ class _Run:
         also = {f"{split}_{name}": value for split in due for name, value in self._score(split).items()}
         row: Row = {"epoch": epoch, "train_loss": losses["train_loss"]}
         row |= {part: losses.get(part) for part in LOSS_PARTS}
-        row |= {f"val_{name}": value for name, value in scores.items()} | also
+        row |= dict.fromkeys(SCORES) | {f"val_{name}": value for name, value in scores.items()} | also
         row |= {"lr": lr, "seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
         if not math.isfinite(scores["loss"]):
             raise Diverged(f"the validation loss is {scores['loss']} after epoch {epoch}")
@@ -304,7 +301,7 @@ class _Run:
         """One epoch of training; the means of the loss and its parts over the images, and the last learning rate."""
         config, train, num_classes = self.config, self.task.dataset.train, len(self.task.dataset.classes)
         if config.method.fits_head:  # as it was built
-            fitted = F.cross_entropy(torch.tensor(self.fitted.logits), torch.tensor(train.labels)).item()
+            fitted = self.kind.loss(torch.tensor(self.fitted.logits), torch.tensor(train.labels)).item()
             return {"train_loss": fitted, "cross_entropy": fitted}, 0.0
         self.model.train(not self.frozen_features)
         if config.batch_norm == "frozen":
@@ -332,7 +329,8 @@ class _Run:
         means = {name: total / len(train.labels) for name, total in zip(totals, sums, strict=True)}
         self._check(means["train_loss"], epoch)
         assert self.first_loss is not None
-        if (start := far_above_start(means["train_loss"], self.first_loss, num_classes)) is not None:
+        guessing = self.kind.guessing_loss(num_classes)
+        if (start := far_above_start(means["train_loss"], self.first_loss, guessing)) is not None:
             raise Diverged(
                 f"the mean training loss of epoch {epoch} is {means['train_loss']:.4g}, "
                 f"over {DIVERGED_FACTOR} times {start}"
@@ -373,7 +371,7 @@ class _Run:
         network = self.logits if self.average is None else self.average.module.eval()
         with torch.inference_mode():  # in float32: these scores are the saved model's, and it predicts in float32
             logits = [network(inputs) for inputs in self._inputs(split, batches)]
-        return classification_metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
+        return self.kind.metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
 
     def _inputs(
         self, split: SplitName, batches: Sequence[np.ndarray], prepared: Callable[[Tensor], Tensor] | None = None

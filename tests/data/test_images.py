@@ -35,6 +35,10 @@ def noise(width, height, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
+def preprocessing(size):
+    return Preprocessing(image_size=size, stored_size=size, mean=(0.5,) * 3, std=(0.2,) * 3, interpolation="bicubic")
+
+
 def pixel(image, x=0, y=0):
     return image.getpixel((x, y))
 
@@ -212,7 +216,7 @@ def both():
     """The same images decoded and encoded."""
     files = [encode(Image.fromarray(noise(40 + i, 30, seed=i)), "JPEG" if i % 2 else "PNG") for i in range(7)]
     pixels = np.stack([to_square(open_image(file), 16, "bicubic") for file in files])
-    return DecodedImages(pixels), EncodedImages(pack_files(files), 16, "bicubic")
+    return DecodedImages(pixels), EncodedImages(pack_files(files), preprocessing(16))
 
 
 def test_encoded_images_give_the_pixels_of_decoded_ones(both):
@@ -250,7 +254,7 @@ def test_images_pickle_their_content_out_of_band(both):
 def test_encoded_images_are_decoded_by_as_many_threads_as_are_set_with_the_same_pixels(monkeypatch, threads):
     rng = np.random.default_rng(0)
     squares = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(7)]
-    split = EncodedImages(pack_files([to_png(square) for square in squares]), 8, "bilinear")
+    split = EncodedImages(pack_files([to_png(square) for square in squares]), preprocessing(8))
     at_once, meeting = set(), threading.Barrier(threads)
 
     def decode(*args, real=to_square):

@@ -69,7 +69,7 @@ def test_all_for_training_adds_val_to_train(dataset):
 def test_first_images_are_the_same_and_hold_no_others(dataset, kind):
     if kind == "encoded":
         files = [to_png(pixels) for pixels in dataset.train.images.batch(np.arange(len(dataset.train)))]
-        images = EncodedImages(pack_files(files), dataset.train.images.pixels.shape[1], "bilinear")
+        images = EncodedImages(pack_files(files), dataset.preprocessing)
         dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
     elif kind == "pooled":
         dataset = resample_splits(dataset, seed=3)

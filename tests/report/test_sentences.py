@@ -154,8 +154,8 @@ def by_macro_f1(tmp_path):
 def test_metric_that_counts_all_classes_alike_is_told_beside_the_accuracy(by_macro_f1):
     known = HELD_OUT | {"score": 0.8123}
     end, verdict = told(by_macro_f1, winner=0, model=FINAL_MODEL, held_out=known, metric="val_macro_f1")
-    assert end[1] == ITS_RUNS.replace(": accuracy", ": macro_f1 81.2 %, accuracy")
-    assert "in 3 final runs: macro_f1 81.2 %, accuracy 90.0 % [83.3, 94.2] on" in verdict
+    assert end[1] == ITS_RUNS.replace(": accuracy", ": macro F1 81.2 %, accuracy")
+    assert "in 3 final runs: macro F1 81.2 %, accuracy 90.0 % [83.3, 94.2] on" in verdict
 
 
 def test_shift_of_logits_is_told_with_what_it_gains(by_macro_f1):
@@ -163,7 +163,7 @@ def test_shift_of_logits_is_told_with_what_it_gains(by_macro_f1):
     end, _ = told(by_macro_f1, winner=0, model=FINAL_MODEL, held_out=known, metric="val_macro_f1")
     assert end[2] == (
         "The model names rare classes more readily than its runs: 0.75 times the log of a class's share is taken off "
-        "its logit. On these images, by which that was chosen, macro_f1 is 71.0 % instead of 68.0 %."
+        "its logit. On these images, by which that was chosen, macro F1 is 71.0 % instead of 68.0 %."
     )
 
 

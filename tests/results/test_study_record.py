@@ -51,7 +51,9 @@ def test_record_is_read_back_with_all_that_was_noted(begun, tmp_path):
     read = StudyRecord.read(tmp_path)
     assert read == begun
     assert (read.metric, read.backbone) == ("val_accuracy", "resnet50")
-    assert read.settings == dataclasses.asdict(StudyConfig()) | {"final_runs": 0} | SETTINGS, "earlier ones had none"
+    assert read.settings == dataclasses.asdict(StudyConfig()) | {"final_runs": 0, "resize": "crop"} | SETTINGS, (
+        "earlier ones had none"
+    )
     assert (read.fingerprints, read.images, read.space) == (IDENTITY.fingerprints, IDENTITY.images, IDENTITY.space)
     assert (read.start_from, read.attention_seconds, read.attention_verdict) == (begun.start_from, 3.0, "noisy")
     assert (read.ready_seconds, read.spent_seconds, read.time_use) == (4.0, 12.5, use)

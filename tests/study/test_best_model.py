@@ -12,6 +12,7 @@ import pytest
 
 from delta_tune.config import LOSS_PARTS, StudyConfig, TrialConfig
 from delta_tune.inference.model import load
+from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import CONFIG_FILE, RESUME_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
@@ -236,7 +237,7 @@ def test_model_is_there_before_its_checkpoint_is_cleared(tmp_path):
         places[number].mkdir(parents=True)
         (places[number] / "best.safetensors").touch()
         tables.add(number, CONFIG, {}, {})
-        rest = dict.fromkeys((*LOSS_PARTS, "val_balanced_accuracy", "val_macro_f1"), 0.5)
+        rest = dict.fromkeys((*LOSS_PARTS, *SCORES), 0.5)
         tables.report(number, {**row, **rest, "epoch": 1, "val_accuracy": score})
         assignment = TrialAssignment(number=number, task=0, hyperparameters=CONFIG.record())
         recorder.on_trial_complete(

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import MULTILABEL_METRIC, TrialConfig
+from delta_tune.labels.one_label import ONE_LABEL
+from delta_tune.labels.several_labels import SEVERAL_LABELS
 from delta_tune.study.class_counts import class_lines
 
 PLAIN = (TrialConfig(regularizer="l2"),)
@@ -16,7 +18,10 @@ PLAIN = (TrialConfig(regularizer="l2"),)
 def lines(counts, metric="val_accuracy", configs=PLAIN):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     classes = tuple(f"k{number}" for number in range(len(counts)))
-    return class_lines(SimpleNamespace(train=SimpleNamespace(labels=labels), classes=classes), metric, configs)
+    dataset = SimpleNamespace(
+        train=SimpleNamespace(labels=labels), classes=classes, kind=ONE_LABEL, is_multilabel=False
+    )
+    return class_lines(dataset, metric, configs)
 
 
 def test_smallest_and_largest_class_are_counted():
@@ -43,3 +48,15 @@ def test_what_was_done_is_not_proposed_again():
     assert treatment_only.startswith("The classes are unequal: --set class_weights=balanced,")
     for done in ({"class_weights": "balanced"}, {"sampling": "balanced"}):
         assert len(lines([1, 9], "val_macro_f1", [TrialConfig(**done)])) == 1
+
+
+def test_images_with_several_labels_count_for_each_and_only_what_they_can_have_is_proposed():
+    labels = np.zeros((20, 2), dtype=np.float32)
+    labels[:18, 0] = labels[17:, 1] = 1
+    dataset = SimpleNamespace(
+        train=SimpleNamespace(labels=labels), classes=("a", "b"), kind=SEVERAL_LABELS, is_multilabel=True
+    )
+    assert class_lines(dataset, MULTILABEL_METRIC, PLAIN) == [
+        "3 ('b') to 18 ('a') training images of a label",
+        "The labels are unequal: --set class_weights=balanced trains for the rare ones too.",
+    ]

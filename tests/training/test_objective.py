@@ -10,9 +10,10 @@ from torch import nn
 from delta_tune.config import METHODS, ImageSettings, TrialConfig
 from delta_tune.config.methods import BEHAVIOR
 from delta_tune.data.augmentation import center_crop
+from delta_tune.labels.one_label import balanced_class_weights
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.models.feature_maps import feature_maps
-from delta_tune.training.objective import Objective, balanced_class_weights
+from delta_tune.training.objective import Objective
 from delta_tune.training.regularizers import WEIGHT_PENALTIES
 from delta_tune.training.source_map_index import StepKey
 from delta_tune.training.source_maps import SourceMaps

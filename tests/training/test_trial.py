@@ -20,10 +20,10 @@ from delta_tune.data import training_images
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
 from delta_tune.data.resampling import pool_train_val
+from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
 from delta_tune.training import checkpoint, trial
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.objective import Objective
 from delta_tune.training.trial import far_above_start, lr_factor, run_trial
 
@@ -230,10 +230,10 @@ def test_head_start_begins_with_the_linear_probe(task):
 
 
 def test_run_that_begins_near_zero_may_rise_to_ten_times_guessing():
-    assert far_above_start(10.0, first_loss=0.01, num_classes=3) is None
-    assert far_above_start(11.0, first_loss=0.01, num_classes=3) == "that of guessing, 1.099"
-    assert far_above_start(29.0, first_loss=3.0, num_classes=3) is None
-    assert far_above_start(31.0, first_loss=3.0, num_classes=3) == "the first batch's 3"
+    assert far_above_start(10.0, first_loss=0.01, guessing_loss=math.log(3)) is None
+    assert far_above_start(11.0, first_loss=0.01, guessing_loss=math.log(3)) == "that of guessing, 1.099"
+    assert far_above_start(29.0, first_loss=3.0, guessing_loss=math.log(3)) is None
+    assert far_above_start(31.0, first_loss=3.0, guessing_loss=math.log(3)) == "the first batch's 3"
 
 
 class _Interrupt(Exception):

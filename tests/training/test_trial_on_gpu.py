@@ -11,10 +11,10 @@ from helpers.simulated_gpu import by_line, simulated_gpu
 
 from delta_tune.config import TrialConfig
 from delta_tune.data.batches import evaluation_batches
+from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.models.backbones import build_target
 from delta_tune.training import trial
 from delta_tune.training.checkpoint import read_resume_point
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.trial import run_trial
 
 CASES = [
@@ -24,7 +24,10 @@ CASES = [
     {"regularizer": "delta_uniform"},
     {"regularizer": "delta", "attention_estimator": "first_order"},
     {"regularizer": "l2", "average_epochs": 0.5, "max_grad_norm": 1.0, "batch_norm": "train"},
-    {"regularizer": "l2_sp", "label_smoothing": 0.1, "augmentation": "resized_crop_flip", "warmup_epochs": 1},
+    {  # at the default learning rate, the roundings of bfloat16, which differ by processor, would lead far away
+        **{"regularizer": "l2_sp", "label_smoothing": 0.1, "augmentation": "resized_crop_flip"},
+        **{"warmup_epochs": 1, "lr": 5e-4},
+    },
     {
         **{"regularizer": "l2", "optimizer": "adamw", "lr": 1e-4, "layer_decay": 0.7},
         **{"class_weights": "balanced", "drop_path": 0.3},
@@ -117,7 +120,7 @@ def on_cuda(task):
 def test_a_trial_in_bfloat16_learns_as_on_the_cpu(on_cpu, on_cuda, case):
     row, _, _ = on_cuda(case)
     for name in ("train_loss", "val_loss"):
-        assert row[name] == pytest.approx(on_cpu(case)[name], rel=0.05, abs=0.03)
+        assert row[name] == pytest.approx(on_cpu(case)[name], rel=0.05, abs=0.02)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
@@ -174,7 +177,7 @@ def test_a_trial_moves_between_a_gpu_and_the_cpu(task, on_cpu, tmp_path, case, o
         interrupted(task, config, tmp_path / "trial", first)
     with simulated_gpu() if second == "cuda" else nullcontext():
         resumed = run_trial(alone(task), config, device=second, checkpoint=tmp_path / "trial").epochs
-    assert resumed[-1]["val_loss"] == pytest.approx(on_cpu(case)["val_loss"], rel=0.05, abs=0.03)
+    assert resumed[-1]["val_loss"] == pytest.approx(on_cpu(case)["val_loss"], rel=0.05, abs=0.02)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["from bfloat16", "from float16"])

@@ -17,8 +17,8 @@ ALLOWED_DATA = (
 class Examples:
     """The examples of one split."""
 
-    labels: Sequence[str]
-    """Class name of each example (N)."""
+    labels: Sequence[str] | Sequence[tuple[str, ...]]
+    """Class name of each example (N); or, with several labels an image, the names of each, which may be none."""
     names: Sequence[str]
     """Display name of each example (N): its path, or file and row."""
     read: Callable[[int], bytes | Image.Image]

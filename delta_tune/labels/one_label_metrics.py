@@ -1,4 +1,4 @@
-"""Scores of a classifier on a split, from one confusion matrix."""
+"""Scores of a classifier of one label an image on a split, from one confusion matrix."""
 
 from __future__ import annotations
 

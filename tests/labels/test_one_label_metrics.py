@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from delta_tune.training.metrics import classification_metrics
+from delta_tune.labels.one_label_metrics import classification_metrics
 
 
 def test_metrics_equal_sklearn_where_a_class_is_missing_from_the_split():
