@@ -45,12 +45,12 @@ from rich.table import Table
 
 import delta_tune
 from delta_tune.config import TrialConfig
+from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.models.network_state import build_network
 from delta_tune.report.predictions import split_logits
 from delta_tune.results.logit_shift import STRENGTHS, choose_shift
 from delta_tune.study.final_model import mean_weights
 from delta_tune.training.class_shares import log_shares
-from delta_tune.training.metrics import classification_metrics
 from delta_tune.training.task import Task
 
 SETS = ("clothing-30", "flowers17-long", "trashnet96-30")
