@@ -1,4 +1,4 @@
-"""Do the rare classes need help? Plain L2 and DELTA, with the logits adjusted by none, half or all of the classes' shares.
+"""Do the rare classes need help? Plain L2 and DELTA, with logits adjusted by none, half or all of the log shares.
 
     python launch.py --data DIR --model mobilenet_v2 --space search_spaces/imbalanced.py --metric val_macro_f1
 

@@ -78,7 +78,7 @@ def fit_probe_head(
     model = build_target(backbone, num_classes, torch.Generator().manual_seed(seed)).eval().to(device)
     model.requires_grad_(False)
     head = model.get_submodule(backbone.head)
-    logits = head_function(model, backbone.head, image_size=backbone.preprocessing.image_size)
+    logits = head_function(model, backbone.head, **backbone.input_shape)
     x, y = torch.tensor(features, device=device), torch.tensor(labels, device=device)
     kind = kind_of(labels)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y))).to(device)

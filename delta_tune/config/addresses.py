@@ -17,7 +17,7 @@ INSTEAD = {
 """Setting → what to do with its secret."""
 INSTEAD_ELSEWHERE = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage has"
 
-ADDRESSES = ("data", "model", "weights", "address", "out", "cache", "start_from", "wandb")
+ADDRESSES = ("data", "model", "weights", "label_map", "address", "out", "cache", "start_from", "wandb")
 """Settings that may be addresses, beside those of which all text is one."""
 ALWAYS = ("storage", "mlflow")
 """Settings of which any text is an address or a connection string."""

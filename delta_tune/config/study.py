@@ -27,7 +27,8 @@ class StudyConfig:
 
     data: str = field(
         "demo",
-        "Images: a folder or a Parquet file, local or at `s3://…` or `gs://…`; `torchvision:NAME`; or `demo`",
+        "Images: a folder, a Parquet file, a table (.csv, .tsv, .jsonl) or shards (.tar), local or at `s3://…` or "
+        "`gs://…`; `torchvision:NAME`; or `demo`",
         group="data",
         metavar="DIR|FILE|NAME",
     )
@@ -68,11 +69,25 @@ class StudyConfig:
     )
     skip_damaged: bool = field(False, "Leave out unreadable images and count them", group="data")
     drop_duplicates: bool = field(False, "Leave images out of train that are also in another split", group="data")
+    label_map: str | None = field(
+        None,
+        "CSV `from,to` or JSON that renames and merges classes; an empty `to` leaves the images out",
+        group="data",
+        metavar="FILE",
+    )
     resize: Literal["auto", "crop", "squash", "letterbox"] = field(
         "auto",
         "How images that are not square become it: their centre, all of them squashed, or all of them with a border; "
         "`auto` chooses by their shapes",
         group="data",
+    )
+    white: float | None = field(
+        None,
+        "Value of white in images of more than 8 bits",
+        range=Range(0, low_open=True),
+        unset="65535 for 16 bits; others are refused",
+        group="data",
+        metavar="VALUE",
     )
     model: str | None = field(
         None,
@@ -95,6 +110,13 @@ class StudyConfig:
         unset="the weights' own",
         group="model",
         metavar="PIXELS",
+    )
+    channels: int = field(
+        3,
+        "Channels of the images: 3 is RGB, 1 grey; others are read of TIFF files and NumPy arrays (.npy)",
+        range=Range(1, 64),
+        group="model",
+        metavar="N",
     )
     space: Any = field(
         "search_spaces/delta.py", "Python file that defines the search space", group="search", metavar="FILE"
@@ -135,6 +157,11 @@ class StudyConfig:
         range=Range(0, 1000),
         group="search",
         metavar="N",
+    )
+    confirm_splits: Literal["random", "folds"] = field(
+        "random",
+        "What --confirm holds out: new random parts of train and validation, or each of their N folds once",
+        group="search",
     )
     final_runs: int = field(
         5,
@@ -240,6 +267,11 @@ class StudyConfig:
             raise UserError(
                 f"members must be at most final_runs, whose networks they are, but got {self.members} and "
                 f"{self.final_runs}; give more --final-runs."
+            )
+        if self.confirm_splits == "folds" and (self.train_fraction or self.train_per_class):
+            raise UserError(
+                "confirm_splits must be random with train_fraction or train_per_class, for folds train on all images, "
+                "but got 'folds'."
             )
         if self.members > 1 and (self.train_fraction or self.train_per_class):
             raise UserError(

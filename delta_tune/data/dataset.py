@@ -14,6 +14,7 @@ from delta_tune.data.images import (
     PooledImages,
     Preprocessing,
 )
+from delta_tune.data.splits import Indices
 from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 
 
@@ -26,19 +27,23 @@ class Split:
     """Int64 (N,), positions in `Dataset.classes`; or, with several labels an image, float32 (N, K) of 0 and 1."""
     names: tuple[str, ...]
     """Path, or file and row, of each image (N)."""
+    groups: Indices | None = None
+    """int64 (N,): equal, in all splits, for images that belong together; None if none do."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def first(self, count: int) -> Split:
         """The first `count` images; the others stay in memory."""
-        return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count])
+        groups = None if self.groups is None else self.groups[:count]
+        return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count], groups=groups)
 
     def taken(self, positions: range) -> Split:
         """The images at these positions, copied: the others need not travel with them."""
         images = self.images.taken(np.array(positions))
         part = slice(positions.start, positions.stop)
-        return Split(images=images, labels=self.labels[part], names=self.names[part])
+        groups = None if self.groups is None else self.groups[part]
+        return Split(images=images, labels=self.labels[part], names=self.names[part], groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -16,12 +16,12 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     """Set a rectangle of some images to 0, which is the mean of normalised images.
 
     Args:
-        images: float (B, 3, S, S).
+        images: float (B, C, S, S).
         probability: with which an image has a rectangle erased.
         generator: on the CPU.
 
     Returns:
-        float (B, 3, S, S).
+        float (B, C, S, S).
     """
     num_images, _, size, _ = images.shape
     draws = torch.rand(num_images, 1 + DRAWS, generator=generator)

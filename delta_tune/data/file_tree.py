@@ -6,9 +6,11 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -73,6 +75,17 @@ class FileTree:
             self.name = os.path.basename(os.path.realpath(self.root))
         self.entries = cache(self._list)  # each folder is requested from the server once
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is at an address."""
+        return self._remote is not None
+
+    def rooted(self, path: str) -> FileTree:
+        """The tree of a folder in the same file system."""
+        tree = copy(self)
+        tree.root = path or "."
+        return tree
+
     def shown(self, path: str) -> str:
         """The path as the user gave it."""
         return self._prefix + path
@@ -128,8 +141,12 @@ class FileTree:
             pending += reversed(self.folders(folder))
         return found, repeated
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, *, listed: bool = True) -> bytes:
         """The content of a file; called from many threads.
+
+        Args:
+            path: of the file.
+            listed: whether the file was seen in a listing, so that its server is at fault if it is not there.
 
         Raises:
             OSError: a local file cannot be read, or a file is larger than an image may be.
@@ -142,11 +159,42 @@ class FileTree:
                 size: int = file.size()
                 content: bytes = file.read() if size <= MAX_FILE_SIZE else b""
         except OSError as error:
+            if not listed and isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
             raise UserError(
                 f"{self.shown(path)} cannot be read ({error}); try again once its server answers."
             ) from error
         check_file_size(size)
         return content
+
+    def read_part(self, path: str, begin: int, size: int) -> bytes:
+        """`size` bytes of a file from the byte `begin` on; called from many threads.
+
+        Raises:
+            OSError: a local file cannot be read, or has fewer.
+            UserError: the server did not deliver a file.
+        """
+        try:
+            with self.opened(path) as file:
+                file.seek(begin)
+                content: bytes = file.read(size)
+        except OSError as error:
+            if self._remote is None:
+                raise
+            raise UserError(
+                f"{self.shown(path)} cannot be read ({error}); try again once its server answers."
+            ) from error
+        if len(content) < size:
+            raise OSError(errno.EIO, "fewer bytes than before", path)
+        return content
+
+    def opened(self, path: str) -> Any:
+        """A file, open for reading bytes anywhere in it; a context.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        return open(path, "rb") if self._remote is None else self._remote.open_input_file(path)
 
     def size(self, path: str) -> int:
         """Bytes of a file."""

@@ -8,7 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from delta_tune.config import UserError, visible
-from delta_tune.data.decoding import decode, no_warnings, to_rgb
+from delta_tune.data.arrays import picture_of, to_npy
+from delta_tune.data.decoding import decode, no_warnings, to_channels
 from delta_tune.data.fitting import (
     Interpolation,
     Picture,
@@ -53,12 +54,20 @@ class Preprocessing:
     With the last two the whole image is the input; around it, up to `stored_size`, is the mean colour, into which
     random crops reach, as they do with the padding that CIFAR is trained with (arXiv 1512.03385).
     """
+    channels: int = 3
+    """Channels of the input: 3 is RGB, 1 grey, any other number what arrays and TIFF files have."""
+    white: float | None = None
+    """The value of white, > 0, in images of more than 8 bits, where black is 0; None is 65535 in those of 16 bits."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.stored_size:
             raise UserError(
                 f"1 <= image_size <= stored_size must hold, but got (image_size={self.image_size}, "
                 f"stored_size={self.stored_size})."
+            )
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise UserError(
+                f"mean and std must have {self.channels} numbers, as channels says, but got {self.mean} and {self.std}."
             )
 
     def for_fingerprint(self) -> dict[str, Any]:
@@ -81,9 +90,12 @@ class DamagedImage(UserError):
         return visible(f"{name} cannot be read as an image ({reason}); give an image file such as JPEG or PNG.")
 
 
-def open_image(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image,
-) -> Image.Image:
+OneSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | npt.NDArray[Any]
+)
+
+
+def open_image(source: OneSource) -> Image.Image:
     """Open an image as RGB: upright (EXIF), 16-bit grey scaled to 8 bit, transparency on white.
 
     Args:
@@ -95,17 +107,36 @@ def open_image(
             limit of `limits`.
         UserError: the open file is closed, or does not give bytes.
     """
+    image = open_picture(source)
+    assert isinstance(image, Image.Image)
+    return image
+
+
+def open_picture(source: OneSource, channels: int = 3, white: float | None = None) -> Picture:
+    """Open an image, as RGB for 3 channels, else as uint8 (H, W, C).
+
+    Args:
+        source: as for `open_image`, or an array that `picture_of` takes.
+        channels: of `decode`.
+        white: of `decode`.
+
+    Raises:
+        DamagedImage: as `open_image`; an image has other channels, or nothing tells which of its values is white.
+        UserError: as `open_image`.
+    """
     try:
+        if isinstance(source, np.ndarray):
+            return picture_of(source, channels, white)
         if isinstance(source, Image.Image):
             with no_warnings():
-                image = to_rgb(source)
-            return image.copy() if image is source else image
+                image = to_channels(source, channels, white)
+            return source.copy() if image is source else image
         if isinstance(source, str | os.PathLike):
-            return decode(read_file(source))
+            return decode(read_file(source), channels, white)
         if isinstance(source, bytes | bytearray | memoryview):
             check_file_size(memoryview(source).nbytes)
-            return decode(bytes(source))
-        return decode(read_open_file(source))
+            return decode(bytes(source), channels, white)
+        return decode(read_open_file(source), channels, white)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every built-in exception on a damaged file
@@ -126,6 +157,11 @@ def damage_reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_square(source: OneSource, preprocessing: Preprocessing) -> Pixels:
+    """Open an image and return the square that is kept of it: uint8 (stored_size, stored_size, C)."""
+    return stored_square(open_picture(source, preprocessing.channels, preprocessing.white), preprocessing)
 
 
 def fit(image: Picture, preprocessing: Preprocessing) -> Pixels:
@@ -149,6 +185,13 @@ def stored_square(image: Picture, preprocessing: Preprocessing) -> Pixels:
     return with_border(fit(image, preprocessing), preprocessing)
 
 
+def encode_pixels(pixels: Pixels) -> bytes:
+    """Pixels (H, W, C) as a lossless file, from which `open_picture` reads them again."""
+    if pixels.shape[2] > 4:
+        return to_npy(pixels)
+    return to_png(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
 def to_png(square: Pixels) -> bytes:
     """The pixels as a (lossless) PNG file."""
     file = io.BytesIO()
@@ -158,7 +201,7 @@ def to_png(square: Pixels) -> bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImages:
-    """A split's images, decoded: uint8 (N, stored, stored, 3), possibly read-only."""
+    """A split's images, decoded: uint8 (N, stored, stored, C), possibly read-only."""
 
     pixels: Pixels
 
@@ -166,7 +209,7 @@ class DecodedImages:
         return len(self.pixels)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy."""
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy."""
         return self.pixels[np.asarray(indices, dtype=np.int64)]
 
     def taken(self, indices: npt.NDArray[np.int64]) -> DecodedImages:
@@ -186,13 +229,12 @@ class EncodedImages:
         return len(self.encoded)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy; the same pixels as when decoded once."""
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy; the same pixels as when decoded once."""
         size = self.preprocessing.stored_size
-        pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        pixels = np.empty((len(indices), size, size, self.preprocessing.channels), dtype=np.uint8)
 
         def decode(row: int) -> None:
-            image = open_image(self.encoded[int(indices[row])].as_py())
-            pixels[row] = stored_square(image, self.preprocessing)
+            pixels[row] = read_square(self.encoded[int(indices[row])].as_py(), self.preprocessing)
 
         for _ in _decoders(num_decoding_threads()).map(decode, range(len(indices))):
             pass
@@ -215,7 +257,7 @@ class PooledImages:
         return len(self.locations)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, stored, stored, 3), a copy."""
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy."""
         locations = self.locations[np.asarray(indices, dtype=np.int64)]
         of_set = [np.flatnonzero(locations[:, 0] == number) for number in range(len(self.sets))]
         pixels = [images.batch(locations[where, 1]) for images, where in zip(self.sets, of_set, strict=True)]

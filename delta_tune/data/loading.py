@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +17,9 @@ from delta_tune.console.format import format_count
 from delta_tune.data.class_labels import number_labels
 from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.first_look import AskedResize, settle_preprocessing
+from delta_tune.data.groups import group_notes, number_groups
 from delta_tune.data.images import Preprocessing
+from delta_tune.data.label_map import apply_label_map, read_label_map
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.reading_notes import (
     contradiction_notes,
@@ -46,17 +49,19 @@ def load_dataset(
     train_per_class: int | None = None,
     skip_damaged: bool = False,
     drop_duplicates: bool = False,
+    label_map: str | Path | None = None,
     seed: int = 0,
     progress: Bar | None = None,
     memory_limit: int | None = None,
     resize: AskedResize = "auto",
+    white: float | None = None,
 ) -> Dataset:
     """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
 
     With the same seed, a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
 
     Args:
-        data: image folder, Parquet file or folder, here or at an address; torchvision:NAME, or demo.
+        data: image folder, Parquet file or folder, table, shards, here or at an address; torchvision:NAME, or demo.
         preprocessing: of the backbone.
         task: whether images have one class or several labels; `auto` is what the data has.
         val_fraction: part of train that becomes val where there is none, in (0, 1).
@@ -65,11 +70,13 @@ def load_dataset(
         train_per_class: images of each class that are used instead, ≥ 1; the demo takes 10 if neither is given.
         skip_damaged: leave unreadable images out and say so, instead of refusing.
         drop_duplicates: take images that also stand in val or test out of train.
+        label_map: file that renames, merges or leaves out classes; see `delta_tune.data.label_map`.
         seed: of the splits, ≥ 0.
         progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
         memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
         resize: crop, squash or letterbox of `Preprocessing`, whose own does not count; auto is decided by the shapes
             of the training images.
+        white: of `Preprocessing`, whose own does not count.
 
     Raises:
         UserError: the data or an argument is unusable.
@@ -78,29 +85,38 @@ def load_dataset(
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
     source = find_source(data, seed=seed)
+    if label_map is not None:
+        source = apply_label_map(source, read_label_map(label_map))
     classes, labels, notes = number_labels(
         {split: examples.labels for split, examples in source.splits.items()},
         {split: examples.names for split, examples in source.splits.items()},
         task,
     )
     notes = [*source.notes, *notes]
-    strata = {split: kind_of(found).strata(found) for split, found in labels.items()}
     if test_fraction and "test" in labels:
         notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
-    chosen = cut_splits(strata, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
-    cut = {"val": val_fraction, "test": test_fraction}
-    notes += size_notes(chosen, {split: cut[split] for split in cut if split in chosen and split not in labels})
+    groups = number_groups(source.splits)
+    chosen = cut_splits(
+        labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, groups=groups.get("train")
+    )
+    fractions = {"val": val_fraction, "test": test_fraction}
+    fractions = {split: fractions[split] for split in fractions if split in chosen and split not in labels}
+    notes += (
+        group_notes(groups, labels["train"], classes, chosen, fractions) if groups else size_notes(chosen, fractions)
+    )
     if train_fraction is not None or train_per_class is not None:
         train = chosen["train"]
         notes += too_few_notes(labels["train"][train], classes, train_per_class)
-        part = training_subset(strata["train"][train], fraction=train_fraction, per_class=train_per_class, seed=seed)
+        part = training_subset(labels["train"][train], fraction=train_fraction, per_class=train_per_class, seed=seed)
         chosen["train"] = train[part]
 
     examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
-    preprocessing, told = settle_preprocessing(preprocessing, resize, examples["train"], chosen["train"])
-    notes += told
+    preprocessing, told = settle_preprocessing(
+        dataclasses.replace(preprocessing, white=white), resize, examples["train"], chosen["train"]
+    )
+    notes += told if data != "demo" else []  # whose digits are grey
     num_images = sum(len(indices) for indices in chosen.values())
-    decoded_size = num_images * preprocessing.stored_size**2 * 3
+    decoded_size = num_images * preprocessing.stored_size**2 * preprocessing.channels
     limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
     with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
         found = _read_splits(
@@ -116,7 +132,12 @@ def load_dataset(
     for split, read in found.items():
         kept = chosen[split][read.kept]
         names = tuple(examples[split].names[index] for index in kept.tolist())
-        splits[split] = Split(images=read.images, labels=labels.get(split, labels["train"])[kept], names=names)
+        splits[split] = Split(
+            images=read.images,
+            labels=labels.get(split, labels["train"])[kept],
+            names=names,
+            groups=groups.get(split, groups["train"])[kept] if groups else None,
+        )
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
     notes += contradiction_notes(splits, digests, classes)
@@ -188,6 +209,8 @@ def _fingerprint(
         total.update(f"{name} {len(splits[name])} ".encode())
         total.update(splits[name].labels.astype("<i8").tobytes())
         total.update(b"".join(digests[name]))
+        if (groups := splits[name].groups) is not None:
+            total.update(groups.astype("<i8").tobytes())
     return total.hexdigest()
 
 

@@ -17,7 +17,7 @@ def mix(
     """Mix images and their labels, with one share of the own image, from Beta(a, a), for the whole batch.
 
     Args:
-        images: float (B, 3, S, S).
+        images: float (B, C, S, S).
         labels: int64 (B,), or float32 (B, K) of several labels an image; on the device of the images.
         num_classes: K.
         settings: `mixup` and `cutmix` are their a, 0 for none; if both are above 0, each has half of the batches.

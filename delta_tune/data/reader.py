@@ -17,11 +17,11 @@ from delta_tune.data.images import (
     EncodedImages,
     Preprocessing,
     damage_reason,
+    encode_pixels,
     fit,
     num_decoding_threads,
-    open_image,
+    open_picture,
     pack_files,
-    to_png,
     with_border,
 )
 from delta_tune.data.sources.base import Examples
@@ -60,17 +60,18 @@ def read_examples(
             digest = _digest(content)
             if digest in leave_out:
                 return digest, None
-            fitted = fit(open_image(content), preprocessing)
+            picture = open_picture(content, preprocessing.channels, preprocessing.white)
+            fitted = fit(picture, preprocessing)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
         if decode:
             return digest, with_border(fitted, preprocessing)
-        # Store the pixels as PNG if the file is larger than it (a PNG takes about half of the raw pixels).
+        # Store the pixels (PNG) if the file is larger than it (a PNG takes about half of the raw pixels).
         if isinstance(content, bytes) and len(content) <= fitted.nbytes // 2:
             return digest, content
-        return digest, to_png(fitted)
+        return digest, encode_pixels(fitted)
 
-    pixels = np.empty((len(indices) if decode else 0, size, size, 3), dtype=np.uint8)
+    pixels = np.empty((len(indices) if decode else 0, size, size, preprocessing.channels), dtype=np.uint8)
     files: list[bytes] = []
     kept: list[int] = []
     digests: list[bytes] = []

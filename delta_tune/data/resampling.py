@@ -11,7 +11,8 @@ import numpy as np
 from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
 from delta_tune.data.splits import Indices, cut_splits, training_subset
-from delta_tune.labels.kinds import Labels, kind_of
+from delta_tune.data.stratify import folds_of_units, units_of
+from delta_tune.labels.kinds import Labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,16 +23,17 @@ class Pool:
     locations: Indices
     labels: Labels
     names: tuple[str, ...]
-
-    @property
-    def strata(self) -> Indices:
-        """The group of each image, (N,), whose shares its splits have."""
-        return kind_of(self.labels).strata(self.labels)
+    groups: Indices | None
 
     def split(self, positions: Indices) -> Split:
         """A split of the images at these positions."""
         images = PooledImages(self.images, self.locations[positions])
-        return Split(images=images, labels=self.labels[positions], names=tuple(self.names[i] for i in positions))
+        return Split(
+            images=images,
+            labels=self.labels[positions],
+            names=tuple(self.names[i] for i in positions),
+            groups=None if self.groups is None else self.groups[positions],
+        )
 
 
 def pool_train_val(dataset: Dataset) -> Pool:
@@ -52,14 +54,27 @@ def _pool(splits: Sequence[Split]) -> Pool:
         locations=np.concatenate(locations),
         labels=np.concatenate([split.labels for split in splits]),
         names=tuple(name for split in splits for name in split.names),
+        groups=_pooled_groups(splits),
     )
 
 
+def _pooled_groups(splits: Sequence[Split]) -> Indices | None:
+    """The groups of all images in order; None unless all splits have some."""
+    found = [split.groups for split in splits if split.groups is not None]
+    return np.concatenate(found) if len(found) == len(splits) else None
+
+
 def resample_splits(dataset: Dataset, seed: int) -> Dataset:
-    """Draw new train and val splits from their union: stratified, about the same sizes; test stays the same."""
+    """Draw new train and val splits from their union: stratified, about the same sizes; test stays the same.
+
+    Groups stay whole, those too that the data itself has in both splits.
+
+    Raises:
+        UserError: there are too few groups.
+    """
     pool = pool_train_val(dataset)
     fraction = len(dataset.val) / len(pool.labels)
-    cut = cut_splits({"train": pool.strata}, val_fraction=fraction, test_fraction=0, seed=seed)
+    cut = cut_splits({"train": pool.labels}, val_fraction=fraction, test_fraction=0, seed=seed, groups=pool.groups)
     return dataclasses.replace(
         dataset,
         train=pool.split(cut["train"]),
@@ -78,20 +93,19 @@ def merge_val_into_train(dataset: Dataset) -> Dataset:
 def hold_out_folds(dataset: Dataset, folds: int, seed: int) -> list[Dataset]:
     """Data sets that each hold another fold of train and val out as val, and train on the rest; test stays the same.
 
-    The folds are stratified. An image that is the only one of its class is in no fold: every run trains on it.
+    The folds are stratified and keep groups whole. An image that is the only one of its class, or a group that is, is
+    in no fold: every run trains on it.
 
     Args:
         dataset: whose images are shared.
-        folds: ≥ 2. Where no class has as many images, some hold nothing out and are left away.
+        folds: ≥ 2. Where no class has as many images or groups, some hold nothing out and are left away.
         seed: of the draw.
     """
-    pool, rng, dealt = pool_train_val(dataset), np.random.default_rng(seed), 0
-    strata, fold_of = pool.strata, np.full(len(pool.labels), -1)
-    for stratum in np.unique(strata):
-        members = rng.permutation(np.flatnonzero(strata == stratum))
-        if len(members) > 1:
-            fold_of[members] = (dealt + np.arange(len(members))) % folds
-            dealt += len(members)
+    pool, rng = pool_train_val(dataset), np.random.default_rng(seed)
+    if pool.groups is None and pool.labels.ndim == 1:
+        fold_of = _deal(pool.labels.astype(np.int64, copy=False), folds, rng)
+    else:
+        fold_of = folds_of_units(units_of(pool.labels, pool.groups), folds, rng)
     return [
         dataclasses.replace(
             dataset,
@@ -102,6 +116,17 @@ def hold_out_folds(dataset: Dataset, folds: int, seed: int) -> list[Dataset]:
         for fold in range(folds)
         if (fold_of == fold).any()
     ]
+
+
+def _deal(labels: Indices, folds: int, rng: np.random.Generator) -> Indices:
+    """The fold of each image (N,), dealt class by class; -1 for one that is the only one of its class."""
+    fold_of, dealt = np.full(len(labels), -1), 0
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) > 1:
+            fold_of[members] = (dealt + np.arange(len(members))) % folds
+            dealt += len(members)
+    return fold_of
 
 
 def first_images(dataset: Dataset, count: int) -> Dataset:
@@ -126,9 +151,8 @@ def sample_images(dataset: Dataset, fraction: float, per_class: int, seed: int) 
     """
     pool, begin, found = pool_train_val(dataset), 0, []
     for split in (dataset.train, dataset.val):
-        strata = kind_of(split.labels).strata(split.labels)
-        share = training_subset(strata, fraction=fraction, per_class=None, seed=seed)
-        least = training_subset(strata, fraction=None, per_class=per_class, seed=seed)
+        share = training_subset(split.labels, fraction=fraction, per_class=None, seed=seed)
+        least = training_subset(split.labels, fraction=None, per_class=per_class, seed=seed)
         found.append(pool.split(begin + np.union1d(share, least)))
         begin += len(split)
     train, val = found

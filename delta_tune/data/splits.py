@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from delta_tune.config import UserError
+from delta_tune.data.stratify import cut, lowest_of_labels, units_of
 from delta_tune.labels.kinds import Labels, kind_of
 
 Indices = npt.NDArray[np.int64]
@@ -15,18 +16,25 @@ Mask = npt.NDArray[np.bool_]
 
 
 def cut_splits(
-    labels: Mapping[str, Indices], *, val_fraction: float, test_fraction: float, seed: int
+    labels: Mapping[str, Labels],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    groups: Indices | None = None,
 ) -> dict[str, Indices]:
     """Cut val and test from train if the data has none.
 
     Every class keeps an image in train. Where they are cut, val has one of every class with at least two images, and
-    test of every class with one more, even if the fractions alone would give it none.
+    test of every class with one more, even if the fractions alone would give it none. Groups stay whole: with them, the
+    same holds for classes of two and three groups. So it does for labels, of which an image may have several.
 
     Args:
-        labels: split → int64 (N,), for the splits that exist.
+        labels: split → int64 (N,), or (N, K) of 0 and 1, for the splits that exist.
         val_fraction: share of the original train, in (0, 1).
         test_fraction: share of the original train, in [0, 1).
         seed: ≥ 0.
+        groups: int64 (N,) of train; None if each example is a group of its own.
 
     Returns:
         Split → ascending positions of its examples: in the split itself if it exists, else in train.
@@ -46,7 +54,11 @@ def cut_splits(
             f"test_fraction + val_fraction < 1 must hold, but got {test_part!r} + {val_part!r}; leave some "
             f"images for train."
         )
-    assigned = dict(zip(("test", "val"), _assign(train, test_part, val_part, seed), strict=True))
+    if train.ndim == 1 and groups is None:
+        is_test, is_val = _assign(train.astype(np.int64, copy=False), test_part, val_part, seed)
+    else:
+        is_test, is_val = _assign_units(train, test_part, val_part, seed, groups)
+    assigned = {"test": is_test, "val": is_val}
     chosen["train"] = np.flatnonzero(~assigned["test"] & ~assigned["val"])
     for split, part in (("test", test_part), ("val", val_part)):
         if part:
@@ -80,6 +92,26 @@ def _assign(train: Indices, test_part: float, val_part: float, seed: int) -> tup
         )
     is_test = rank < num_test[train]
     return is_test, ~is_test & (rank < (num_test + num_val)[train])
+
+
+def _assign_units(
+    train: Labels, test_part: float, val_part: float, seed: int, groups: Indices | None
+) -> tuple[Mask, Mask]:
+    """As `_assign`, of groups and of several labels an image."""
+    units = units_of(train, groups)
+    shares = (1 - test_part - val_part, val_part, test_part)
+    part = np.array(cut(units, shares, np.random.default_rng([seed, 0])))[units.of]
+    for split, share, where in (("test", test_part, 2), ("val", val_part, 1)):
+        if share and not (part == where).any():
+            if groups is None:
+                why, advice = "each image has a label that no other image has, and stays in train", ""
+            elif len(units.sizes) == 1:
+                why, advice = "all training images are one group", ", or leave the column of groups out"
+            else:
+                why = "there are too few groups of each class: one of them stays in train"
+                advice = ", or leave the column of groups out"
+            raise UserError(f"No {split} split can be cut: {why}; give the data a {split} split{advice}.")
+    return part == 2, part == 1
 
 
 def class_notes(labels: Mapping[str, Labels], classes: Sequence[str]) -> list[str]:
@@ -125,22 +157,24 @@ def size_notes(chosen: Mapping[str, Indices], fractions: Mapping[str, float]) ->
     ]
 
 
-def training_subset(labels: Indices, *, fraction: float | None, per_class: int | None, seed: int) -> Indices:
+def training_subset(labels: Labels, *, fraction: float | None, per_class: int | None, seed: int) -> Indices:
     """Ascending positions of a part of the training examples, at least one per class.
 
-    With the same seed and examples, a smaller part is a subset of a larger one.
+    With the same seed and examples, a smaller part is a subset of a larger one. An example with several labels counts
+    for the rarest of them.
 
     Args:
-        labels: int64 (N,).
+        labels: int64 (N,), or (N, K) of 0 and 1.
         fraction: share of each class, in (0, 1]; or
         per_class: number per class, or all of a class that has fewer.
         seed: ≥ 0.
     """
-    quantile, rank = _quantiles(labels, np.random.default_rng([seed, 1]))
+    quantile, rank = _quantiles(kind_of(labels).strata(labels), np.random.default_rng([seed, 1]))
+    least = lowest_of_labels(labels, rank) if labels.ndim == 2 else np.empty(0, dtype=np.int64)
     if per_class is not None:
-        return np.flatnonzero(rank < per_class)
+        return np.union1d(np.flatnonzero(rank < per_class), least)
     assert fraction is not None
-    return np.flatnonzero((quantile < fraction) | (rank == 0))
+    return np.union1d(np.flatnonzero((quantile < fraction) | (rank == 0)), least)
 
 
 def _quantiles(labels: Indices, random: np.random.Generator) -> tuple[npt.NDArray[np.float64], Indices]:

@@ -21,13 +21,13 @@ def training_images(
     """Augment, normalise, erase and resize training images.
 
     Args:
-        pixels: uint8 (B, R, R, 3), R ≥ `preprocessing.image_size` = S.
+        pixels: uint8 (B, R, R, C), R ≥ `preprocessing.image_size` = S.
         settings: what to do.
         preprocessing: input size, mean and std.
         generator: on the CPU.
 
     Returns:
-        float32 (B, 3, s, s), channels last in memory, with s = `training_side(S, settings.relative_size)`.
+        float32 (B, C, s, s), channels last in memory, with s = `training_side(S, settings.relative_size)`.
     """
     images = augment(pixels, settings.augmentation, preprocessing, generator)
     if settings.random_erasing:

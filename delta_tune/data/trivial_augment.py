@@ -32,11 +32,11 @@ def trivial_augment(images: Tensor, draws: Tensor) -> Tensor:
     """Change each image by one operation.
 
     Args:
-        images: uint8 (B, S, S, 3).
+        images: uint8 (B, S, S, C).
         draws: uniform in [0, 1), (B, 3), on the CPU.
 
     Returns:
-        uint8 (B, S, S, 3).
+        uint8 (B, S, S, C).
     """
     return apply_operations(images, *draw_operations(draws))
 
@@ -55,7 +55,7 @@ def draw_operations(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply_operations(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
-    """Change image i, of uint8 (B, S, S, 3), by operation i at magnitude i, which are on the CPU."""
+    """Change image i, of uint8 (B, S, S, C), by operation i at magnitude i, which are on the CPU."""
     order = operations.argsort(stable=True)
     there, back = to_device(torch.stack([order, order.argsort()]), images.device).unbind()
     pixels = images.index_select(0, there)
@@ -72,7 +72,7 @@ def _index(name: str) -> int:
     return OPERATIONS.index(name)
 
 
-# Those below take pixels uint8 (n, 3, S, S), operations (n,) and magnitudes (n,), and return uint8 (n, 3, S, S).
+# Those below take pixels uint8 (n, C, S, S), operations (n,) and magnitudes (n,), and return uint8 (n, C, S, S).
 
 
 def _warp(pixels: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
@@ -96,9 +96,17 @@ def _warp(pixels: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def _blend(pixels: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
-    """Brightness, colour and contrast: away from, or towards, black, the grey image and its mean."""
-    red, green, blue = pixels.float().unbind(1)
-    grey = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()[:, None]
+    """Brightness, colour and contrast: away from, or towards, black, the grey image and its mean.
+
+    Where channels are not RGB, the grey image is the image itself, as torchvision has it for one channel, so `color`
+    changes nothing.
+    """
+    grey = pixels.float()
+    if pixels.shape[1] != 3:
+        magnitudes = torch.where(operations == _index("color"), 0.0, magnitudes)
+    else:
+        red, green, blue = grey.unbind(1)
+        grey = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()[:, None]
     shares = torch.stack([operations == _index("color"), operations == _index("contrast")]).float()
     of_grey, of_mean = to_device(shares[:, :, None, None, None], pixels.device).unbind()
     other = of_grey * grey + of_mean * grey.mean((1, 2, 3), keepdim=True)

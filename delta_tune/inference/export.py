@@ -20,7 +20,12 @@ from delta_tune.filesystem.atomic import atomic_write, write_json
 from delta_tune.inference.ensemble import Flipped, members_of
 from delta_tune.inference.formats import SUFFIXES, Format
 from delta_tune.inference.model import Model
-from delta_tune.models.architectures import constructor_options
+from delta_tune.models.architectures import (
+    build_unfilled,
+    constructor_options,
+    input_convolution,
+    with_input_channels,
+)
 from delta_tune.models.hooked_layers import first_line
 from delta_tune.results.layout import CONFIG_FILE
 
@@ -51,7 +56,7 @@ class _Calibrated(nn.Module):
 def export_model(model: Model, kind: Format, file: Path) -> tuple[Path, ...]:
     """Export a model to `file`, atomically.
 
-    ONNX and TorchScript map float32 images (N, 3, S, S), normalised as `best/config.json` says, to logits (N, K) for
+    ONNX and TorchScript map float32 images (N, C, S, S), normalised as `best/config.json` says, to logits (N, K) for
     any N, divided by the model's temperature; their softmax, or with several labels an image the sigmoid of each, are
     the probabilities. Classes and preprocessing are in the file too (ONNX: JSON in
     `metadata_props`, with the layout of `input` and `output`; TorchScript: the extra file `config.json`, with
@@ -107,17 +112,27 @@ def _state_dict(model: Model, file: Path) -> None:
     told = _constructor(model)
     build = timm.create_model if told["call"] == "timm.create_model" else get_model
     rebuilt: nn.Module = build(*told["arguments"], **told["keywords"])
+    if "input_convolution" in told:
+        with_input_channels(rebuilt, told["input_convolution"]["module"], told["input_convolution"]["in_channels"])
     rebuilt.load_state_dict(torch.load(file, weights_only=True))
     _check(model, network, rebuilt.eval())
 
 
 def _constructor(model: Model) -> dict[str, Any]:
-    """The call that builds the network that the state dict belongs to."""
-    name = model.config["backbone"]["model"]
+    """The call that builds the network that the state dict belongs to.
+
+    Of torchvision's networks for other channels than RGB, the convolution `input_convolution` has then to be replaced.
+    """
+    name, channels = model.config["backbone"]["model"], model.preprocessing.channels
+    replaced = {}
+    if channels != 3 and not name.startswith("timm:"):
+        module = input_convolution(build_unfilled(name))
+        replaced = {"input_convolution": {"module": module, "in_channels": channels}}
     return {
         "call": "timm.create_model" if name.startswith("timm:") else "torchvision.models.get_model",
         "arguments": [name.removeprefix("timm:")],
-        "keywords": {"num_classes": len(model.classes), **constructor_options(name)},
+        "keywords": {"num_classes": len(model.classes), **constructor_options(name, channels)},
+        **replaced,
     }
 
 
@@ -160,13 +175,14 @@ def _onnx(model: Model, file: Path) -> None:
         )
     assert program is not None
     proto = program.model_proto
-    size = model.preprocessing.image_size
+    size, channels = model.preprocessing.image_size, model.preprocessing.channels
     metadata = {
         **({"task": model.kind.name} if model.thresholds is not None else {}),
         "classes": model.config["classes"],
         "preprocessing": model.config["preprocessing"],
         "input": {
-            **{"name": "images", "type": "float32", "layout": "NCHW", "shape": ["N", 3, size, size], "channels": "RGB"},
+            **{"name": "images", "type": "float32", "layout": "NCHW", "shape": ["N", channels, size, size]},
+            "channels": {1: "grey", 3: "RGB"}.get(channels, f"{channels}, in the order of the images"),
             "values": "(pixel / 255 - preprocessing.mean) / preprocessing.std",
         },
         "output": {"name": "logits", **_output(model)},
@@ -206,5 +222,5 @@ def _check(model: Model, network: nn.Module, exported: Callable[[Tensor], Tensor
 
 
 def _random_images(model: Model, many: int) -> Tensor:
-    size = model.preprocessing.image_size
-    return torch.from_numpy(np.random.default_rng(many).normal(size=(many, 3, size, size)).astype(np.float32))
+    size, channels = model.preprocessing.image_size, model.preprocessing.channels
+    return torch.from_numpy(np.random.default_rng(many).normal(size=(many, channels, size, size)).astype(np.float32))

@@ -48,7 +48,7 @@ class Model:
     """A fine-tuned network with its classes and preprocessing, in eval mode.
 
     Attributes:
-        network: maps normalised images (N, 3, S, S) to logits (N, K); with `flip` to those of the mean probabilities
+        network: maps normalised images (N, C, S, S) to logits (N, K); with `flip` to those of the mean probabilities
             of an image and its mirror image.
         config: the content of `config.json`.
         classes: in the order of the logits.
@@ -79,7 +79,8 @@ class Model:
         Args:
             images: one image or an iterable of paths, encoded images (bytes, bytearray, memoryview), files open for
                 reading bytes, uploads of web frameworks, PIL images, uint8 arrays (H, W, 3) or (H, W), or uint8 tensors
-                (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images.
+                (3, H, W). Batches (N, H, W, 3) and (N, 3, H, W) count as N images. A model of C channels takes arrays
+                (H, W, C) and tensors (C, H, W), one that knows the value of white arrays of other numbers too.
             batch_size: images per forward pass, ≥ 1.
             min_confidence: a prediction with a lower probability is marked as `unsure`, in [0, 1]; "auto" is what the
                 study found.
@@ -109,13 +110,18 @@ class Model:
         return found
 
     def _squares(self, images: Images) -> Iterator[Pixels | DamagedImage]:
-        for image in open_each(images):
+        for image in open_each(images, self.preprocessing.channels, self.preprocessing.white):
             yield image if isinstance(image, DamagedImage) else stored_square(image, self.preprocessing)
 
     def _least(self, min_confidence: float | Literal["auto"] | None) -> float:
         if min_confidence is None:
             return 0.0
         if min_confidence == "auto":
+            if self.thresholds is not None:
+                raise UserError(
+                    "A model of several labels an image has a threshold for each label instead of one confidence; give "
+                    "a number from 0 to 1 instead of auto, or leave it out."
+                )
             if (found := self.config.get("unsure")) is None:
                 raise UserError(
                     "The model does not know below which confidence it is unsure, for its study did not find out; give "

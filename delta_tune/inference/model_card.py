@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -47,7 +48,7 @@ probabilities are averaged, `model-2.safetensors` and so on those of the others{
 
 {{ data | as_name }}: {{ images }} images. \
 Input: {{ preprocessing.image_size }} × {{ preprocessing.image_size }} pixels, \
-{{ input }} ({{ preprocessing.interpolation }}); RGB in [0, 1] \
+{{ input }} ({{ preprocessing.interpolation }}); {{ colours }} in [0, 1] \
 less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | join(", ") }}.
 
 ## Metrics
@@ -97,6 +98,13 @@ _INPUT = {
 """What the network sees of an image, by `Preprocessing.resize`."""
 
 
+def _colours(preprocessing: Mapping[str, Any]) -> str:
+    """What the channels are, and where it does not go without saying, what is white."""
+    channels, white = preprocessing.get("channels", 3), preprocessing.get("white")
+    named = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    return named if white is None else f"{named} ({white:g} in images of more than 8 bits is 1)"
+
+
 def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], *, retrained: bool) -> None:
     """Write the model card beside the model.
 
@@ -141,6 +149,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         images=", ".join(f"{count} {split}" for split, count in record.images.items()),
         preprocessing=told["preprocessing"],
         input=_INPUT[told["preprocessing"].get("resize", "crop")].format(**told["preprocessing"]),
+        colours=_colours(told["preprocessing"]),
         metrics=metrics,
         sentences=list(sentences),
         epoch=told.get("epoch"),

@@ -46,6 +46,8 @@ from delta_tune.results.layout import (
 
 MAX_SIDE = 4096
 """Pixels; as in `StudyConfig.image_size`."""
+MAX_CHANNELS = 64
+"""As in `StudyConfig.channels`."""
 HEADER_BYTES = 16 * 2**20
 """At most, of a safetensors file without its tensors."""
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, MemoryError, safetensors.SafetensorError)
@@ -83,15 +85,19 @@ class ModelPreprocessing(BaseModel, extra="forbid"):
 
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     stored_size: Annotated[int, Field(ge=1, le=4 * MAX_SIDE)]
-    mean: Annotated[list[Number], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[Number], Field(min_length=1, max_length=MAX_CHANNELS)]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, max_length=MAX_CHANNELS)]
     interpolation: Interpolation
     resize: Resize = "crop"
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
+    white: Annotated[float, Field(gt=0, le=1e300)] | None = None
 
 
 def _larger(sizes: ModelPreprocessing) -> ModelPreprocessing:
     if not sizes.image_size <= sizes.stored_size <= 4 * sizes.image_size:
         raise ValueError(f"stored_size {sizes.stored_size} is not 1 to 4 times image_size {sizes.image_size}")
+    if not len(sizes.mean) == len(sizes.std) == sizes.channels:
+        raise ValueError(f"mean and std do not have {sizes.channels} numbers, as channels says")
     return sizes
 
 
@@ -150,6 +156,8 @@ class ToldPreprocessing(BaseModel):
     std: list[Number]
     interpolation: Interpolation
     resize: Resize = "crop"
+    channels: Annotated[int, Field(ge=1)] = 3
+    white: Number | None = None
 
 
 class StudyModelConfig(BaseModel):
@@ -295,15 +303,16 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], nn.Module]:
 
 def _read_networks(filesystem: fs.FileSystem, root: str, config: dict[str, Any]) -> nn.Module:
     backbone, classes, networks = config["backbone"], len(config["classes"]), []
+    size, channels = config["preprocessing"]["image_size"], config["preprocessing"].get("channels", 3)
     for number, expected in enumerate(_sums(config), 1):
         name = weights_file(number)
-        network = build_architecture(backbone["model"], backbone["head"], classes).eval()
+        network = build_architecture(backbone["model"], backbone["head"], classes, channels=channels).eval()
         most = sum(value.nbytes for value in network.state_dict().values()) + HEADER_BYTES
         content = _read(filesystem, f"{root}/{name}", most)
         if expected is not None and hashlib.sha256(content).hexdigest() != expected:
             raise ValueError(f"{name} is not the one that {CONFIG_FILE} tells of")
         _load(network, name, safetensors.torch.load(content))
-        check_output(network, classes, config["preprocessing"]["image_size"])
+        check_output(network, classes, size, channels)
         networks.append(network)
     return combine(networks, kind_named(config.get("task", ONE_LABEL.name)))
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 HALF = 0.5
-SHARED_IMAGES = 10
+SHARED_IMAGES = 5
 """So many images the threshold of all labels together counts beside a label's own."""
 EXTREME = 0.001
 """Thresholds are this far from 0 and 1 at least before their log odds are taken."""

@@ -36,20 +36,22 @@ _RANDOM_INITIALISERS: tuple[Callable[..., Any], ...] = (
 )
 
 
-def build_unfilled(model: str, drop_path: float | None = None) -> nn.Module:
+def build_unfilled(model: str, drop_path: float | None = None, channels: int = 3) -> nn.Module:
     """Build the architecture with uninitialised parameters, without in-place activations or auxiliary heads.
 
     Args:
         model: `NAME` of torchvision.models or `timm:NAME`.
         drop_path: the largest probability with which a residual branch is dropped in train mode; None leaves them to
             the library's constructor.
+        channels: of its input.
 
     Raises:
-        UserError: the model is unknown, or has no such branches and `drop_path` is not 0.
+        UserError: the model is unknown, takes RGB only, or has no such branches and `drop_path` is not 0.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutRandomInit():
         warnings.simplefilter("ignore")  # deprecated aliases
-        module = _build_timm(model, drop_path) if model.startswith("timm:") else _build_torchvision(model)
+        build = _build_timm if model.startswith("timm:") else _build_torchvision
+        module = build(model, drop_path, channels)
     for part in module.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]  # would overwrite feature maps
@@ -64,18 +66,41 @@ def build_architecture(
     num_classes: int,
     generator: torch.Generator | None = None,
     drop_path: float | None = None,
+    channels: int = 3,
 ) -> nn.Module:
     """Build the network with a head of `num_classes` outputs; all parameters except the head's must still be loaded."""
-    module = build_unfilled(model, drop_path)
+    module = build_unfilled(model, drop_path, channels)
     replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
     return module
 
 
-def constructor_options(model: str) -> dict[str, Any]:
-    """Keywords, besides the number of classes, with which the library's own constructor builds the same network."""
+def constructor_options(model: str, channels: int = 3) -> dict[str, Any]:
+    """Keywords, besides the number of classes, with which the library's own constructor builds the same network.
+
+    torchvision's constructors know no `channels`: see `with_input_channels`.
+    """
     if model.startswith("timm:"):
-        return {"distillation": False} if model.removeprefix("timm:").startswith(_TIMM_DISTILLED) else {}
-    return _TORCHVISION_OPTIONS.get(model, {})
+        distilled = model.removeprefix("timm:").startswith(_TIMM_DISTILLED)
+        return ({"distillation": False} if distilled else {}) | ({} if channels == 3 else {"in_chans": channels})
+    options: dict[str, Any] = _TORCHVISION_OPTIONS.get(model, {})
+    return options | {"transform_input": channels == 3} if "transform_input" in options else options
+
+
+def input_convolution(module: nn.Module) -> str:
+    """Module path of the convolution that takes the RGB image, empty if not exactly one does."""
+    found = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d) and part.in_channels == 3]
+    return found[0] if len(found) == 1 else ""
+
+
+def with_input_channels(module: nn.Module, name: str, channels: int) -> None:
+    """Replace the convolution `name` by one for images of `channels` channels, alike otherwise."""
+    old = module.get_submodule(name)
+    assert isinstance(old, nn.Conv2d)
+    assert old.groups == 1
+    geometry = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding, "dilation": old.dilation}
+    bias, mode = old.bias is not None, old.padding_mode
+    new = type(old)(channels, old.out_channels, bias=bias, padding_mode=mode, **geometry)  # type: ignore[arg-type]
+    module.set_submodule(name, new)
 
 
 def replace_head(module: nn.Module, head: str, num_classes: int, generator: torch.Generator) -> None:
@@ -102,7 +127,7 @@ def replace_head(module: nn.Module, head: str, num_classes: int, generator: torc
     module.set_submodule(head, new)
 
 
-def _build_torchvision(model: str) -> nn.Module:
+def _build_torchvision(model: str, _: float | None, channels: int) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -115,11 +140,15 @@ def _build_torchvision(model: str) -> nn.Module:
             f"The model {model!r} is unknown{did_you_mean(model, known)}; give a classification network of "
             "torchvision.models by its name, or timm:NAME."
         )
-    module: nn.Module = models.get_model(model, weights=None, **constructor_options(model))
+    module: nn.Module = models.get_model(model, weights=None, **constructor_options(model, channels))
+    if channels != 3:
+        if not (name := input_convolution(module)):
+            raise UserError(f"The network {model} takes RGB images only; leave --channels out, or name another.")
+        with_input_channels(module, name, channels)
     return module
 
 
-def _build_timm(model: str, drop_path: float | None) -> nn.Module:
+def _build_timm(model: str, drop_path: float | None, channels: int) -> nn.Module:
     import timm
 
     name = model.removeprefix("timm:")
@@ -128,12 +157,15 @@ def _build_timm(model: str, drop_path: float | None) -> nn.Module:
         raise UserError(
             f"The model {model!r} is unknown{did_you_mean(model, known)}; timm.list_models() has the names."
         )
+    options = constructor_options(model, channels)
     rate: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
         try:
-            module: nn.Module = timm.create_model(name, pretrained=False, **constructor_options(model), **rate)
+            module: nn.Module = timm.create_model(
+                name, pretrained=False, **constructor_options(model, channels), **rate
+            )
         except TypeError:  # its constructor takes no rate
-            module = timm.create_model(name, pretrained=False, **constructor_options(model))
+            module = timm.create_model(name, pretrained=False, **options)
     except RuntimeError as error:  # a tag that the architecture does not have
         raise UserError(f"timm cannot build {model!r} ({error}); leave the part after the dot out.") from error
     return module

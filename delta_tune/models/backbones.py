@@ -18,6 +18,7 @@ from delta_tune.data.images import Preprocessing
 from delta_tune.models.architectures import build_architecture, build_unfilled, replace_head
 from delta_tune.models.feature_maps import head_function
 from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_line
+from delta_tune.models.input_channels import adapt_network, adapt_preprocessing, channels_note
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
 
 _FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
@@ -50,6 +51,11 @@ class Backbone:
     """The state dict of the network's own head; None if the weights bring none of the architecture's classes."""
 
     @property
+    def input_shape(self) -> dict[str, int]:
+        """Side and channels of the input, as keywords."""
+        return {"image_size": self.preprocessing.image_size, "channels": self.preprocessing.channels}
+
+    @property
     def source_head_fault(self) -> str:
         """Why the network's own head cannot be trained along, in a sentence; empty if it can."""
         if self.source_head is not None:
@@ -65,7 +71,7 @@ class Backbone:
         return weights_digest(self.head, self.source_head or {})
 
 
-def load_backbone(model: str | None, weights: str | None, image_size: int | None) -> Backbone:
+def load_backbone(model: str | None, weights: str | None, image_size: int | None, channels: int = 3) -> Backbone:
     """Load a pretrained network for transfer.
 
     Args:
@@ -73,6 +79,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         weights: default (the library's own), demo, or a local .pth, .pt or .safetensors file; None is demo without a
             model, else default.
         image_size: side of the square input in pixels; None is the weights' own.
+        channels: of the input; weights for RGB are adapted, those for so many channels taken as they are.
 
     Raises:
         UserError: the model is unknown, its weights are unavailable or do not fit, it has no convolutional stages, or
@@ -84,9 +91,13 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
     module = build_unfilled(model).eval()
     preprocessing = preprocessing_for(model, weights, module, image_size)
     anatomy = find_layers(module, model)
-    note, has_head = fit_weights(module, read_weights(model, weights), anatomy.head, model, weights)
+    module, note, has_head = _with_weights(module, anatomy.head, model, weights, channels)
+    notes = [note] if note else []
+    if channels != 3:
+        preprocessing = adapt_preprocessing(preprocessing, model, channels)
+        notes.append(channels_note(channels))
     own_head = {k: v.numpy() for k, v in module.get_submodule(anatomy.head).state_dict().items()}
-    _check_forward(module, model, anatomy.head, preprocessing.image_size, anatomy.stride)
+    _check_forward(module, model, anatomy.head, preprocessing, anatomy.stride)
     state = {k: v.numpy() for k, v in module.state_dict().items() if not k.startswith(f"{anatomy.head}.")}
     return Backbone(
         model=model,
@@ -97,15 +108,15 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         layers=anatomy.layers,
         channels=anatomy.channels,
         fingerprint=weights_digest(model, state),
-        notes=(note,) if note else (),
-        head_fault=_head_fault(module, anatomy.head, preprocessing.image_size),
+        notes=tuple(notes),
+        head_fault=_head_fault(module, anatomy.head, preprocessing),
         source_head=own_head if has_head else None,
     )
 
 
 def build_source(backbone: Backbone) -> nn.Module:
     """Build the frozen pretrained network in eval mode, with an Identity as its head."""
-    module = build_unfilled(backbone.model)
+    module = build_unfilled(backbone.model, channels=backbone.preprocessing.channels)
     module.set_submodule(backbone.head, nn.Identity())
     _copy_state(module, backbone)
     return module.eval().requires_grad_(False)
@@ -117,13 +128,14 @@ def build_target(
     """Build the pretrained network with a new head of `num_classes` outputs, in train mode.
 
     The head's weights are drawn from N(0, 0.01²) by `generator`, its bias is 0. The backbone's parameters are the
-    source's. The network maps float32 (B, 3, S, S) to logits (B, num_classes) in train and in eval mode. `drop_path` is
+    source's. The network maps float32 (B, C, S, S) to logits (B, num_classes) in train and in eval mode. `drop_path` is
     that of `build_unfilled`.
 
     Raises:
         UserError: the network has no branches to drop, and `drop_path` is not 0.
     """
-    module = build_architecture(backbone.model, backbone.head, num_classes, generator, drop_path)
+    channels = backbone.preprocessing.channels
+    module = build_architecture(backbone.model, backbone.head, num_classes, generator, drop_path, channels)
     _copy_state(module, backbone)
     return module.train().requires_grad_(True)
 
@@ -138,12 +150,12 @@ def build_source_head(backbone: Backbone, device: torch.device) -> tuple[nn.Modu
     """
     if backbone.source_head is None:
         raise UserError(backbone.source_head_fault)
-    module = build_unfilled(backbone.model).eval()
+    module = build_unfilled(backbone.model, channels=backbone.preprocessing.channels).eval()
     _copy_state(module, backbone)
     head = module.get_submodule(backbone.head)
     load_state(head, {name: torch.from_numpy(np.array(value)) for name, value in backbone.source_head.items()})
     module.to(device)
-    return head, head_function(module, backbone.head, image_size=backbone.preprocessing.image_size)
+    return head, head_function(module, backbone.head, **backbone.input_shape)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -171,7 +183,7 @@ def weights_digest(name: str, state: Mapping[str, npt.NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def check_output(network: nn.Module, num_classes: int, image_size: int) -> None:
+def check_output(network: nn.Module, num_classes: int, image_size: int, channels: int = 3) -> None:
     """Run a network once.
 
     Raises:
@@ -179,7 +191,7 @@ def check_output(network: nn.Module, num_classes: int, image_size: int) -> None:
     """
     try:
         with torch.inference_mode():
-            logits = network(torch.zeros(1, 3, image_size, image_size))
+            logits = network(torch.zeros(1, channels, image_size, image_size))
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"its network does not run on images of {image_size} pixels: {reason}") from error
@@ -223,8 +235,24 @@ def _copy_state(module: nn.Module, backbone: Backbone) -> None:
         value.numpy()[...] = backbone.state[key]
 
 
-def _check_forward(module: nn.Module, model: str, head: str, image_size: int, stride: int) -> None:
+def _with_weights(module: nn.Module, head: str, model: str, weights: str, channels: int) -> tuple[nn.Module, str, bool]:
+    """The network with its weights, adapted to images of `channels` channels; the rest is as from `fit_weights`."""
+    content = read_weights(model, weights)
+    try:
+        note, has_head = fit_weights(module, content, head, model, weights)
+    except UserError:
+        if channels == 3:
+            raise
+        fitting = build_unfilled(model, channels=channels).eval()
+        with suppress(UserError):
+            return fitting, *fit_weights(fitting, content, head, model, weights)
+        raise
+    return module if channels == 3 else adapt_network(module, model, channels), note, has_head
+
+
+def _check_forward(module: nn.Module, model: str, head: str, preprocessing: Preprocessing, stride: int) -> None:
     """Run the network once at the user's image size with a new head, so that trials cannot fail on either."""
+    image_size, channels = preprocessing.image_size, preprocessing.channels
     if image_size < stride:
         raise UserError(
             f"An image size of {image_size} pixels leaves nothing of the last feature map of {model}, which has stride "
@@ -233,10 +261,10 @@ def _check_forward(module: nn.Module, model: str, head: str, image_size: int, st
     old = module.get_submodule(head)
     replace_head(module, head, 2, torch.Generator().manual_seed(0))
     try:
-        logits = _run(module, image_size)
+        logits = _run(module, image_size, channels)
     except _FORWARD_ERRORS:
         module.set_submodule(head, old)
-        _check_image_size(module, model, image_size)
+        _check_image_size(module, model, image_size, channels)
         logits = None  # only the new head does not fit
     if logits is None or logits.shape != (1, 2):
         module.set_submodule(head, old)
@@ -248,29 +276,29 @@ def _check_forward(module: nn.Module, model: str, head: str, image_size: int, st
         )
 
 
-def _head_fault(module: nn.Module, head: str, image_size: int) -> str:
+def _head_fault(module: nn.Module, head: str, preprocessing: Preprocessing) -> str:
     try:
-        head_function(module, head, image_size=image_size)
+        head_function(module, head, image_size=preprocessing.image_size, channels=preprocessing.channels)
     except UserError as error:
         return str(error)
     return ""
 
 
-def _run(module: nn.Module, image_size: int) -> Tensor:
+def _run(module: nn.Module, image_size: int, channels: int) -> Tensor:
     with torch.no_grad():
-        image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        image = torch.randn(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
         logits: Tensor = module(image)
     return logits
 
 
-def _check_image_size(module: nn.Module, model: str, image_size: int) -> None:
+def _check_image_size(module: nn.Module, model: str, image_size: int, channels: int) -> None:
     try:
-        _run(module, image_size)
+        _run(module, image_size, channels)
     except _FORWARD_ERRORS as error:
         usable = STANDARD_SIZE
         larger = (image_size // 32 + 1) * 32  # networks with windows or several scales take multiples of 32
         with suppress(*_FORWARD_ERRORS):
-            _run(module, larger)
+            _run(module, larger, channels)
             usable = larger
         raise UserError(
             f"The model {model} does not run on images of {image_size} pixels ({first_line(error)}); "

@@ -111,18 +111,20 @@ def head_inputs(model: nn.Module, head: str, images: Tensor) -> Tensor:
     return found[0]
 
 
-def head_function(model: nn.Module, head: str, *, image_size: int = 224) -> Callable[[Tensor], Tensor]:
+def head_function(
+    model: nn.Module, head: str, *, image_size: int = 224, channels: int = 3
+) -> Callable[[Tensor], Tensor]:
     """A function from the result of `head_inputs` to the logits (B, K): the head and everything after it.
 
     SqueezeNet, for example, pools after its head. Parameters are shared with `model`. One forward pass in eval mode at
-    `image_size` determines what follows the head.
+    `image_size`, for images of `channels` channels, determines what follows the head.
 
     Raises:
         UserError: the part after the head cannot be separated from the network.
     """
     module = model.get_submodule(head)
     weight = next(module.parameters())
-    images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
+    images = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
     training = [part for part in model.modules() if part.training]
     model.eval()
     try:

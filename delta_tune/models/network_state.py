@@ -24,6 +24,7 @@ def rebuild(backbone: Backbone, state: Mapping[str, np.ndarray], device: torch.d
 
 def build_network(backbone: Backbone, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> nn.Module:
     """Build the network of this backbone with these weights, in eval mode."""
-    network = build_architecture(backbone.model, backbone.head, len(tensors[f"{backbone.head}.weight"]))
+    classes, channels = len(tensors[f"{backbone.head}.weight"]), backbone.preprocessing.channels
+    network = build_architecture(backbone.model, backbone.head, classes, channels=channels)
     load_state(network, tensors)
     return network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -49,7 +49,7 @@ MOST_CLASSES = 120
 MOST_RUNGS = 50
 """More rungs are more lines than a figure shows."""
 ATTENTION_CAPTION = "At 1, the dotted line, a channel has the weight it has without attention (delta_uniform)."
-DATA_FLAGS = ("data", *DATA_OPTIONS, "model", "weights", "image_size", "metric", "max_epochs", "seed")
+DATA_FLAGS = ("data", *DATA_OPTIONS, "model", "weights", "image_size", "channels", "metric", "max_epochs", "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -231,7 +231,7 @@ def read_predictions(file: Path) -> Predictions | LabelPredictions | None:
 
 
 def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAIL_SIZE) -> bytes:
-    """A small JPEG of the part of a stored square (R, R, 3) that the network sees."""
+    """A small JPEG of the part of a stored square (R, R, C) that the network sees."""
     stream = io.BytesIO()
     crop_stored_square(pixels, preprocessing).resize((size, size), Image.Resampling.BICUBIC).save(
         stream, "JPEG", quality=80
@@ -240,8 +240,8 @@ def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAI
 
 
 def crop_stored_square(pixels: Pixels, preprocessing: Preprocessing) -> Image.Image:
-    """The centre of a stored square (R, R, 3): the network's input."""
-    image = Image.fromarray(pixels)
+    """The centre of a stored square (R, R, C): the network's input, its first three channels, or its first one."""
+    image = Image.fromarray(pixels[:, :, :3] if pixels.shape[2] > 2 else pixels[:, :, 0])
     start = center_offset(image.width, preprocessing.image_size)
     end = start + preprocessing.image_size
     return image.crop((start, start, end, end))

@@ -57,9 +57,9 @@ class Column:
 
 def epoch_columns() -> list[Column]:
     """The columns of `epochs.parquet`."""
-    figures = dict.fromkeys(EPOCH_COLUMNS, Number | None) | {
+    figures: dict[str, Any] = dict.fromkeys(EPOCH_COLUMNS, Number | None) | {
         **dict.fromkeys(SCORES, MeanOfShares),
-        **{MULTILABEL_METRIC: MeanOfShares | None},
+        MULTILABEL_METRIC: MeanOfShares | None,
         **{"train_loss": Number, "val_loss": Number, "val_accuracy": Share, "seconds": Amount, "eval_seconds": Amount},
     }
     return [

@@ -60,7 +60,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def resampled_interval(values: Sequence[float], train: int, val: int, level: float = LEVEL) -> Interval:
+def resampled_interval(values: Sequence[float], train: float, val: float, level: float = LEVEL) -> Interval:
     """The corrected resampled t interval (Nadeau & Bengio 2003, section 4) of scores, or of differences of scores.
 
     Splits drawn anew from the same images overlap, so the scores depend on one another and their plain standard error
@@ -81,7 +81,7 @@ def resampled_interval(values: Sequence[float], train: int, val: int, level: flo
 
 
 def method_comparison(
-    first: str, first_scores: Sequence[float], second: str, second_scores: Sequence[float], train: int, val: int
+    first: str, first_scores: Sequence[float], second: str, second_scores: Sequence[float], train: float, val: float
 ) -> str:
     """Two methods on the same seeds and splits, in a sentence; scores are shares of 1, higher is better."""
     names = (first, first_scores), (second, second_scores)

@@ -12,6 +12,7 @@ from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.attention_phase import ATTENTION_SHARE
+from delta_tune.study.confirmation_splits import split_growth
 from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
 from delta_tune.study.schedule import SHORTEST, Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, steps_of_epoch, written_settings
@@ -133,6 +134,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
             max_epochs=1,
             slots=slots,
             growth=final_training_growth(config, study.task, slots),
+            split_growth=split_growth(config, data),
         ).total
         reads = images_to_measure(study.configs, study.task) / session.measuring.slots
         measuring = (LEAST_REPETITIONS + 1) * reads * speed.scoring

@@ -46,6 +46,8 @@ def confirm_and_retrain(study: Study, session: Session) -> bool:
         folder=study.folder,
         max_epochs=config.max_epochs,
         left=left,
+        splits=config.confirm_splits,
+        planned=config.confirm,
     )
     if confirmation is not None:
         study.record.set_confirmation(confirmation_to_json(confirmation))

@@ -13,7 +13,6 @@ import numpy as np
 
 from delta_tune.cluster.measuring import Job, Measuring
 from delta_tune.config import METRICS, Metric
-from delta_tune.data.resampling import resample_splits
 from delta_tune.results.columns import FINISHED
 from delta_tune.results.layout import CONFIRM, EPOCHS_FILE
 from delta_tune.results.statistics import method_comparison, resampled_interval
@@ -24,6 +23,13 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.search.runner import run_trials
 from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import Groups
+from delta_tune.study.confirmation_splits import (
+    ConfirmSplits,
+    confirmation_data,
+    described_splits,
+    run_seed,
+    split_sizes,
+)
 from delta_tune.training.task import Task
 
 
@@ -79,20 +85,32 @@ def contenders(tables: StudyTables, groups: Groups) -> tuple[dict[str, int], str
     )
 
 
-def plan_runs(tables: StudyTables, chosen: Mapping[str, int], repetitions: int, seed: int) -> list[Run]:
-    """All contenders on all splits, ordered by split, so that whole splits are complete if time runs out."""
+def plan_runs(
+    tables: StudyTables,
+    chosen: Mapping[str, int],
+    repetitions: int,
+    seed: int,
+    splits: ConfirmSplits = "random",
+    planned: int | None = None,
+) -> list[Run]:
+    """All contenders on all splits, ordered by split, so that whole splits are complete if time runs out.
+
+    Args:
+        tables: of the search.
+        chosen: method → trial of the search.
+        repetitions: that there is time for.
+        seed: of the study.
+        splits: how they are made.
+        planned: repetitions that are asked for; None for `repetitions`.
+    """
+    planned = repetitions if planned is None else planned
     runs: list[Run] = []
     for repetition in range(repetitions):
         for trial in chosen.values():
-            config = dataclasses.replace(tables.config(trial), seed=fresh_seed(seed, repetition))
+            config = dataclasses.replace(tables.config(trial), seed=run_seed(seed, repetition, splits, planned))
             gpus = tables.trials[trial].get("gpus") or 0.0
             runs.append(Run(number=len(runs), config=config, repetition=repetition, gpus=gpus))
     return runs
-
-
-def fresh_seed(seed: int, repetition: int) -> int:
-    """A seed that the search did not use."""
-    return int(np.random.SeedSequence([seed, repetition, 20190505]).generate_state(1)[0] % 2**31)
 
 
 def confirm(
@@ -106,11 +124,13 @@ def confirm(
     folder: Path,
     max_epochs: int,
     left: Callable[[], float] | None,
+    splits: ConfirmSplits = "random",
+    planned: int | None = None,
 ) -> tuple[Confirmation | None, bool]:
     """Run what is not finished; return the result (None if there is nothing to compare) and whether it is complete.
 
     Args:
-        task: the search's task; new splits are drawn from its train and val.
+        task: the search's task; new splits or folds are made of its train and val.
         tables: the search's tables.
         groups: what is compared.
         repetitions: seeds and splits, ≥ 2.
@@ -119,6 +139,8 @@ def confirm(
         folder: of the study.
         max_epochs: of a run.
         left: returns the seconds until runs are stopped, as in `run_trials`; complete repetitions are compared.
+        splits: how they are made.
+        planned: repetitions that were asked for, where there is no time for all; None for `repetitions`.
     """
     say = session.progress.say
     metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
@@ -126,17 +148,19 @@ def confirm(
     own = folder / CONFIRM
     own.mkdir(exist_ok=True)
     found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)
-    runs = plan_runs(tables, chosen, repetitions, seed)
+    planned = repetitions if planned is None else planned
+    runs = plan_runs(tables, chosen, repetitions, seed, splits, planned)
     known = {n: found.config(n).record() for n in found.trials}
     if any(run.number in known and known[run.number] != run.config.record() for run in runs):
         found = StudyTables(own, metric)  # the search has continued and found others
     open_runs = [run for run in runs if found.trials.get(run.number, {}).get("state") not in FINISHED]
     if open_runs:
         say(
-            f"Confirming {', '.join(chosen)} on {repetitions} fresh seeds and splits: "
+            f"Confirming {', '.join(chosen)} on {described_splits(repetitions, splits)}: "
             f"{len(open_runs)} of {len(runs)} runs."
         )
-        tasks = [task.on(resample_splits(task.dataset, fresh_seed(seed, each))) for each in range(repetitions)]
+        data = confirmation_data(task.dataset, splits, planned, seed, count=repetitions)
+        tasks = [task.on(each) for each in data]
         measure_splits(tasks, open_runs, session.measuring)
         scheduler = AshaScheduler(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)
@@ -160,7 +184,7 @@ def confirm(
         )
         if recorder.stop_the_rest(time_is_over=left is not None and left() <= 0):
             return None, False
-    train, val = len(task.dataset.train), len(task.dataset.val)
+    train, val = split_sizes(task.dataset, splits, planned)
     return compare_methods(found, runs, chosen, remark, train, val), True
 
 
@@ -177,7 +201,7 @@ def measure_splits(tasks: Sequence[Task], runs: Sequence[Run], measuring: Measur
 
 
 def compare_methods(
-    found: StudyTables, runs: list[Run], chosen: Mapping[str, int], remark: str | None, train: int, val: int
+    found: StudyTables, runs: list[Run], chosen: Mapping[str, int], remark: str | None, train: float, val: float
 ) -> Confirmation | None:
     """Compare the chosen trials' methods on the repetitions in which all of them ended.
 

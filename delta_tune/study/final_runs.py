@@ -30,7 +30,7 @@ from delta_tune.results.mirror import local_copy
 from delta_tune.search.session import Session
 from delta_tune.search.worker import push_with_retries
 from delta_tune.study.attention_phase import attention_of_earlier_sessions
-from delta_tune.study.confirmation import fresh_seed
+from delta_tune.study.confirmation_splits import fresh_seed
 from delta_tune.study.final_model import make_final_model, run_folder
 from delta_tune.study.race import ROUNDS, FoldRun, Race, finalists, race_sentences
 from delta_tune.study.study import Study
@@ -64,6 +64,9 @@ def train_final_model(study: Study, session: Session, chosen: int | None = None)
         return
     configs = {trial: study.tables.config(trial) for trial in racers}
     folds = fold_tasks(study, session, list(configs.values()))[:count]
+    if len(folds) < LEAST_RUNS:
+        say("Too few images or groups share a label to be held out in turn: no final runs, best/ stays as it is.")
+        return
     rivals = " and ".join(named(study, each) for each in racers[1:])
     race = Race(racers, len(folds))
     say(

@@ -25,6 +25,7 @@ from delta_tune.spaces.space import find_space, shipped_spaces
 
 SAFE: Mapping[str, tuple[Any, ...]] = {
     "data": ("demo",),
+    "label_map": (None,),
     "weights": ("demo", "default", None),
     "space": (),
     "address": ("local", None),
@@ -35,7 +36,7 @@ SAFE: Mapping[str, tuple[Any, ...]] = {
     "wandb": (None,),
 }
 """Settings that name a place, and the values that anybody may have written: they lead nowhere."""
-NEEDED = ("data", "weights", "space", "address", "start_from")
+NEEDED = ("data", "label_map", "weights", "space", "address", "start_from")
 """Those without which a study cannot go on as it was; the others are left out until they are named again."""
 SHOWN_CHARACTERS = 200
 

@@ -45,6 +45,7 @@ def check_terms(dataset: Dataset, checked: CheckedSpace) -> None:
     """
     if not dataset.is_multilabel:
         return
+<<<<<<< HEAD
     for field, off in (("sampling", "random"), ("logit_adjustment", 0)):
         if any(getattr(config, field) != off for config in checked.configs):
             raise UserError(
@@ -59,3 +60,20 @@ def check_terms(dataset: Dataset, checked: CheckedSpace) -> None:
             raise UserError(
                 f"{term} needs one class for each image, but {dataset.name} has several labels an image; {without}."
             )
+=======
+    with_term = {
+        term: {c.regularizer: c.method for c in checked.configs if getattr(c, f"effective_{term}")}
+        for term in ("co_tuning", "contrast")
+    }
+    own = [name for term, methods in with_term.items() for name, m in sorted(methods.items()) if getattr(m, term)]
+    added = [term for term, methods in with_term.items() if any(name not in own for name in methods)]
+    if not own and not added:
+        return
+    what = " and ".join(dict.fromkeys([*own, *added]))
+    advice = [f"leave the trials of {' and '.join(own)} out"] if own else []
+    advice += [f"give {' '.join(f'--set {term}=0' for term in added)}"] if added else []
+    raise UserError(
+        f"{what} cannot be used where images have several labels, as in {dataset.name}, for it needs one class for "
+        f"each image; {' and '.join(advice)}."
+    )
+>>>>>>> main

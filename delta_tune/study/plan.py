@@ -20,7 +20,11 @@ from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
+<<<<<<< HEAD
 from delta_tune.study.class_counts import class_lines
+=======
+from delta_tune.study.confirmation_splits import split_growth
+>>>>>>> main
 from delta_tune.study.schedule import MOST_TRIALS, expected_epochs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, fold_growth, plan_final_runs, plan_post_search
@@ -163,6 +167,7 @@ def estimate(study: Study, resources: Resources) -> str:
             max_epochs=config.max_epochs,
             slots=resources.slots,
             growth=final_training_growth(config, study.task, resources.slots, config.final_runs),
+            split_growth=split_growth(config, study.task.dataset),
         )
         then = (
             f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "

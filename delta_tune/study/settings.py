@@ -16,11 +16,11 @@ from delta_tune.study.known_studies import check_space_text, is_copy, known_stud
 NAMES_NOT_PATHS = ("demo", "default")
 """Values of data and weights that never mean a folder of that name."""
 
-# Settings that may change at a resume: how much and where to run, not what is measured. Of data, weights and space the
-# content is compared: they may have been moved.
+# Settings that may change at a resume: how much and where to run, not what is measured. Of data, label map, weights and
+# space the content is compared: they may have been moved.
 CHANGEABLE = {
-    *("data", "weights", "space"),
-    *("num_trials", "time_budget", "confirm", "final_runs", "members"),
+    *("data", "label_map", "weights", "space"),
+    *("num_trials", "time_budget", "confirm", "confirm_splits", "final_runs", "members"),
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
     *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
 }
@@ -114,7 +114,7 @@ def settings_for_json(config: StudyConfig, folder: Path) -> dict[str, Any]:
         settings["space"] = getattr(config.space, "__name__", repr(config.space))
     else:
         settings["space"] = str(find_space(config.space))
-    for name in ("data", "weights", "start_from"):
+    for name in ("data", "label_map", "weights", "start_from"):
         if settings[name] not in (None, *NAMES_NOT_PATHS) and Path(settings[name]).exists():
             settings[name] = str(Path(settings[name]).absolute())
     return settings

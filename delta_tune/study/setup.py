@@ -31,6 +31,7 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
+from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.known_studies import remember_study
 from delta_tune.study.labels import check_terms, settings_for_labels
@@ -60,7 +61,7 @@ def check_early_size(task: Task, checked: CheckedSpace) -> None:
         network = build_target(backbone, num_classes, torch.Generator()).eval()
         try:
             for side in small:
-                check_output(network, num_classes, side)
+                check_output(network, num_classes, side, backbone.preprocessing.channels)
         except ValueError as error:
             raise UserError(f"early_size must be 1 for {backbone.model}: {error}.") from error
 
@@ -100,7 +101,7 @@ def check_drop_path(task: Task, checked: CheckedSpace) -> None:
     configs = checked.configs
     rates = [config.drop_path for config in configs if config.drop_path and config.method.trains_backbone]
     if rates:
-        build_unfilled(task.backbone.model, max(rates))
+        build_unfilled(task.backbone.model, max(rates), task.backbone.preprocessing.channels)
 
 
 def check_source_head(task: Task, checked: CheckedSpace) -> None:
@@ -179,6 +180,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         config.model,
         config.weights,
         image_size=config.image_size,
+        channels=config.channels,
         seed=config.seed,
         cache=config.cache or config.out.absolute() / SHARED_CACHE,
         progress=progress.bar,
@@ -195,6 +197,8 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     check_early_size(task, checked)
     check_drop_path(task, checked)
     check_source_head(task, checked)
+    if note := check_confirmation(config, task.dataset):
+        notes += (note,)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)

@@ -25,6 +25,7 @@ from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import Groups, comparison_groups
 from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.confirmation_splits import split_growth
 from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
     LEAST_RUNS,
@@ -179,6 +180,7 @@ class Study:
             slots=slots,
             growth=final_training_growth(self.config, self.task, slots),
             split_seconds=self.record.attention_seconds + measuring / session.measuring.slots,
+            split_growth=split_growth(self.config, self.task.dataset),
         )
         return dataclasses.replace(found, final=found.final + besides) if found.repetitions else found
 

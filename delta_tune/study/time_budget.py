@@ -202,6 +202,7 @@ def plan_post_search(
     slots: int,
     growth: float,
     split_seconds: float = 0.0,
+    split_growth: float = 1.0,
 ) -> PostSearchBudget:
     """Estimate confirmation and final model, with as many repetitions as fit.
 
@@ -211,8 +212,9 @@ def plan_post_search(
         epoch_seconds: group → seconds per epoch.
         max_epochs: epochs of a run.
         slots: concurrent runs.
-        growth: training images of the final model / of a run.
+        growth: training images of the final model / of a trial.
         split_seconds: seconds to measure what runs on a new split or on the final training set need.
+        split_growth: training images of a repetition / of a trial.
     """
     if not epoch_seconds:
         return PostSearchBudget(repetitions=repetitions)
@@ -221,7 +223,8 @@ def plan_post_search(
     for count in range(repetitions, 1, -1):
         # With several concurrent runs, the last one to start runs alone at the end.
         tail = slowest if slots > 1 else 0.0
-        confirmation = count * split_seconds + max_epochs * (count * sum(epoch_seconds.values()) / slots + tail)
+        epochs = max_epochs * split_growth
+        confirmation = count * split_seconds + epochs * (count * sum(epoch_seconds.values()) / slots + tail)
         if confirmation + final <= within:
             return PostSearchBudget(repetitions=count, confirmation=confirmation, final=final)
     return PostSearchBudget()

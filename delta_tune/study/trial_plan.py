@@ -13,6 +13,7 @@ from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
 from delta_tune.spaces.space import load_space
 from delta_tune.spaces.validation import CheckedSpace, check_space
 from delta_tune.spaces.warm_start import add_starting_points, best_configurations
+from delta_tune.study.confirmation_splits import described_splits
 from delta_tune.study.time_budget import final_takes_val
 
 
@@ -74,7 +75,7 @@ def plan_trials(config: StudyConfig, record: StudyRecord, left_open: Collection[
     if config.confirm:
         each_run = f"{config.max_epochs} epochs each" if config.time_budget is None else "as long as a full trial"
         confirmed = (
-            f"Then the best of each method again on {config.confirm} fresh seeds and splits, "
+            f"Then the best of each method again on {described_splits(config.confirm, config.confirm_splits)}, "
             f"{each_run}{'' if config.final_runs else ', and once more for the final model'}."
         )
     final = None

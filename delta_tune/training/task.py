@@ -81,6 +81,7 @@ def prepare(
     weights: str | None = None,
     *,
     image_size: int | None = None,
+    channels: int = 3,
     seed: int = 0,
     cache: str | Path | None = None,
     **data_options: Any,
@@ -92,6 +93,7 @@ def prepare(
         model: `NAME` of torchvision.models or `timm:NAME`; None is the demo's backbone.
         weights: `default`, a local `.pth` or `.safetensors`, or `demo`.
         image_size: square input in pixels; None is the weights' own.
+        channels: of the input; other than 3 (RGB), the first convolution is adapted.
         seed: of splits, probe head and probe images.
         cache: folder, or an address such as s3://bucket/folder, where studies share what they measure.
         **data_options: see `delta_tune.data.loading.load_dataset`.
@@ -100,7 +102,7 @@ def prepare(
         UserError: data, model or weights that cannot be used.
     """
     shared = None if cache is None else Cache(cache)
-    backbone = load_backbone(model, weights, image_size)
+    backbone = load_backbone(model, weights, image_size, channels)
     dataset = load_dataset(data, preprocessing=backbone.preprocessing, seed=seed, **data_options)
     backbone = dataclasses.replace(backbone, preprocessing=dataset.preprocessing)
     return Task(dataset=dataset, backbone=backbone, seed=seed, cache=shared)

@@ -202,7 +202,7 @@ class _Run:
         if self.frozen_features:  # the measured features go straight into the head
             self.model.requires_grad_(False)
             head.requires_grad_(True)
-            self.logits = head_function(self.model, backbone.head, image_size=backbone.preprocessing.image_size)
+            self.logits = head_function(self.model, backbone.head, **backbone.input_shape)
         groups = parameter_groups(self.model, backbone.head, config)
         source_head: SourceHead | None = None
         if config.effective_co_tuning:

@@ -358,6 +358,12 @@ def test_study_config_refuses_several_networks_where_there_are_no_final_runs(sma
     assert StudyConfig(final_runs=5, **small).members == 1
 
 
+@pytest.mark.parametrize("small", [{"train_fraction": 0.5}, {"train_per_class": 5}])
+def test_study_config_refuses_folds_of_part_of_the_images(small):
+    with pytest.raises(UserError, match=r"^confirm_splits must be random with train_fraction or train_per_class"):
+        StudyConfig(confirm=2, confirm_splits="folds", **small)
+
+
 def test_study_config_refuses_two_sizes_of_the_training_split():
     with pytest.raises(UserError, match=r"train_fraction and train_per_class exclude each other"):
         StudyConfig(train_fraction=0.5, train_per_class=5)

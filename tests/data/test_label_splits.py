@@ -48,7 +48,7 @@ def test_labels_are_a_matrix(dataset, source):
 def test_split_has_its_fraction_of_each_label(dataset):
     every = np.concatenate([dataset.train.labels, dataset.val.labels])
     assert len(dataset.val) == 60
-    np.testing.assert_allclose(dataset.val.labels.sum(0), every.sum(0) / 5, atol=2)
+    np.testing.assert_allclose(dataset.val.labels.sum(0), every.sum(0) / 5, atol=4)
 
 
 def test_plan_says_how_many_labels_an_image_has(dataset):
@@ -95,15 +95,15 @@ def test_training_images_per_class_are_at_least_so_many_of_each_label(source):
 
 def test_image_with_two_sets_of_labels_is_named(source):
     read = source.splits["train"].read
-    twice = dataclasses.replace(
-        source.splits["train"],
-        labels=[("blue", "red"), (), ("green",), ("blue",)],
-        names=["0", "1", "2", "3"],
-        read=lambda n: read(min(n, 2) and n),
-    )
-    same = dataclasses.replace(twice, read=lambda n: read(max(n, 1)))
-    notes = load(Source(name="squares", splits={"train": same, "val": source.splits["train"]})).notes
-    assert any("0 is 'blue' and 'red', 1 is no label" in note for note in notes)
+
+    def examples(labels, read):
+        names = [f"{id(labels)}-{n}" for n in range(len(labels))]
+        return dataclasses.replace(source.splits["train"], labels=labels, names=names, read=read)
+
+    train = examples([("blue", "red"), (), ("green",)], lambda n: read(max(n, 1)))  # the first two are one image
+    val = examples([("blue",), ("green",)], lambda n: read(n + 10))
+    notes = load(Source(name="squares", splits={"train": train, "val": val})).notes
+    assert any("-0 is 'blue' and 'red', " in note and "-1 is no label" in note for note in notes)
 
 
 def test_mixed_images_have_shares_of_both_labels():

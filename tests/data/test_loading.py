@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torchvision
 from PIL import Image
+from pyarrow import csv as pa_csv
 
 from delta_tune.config import UserError
 from delta_tune.data.dataset import Dataset
@@ -419,3 +420,63 @@ def test_load_dataset_advances_its_bar_by_each_image_and_prints_nothing(folder, 
 def test_load_dataset_reads_a_set_of_photos(real_data):
     dataset = load(real_data / "data" / "ants_bees")
     assert (dataset.classes, len(dataset.train), len(dataset.val)) == (("ants", "bees"), 244, 153)
+
+
+# ------------------------------------------------------------------------------------------- tables, groups, label maps
+
+
+def table_of(folder, tmp_path, **columns):
+    """A table of the folder's images beside it."""
+    images = sorted(folder.rglob("*.png"))
+    names = [str(image.relative_to(tmp_path)) for image in images]
+    table = {"image": names, "label": [image.parent.name for image in images]}
+    pa_csv.write_csv(pa.table(table | {name: make(images) for name, make in columns.items()}), tmp_path / "t.csv")
+    return tmp_path / "t.csv"
+
+
+def test_load_dataset_reads_a_table_as_it_reads_the_folder(folder, tmp_path):
+    table, source = load(table_of(folder, tmp_path)), load(folder)
+    assert (table.classes, table.fingerprint) == (source.classes, source.fingerprint)
+    assert table.train.groups is None
+
+
+def test_load_dataset_keeps_groups_whole_and_tells_how_many(folder, tmp_path):
+    table = table_of(folder, tmp_path, group=lambda images: [int(image.stem) // 3 for image in images])
+    dataset = load(table, val_fraction=0.3)
+    assert not set(dataset.train.groups.tolist()) & set(dataset.val.groups.tolist())
+    assert "30 images in 4 groups: no split that is cut divides one." in dataset.notes
+    assert dataset.fingerprint != load(folder, val_fraction=0.3).fingerprint
+
+
+def test_load_dataset_tells_of_groups_that_the_data_has_in_two_splits(folder, tmp_path):
+    splits = {
+        "group": lambda images: [image.stem for image in images],
+        "split": lambda images: [
+            "val" if int(image.stem) > 7 and image.parent.name == "a9" else "train" for image in images
+        ],
+    }
+    notes = load(table_of(folder, tmp_path, **splits)).notes
+    assert "2 groups of train also in val, as the data has it: scores on val may be too high." in notes
+
+
+def test_load_dataset_tells_of_a_class_in_one_group(folder, tmp_path):
+    def group(images):
+        return ["x" if image.parent.name == "b" else image.stem for image in images]
+
+    notes = load(table_of(folder, tmp_path, group=group)).notes
+    assert "In one group only, which stays in train: 'b'." in notes
+
+
+def test_load_dataset_applies_a_label_map(folder, tmp_path):
+    (tmp_path / "m.csv").write_text("from,to\na9,a\na10,a\n")
+    dataset = load(folder, label_map=tmp_path / "m.csv")
+    assert dataset.classes == ("a", "b")
+    assert any("The label map renames 2 classes (2 as 'a'); there are 2 now." in note for note in dataset.notes)
+
+
+def test_load_dataset_counts_missing_images_of_a_table(folder, tmp_path):
+    table = table_of(folder, tmp_path)
+    (folder / "b" / "03.png").unlink()
+    with pytest.raises(UserError, match=r"1 image cannot be read: .*03\.png"):
+        load(table)
+    assert sum(map(len, names_of(load(table, skip_damaged=True)).values())) == 29

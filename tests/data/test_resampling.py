@@ -124,3 +124,47 @@ def test_pooled_splits_hold_the_images_of_all_in_their_order(dataset):
     pooled = pool_splits([folds[4].val, folds[1].val])
     assert pooled.names == folds[4].val.names + folds[1].val.names
     assert contents(pooled) == contents(folds[4].val) | contents(folds[1].val)
+
+
+def with_groups(dataset, count):
+    """The data set, whose images are in so many groups, some of them in train and val."""
+    groups = np.random.default_rng(0).integers(0, count, len(dataset.train) + len(dataset.val))
+    split = len(dataset.train)
+    return dataclasses.replace(
+        dataset,
+        train=dataclasses.replace(dataset.train, groups=groups[:split]),
+        val=dataclasses.replace(dataset.val, groups=groups[split:]),
+    )
+
+
+def groups_by_name(*splits):
+    return {name: group for split in splits for name, group in zip(split.names, split.groups.tolist(), strict=True)}
+
+
+def test_resampled_splits_keep_groups_whole(dataset):
+    grouped = with_groups(dataset, 12)
+    fresh = resample_splits(grouped, seed=3)
+    assert groups_by_name(fresh.train, fresh.val) == groups_by_name(grouped.train, grouped.val)
+    assert not set(fresh.train.groups.tolist()) & set(fresh.val.groups.tolist())
+
+
+def test_folds_keep_groups_whole_and_hold_each_image_out_once(dataset):
+    grouped = with_groups(dataset, 12)
+    folds = hold_out_folds(grouped, 4, seed=0)
+    assert len(folds) == 4
+    for fold in folds:
+        assert not set(fold.train.groups.tolist()) & set(fold.val.groups.tolist())
+    held_out = [name for fold in folds for name in fold.val.names]
+    assert sorted(held_out) == sorted((*dataset.train.names, *dataset.val.names))
+
+
+def test_fewer_groups_than_folds_make_fewer_folds(dataset):
+    assert 1 < len(hold_out_folds(with_groups(dataset, 3), 10, seed=0)) <= 3
+
+
+def test_groups_stay_with_their_images(dataset):
+    grouped = with_groups(dataset, 12)
+    expected = groups_by_name(grouped.train, grouped.val)
+    whole = merge_val_into_train(grouped).train
+    for split in (whole, whole.first(5), whole.taken(range(2, 7)), pool_splits([grouped.val, grouped.train])):
+        assert groups_by_name(split).items() <= expected.items()

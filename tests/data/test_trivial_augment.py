@@ -116,3 +116,30 @@ def test_channel_of_one_value_is_left_by_autocontrast():
     flat = torch.full((1, 8, 8, 3), 7, dtype=torch.uint8)
     operation = torch.tensor([OPERATIONS.index("autocontrast")])
     assert torch.equal(apply_operations(flat, operation, torch.zeros(1).double()), flat)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_on_one_channel_is_torchvisions(name, sign):
+    grey = images()[..., :1].contiguous()
+    found = trivial_augment(grey, all_magnitudes(name, sign)).permute(0, 3, 1, 2)
+    expected = torch.stack(
+        [
+            by_torchvision(image, name, step, sign if name in SIGNED else 1)
+            for step, image in enumerate(grey.permute(0, 3, 1, 2))
+        ]
+    )
+    differs = (found.int() - expected.int()).abs()
+    if name in OPERATIONS[1:6]:  # but for pixels half-way between two
+        assert (differs > 0).float().mean() < 0.01
+    else:
+        assert differs.max() <= 1
+        assert (differs > 0).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "contrast"])
+def test_operation_on_six_channels_is_that_on_each(name):
+    several = torch.cat([images(seed=seed) for seed in (0, 1)], dim=3)
+    draws = all_magnitudes(name, 1)
+    alone = [trivial_augment(several[..., [channel]].contiguous(), draws) for channel in range(6)]
+    assert torch.equal(trivial_augment(several, draws), torch.cat(alone, dim=3))

@@ -150,14 +150,14 @@ def test_state_dict_with_the_call_beside_it_gives_the_same_logits(name, tmp_path
 
 
 def test_state_dict_that_answers_otherwise_in_its_library_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "constructor_options", lambda name: {"aux_logits": False, "init_weights": False})
+    monkeypatch.setattr(export, "constructor_options", lambda *_: {"aux_logits": False, "init_weights": False})
     with pytest.raises(export.ExportMismatch, match="differ by"):
         export.export_model(of_random_weights("inception_v3"), "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_state_dict_that_its_library_does_not_take_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "constructor_options", lambda name: {"in_chans": 1})
+    monkeypatch.setattr(export, "constructor_options", lambda *_: {"in_chans": 1})
     with pytest.raises(UserError, match=r"cannot be exported to state_dict .*give another --format"):
         export.export_model(model, "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
@@ -230,3 +230,30 @@ def test_onnx_without_its_packages_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "delta-tune\[onnx\]"'):
         export.export_model(model, "onnx", tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm:tf_efficientnet_lite0"])
+@pytest.mark.parametrize("kind", ["onnx", "torchscript", "state_dict"])
+def test_a_model_of_five_channels_is_exported_and_says_so(name, kind, tmp_path):
+    config = {
+        "backbone": {"model": name, "head": "fc" if name == "resnet18" else "classifier"},
+        "classes": ["a", "b"],
+        "preprocessing": {
+            **{"image_size": 64, "stored_size": 64, "mean": [0.5] * 5, "std": [0.5] * 5, "interpolation": "bilinear"},
+            **{"resize": "letterbox", "channels": 5, "white": 4095.0},
+        },
+    }
+    torch.manual_seed(0)
+    network = build_architecture(name, config["backbone"]["head"], 2, channels=5).eval()
+    for value in network.state_dict().values():
+        value.copy_(torch.rand(value.shape) / 10 if value.is_floating_point() else value)
+    files = export.export_model(Model(network, config), kind, tmp_path / "model")
+    if kind == "onnx":
+        told = {each.key: json.loads(each.value) for each in onnx.load(files[0]).metadata_props}
+        assert told["input"]["shape"] == ["N", 5, 64, 64]
+        assert told["input"]["channels"] == "5, in the order of the images"
+        assert told["preprocessing"] == config["preprocessing"]
+    if kind == "state_dict":
+        told = json.loads(files[1].read_text())["constructor"]
+        assert told["keywords"].get("in_chans") == (None if name == "resnet18" else 5)
+        assert told.get("input_convolution") == ({"module": "conv1", "in_channels": 5} if name == "resnet18" else None)

@@ -49,11 +49,14 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
 
 
-def test_labels_are_those_above_their_thresholds_the_most_probable_first(model, pixels):
+def test_labels_are_those_above_their_thresholds_the_most_probable_first(model, pixels, monkeypatch):
+    shares = [list(each.probabilities.values()) for each in model.predict(pixels)]
+    thresholds = np.median(shares, axis=0).tolist()
+    monkeypatch.setattr(model, "thresholds", thresholds)
     found = model.predict(pixels)
     for each in found:
         share = each.probabilities
-        there = [label for label, least in zip(model.classes, THRESHOLDS, strict=True) if share[label] >= least]
+        there = [label for label, least in zip(model.classes, thresholds, strict=True) if share[label] >= least]
         assert each.labels == tuple(sorted(there, key=lambda label: -share[label]))
         assert each.label == max(share, key=share.get)
         assert each.probability == share[each.label]
@@ -101,6 +104,7 @@ def test_damaged_folder_is_refused(folder, tmp_path, content, message):
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_onnx_has_task_thresholds_and_the_logits_of_the_probabilities(model, pixels, tmp_path):
     export_model(model, "onnx", tmp_path / "model.onnx")
     told = {each.key: json.loads(each.value) for each in onnx.load(str(tmp_path / "model.onnx")).metadata_props}
@@ -115,12 +119,18 @@ def test_onnx_has_task_thresholds_and_the_logits_of_the_probabilities(model, pix
     np.testing.assert_allclose(expit(session.run(["logits"], {"images": images})[0]), expected, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_has_task_and_thresholds(model, tmp_path):
     export_model(model, "torchscript", tmp_path / "model.pt")
     files = {"config.json": ""}
     torch.jit.load(str(tmp_path / "model.pt"), _extra_files=files)
     told = json.loads(files["config.json"])
     assert (told["task"], told["thresholds"], told["output"]["thresholds"]) == ("multilabel", THRESHOLDS, THRESHOLDS)
+
+
+def test_one_confidence_for_all_is_refused(model, pixels):
+    with pytest.raises(UserError, match="a threshold for each label instead of one confidence"):
+        model.predict(pixels, min_confidence="auto")
 
 
 def test_predict_prints_the_labels_that_are_there(folder, model, pixels, tmp_path, capsys):

@@ -12,9 +12,11 @@ from pyarrow import fs
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
+from delta_tune.data.images import stored_square
 from delta_tune.filesystem.uris import to_pyarrow_uri
 from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
+from delta_tune.models.architectures import build_architecture
 from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import PREDICTIONS_FILE
 
@@ -196,3 +198,55 @@ def test_best_config_has_all_that_another_program_needs(best, task):
     assert config["preprocessing"]["image_size"] == 64
     assert config["config"]["regularizer"] == "l2"
     assert 0 <= config["metrics"]["val_accuracy"] <= 1
+
+
+@pytest.fixture
+def five(best, tmp_path):
+    """A model of five channels, of 12 bits, that sees whole images."""
+    config = json.loads((best / "config.json").read_text())
+    told = config["preprocessing"] | {"mean": [0.5] * 5, "std": [0.2] * 5}
+    told |= {"resize": "letterbox", "channels": 5, "white": 4095.0}
+    backbone = config["backbone"]
+    network = build_architecture(backbone["model"], backbone["head"], len(config["classes"]), channels=5)
+    torch.manual_seed(0)
+    state = {
+        name: torch.rand(value.shape) / 10 if value.is_floating_point() else torch.zeros_like(value)
+        for name, value in network.state_dict().items()
+    }
+    (tmp_path / "best").mkdir()
+    safetensors.torch.save_file(state, tmp_path / "best" / "model.safetensors")
+    (tmp_path / "best" / "config.json").write_text(json.dumps(config | {"preprocessing": told}))
+    return load(tmp_path)
+
+
+def test_predict_takes_arrays_and_files_of_the_models_channels(five, tmp_path):
+    values = np.random.default_rng(0).integers(0, 5000, (30, 90, 5), dtype=np.uint16)
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "first.npy", np.moveaxis(values, 2, 0))
+    ways = [tmp_path / "a.npy", tmp_path / "first.npy", values, values.astype(np.float32)]
+    ways += [torch.from_numpy(values.astype(np.int32)).movedim(2, 0), values[None]]
+    assert len({p.probability for p in five.predict(ways)}) == 1
+    pixels = np.floor(np.minimum(values, 4095) * (255 / 4095) + 0.5).astype(np.uint8)
+    with torch.no_grad():
+        images = center_crop(torch.from_numpy(stored_square(pixels, five.preprocessing)[None]), five.preprocessing)
+        expected = five.network(images).softmax(1).max()
+    assert five.predict(pixels).pop().probability == pytest.approx(float(expected))
+    assert five.predict(values).pop().probability == pytest.approx(float(expected))
+
+
+def test_predict_says_which_arrays_a_model_of_five_channels_takes(five):
+    with pytest.raises(
+        UserError, match=r"must be of numbers \(H, W, 5\), or \(N, H, W, 5\), but got uint8 \(8, 8, 3\)"
+    ):
+        five.predict(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="it has the colours RGB, not 5 channels"):
+        five.predict(Image.new("RGB", (9, 9)))
+
+
+def test_load_refuses_means_of_other_channels(best, tmp_path):
+    config = json.loads((best / "config.json").read_text())
+    config["preprocessing"] |= {"channels": 5}
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="mean and std do not have 5 numbers"):
+        load(tmp_path)

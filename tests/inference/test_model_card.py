@@ -51,6 +51,23 @@ def test_card_tells_data_method_and_preprocessing(card):
 
 
 @pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({}, "the centre of the image scaled to 73 (bilinear); RGB in [0, 1] less 0.5, 0.4, 0.3"),
+        ({"resize": "squash"}, "the whole image, its proportions not kept (bilinear); RGB in"),
+        (
+            {"resize": "letterbox", "channels": 1, "white": 4095},
+            "the whole image, its long side scaled to 64, with a border of the mean colour (bilinear); grey (4095 in "
+            "images of more than 8 bits is 1) in [0, 1]",
+        ),
+        ({"channels": 5}, "5 channels in [0, 1]"),
+    ],
+)
+def test_card_tells_what_becomes_of_an_image(card, told, said):
+    assert said in card(told={"preprocessing": CONFIG["preprocessing"] | told})
+
+
+@pytest.mark.parametrize(
     ("method", "what"),
     [
         ("delta", "resnet, fine-tuned with delta to tell 30 classes apart"),

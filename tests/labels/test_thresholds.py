@@ -17,7 +17,7 @@ def test_no_other_threshold_has_a_higher_f1(digits, rate):
     there = rng.random(80) < rate
     probabilities = np.clip(0.3 * there + 0.7 * rng.random(80), 0, 1).round(digits)
     found = f1_score(there, probabilities >= best_threshold(probabilities, there))
-    assert found == max(f1_score(there, probabilities >= each) for each in np.linspace(0, 0.999, 400))
+    assert found == max(f1_score(there, probabilities >= each) for each in probabilities)
 
 
 def test_threshold_lies_between_images_with_and_without_the_label():
@@ -40,7 +40,7 @@ def columns(counts, size=200):
 def test_label_with_few_images_leans_on_the_threshold_of_all():
     probabilities, labels, middle = columns([90, 2, 0])
     shared = best_threshold(probabilities.ravel(), labels.ravel() > 0)
-    weight = np.array([90 / 100, 2 / 12, 0])
+    weight = np.array([90 / 95, 2 / 7, 0])
     expected = expit(weight * logit(middle) + (1 - weight) * logit(shared))
     np.testing.assert_allclose(f1_thresholds(probabilities, labels), expected, rtol=1e-6)
 
@@ -50,20 +50,18 @@ def test_label_with_many_images_has_its_own_threshold():
     np.testing.assert_allclose(f1_thresholds(probabilities, labels), middle, atol=2e-3)
 
 
-def test_thresholds_of_few_images_find_more_on_others_than_each_label_s_best():
+def test_thresholds_of_rare_labels_find_more_on_other_images_than_each_label_s_best():
     rng, gains = np.random.default_rng(0), []
-    rates = np.array([0.1, 0.2, 0.3, 0.4])
 
     def draw(count):
-        labels = (rng.random((count, 4)) < rates).astype(np.float32)
-        return expit(2 * labels - 1 + rng.normal(size=labels.shape) + logit(rates)), labels
+        labels = rng.random((count, 20)) < 0.08
+        return expit(2.6 * labels - 1.3 + 1.3 * rng.normal(size=labels.shape) + logit(0.08)), labels
 
     unseen, truth = draw(2000)
-    for _ in range(20):
-        probabilities, labels = draw(50)
-        own = [best_threshold(probabilities[:, k], labels[:, k] > 0) for k in range(4)]
-        scores = [
-            f1_score(truth, unseen >= each, average="macro") for each in (f1_thresholds(probabilities, labels), own)
-        ]
-        gains.append(scores[0] - scores[1])
-    assert np.mean(gains) > 0.005
+    for _ in range(5):
+        probabilities, labels = draw(60)
+        own = [best_threshold(probabilities[:, k], labels[:, k]) for k in range(20)]
+        ours = f1_thresholds(probabilities, labels)
+        found, less = (f1_score(truth, unseen >= each, average="macro", zero_division=0) for each in (ours, own))
+        gains.append(found - less)
+    assert np.mean(gains) > 0.02

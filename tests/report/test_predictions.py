@@ -120,6 +120,22 @@ def test_thumbnail_is_what_the_network_sees():
     assert (small.format, small.size) == ("JPEG", (48, 48))
 
 
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0]), (2, [0]), (4, [0, 1, 2]), (7, [0, 1, 2])])
+def test_thumbnail_of_other_channels_shows_three_or_one(channels, shown):
+    preprocessing = Preprocessing(
+        image_size=8,
+        stored_size=8,
+        mean=(0,) * channels,
+        std=(1,) * channels,
+        interpolation="bilinear",
+        channels=channels,
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, channels), dtype=np.uint8)
+    found = predictions.crop_stored_square(pixels, preprocessing)
+    np.testing.assert_array_equal(np.asarray(found).reshape(8, 8, -1), pixels[:, :, shown])
+    assert Image.open(io.BytesIO(predictions.thumbnail(pixels, preprocessing))).format == "JPEG"
+
+
 def test_model_without_a_mistake_has_no_thumbnails(task, tmp_path):
     sure = torch.nn.functional.one_hot(torch.from_numpy(np.array(task.dataset.val.labels)), 3).float() * 9
     predictions.save_predictions(task, "val", sure, tmp_path / "report" / "p.parquet")

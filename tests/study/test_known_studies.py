@@ -83,6 +83,12 @@ def test_what_is_remembered_is_for_this_user_alone(begun):
     assert json.loads((begun / "study.json").read_text())["id"] not in file.name
 
 
+def test_label_map_that_only_the_folder_names_is_asked_for(begun):
+    change(begun, label_map="/etc/passwd")
+    with pytest.raises(UserError, match="give these flags too: --label-map /etc/passwd"):
+        resume(begun)
+
+
 @pytest.mark.parametrize("written_by_others", [0o020, 0o002])
 def test_memory_that_others_may_have_written_does_not_count(begun, written_by_others):
     (file,) = state_folder().iterdir()

@@ -263,6 +263,24 @@ def test_tune_confirms_the_space_against_plain_l2_and_retrains_the_best(settings
     assert again.summary == confirmed.summary
 
 
+@pytest.mark.slow
+def test_tune_confirms_a_table_with_groups_on_folds(settings, tmp_path):
+    images = sorted(Path(settings["data"]).rglob("*.png"))
+    rows = [f"{image},{image.parent.name}x,{number // 3}" for number, image in enumerate(images)]
+    (tmp_path / "t.csv").write_text("\n".join(["file_name,class,group", *rows]))
+    classes = sorted({image.parent.name for image in images})
+    (tmp_path / "map.json").write_text(json.dumps({f"{name}x": name for name in classes}))
+    more = {"data": str(tmp_path / "t.csv"), "label_map": str(tmp_path / "map.json"), "space": plain}
+    result = delta_tune.tune(
+        **{**settings, **more, "num_trials": 1, "max_epochs": 1, "confirm": 3, "confirm_splits": "folds"}
+    )
+    study = json.loads((result.path / "study.json").read_text())
+    assert (study["settings"]["confirm_splits"], study["settings"]["label_map"]) == ("folds", more["label_map"])
+    runs = pq.read_table(result.path / "confirm" / "trials.parquet").to_pylist()
+    assert [run["state"] for run in runs] == ["completed"] * 3
+    assert sorted(json.loads((result.path / "best" / "config.json").read_text())["classes"]) == classes
+
+
 TURNS = """
 def space(trial):
     turn = trial.suggest_categorical("_turn", [0, 1, 2, 3, 4])

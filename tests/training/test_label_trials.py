@@ -35,7 +35,7 @@ def quick(**settings):
 def test_trial_learns_the_labels(label_task, settings):
     result = run_trial(label_task, quick(**settings), metric=MULTILABEL_METRIC)
     assert result.state == "completed"
-    assert result.best_metrics["val_mean_average_precision"] > 0.9
+    assert result.best_metrics["val_mean_average_precision"] > 0.8
     assert np.isfinite(result.best_metrics["val_loss"])
 
 

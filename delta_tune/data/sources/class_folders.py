@@ -52,7 +52,8 @@ def content_of(tree: FileTree, folder: str, *, below: bool = True) -> Content:
     folders, content.repeated = tree.walk(folder) if below else ([folder], [])
     for path in folders:
         entries = tree.entries(path)
-        images = [file for file in sorted(entries.files + entries.others) if is_image_name(file)]
+        files = sorted(entries.files + entries.others)
+        images = [file for file in files if is_image_name(file)] or [file for file in files if is_array_name(file)]
         known = set(images)
         content.images += images
         content.deeper += [path] if images and path != folder else []
@@ -60,6 +61,11 @@ def content_of(tree: FileTree, folder: str, *, below: bool = True) -> Content:
         content.broken += [file for file in entries.others if file not in known and os.path.islink(file)]
         content.hidden += entries.hidden_folders + [file for file in entries.hidden_files if is_image_name(file)]
     return content
+
+
+def is_array_name(path: str) -> bool:
+    """Whether a file is an array by its suffix; in a folder without images, arrays are the images."""
+    return os.path.splitext(path)[1].lower() == ".npy"
 
 
 def is_image_name(path: str) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from delta_tune.config import UserError
 from delta_tune.data.file_tree import FileTree
-from delta_tune.data.sources.base import ALLOWED_DATA, Source
+from delta_tune.data.sources.base import ALLOWED_DATA, Source, join
 from delta_tune.data.sources.class_folders import (
     content_of,
     counted,
+    is_array_name,
     is_image_name,
     is_split_name,
     listed,
@@ -23,7 +25,7 @@ from delta_tune.data.splits import format_list
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder, by name, without hidden files and subfolders.
+    """The image files of a folder (its arrays, if there are none), by name, without hidden files and subfolders.
 
     Raises:
         UserError: there are no image files, or the folder cannot be listed.
@@ -35,6 +37,7 @@ def list_images(folder: str | Path) -> list[Path]:
             f"The folder {folder} cannot be listed ({error.strerror}); give a folder that may be read."
         ) from error
     found = sorted(file for file in files if is_image_name(str(file)))
+    found = found or sorted(file for file in files if is_array_name(str(file)))
     if not found:
         raise UserError(f"There are no images in {folder}; give image files, or a folder of them.")
     return found
@@ -51,14 +54,18 @@ def from_image_folder(tree: FileTree) -> Source:
         examples, notes = read_class_folders(tree, tree.root, None)
         return Source(name=tree.name, splits={"train": examples}, notes=tuple(notes))
     found = {}
-    for split, folder in splits.items():
-        found[split], more = read_class_folders(tree, folder, split)
-        notes += more
+    for split, folders in splits.items():
+        parts = []
+        for folder in folders:
+            examples, more = read_class_folders(tree, folder, split)
+            parts.append(examples)
+            notes += more
+        found[split] = join(parts)
     return Source(name=tree.name, splits=found, notes=tuple(notes))
 
 
-def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
-    """Split → its folder, none if the folders of the root are classes; and notes."""
+def _find_splits(tree: FileTree) -> tuple[dict[str, list[str]], list[str]]:
+    """Split → its folders, none if the folders of the root are classes; and notes."""
     contents = {folder: content_of(tree, folder) for folder in tree.folders(tree.root)}
     said = {folder: words for folder in contents if (words := splits_in(os.path.basename(folder)))}
     # A split holds class folders; a folder named train that holds images itself is a class (of vehicles, say).
@@ -72,14 +79,15 @@ def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
     beside = {folder: len(content.images) for folder, content in contents.items() if folder not in named}
     if not named:
         return {}, []
-    splits: dict[str, str] = {}
+    splits: dict[str, list[str]] = {}
     for folder, split in named.items():
-        if split in splits:
+        if split in splits and _without_number(splits[split][0]) != _without_number(folder):
             raise UserError(
-                f"{tree.shown(splits[split])!r} and {tree.shown(folder)!r} are one split by their names; leave one of "
-                f"them, or rename them if they are no splits."
+                f"{tree.shown(splits[split][0])!r} and {tree.shown(folder)!r} are one split by their names; leave one "
+                f"of them, or rename them if they are no splits."
             )
-        splits[split] = _unwrapped(tree, folder, split)
+        splits.setdefault(split, []).append(folder)
+    splits = {split: [_unwrapped(tree, folder, split) for folder in found] for split, found in splits.items()}
     _check_splits(
         tree, splits, list(named), [folder for folder, count in beside.items() if count and folder not in said]
     )
@@ -92,16 +100,24 @@ def _find_splits(tree: FileTree) -> tuple[dict[str, str], list[str]]:
     return splits, _notes(tree, splits, beside)
 
 
-def _notes(tree: FileTree, splits: Mapping[str, str], beside: Mapping[str, int]) -> list[str]:
+def _without_number(folder: str) -> str:
+    """A folder's name without numbers: parts of one split are train_1 and train_2; train and train_masks are not."""
+    return re.sub(r"[\W\d_]+", " ", os.path.basename(folder).lower()).strip()
+
+
+def _notes(tree: FileTree, splits: Mapping[str, Sequence[str]], beside: Mapping[str, int]) -> list[str]:
     """Sentences on which folder is which split, and on what lies beside them.
 
     Args:
-        splits: split → its folder.
+        splits: split → its folders.
         beside: each other folder in the root, and its number of images.
     """
     notes = []
-    if any(folder != os.path.join(tree.root, split) for split, folder in splits.items()):
-        which = ", ".join(f"{listed(tree, [folder])} is {split}" for split, folder in splits.items())
+    if any(folders != [os.path.join(tree.root, split)] for split, folders in splits.items()):
+        which = ", ".join(
+            f"{listed(tree, folders)} {'is' if len(folders) == 1 else 'are'} {split}"
+            for split, folders in splits.items()
+        )
         notes.append(f"The names of the folders tell the splits: {which}.")
     if beside:
         others = [f"{listed(tree, [folder])} ({counted(count, 'image')})" for folder, count in beside.items()]
@@ -118,24 +134,26 @@ def _unwrapped(tree: FileTree, folder: str, split: str) -> str:
     return inside[0] if splits_in(os.path.basename(inside[0])) == (split,) else folder
 
 
-def _check_splits(tree: FileTree, splits: Mapping[str, str], named: Sequence[str], beside: Sequence[str]) -> None:
+def _check_splits(
+    tree: FileTree, splits: Mapping[str, Sequence[str]], named: Sequence[str], beside: Sequence[str]
+) -> None:
     """Refuse folders that may be splits or classes.
 
     Args:
-        splits: split → the folder of its classes.
+        splits: split → the folders of its classes.
         named: the folders in the root that are named for them.
         beside: other folders with images in the root.
     """
 
-    def names(folder: str) -> set[str]:
-        return {os.path.basename(path) for path in tree.folders(folder)}
+    def names(folders: Sequence[str]) -> set[str]:
+        return {os.path.basename(path) for folder in folders for path in tree.folders(folder)}
 
     if not beside:
         return
     plain = all(map(is_split_name, named))
     if len(splits) > 1:
         shared = set.intersection(*map(names, splits.values()))
-        clear = plain or (bool(shared) and not any(shared & names(folder) for folder in beside))
+        clear = plain or (bool(shared) and not any(shared & names([folder]) for folder in beside))
     else:
         clear = plain and len(beside) == 1 and not content_of(tree, named[0], below=False).images
     if not clear:

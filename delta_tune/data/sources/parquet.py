@@ -11,7 +11,7 @@ from delta_tune.config import UserError
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.sources.base import Source
 from delta_tune.data.sources.class_folders import listed
-from delta_tune.data.sources.parquet_rows import read_rows
+from delta_tune.data.sources.tables import read_tables
 from delta_tune.data.split_names import SPLIT_NAMES, splits_in
 
 _ADVICE = "name each file or its folder for train, val or test, or move it elsewhere"
@@ -36,13 +36,13 @@ def from_parquet(tree: FileTree, files: list[str]) -> Source:
     if files == [tree.root]:
         name = re.sub(r"\.parquet$", "", tree.name, flags=re.IGNORECASE)
         said = [split for split in splits_in(name) if split != "train"]
-        examples, notes = read_rows(tree, {"train": files})
-        if said:
+        examples, notes = read_tables(tree, {"train": files}, named=False)
+        if said and len(examples) == 1:
             notes.insert(0, f"{tree.name!r} is all of the data, so it is train although its name says {said[0]}.")
         return Source(name=name, splits=examples, notes=tuple(notes))
     _check_links(tree)
     splits, note = _splits(tree, files)
-    examples, notes = read_rows(tree, splits)
+    examples, notes = read_tables(tree, splits, named=_are_named(tree, files))
     set_aside = sorted(file for file in _candidates(tree) if _is_set_aside(tree, file) and _is_parquet_name(file))
     if set_aside:
         notes.append(
@@ -83,6 +83,11 @@ def _splits(tree: FileTree, files: Sequence[str]) -> tuple[dict[str, list[str]],
             f"train-*.parquet."
         )
     return splits, f"The names of the Parquet files tell the splits: {which}."
+
+
+def _are_named(tree: FileTree, files: Sequence[str]) -> bool:
+    """Whether names tell the splits, rather than a column."""
+    return any(splits_in(_below(tree, file)) for file in files)
 
 
 def _check_links(tree: FileTree) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from delta_tune.config import UserError, did_you_mean
+from delta_tune.config import UserError
 from delta_tune.console.format import format_bytes
 from delta_tune.data.limits import MAX_FILE_SIZE
 from delta_tune.data.sources.class_folders import counted
-from delta_tune.data.splits import format_list
+from delta_tune.data.sources.table_columns import Columns, find_columns, no_flags_error
 
 MAX_ROWS = 10_000_000
 """Rows of all Parquet files of a data set: a file of some kilobytes may have any number."""
@@ -27,31 +27,71 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def check_columns(file: str, schema: pa.Schema) -> None:
-    """Raises UserError unless there are one column of encoded images and one of labels."""
-    for column in ("image", "label"):
-        if column not in schema.names:
-            raise UserError(
-                f"{file!r} has no column {column!r}{did_you_mean(column, schema.names)}: its columns are "
-                f"{format_list(schema.names, 20)}; rename them to image (encoded bytes, or a struct with bytes) and "
-                f"label."
-            )
-        if schema.names.count(column) > 1:
-            raise UserError(f"{file!r} has {schema.names.count(column)} columns {column!r}; leave one of them.")
-    kind = schema.field("image").type
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column is of one of Arrow's types of lists."""
+    types = pa.types
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(test(kind) for test in tests)
+
+
+def check_columns(file: str, schema: pa.Schema, *, labels: bool = True) -> Columns:
+    """The columns of a table.
+
+    Args:
+        file: how messages call it.
+        schema: names and types of its columns.
+        labels: whether it has labels; else it must have groups.
+
+    Raises:
+        UserError: one is missing, or of a type that it cannot have.
+    """
+    columns = find_columns(file, schema.names, labels=labels)
+    if encoded_column(schema, columns) is None and path_column(schema, columns) is None:
+        raise UserError(
+            f"The column {columns.image} of {file!r} is {schema.field(columns.image).type}; give encoded bytes, paths, "
+            f"or a struct with bytes or path."
+        )
+    if not labels:
+        return columns
+    for column in (columns.label,) if columns.label is not None else columns.flags:
+        kind = _value_type(schema.field(column).type)
+        if is_list(kind) and columns.label is not None:
+            kind = _value_type(kind.value_type)
+        tests = (pa.types.is_integer, is_text, pa.types.is_boolean, pa.types.is_floating, pa.types.is_null)
+        if any(test(kind) for test in tests):
+            continue
+        if columns.label is None:
+            raise no_flags_error(file, schema.names, column, f"values of the type {kind}")
+        raise UserError(f"The column {column} of {file!r} is {kind}; give a string or an integer.")
+    return columns
+
+
+def encoded_column(schema: pa.Schema, columns: Columns) -> str | None:
+    """The path in the schema of the encoded images, if there are any."""
+    kind = schema.field(columns.image).type
     if pa.types.is_struct(kind):
-        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
-        raise UserError(f"The column image of {file!r} is {kind}; give encoded bytes, or a struct with bytes.")
-    kind = schema.field("label").type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_integer(kind) or is_text(kind)):
-        raise UserError(f"The column label of {file!r} is {kind}; give a string or an integer.")
+        return f"{columns.image}.bytes" if _has(kind, "bytes", _is_binary) else None
+    return columns.image if _is_binary(kind) else None
 
 
-def image_column(schema: pa.Schema) -> str:
-    """The path of the encoded images in a schema that passed `check_columns`."""
-    return "image.bytes" if pa.types.is_struct(schema.field("image").type) else "image"
+def path_column(schema: pa.Schema, columns: Columns) -> str | None:
+    """The path in the schema of the images' paths, if there are any."""
+    kind = schema.field(columns.image).type
+    if pa.types.is_struct(kind):
+        return f"{columns.image}.path" if _has(kind, "path", is_text) else None
+    return columns.image if is_text(_value_type(kind)) else None
+
+
+def _has(kind: pa.StructType, name: str, test: Callable[[pa.DataType], bool]) -> bool:
+    return bool(kind.get_field_index(name) >= 0 and test(kind.field(name).type))
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def check_sizes(file: str, metadata: pq.FileMetaData, file_size: int) -> None:
@@ -85,7 +125,7 @@ def decode_steps(parquet: pq.ParquetFile, file: str, group: int, column: str) ->
         num_rows = max(1, min(_STEP_ROWS, STEP_SIZE // max(1, about.total_byte_size)))
         missing = about.num_rows
         for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=[column], use_threads=False):
-            values = batch.column(0)
+            values = batch.column(0 if batch.num_columns == 1 else batch.schema.get_field_index(column))
             values.validate(full=True)
             missing -= len(values)
             yield values.flatten()[0] if pa.types.is_struct(values.type) else values

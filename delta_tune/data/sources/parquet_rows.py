@@ -1,79 +1,89 @@
-"""The rows of Parquet files as examples; their images are decoded as they are asked for."""
+"""Parquet files as tables; the images in them are decoded as they are asked for."""
 
 from __future__ import annotations
 
 import errno
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
+
+import pyarrow as pa
 
 from delta_tune.config import UserError
 from delta_tune.console.format import format_bytes
 from delta_tune.data.file_tree import FileTree
 from delta_tune.data.limits import MAX_FILE_SIZE
-from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.parquet_columns import (
     MAX_ROWS,
     check_columns,
     check_sizes,
     decode_steps,
-    image_column,
+    encoded_column,
 )
-from delta_tune.data.sources.parquet_labels import name_classes, read_labels
+from delta_tune.data.sources.table_columns import Columns
 
 _KEPT_SIZE = 256 * 2**20
 """Bytes of images that wait for a thread: threads ask nearly in order, but a row group is only read forwards."""
 _OPEN_GROUPS = 2
 
 
-class _RowGroup(NamedTuple):
+class RowGroup(NamedTuple):
     """Where some rows are."""
 
     file: str
     number: int
     image_column: str
+    """The path of the encoded images; empty if there are none."""
     num_rows: int
 
 
-def read_rows(tree: FileTree, splits: Mapping[str, Sequence[str]]) -> tuple[dict[str, Examples], list[str]]:
-    """The examples of each split, and notes on the names of their classes.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParquetTable:
+    """A Parquet file whose columns and sizes are allowed."""
 
-    Args:
-        splits: split → its files.
+    tree: FileTree
+    file: str
+    columns: Columns
+    schema: pa.Schema
+    row_groups: tuple[RowGroup, ...]
+    cells_are_text: bool = False
 
-    Raises:
-        UserError: a file cannot be used, or exceeds a limit on rows and bytes.
-    """
-    files = [file for found in splits.values() for file in found]
-    row_groups = _row_groups(tree, files)  # of all files, before the first label is decoded
-    labels, notes = name_classes(tree, {file: read_labels(tree, file) for file in files})
-    examples = {}
-    for split, found in splits.items():
-        images = _Images(tree, [group for file in found for group in row_groups[file]])
-        shown = {file: tree.shown(file) for file in found}
-        examples[split] = Examples(
-            labels=[label for file in found for label in labels[file]],
-            names=[f"{shown[file]}:{row}" for file in found for row in range(len(labels[file]))],
-            read=images.read,
-        )
-    return examples, notes
+    @property
+    def shown(self) -> str:
+        """How messages call it."""
+        return self.tree.shown(self.file)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.row_groups)
+
+    def steps(self, column: str) -> Iterator[pa.Array]:
+        """The values of a column, or of a field of it such as image.path, a few rows at a time.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with self.tree.parquet(self.file) as parquet:
+            for group in self.row_groups:
+                yield from decode_steps(parquet, self.shown, group.number, column)
 
 
-def _row_groups(tree: FileTree, files: Sequence[str]) -> dict[str, list[_RowGroup]]:
-    """File → its row groups, after a check of all metadata.
+def open_tables(tree: FileTree, files: Sequence[str]) -> dict[str, ParquetTable]:
+    """File → its table, after a check of all metadata, before anything is decoded.
 
     Raises:
         UserError: a file lacks a column, or has too many rows or too many bytes.
     """
-    found: dict[str, list[_RowGroup]] = {}
+    found: dict[str, ParquetTable] = {}
     num_rows = 0
     for file in files:
         shown = tree.shown(file)
         with tree.parquet(file) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
-            check_columns(shown, schema)
+            columns = check_columns(shown, schema)
             num_rows += metadata.num_rows
             if num_rows > MAX_ROWS:
                 raise UserError(
@@ -81,17 +91,19 @@ def _row_groups(tree: FileTree, files: Sequence[str]) -> dict[str, list[_RowGrou
                     f"give fewer."
                 )
             check_sizes(shown, metadata, tree.size(file))
-            found[file] = [
-                _RowGroup(file, group, image_column(schema), metadata.row_group(group).num_rows)
+            encoded = encoded_column(schema, columns) or ""
+            groups = tuple(
+                RowGroup(file, group, encoded, metadata.row_group(group).num_rows)
                 for group in range(metadata.num_row_groups)
-            ]
+            )
+            found[file] = ParquetTable(tree=tree, file=file, columns=columns, schema=schema, row_groups=groups)
     return found
 
 
-class _Images:
+class EncodedRows:
     """The images of some row groups, by row. A row group need not fit into memory."""
 
-    def __init__(self, tree: FileTree, row_groups: Sequence[_RowGroup]) -> None:
+    def __init__(self, tree: FileTree, row_groups: Sequence[RowGroup]) -> None:
         self._tree, self._row_groups = tree, row_groups
         self._starts = [0, *accumulate(group.num_rows for group in row_groups)]
         self._open: dict[int, tuple[int, Iterator[bytes | None]]] = {}

@@ -118,7 +118,7 @@ def test_find_source_refuses_a_missing_folder_with_the_nearest(tmp_path):
 
 def test_find_source_refuses_another_kind_of_file(tmp_path):
     write(tmp_path, "a.zip")
-    with pytest.raises(UserError, match=r"no \.parquet file; data is an image folder"):
+    with pytest.raises(UserError, match=r"none that ends in \.parquet, \.csv.*; data is an image folder"):
         find_source(tmp_path / "a.zip", seed=0)
 
 
@@ -199,8 +199,8 @@ def test_parquet_refuses_missing_columns(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": ["a.jpg"], "label": ["a"]}, "column image of .* is string"),
-        ({"image": [{"path": "a.jpg"}], "label": ["a"]}, "column image of .* is struct"),
+        ({"image": [1], "label": ["a"]}, "column image of .* is int64"),
+        ({"image": [{"file": "a.jpg"}], "label": ["a"]}, "column image of .* is struct"),
         ({"image": [b""], "label": [0.5]}, "column label of .* is double"),
         ({"image": [b""], "label": pa.array([None], pa.string())}, "column label of .* has 1 empty values"),
     ],

@@ -338,3 +338,21 @@ def test_any_folder_is_read_as_its_names_say_or_refused(tree):
                 folders = Path(name).relative_to(root).parts[:-1]
                 others = [folders[:i] + folders[i + 1 :] for i, part in enumerate(folders) if part == label]
                 assert any({s for part in parts for s in splits_in(part)} <= {split} for parts in others)
+
+
+# -------------------------------------------------------------------------------------------- parts of one split
+
+
+def test_folders_of_one_split_that_differ_in_a_number_are_read_together(photos):
+    write(photos, "train_1/a/1.jpg", "train_2/a/2.jpg", "train_2/b/3.jpg", "test/a/4.jpg")
+    source = find_source(photos, seed=0)
+    assert counts(source) == {"train": {"a": 2, "b": 1}, "test": {"a": 1}}
+    assert "'train_1', 'train_2' are train" in " ".join(source.notes)
+    train = source.splits["train"]
+    assert [train.read(row) for row in range(3)] == [b"train_1/a/1.jpg", b"train_2/a/2.jpg", b"train_2/b/3.jpg"]
+
+
+def test_folders_of_one_split_that_differ_in_words_are_refused(photos):
+    write(photos, "train/a/1.jpg", "train_masks/a/2.jpg")
+    with pytest.raises(UserError, match="one split by their names"):
+        find_source(photos, seed=0)
