@@ -45,22 +45,12 @@ def check_terms(dataset: Dataset, checked: CheckedSpace) -> None:
     """
     if not dataset.is_multilabel:
         return
-<<<<<<< HEAD
     for field, off in (("sampling", "random"), ("logit_adjustment", 0)):
         if any(getattr(config, field) != off for config in checked.configs):
             raise UserError(
                 f"{field} must be {off} for {dataset.name}, whose images have several labels each, but a trial of the "
                 f"space has another; --set class_weights=balanced is there for rare labels."
             )
-    for term in ("co_tuning", "contrast"):
-        methods = {c.regularizer: c.method for c in checked.configs if getattr(c, f"effective_{term}")}
-        if methods:
-            own = sorted(name for name, method in methods.items() if getattr(method, term))
-            without = f"leave {' and '.join(own)} out of the space" if own else f"give --set {term}=0"
-            raise UserError(
-                f"{term} needs one class for each image, but {dataset.name} has several labels an image; {without}."
-            )
-=======
     with_term = {
         term: {c.regularizer: c.method for c in checked.configs if getattr(c, f"effective_{term}")}
         for term in ("co_tuning", "contrast")
@@ -76,4 +66,3 @@ def check_terms(dataset: Dataset, checked: CheckedSpace) -> None:
         f"{what} cannot be used where images have several labels, as in {dataset.name}, for it needs one class for "
         f"each image; {' and '.join(advice)}."
     )
->>>>>>> main

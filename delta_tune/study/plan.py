@@ -20,11 +20,8 @@ from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
-<<<<<<< HEAD
 from delta_tune.study.class_counts import class_lines
-=======
 from delta_tune.study.confirmation_splits import split_growth
->>>>>>> main
 from delta_tune.study.schedule import MOST_TRIALS, expected_epochs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, fold_growth, plan_final_runs, plan_post_search
