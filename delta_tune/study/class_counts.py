@@ -33,8 +33,8 @@ def class_lines(dataset: Dataset, metric: Metric, configs: Sequence[TrialConfig]
     if metric not in (*CLASS_METRICS, MULTILABEL_METRIC):
         advice.append(f"{metric} goes by the frequent ones, --metric val_macro_f1 counts all alike")
     if not any(map(treats_classes, configs)):
-        others = "" if dataset.is_multilabel else ", sampling=balanced or logit_adjustment=1"
-        advice.append(f"--set class_weights=balanced{others} trains for the rare ones too")
+        first = "" if dataset.is_multilabel else "logit_adjustment=0.5, sampling=balanced or "
+        advice.append(f"--set {first}class_weights=balanced trains for the rare ones too")
     return [line, f"The {dataset.kind.noun} are unequal: {'; '.join(advice)}."] if advice else [line]
 
 

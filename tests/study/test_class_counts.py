@@ -28,7 +28,7 @@ def test_smallest_and_largest_class_are_counted():
     assert lines([30, 1200, 290]) == [
         "30 ('k0') to 1,200 ('k1') training images of a class",
         "The classes are unequal: val_accuracy goes by the frequent ones, --metric val_macro_f1 counts all alike; "
-        "--set class_weights=balanced, sampling=balanced or logit_adjustment=1 trains for the rare ones too.",
+        "--set logit_adjustment=0.5, sampling=balanced or class_weights=balanced trains for the rare ones too.",
     ]
 
 
@@ -45,7 +45,7 @@ def test_what_was_done_is_not_proposed_again():
     _, metric_only = lines([1, 9], "val_accuracy", [*PLAIN, TrialConfig(logit_adjustment=0.5)])
     assert metric_only.endswith("val_accuracy goes by the frequent ones, --metric val_macro_f1 counts all alike.")
     _, treatment_only = lines([1, 9], "val_balanced_accuracy")
-    assert treatment_only.startswith("The classes are unequal: --set class_weights=balanced,")
+    assert treatment_only.startswith("The classes are unequal: --set logit_adjustment=0.5,")
     for done in ({"class_weights": "balanced"}, {"sampling": "balanced"}):
         assert len(lines([1, 9], "val_macro_f1", [TrialConfig(**done)])) == 1
 
