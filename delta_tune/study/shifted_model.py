@@ -67,8 +67,8 @@ def shift_networks(backbone: Backbone, files: Sequence[Path], offsets: Tensor, f
 
 def reaches_logits(backbone: Backbone, state: dict[str, Tensor], offsets: Tensor) -> bool:
     """Whether what is added to the bias of the head is added to the logits."""
-    size = backbone.preprocessing.image_size
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    size, channels = backbone.preprocessing.image_size, backbone.preprocessing.channels
+    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         plain = build_network(backbone, state)(images)
         shifted = build_network(backbone, _shifted(backbone, state, offsets))(images)

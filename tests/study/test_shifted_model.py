@@ -42,7 +42,9 @@ def test_bias_of_a_linear_head_reaches_the_logits(task, state):
 
 
 def test_bias_in_front_of_a_relu_does_not():
-    backbone = SimpleNamespace(model="squeezenet1_1", head="classifier.1", preprocessing=SimpleNamespace(image_size=64))
+    backbone = SimpleNamespace(
+        model="squeezenet1_1", head="classifier.1", preprocessing=SimpleNamespace(image_size=64, channels=3)
+    )
     network = build_architecture(backbone.model, backbone.head, 3)
     generator = torch.Generator().manual_seed(0)
     for value in network.parameters():
