@@ -21,7 +21,7 @@ from delta_tune.report.predictions import read_predictions
 from delta_tune.results.layout import HELD_OUT_FILE, PREDICTIONS_FILE
 from delta_tune.results.logit_shift import LogitShift
 from delta_tune.study import final_model, final_runs, shifted_model
-from delta_tune.study.confirmation import fresh_seed
+from delta_tune.study.confirmation_splits import fresh_seed
 from delta_tune.study.time_budget import FOLDS
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -228,7 +228,7 @@ def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings
 @pytest.mark.parametrize("members", [1, 2])
 def test_shift_of_logits_is_in_the_model_and_in_all_that_is_said_of_it(settings, image_folder, monkeypatch, members):
     plain = delta_tune.tune(**settings | {"metric": "val_macro_f1", "members": members, "name": "plain"})
-    shift, shares = LogitShift(strength=1.5, before=0.6, after=0.7), torch.tensor([0.0, -1.0, -2.0])
+    shift, shares = LogitShift(strength=1.5, before=0.6, after=0.7), torch.tensor([0.0, -5.0, -10.0])
     monkeypatch.setattr(shifted_model, "choose_shift", lambda *_: shift)
     monkeypatch.setattr(shifted_model, "shares_of", lambda _: shares)
     result = delta_tune.tune(**settings | {"metric": "val_macro_f1", "members": members})
