@@ -11,6 +11,7 @@ from typing import Any, Literal
 from delta_tune.config.addresses import refuse_secrets
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import Range, field, fields_of
+from delta_tune.config.sizes import parse_bytes
 from delta_tune.config.trial import FIXED_BY_STUDY, METRICS, Metric, Mode, check_names
 
 SMALLEST_PART = 0.0001
@@ -202,6 +203,21 @@ class StudyConfig:
         group="resources",
         metavar="N",
     )
+    memory: float | str | None = field(
+        None,
+        "Memory that images may take on a node, such as `8GB`: decoded if they fit, else as files; what does not fit "
+        "either is read from the node's disk",
+        unset="half of what is available",
+        group="resources",
+        metavar="SIZE",
+    )
+    scratch: str | None = field(
+        None,
+        "Folder of each node to which images that do not fit into memory are copied",
+        unset="~/.cache/delta_tune/images, and image files stay where they are",
+        group="resources",
+        metavar="DIR",
+    )
     address: str | None = field(
         None,
         "Ray cluster: `local`, `auto` or `host:port`",
@@ -286,10 +302,21 @@ class StudyConfig:
         for name in FIXED_BY_STUDY:
             if name in self.set:
                 raise UserError(f"set must leave {name} to --{name.replace('_', '-')}: it is the study's own setting.")
-        _ = self.time_budget_s  # refuses what is no duration before anything is computed
+        _ = self.time_budget_s, self.memory_bytes  # refuses what is none before anything is computed
+        if self.scratch is not None and ("://" in self.scratch or not self.scratch):
+            raise UserError(f"scratch must be a folder on the disk of each node, but got {self.scratch!r}.")
         if isinstance(self.out, Path) and re.match(r"\w\w+:/", str(self.out)):
             raise UserError(f"out must be text where it is an address, but got the path {str(self.out)!r}.")
         object.__setattr__(self, "out", Path(self.out))
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes.
+
+        Raises:
+            UserError: text that is no amount of memory.
+        """
+        return None if self.memory is None else parse_bytes(self.memory, "memory")
 
     @property
     def time_budget_s(self) -> float | None:

@@ -1,19 +1,16 @@
-"""A data set in memory: images and labels by split."""
+"""A data set: images and labels by split."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from delta_tune.config import UserError
-from delta_tune.data.images import (
-    DecodedImages,
-    EncodedImages,
-    PooledImages,
-    Preprocessing,
-)
+from delta_tune.data.images import Images, Preprocessing
+from delta_tune.data.names import Names
 from delta_tune.data.splits import Indices
 from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 
@@ -22,10 +19,10 @@ from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 class Split:
     """Images and their labels."""
 
-    images: DecodedImages | EncodedImages | PooledImages
+    images: Images
     labels: Labels
     """Int64 (N,), positions in `Dataset.classes`; or, with several labels an image, float32 (N, K) of 0 and 1."""
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Path, or file and row, of each image (N)."""
     groups: Indices | None = None
     """int64 (N,): equal, in all splits, for images that belong together; None if none do."""
@@ -39,11 +36,12 @@ class Split:
         return dataclasses.replace(self, labels=self.labels[:count], names=self.names[:count], groups=groups)
 
     def taken(self, positions: range) -> Split:
-        """The images at these positions, copied: the others need not travel with them."""
-        images = self.images.taken(np.array(positions))
-        part = slice(positions.start, positions.stop)
+        """The images at these positions; those in memory are copied: the others need not travel with them."""
+        images, part = self.images.taken(np.array(positions)), slice(positions.start, positions.stop)
+        names = self.names[part]
+        names = names.compact() if isinstance(names, Names) else names
         groups = None if self.groups is None else self.groups[part]
-        return Split(images=images, labels=self.labels[part], names=self.names[part], groups=groups)
+        return Split(images=images, labels=self.labels[part], names=names, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

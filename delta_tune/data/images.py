@@ -8,7 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -199,6 +199,18 @@ def to_png(square: Pixels) -> bytes:
     return file.getvalue()
 
 
+class Images(Protocol):
+    """A split's images, wherever they are kept."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Pixels:
+        """The images at `indices` (B,): uint8 (B, stored, stored, C), a copy; the same pixels however they are kept."""
+
+    def taken(self, indices: npt.NDArray[np.int64]) -> Images:
+        """The images at `indices` alone: what is in memory is copied, so that the others need not travel with them."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImages:
     """A split's images, decoded: uint8 (N, stored, stored, C), possibly read-only."""
@@ -249,7 +261,7 @@ class EncodedImages:
 class PooledImages:
     """Images chosen from several sets, in any order; they share the sets' memory."""
 
-    sets: tuple[DecodedImages | EncodedImages | PooledImages, ...]
+    sets: tuple[Images, ...]
     locations: npt.NDArray[np.int64]
     """(N, 2): index of the set, and position in it."""
 

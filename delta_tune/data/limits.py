@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-import psutil
-
 from delta_tune.config import UserError
+from delta_tune.data.memory import total_memory
 
 MAX_FILE_SIZE = 512 * 2**20
 """Bytes of one encoded image."""
@@ -113,5 +112,5 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-DECODING = PixelBudget(max(MAX_PIXELS, psutil.virtual_memory().total // 48))
+DECODING = PixelBudget(max(MAX_PIXELS, total_memory() // 48))
 """A quarter of the memory, at 12 bytes a pixel."""

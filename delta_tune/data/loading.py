@@ -5,29 +5,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import psutil
+import numpy as np
 
 from delta_tune.config import StudyConfig, TaskName, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_count
 from delta_tune.data.class_labels import number_labels
 from delta_tune.data.dataset import Dataset, Split
+from delta_tune.data.encoding import Digests
+from delta_tune.data.file_keeper import FileKeeper, MemoryBudget
 from delta_tune.data.first_look import AskedResize, settle_preprocessing
 from delta_tune.data.groups import group_notes, number_groups
 from delta_tune.data.images import Preprocessing
 from delta_tune.data.label_map import apply_label_map, read_label_map
+from delta_tune.data.memory import memory_for_images
+from delta_tune.data.packed_images import findable, pack_folder
 from delta_tune.data.reader import ReadExamples, read_examples
 from delta_tune.data.reading_notes import (
     contradiction_notes,
     duplicate_notes,
-    memory_note,
+    memory_notes,
     too_few_notes,
 )
-from delta_tune.data.sources.base import Examples
+from delta_tune.data.sources.base import Examples, Source
 from delta_tune.data.sources.find import find_source
 from delta_tune.data.splits import Indices, class_notes, cut_splits, format_list, size_notes, training_subset
 from delta_tune.labels.kinds import kind_of
@@ -53,6 +58,7 @@ def load_dataset(
     seed: int = 0,
     progress: Bar | None = None,
     memory_limit: int | None = None,
+    scratch: str | None = None,
     resize: AskedResize = "auto",
     white: float | None = None,
 ) -> Dataset:
@@ -73,7 +79,10 @@ def load_dataset(
         label_map: file that renames, merges or leaves out classes; see `delta_tune.data.label_map`.
         seed: of the splits, ≥ 0.
         progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
-        memory_limit: bytes that decoded images may take before they are kept encoded (half of what is available).
+        memory_limit: bytes that images may take in memory (half of what is available): decoded, else as files; splits
+            whose files do not fit are read from disk.
+        scratch: folder on each node's disk to which these are copied. By default (`packs.SCRATCH`) image files that
+            are kept as they are stay where they are.
         resize: crop, squash or letterbox of `Preprocessing`, whose own does not count; auto is decided by the shapes
             of the training images.
         white: of `Preprocessing`, whose own does not count.
@@ -84,9 +93,8 @@ def load_dataset(
     _check_arguments(val_fraction, test_fraction, train_fraction, train_per_class, seed)
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
-    source = find_source(data, seed=seed)
-    if label_map is not None:
-        source = apply_label_map(source, read_label_map(label_map))
+    mapping = None if label_map is None else read_label_map(label_map)
+    source = _find_source(data, seed, mapping)
     classes, labels, notes = number_labels(
         {split: examples.labels for split, examples in source.splits.items()},
         {split: examples.names for split, examples in source.splits.items()},
@@ -117,13 +125,23 @@ def load_dataset(
     notes += told if data != "demo" else []  # whose digits are grey
     num_images = sum(len(indices) for indices in chosen.values())
     decoded_size = num_images * preprocessing.stored_size**2 * preprocessing.channels
-    limit = psutil.virtual_memory().available // 2 if memory_limit is None else memory_limit
+    limit = memory_for_images(memory_limit)
     with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
+        budget, folder = MemoryBudget(limit), pack_folder(data, preprocessing, scratch)
+
+        def keeper(split: str) -> FileKeeper | None:
+            if decoded_size <= limit:
+                return None
+            origin = split if split in source.splits else "train"
+            find = partial(_find_source, findable(data), seed, mapping)
+            copy = scratch is not None
+            return FileKeeper(budget, find, origin, len(chosen[split]), preprocessing, folder, copy)
+
         found = _read_splits(
             examples,
             chosen,
             preprocessing,
-            decode=decoded_size <= limit,
+            keeper=keeper,
             drop_duplicates=drop_duplicates,
             advance=lambda: advance(1),
         )
@@ -131,11 +149,10 @@ def load_dataset(
     splits, digests = {}, {split: read.digests for split, read in found.items()}
     for split, read in found.items():
         kept = chosen[split][read.kept]
-        names = tuple(examples[split].names[index] for index in kept.tolist())
         splits[split] = Split(
             images=read.images,
             labels=labels.get(split, labels["train"])[kept],
-            names=names,
+            names=read.names,
             groups=groups.get(split, groups["train"])[kept] if groups else None,
         )
     _check_filled(splits, classes)
@@ -143,7 +160,7 @@ def load_dataset(
     notes += contradiction_notes(splits, digests, classes)
     notes += kind_of(splits["train"].labels).notes([split.labels for split in splits.values()])
     notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
-    notes.append(memory_note(splits, decoded_size, limit))
+    notes += memory_notes(splits, decoded_size, limit)
     return Dataset(
         name=source.name,
         classes=classes,
@@ -156,29 +173,31 @@ def load_dataset(
     )
 
 
+def _find_source(data: str | Path, seed: int, mapping: Mapping[str, str] | None) -> Source:
+    """The examples of `data`, whose classes may be renamed or left out; workers call it, too."""
+    source = find_source(data, seed=seed)
+    return source if mapping is None else apply_label_map(source, mapping)
+
+
 def _read_splits(
     examples: dict[str, Examples],
     chosen: dict[str, Indices],
     preprocessing: Preprocessing,
     *,
-    decode: bool,
+    keeper: Callable[[str], FileKeeper | None],
     drop_duplicates: bool,
     advance: Callable[[], None],
 ) -> dict[str, ReadExamples]:
     """Read each split. Train comes last, so duplicates of other splits are known before they are decoded."""
     found: dict[str, ReadExamples] = {}
     for split in sorted(chosen, key=["test", "val", "train"].index):
-        leave_out: set[bytes] = set()
+        leave_out = None
         if split == "train" and drop_duplicates:
-            leave_out = leave_out.union(*(read.digests for read in found.values()))
-        found[split] = read_examples(
-            examples[split],
-            chosen[split],
-            preprocessing,
-            decode=decode,
-            leave_out=leave_out,
-            advance=advance,
-        )
+            leave_out = np.concatenate([read.digests for read in found.values()])
+        with keeper(split) or nullcontext() as files:
+            found[split] = read_examples(
+                examples[split], chosen[split], preprocessing, keeper=files, leave_out=leave_out, advance=advance
+            )
     return found
 
 
@@ -202,13 +221,13 @@ def _fingerprint(
     classes: Sequence[str],
     preprocessing: Preprocessing,
     splits: dict[str, Split],
-    digests: dict[str, list[bytes]],
+    digests: dict[str, Digests],
 ) -> str:
     total = hashlib.sha256(json.dumps([classes, preprocessing.for_fingerprint()]).encode())
     for name in sorted(splits):
         total.update(f"{name} {len(splits[name])} ".encode())
         total.update(splits[name].labels.astype("<i8").tobytes())
-        total.update(b"".join(digests[name]))
+        total.update(digests[name].tobytes())
         if (groups := splits[name].groups) is not None:
             total.update(groups.astype("<i8").tobytes())
     return total.hexdigest()

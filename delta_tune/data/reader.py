@@ -1,29 +1,29 @@
-"""Read a split's examples with threads: hash each, check that it decodes, store it decoded or encoded."""
+"""Read a split's examples with threads: hash each, check that it decodes, keep it decoded, or its file."""
 
 from __future__ import annotations
 
-import hashlib
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from delta_tune.data.encoding import Digests, digest_of, file_to_keep
+from delta_tune.data.file_keeper import FileKeeper
 from delta_tune.data.fitting import Pixels
 from delta_tune.data.images import (
     DamagedImage,
     DecodedImages,
-    EncodedImages,
+    Images,
     Preprocessing,
     damage_reason,
-    encode_pixels,
     fit,
     num_decoding_threads,
     open_picture,
-    pack_files,
     with_border,
 )
+from delta_tune.data.names import Names
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
 
@@ -34,10 +34,11 @@ _CHUNK = 512  # images in flight: bounds the memory of finished but uncollected 
 class ReadExamples:
     """The readable examples of one split, in order."""
 
-    images: DecodedImages | EncodedImages
+    images: Images
     kept: Indices
     """Their positions among the requested indices."""
-    digests: list[bytes]
+    names: Names
+    digests: Digests
     damaged: list[DamagedImage]
     num_left_out: int
 
@@ -47,34 +48,45 @@ def read_examples(
     indices: Indices,
     preprocessing: Preprocessing,
     *,
-    decode: bool,
-    leave_out: set[bytes],
+    keeper: FileKeeper | None,
+    leave_out: Digests | None,
     advance: Callable[[], None],
 ) -> ReadExamples:
-    """Read examples with threads, in order; images whose digest is in `leave_out` are dropped."""
+    """Read examples with threads, in order.
+
+    Args:
+        examples: of a source's split.
+        indices: of those to read.
+        preprocessing: of the backbone.
+        keeper: keeps the files; None keeps the images decoded.
+        leave_out: digests of images that are dropped.
+        advance: called after each image.
+    """
     size = preprocessing.stored_size
 
-    def load(index: int) -> tuple[bytes, Pixels | bytes | None] | DamagedImage:
+    unwanted = set() if leave_out is None else {digest.ljust(32, b"\0") for digest in leave_out.tolist()}
+
+    def load(index: int) -> tuple[bytes, Pixels | bytes | None, bool] | DamagedImage:
+        """Digest, what is kept (None if nothing is), and whether that is what the source's file holds."""
         try:
             content = examples.read(index)
-            digest = _digest(content)
-            if digest in leave_out:
-                return digest, None
-            picture = open_picture(content, preprocessing.channels, preprocessing.white)
-            fitted = fit(picture, preprocessing)
+            digest = digest_of(content)
+            if digest in unwanted:
+                return digest, None, False
+            if keeper is not None and (file := keeper.known(digest)) is not None:
+                return digest, file, examples.are_files and file == content
+            fitted = fit(open_picture(content, preprocessing.channels, preprocessing.white), preprocessing)
         except (OSError, DamagedImage) as error:
             return DamagedImage(examples.names[index], damage_reason(error))
-        if decode:
-            return digest, with_border(fitted, preprocessing)
-        # Store the pixels (PNG) if the file is larger than it (a PNG takes about half of the raw pixels).
-        if isinstance(content, bytes) and len(content) <= fitted.nbytes // 2:
-            return digest, content
-        return digest, encode_pixels(fitted)
+        if keeper is None:
+            return digest, with_border(fitted, preprocessing), False
+        file = file_to_keep(content, fitted)
+        return digest, file, examples.are_files and file is content
 
-    pixels = np.empty((len(indices) if decode else 0, size, size, preprocessing.channels), dtype=np.uint8)
-    files: list[bytes] = []
-    kept: list[int] = []
-    digests: list[bytes] = []
+    stored = len(indices) if keeper is None else 0
+    pixels = np.empty((stored, size, size, preprocessing.channels), dtype=np.uint8)
+    kept = array("q")
+    digests = bytearray()
     damaged: list[DamagedImage] = []
     num_left_out = 0
     with ThreadPoolExecutor(examples.readers or num_decoding_threads()) as pool:
@@ -84,27 +96,21 @@ def read_examples(
                 if isinstance(loaded, DamagedImage):
                     damaged.append(loaded)
                     continue
-                digest, content = loaded
+                digest, content, is_there = loaded
                 if content is None:
                     num_left_out += 1
                     continue
                 if isinstance(content, bytes):
-                    files.append(content)
+                    assert keeper is not None, "a square otherwise"
+                    keeper.add(digest, content, is_there=is_there)
                 else:
                     pixels[len(kept)] = content
                 kept.append(start + offset)
-                digests.append(digest)
-    images = DecodedImages(pixels[: len(kept)]) if decode else EncodedImages(pack_files(files), preprocessing)
+                digests += digest
+    positions, found = np.array(kept, dtype=np.int64), np.frombuffer(bytes(digests), dtype="S32")
+    rows = indices[positions]
+    names = Names.of(examples.names[row] for row in rows.tolist())
+    images = DecodedImages(pixels[: len(kept)]) if keeper is None else keeper.images(rows, found, names)
     return ReadExamples(
-        images=images,
-        kept=np.array(kept, dtype=np.int64),
-        digests=digests,
-        damaged=damaged,
-        num_left_out=num_left_out,
+        images=images, kept=positions, names=names, digests=found, damaged=damaged, num_left_out=num_left_out
     )
-
-
-def _digest(content: bytes | Image.Image) -> bytes:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).digest()
-    return hashlib.sha256(f"{content.mode} {content.size} ".encode() + content.tobytes()).digest()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
+
 from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.dataset import Split
-from delta_tune.data.images import (
-    EncodedImages,
-)
+from delta_tune.data.encoding import Digests
+from delta_tune.data.images import EncodedImages
+from delta_tune.data.names import taken
+from delta_tune.data.packed_images import PackedImages
+from delta_tune.data.packs import KEPT_DAYS, open_store
 from delta_tune.data.splits import format_list
 from delta_tune.labels.kinds import Labels, kind_of
 
@@ -22,24 +26,31 @@ def too_few_notes(labels: Labels, classes: Sequence[str], per_class: int | None)
     return [f"Classes with fewer than {per_class} training images use all they have: {format_list(short, 5)}."]
 
 
-def duplicate_notes(digests: dict[str, list[bytes]], drop_duplicates: bool) -> list[str]:
+def duplicate_notes(digests: dict[str, Digests], drop_duplicates: bool) -> list[str]:
     """Notes on images that are in two splits."""
     notes = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        there = set(digests.get(other, []))
-        if count := sum(digest in there for digest in digests.get(one, [])):
+        if one not in digests or other not in digests:
+            continue
+        if count := int(np.isin(digests[one], digests[other]).sum()):
             advice = "; --drop-duplicates removes them from train" if one == "train" and not drop_duplicates else ""
             notes.append(f"{format_count(count, 'image')} of {one} also in {other} (identical files){advice}.")
     return notes
 
 
-def contradiction_notes(splits: dict[str, Split], digests: dict[str, list[bytes]], classes: Sequence[str]) -> list[str]:
+def contradiction_notes(splits: dict[str, Split], digests: dict[str, Digests], classes: Sequence[str]) -> list[str]:
     """A note on images that are in two classes."""
     first: dict[bytes, tuple[Hashable, str]] = {}
     pairs: dict[bytes, str] = {}
+    _, same_as, counts = np.unique(np.concatenate(list(digests.values())), return_inverse=True, return_counts=True)
+    repeated, start = counts[same_as] > 1, 0  # hardly any: the others need no Python objects
     for split, found in digests.items():
-        kind = kind_of(splits[split].labels)
-        for digest, label, name in zip(found, kind.keys(splits[split].labels), splits[split].names, strict=True):
+        rows = np.flatnonzero(repeated[start : start + len(found)])
+        start += len(found)
+        labels = splits[split].labels[rows]
+        kind = kind_of(labels)
+        named = taken(splits[split].names, rows)
+        for digest, label, name in zip(found[rows].tolist(), kind.keys(labels), named, strict=True):
             label_before, name_before = first.setdefault(digest, (label, name))
             if label != label_before:
                 before, now = kind.say(label_before, classes), kind.say(label, classes)
@@ -52,12 +63,35 @@ def contradiction_notes(splits: dict[str, Split], digests: dict[str, list[bytes]
     ]
 
 
-def memory_note(splits: dict[str, Split], decoded_size: int, limit: int) -> str:
-    """A note on whether images are kept decoded, and why."""
+def memory_notes(splits: dict[str, Split], decoded_size: int, limit: int) -> list[str]:
+    """Notes on where images are kept, and why."""
     if decoded_size <= limit:
-        return f"The images are kept decoded ({format_bytes(decoded_size)} of at most {format_bytes(limit)})."
-    files = sum(split.images.encoded.nbytes for split in splits.values() if isinstance(split.images, EncodedImages))
-    return (
-        f"The images are kept encoded ({format_bytes(files)}) and decoded per batch: decoded, they would take "
-        f"{format_bytes(decoded_size)}, more than the limit of {format_bytes(limit)}."
-    )
+        return [f"The images are kept decoded ({format_bytes(decoded_size)} of at most {format_bytes(limit)})."]
+    found = {name: splits[name].images for name in ("train", "val", "test") if name in splits}
+    packed = {name: images for name, images in found.items() if isinstance(images, PackedImages)}
+    files = sum(images.encoded.nbytes for images in found.values() if isinstance(images, EncodedImages))
+    if not packed:
+        return [
+            f"The images are kept encoded ({format_bytes(files)}) and decoded per batch: decoded, they would take "
+            f"{format_bytes(decoded_size)}, more than the limit of {format_bytes(limit)}."
+        ]
+    origins = [images.origin for images in packed.values()]
+    store, in_packs = open_store(origins[0].folder), sum(int(origin.in_packs.sum()) for origin in origins)
+    in_files = sum(map(len, packed.values())) - in_packs
+    inside = [name for name in found if name not in packed]
+    others = f"; those of {' and '.join(inside)} take {format_bytes(files)} of memory" if inside else ""
+    notes = [
+        f"The images of {' and '.join(packed)} are on disk and decoded per batch, for their files take more than the "
+        f"limit of {format_bytes(limit)}{others}."
+    ]
+    if in_files:
+        notes.append(
+            f"Read where they are: {format_count(in_files, 'image')}. No node may lack these files, and none may "
+            f"change; --scratch DIR copies them to each node's disk."
+        )
+    if in_packs:
+        notes.append(
+            f"Read from {store.folder} ({format_bytes(store.size)}): {format_count(in_packs, 'image')}. Other nodes "
+            f"write what they lack there; what nobody uses for {KEPT_DAYS} days is removed when more is written."
+        )
+    return notes

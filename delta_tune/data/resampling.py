@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import DecodedImages, EncodedImages, PooledImages
+from delta_tune.data.images import Images, PooledImages
+from delta_tune.data.names import Names, taken
 from delta_tune.data.splits import Indices, cut_splits, training_subset
 from delta_tune.data.stratify import folds_of_units, units_of
 from delta_tune.labels.kinds import Labels
@@ -19,10 +20,10 @@ from delta_tune.labels.kinds import Labels
 class Pool:
     """The images of train and val together; splits drawn from it share their memory."""
 
-    images: tuple[DecodedImages | EncodedImages | PooledImages, ...]
+    images: tuple[Images, ...]
     locations: Indices
     labels: Labels
-    names: tuple[str, ...]
+    names: Sequence[str]
     groups: Indices | None
 
     def split(self, positions: Indices) -> Split:
@@ -31,7 +32,7 @@ class Pool:
         return Split(
             images=images,
             labels=self.labels[positions],
-            names=tuple(self.names[i] for i in positions),
+            names=taken(self.names, positions),
             groups=None if self.groups is None else self.groups[positions],
         )
 
@@ -53,7 +54,7 @@ def _pool(splits: Sequence[Split]) -> Pool:
         images=tuple(split.images for split in splits),
         locations=np.concatenate(locations),
         labels=np.concatenate([split.labels for split in splits]),
-        names=tuple(name for split in splits for name in split.names),
+        names=Names.of(name for split in splits for name in split.names),
         groups=_pooled_groups(splits),
     )
 

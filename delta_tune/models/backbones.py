@@ -199,6 +199,17 @@ def check_output(network: nn.Module, num_classes: int, image_size: int, channels
         raise ValueError(f"its network does not return {num_classes} finite numbers for an image")
 
 
+def can_be_negative(backbone: Backbone) -> bool:
+    """Whether the network can return a logit below 0: a ReLU follows SqueezeNet's head."""
+    network = build_target(backbone, 1, torch.Generator()).eval()
+    head = network.get_submodule(backbone.head)
+    image = torch.zeros(1, backbone.preprocessing.channels, *[backbone.preprocessing.image_size] * 2)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            parameter.fill_(-1.0 if name == "bias" else 0.0)
+        return bool((network(image) < 0).all())
+
+
 def head_inputs_shape(backbone: Backbone) -> tuple[int, int]:
     """Channels of the head's input, and at most how many positions it has: 1 if the head is a Linear."""
     head = build_unfilled(backbone.model).get_submodule(backbone.head)

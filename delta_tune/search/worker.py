@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from delta_tune.cluster.trial_device import lasting_fault
 from delta_tune.config import Metric, UserError
 from delta_tune.console.format import format_duration
 from delta_tune.data.images import set_decoding_threads
+from delta_tune.data.packed_images import pack_here
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.device_errors import find_device_fault
 from delta_tune.results.layout import (
@@ -48,6 +49,7 @@ from delta_tune.search.process_faults import (
 )
 from delta_tune.search.watchdog import FACTOR, timeout_from_note, watch_epochs
 from delta_tune.training.checkpoint import read_resume_point
+from delta_tune.training.task import Task
 from delta_tune.training.trial import Row, run_trial
 
 
@@ -193,7 +195,9 @@ def _run(
         if settings.device != "cpu":
             limit_memory(gpus)
         if _tasks is None or _tasks[0] != settings.shelf:
-            _tasks = settings.shelf, get_shared(settings.shelf)
+            tasks = get_shared(settings.shelf)
+            _pack_images_here(tasks)
+            _tasks = settings.shelf, tasks
         task = _tasks[1][assignment.task]
         for other in _tasks[1]:
             if other is not task:
@@ -237,6 +241,20 @@ def _run(
             release_memory()
     if result.state == "diverged":
         reporter.end("diverged", result.error or "")
+
+
+def _pack_images_here(tasks: Iterable[Task]) -> None:
+    """Write what trials will read from this node's disk, before an epoch's time is measured.
+
+    Raises:
+        ExternalFailure: the disk is full, or the data cannot be seen from here: no trial can run on this node.
+    """
+    try:
+        for task in tasks:
+            for split in (task.dataset.train, task.dataset.val):
+                pack_here(split.images)
+    except UserError as error:
+        raise ExternalFailure(str(error).rstrip(".")) from error
 
 
 def _end_badly(

@@ -203,4 +203,4 @@ def _train(
             return f"diverged: {error}"
         val = task.dataset.val
         network = build_network(task.backbone, safetensors.torch.load_file(last_weights(folder)), device)
-        return HeldOut(names=val.names, labels=val.labels, logits=split_logits(task, val, network).numpy())
+        return HeldOut(names=tuple(val.names), labels=val.labels, logits=split_logits(task, val, network).numpy())

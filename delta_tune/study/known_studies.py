@@ -31,6 +31,7 @@ SAFE: Mapping[str, tuple[Any, ...]] = {
     "address": ("local", None),
     "start_from": (None,),
     "cache": (None,),
+    "scratch": (None,),
     "storage": (None,),
     "mlflow": (None,),
     "wandb": (None,),

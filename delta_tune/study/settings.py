@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ CHANGEABLE = {
     *("data", "label_map", "weights", "space"),
     *("num_trials", "time_budget", "confirm", "confirm_splits", "final_runs", "members"),
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent_trials"),
-    *("address", "out", "name", "resume", "verbose", "cache", "storage", "mlflow", "wandb"),
+    *("address", "out", "name", "resume", "verbose", "cache", "memory", "scratch", "storage", "mlflow", "wandb"),
 }
 
 
@@ -99,7 +100,7 @@ def check_paths(config: StudyConfig) -> None:
     Raises:
         UserError: names the setting.
     """
-    places = {"out": config.out.absolute(), "name": config.name, "cache": config.cache}
+    places = {"out": config.out.absolute(), "name": config.name, "cache": config.cache, "scratch": config.scratch}
     for setting, place in places.items():
         if as_utf8(str(place)) != str(place):
             raise UserError(
@@ -117,4 +118,6 @@ def settings_for_json(config: StudyConfig, folder: Path) -> dict[str, Any]:
     for name in ("data", "label_map", "weights", "start_from"):
         if settings[name] not in (None, *NAMES_NOT_PATHS) and Path(settings[name]).exists():
             settings[name] = str(Path(settings[name]).absolute())
+    if settings["scratch"] is not None:
+        settings["scratch"] = os.path.abspath(os.path.expanduser(settings["scratch"]))
     return settings

@@ -184,6 +184,8 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         seed=config.seed,
         cache=config.cache or config.out.absolute() / SHARED_CACHE,
         progress=progress.bar,
+        memory_limit=config.memory_bytes,
+        scratch=config.scratch,
         **{name: getattr(config, name) for name in DATA_OPTIONS},
     )
     if config.max_steps is not None and "max_epochs" not in record.settled:

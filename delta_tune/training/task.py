@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES
+from delta_tune.config import UserError
 from delta_tune.data.dataset import Dataset
 from delta_tune.data.loading import load_dataset
 from delta_tune.filesystem.cache import Cache
-from delta_tune.models.backbones import Backbone, build_source, load_backbone
+from delta_tune.models.backbones import Backbone, build_source, can_be_negative, load_backbone
 from delta_tune.models.devices import half_precision
 from delta_tune.models.fusion import cast_weights, fold_batch_norms, fuse_activations
 from delta_tune.training.measurements import Measurements
@@ -104,5 +105,10 @@ def prepare(
     shared = None if cache is None else Cache(cache)
     backbone = load_backbone(model, weights, image_size, channels)
     dataset = load_dataset(data, preprocessing=backbone.preprocessing, seed=seed, **data_options)
+    if dataset.is_multilabel and not can_be_negative(backbone):
+        raise UserError(
+            f"{backbone.model} cannot say that an image lacks a label, and images of {dataset.name} have several: its "
+            f"outputs are never below 0, so each label would be there with 50 % at least; give another model."
+        )
     backbone = dataclasses.replace(backbone, preprocessing=dataset.preprocessing)
     return Task(dataset=dataset, backbone=backbone, seed=seed, cache=shared)

@@ -90,7 +90,7 @@ def test_images_keep_their_labels_in_other_splits(dataset, make):
 def test_training_images_per_class_are_at_least_so_many_of_each_label(source):
     train = load(source, train_per_class=6).train
     assert (train.labels.sum(0) >= 6).all()
-    assert len(train) == 24  # of each label as the rarest one, and of none
+    assert 24 <= len(train) <= 27  # of each label as the rarest one, and of none; the first of each label besides
 
 
 def test_image_with_two_sets_of_labels_is_named(source):

@@ -1,5 +1,6 @@
 """From a source to splits in memory."""
 
+import dataclasses
 import io
 import pickle
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from delta_tune.data.sources import torchvision as torchvision_source
 SMALL = Preprocessing(
     image_size=12, stored_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
 )
+LARGE = dataclasses.replace(SMALL, stored_size=64)
+ENCODED = {"preprocessing": LARGE, "memory_limit": 100_000}
+"""The files of a fixture fit into this memory, its decoded images do not."""
 
 
 def photo(number, width=24, height=20):
@@ -172,7 +176,7 @@ def test_load_dataset_reads_torchvision(monkeypatch, tmp_path):
     dataset = load("torchvision:FakeData")
     index = int(dataset.val.names[0].split(":")[-1])
     assert np.array_equal(dataset.val.images.batch(np.array([0]))[0], to_square(FakeData()[index][0], 16, "bilinear"))
-    assert dataset.fingerprint == load("torchvision:FakeData", memory_limit=0).fingerprint
+    assert dataset.fingerprint == load("torchvision:FakeData", memory_limit=0, scratch=str(tmp_path)).fingerprint
 
 
 def test_load_dataset_takes_ten_digits_a_class_for_the_demo():
@@ -221,7 +225,7 @@ def test_load_dataset_skips_damaged_images(damaged):
 
 def test_load_dataset_refuses_damaged_images_that_stay_encoded(damaged):
     with pytest.raises(UserError, match="3 images cannot be read"):
-        load(damaged, memory_limit=0)
+        load(damaged, **ENCODED)
 
 
 def test_load_dataset_names_a_class_without_a_readable_training_image(splits):
@@ -333,7 +337,7 @@ def test_load_dataset_counts_dangling_links_as_images_that_cannot_be_read(folder
 
 def test_load_dataset_encoded_gives_the_same_data_as_decoded(folder):
     write(folder, {"b/00.png": photo(999, 200, 150)})  # a large photo: its square is kept
-    decoded, encoded = load(folder), load(folder, memory_limit=0)
+    decoded, encoded = load(folder, preprocessing=LARGE), load(folder, **ENCODED)
     assert isinstance(encoded.train.images, EncodedImages)
     assert encoded.fingerprint == decoded.fingerprint
     for split in ("train", "val"):
@@ -346,7 +350,7 @@ def test_load_dataset_encoded_gives_the_same_data_as_decoded(folder):
 def test_load_dataset_keeps_encoded_what_is_smaller(tmp_path):
     """A small file as it is, a large one as its square."""
     files = {f"{name}/{i}.png": photo(i + 10 * ord(name), 8, 8) for name in "ab" for i in range(5)}
-    dataset = load(write(tmp_path, files | {"b/9.png": photo(9, 300, 300)}), memory_limit=0)
+    dataset = load(write(tmp_path, files | {"b/9.png": photo(9, 300, 300)}), memory_limit=8000)
     sizes = {
         Path(name).name: len(file.as_py())
         for split in (dataset.train, dataset.val)
@@ -357,20 +361,17 @@ def test_load_dataset_keeps_encoded_what_is_smaller(tmp_path):
 
 
 def test_load_dataset_tells_where_images_are_kept_and_why(folder):
-    size = 30 * 16 * 16 * 3
-    assert (
-        load(folder, memory_limit=size)
-        .notes[-1]
-        .startswith("The images are kept decoded (22.5 KiB of at most 22.5 KiB")
-    )
-    note = load(folder, memory_limit=size - 1).notes[-1]
+    size = 30 * 64 * 64 * 3
+    note = load(folder, preprocessing=LARGE, memory_limit=size).notes[-1]
+    assert note.startswith("The images are kept decoded (360 KiB of at most 360 KiB")
+    note = load(folder, preprocessing=LARGE, memory_limit=size - 1).notes[-1]
     assert note.startswith("The images are kept encoded (")
-    assert "decoded, they would take 22.5 KiB, more than the limit of 22.5 KiB" in note
+    assert "decoded, they would take 360 KiB, more than the limit of 360 KiB" in note
 
 
 def test_dataset_pickles_its_images_out_of_band(folder):
-    for limit in (None, 0):
-        dataset = load(folder, memory_limit=limit)
+    for options in ({}, ENCODED):
+        dataset = load(folder, **options)
         buffers = []
         stream = pickle.dumps(dataset, protocol=5, buffer_callback=buffers.append)
         copy = pickle.loads(stream, buffers=[buffer.raw().toreadonly() for buffer in buffers])

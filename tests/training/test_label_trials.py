@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from helpers.simulated_gpu import by_line, simulated_gpu
 from sklearn.metrics import average_precision_score, f1_score
 
 from delta_tune.config import MULTILABEL_METRIC, TrialConfig
 from delta_tune.models.backbones import build_target
 from delta_tune.report.predictions import split_logits
+from delta_tune.training import trial
 from delta_tune.training.trial import run_trial
 
 LAYER = "layer4.0.conv2"
@@ -72,3 +76,37 @@ def test_resumed_trial_is_the_same_bit_for_bit(label_task, tmp_path):
 def test_column_is_empty_with_one_label_an_image(task):
     result = run_trial(task, quick(regularizer="linear_probe"))
     assert result.epochs[0]["val_mean_average_precision"] is None
+
+
+@pytest.fixture
+def gpu_case(label_task):
+    """A configuration whose measurements are there, and a copy of the task without networks of another device."""
+    config = quick(regularizer="delta_uniform", class_weights="balanced", mixup=0.2, label_smoothing=0.1, lr=0.002)
+    label_task.measurements.measure([config])
+    fresh = dataclasses.replace(label_task)
+    fresh.measurements = label_task.measurements
+    return config, fresh
+
+
+def test_trial_in_float32_on_a_gpu_learns_as_on_the_cpu(label_task, gpu_case):
+    config, fresh = gpu_case
+    on_cpu = run_trial(label_task, config, metric=MULTILABEL_METRIC).epochs[-1]
+    with simulated_gpu("mps"):
+        row = run_trial(fresh, config, metric=MULTILABEL_METRIC, device="mps").epochs[-1]
+    assert row["val_loss"] == pytest.approx(on_cpu["val_loss"], rel=1e-3)
+
+
+def test_no_line_waits_for_the_gpu_in_every_step(gpu_case, monkeypatch):
+    (config, fresh), train, waits = gpu_case, trial._Run._train, []
+
+    def counted(run, *args):
+        gpu.clear()
+        result = train(run, *args)
+        waits.append(by_line(gpu.waits))
+        return result
+
+    monkeypatch.setattr(trial._Run, "_train", counted)
+    with simulated_gpu() as gpu:
+        run_trial(fresh, config, metric=MULTILABEL_METRIC, device="cuda")
+    steps = len(fresh.dataset.train) / config.batch_size
+    assert not {line: count for line, count in waits[-1].items() if count >= steps}

@@ -3,9 +3,13 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pytest
 import torch
+import torchvision
+from helpers.several_labels import coloured_squares, source_of
 
-from delta_tune.config import TrialConfig
+from delta_tune.config import TrialConfig, UserError
+from delta_tune.training.task import prepare
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 
@@ -31,3 +35,13 @@ def test_task_on_other_data_has_nothing_measured(task):
     assert other.backbone is task.backbone
     assert other.measurements.features == {}
     assert task.measurements.features
+
+
+def test_network_with_a_relu_after_its_head_is_refused_for_several_labels(tmp_path):
+    weights = tmp_path / "squeezenet.pth"
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), weights)
+    with (
+        source_of(coloured_squares({"train": 8, "val": 4})),
+        pytest.raises(UserError, match=r"^squeezenet1_1 cannot say that an image lacks a label.*give another model\.$"),
+    ):
+        prepare("squares", "squeezenet1_1", str(weights), image_size=64)

@@ -27,6 +27,8 @@ class Examples:
     """Display name of each example (N): its path, or file and row."""
     read: Callable[[int], bytes | Image.Image]
     """Returns the file content or the image of one example; called from many threads."""
+    are_files: bool = False
+    """Whether each name is the path of a file here, whose content `read` returns."""
     readers: int = 0
     """Number of reading threads; 0 for one per processor."""
     groups: Sequence[str] | None = None
@@ -78,6 +80,7 @@ def join(parts: Sequence[Examples]) -> Examples:
         labels=labels,
         names=[name for part in parts for name in part.names],
         read=read,
+        are_files=all(part.are_files for part in parts),
         readers=max(part.readers for part in parts),
         groups=groups if any(groups) else None,
     )

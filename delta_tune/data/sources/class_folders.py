@@ -100,6 +100,7 @@ def read_class_folders(tree: FileTree, root: str, split: str | None) -> tuple[Ex
         labels=labels,
         names=[tree.shown(path) for path in paths],
         read=lambda index: tree.read(paths[index]),
+        are_files=not tree.is_remote,
         readers=tree.readers,
     )
     return examples, _notes(tree, total, beside.images, split or "train")
