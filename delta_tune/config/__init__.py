@@ -3,6 +3,7 @@
 from delta_tune.config.addresses import refuse_secret
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
+from delta_tune.config.image_settings import Augmentation, ImageSettings, Sampling
 from delta_tune.config.masking import mask_secrets
 from delta_tune.config.methods import BASELINE, FIRST_MODEL, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
 from delta_tune.config.study import DATA_OPTIONS, MULTILABEL_METRIC, Sampler, StudyConfig, TaskName, study_config
@@ -13,10 +14,8 @@ from delta_tune.config.trial import (
     METRICS,
     TRIAL_FIELDS,
     AttentionEstimator,
-    Augmentation,
     BatchNorm,
     BehaviorScale,
-    ImageSettings,
     Metric,
     Mode,
     Schedule,
@@ -48,6 +47,7 @@ __all__ = [
     "Mode",
     "Regularizer",
     "Sampler",
+    "Sampling",
     "Schedule",
     "StudyConfig",
     "TaskName",

@@ -67,7 +67,8 @@ _MAPS = "feature maps"
 _OF_SGD = frozenset(
     {
         *("lr", "head_lr_multiplier", "head_start", "momentum", "nesterov", "weight_decay", "batch_size", "schedule"),
-        *("warmup_epochs", "label_smoothing", "max_grad_norm", "optimizer", "class_weights"),
+        *("warmup_epochs", "label_smoothing", "max_grad_norm", "optimizer", "class_weights", "sampling"),
+        "logit_adjustment",
     }
 )
 _OF_BACKBONE = _OF_SGD | {

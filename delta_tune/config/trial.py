@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import Range, field, fields_of
+from delta_tune.config.image_settings import Augmentation, ImageSettings, Sampling
 from delta_tune.config.methods import BASELINE, METHODS, Method, Regularizer
 
 BehaviorScale = Literal["raw", "relative"]
@@ -16,7 +17,6 @@ AttentionEstimator = Literal["exact", "first_order"]
 BatchNorm = Literal["train", "frozen"]
 HeadStart = Literal["random", "probe"]
 Schedule = Literal["step", "cosine", "constant"]
-Augmentation = Literal["none", "flip", "crop_flip", "resized_crop_flip", "trivial"]
 Optimizer = Literal["sgd", "adamw"]
 ClassWeights = Literal["none", "balanced"]
 Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_mean_average_precision", "val_loss"]
@@ -33,28 +33,12 @@ LAYER_CHOICES = ("all", "last", "last_two")
 BEFORE: dict[str, Any] = {
     **{"head_start": "random", "lr": 0.001, "head_lr_multiplier": 10.0, "max_grad_norm": None},
     **{"optimizer": "sgd", "layer_decay": 1.0, "drop_path": None, "class_weights": "none"},
+    **{"sampling": "random", "logit_adjustment": 0.0},
     **{"random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "early_size": 1.0, "co_tuning": 0.0, "contrast": 0.0},
 }
 """Field → its default in earlier versions: what their studies' trials did where nothing was written."""
 _BY_METHOD = ("weight_decay", "co_tuning", "contrast")
 """Fields whose default the method decides."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageSettings:
-    """What determines the training images of an epoch, beside seed, batch size and data."""
-
-    augmentation: Augmentation
-    random_erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    relative_size: float = 1.0
-    """Side of the images, as a fraction of the input size."""
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed with others."""
-        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +115,17 @@ class TrialConfig:
     )
     class_weights: ClassWeights = field(
         "none", "`balanced` weighs the cross entropy of each image by the inverse of its class's share of train"
+    )
+    sampling: Sampling = field(
+        "random",
+        "The images of an epoch: each of train once (`random`), or as many draws, of which every class has the same "
+        "number (`balanced`)",
+    )
+    logit_adjustment: float = field(
+        0.0,
+        "The training loss is that of the logits plus this multiple of the log of each class's share of train (arXiv "
+        "2007.07314): 1 trains for all classes alike, 0 for the data as it is",
+        range=Range(0, 10),
     )
     co_tuning: float | None = field(
         None,
@@ -245,7 +240,7 @@ class TrialConfig:
     def image_settings(self, epoch: int) -> ImageSettings:
         """What determines the training images of an epoch, from 1; nothing is done to them for a frozen backbone."""
         if not self.method.trains_backbone:
-            return ImageSettings(augmentation="none")
+            return ImageSettings(augmentation="none", sampling=self.sampling)
         early = epoch <= self.max_epochs // 2
         return ImageSettings(
             augmentation=self.augmentation,
@@ -253,6 +248,7 @@ class TrialConfig:
             mixup=self.mixup,
             cutmix=self.cutmix,
             relative_size=self.early_size if early else 1.0,
+            sampling=self.sampling,
         )
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from delta_tune.config import Sampling
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.dataset import Split
 from delta_tune.data.device_copies import to_device
@@ -54,8 +55,49 @@ def evaluation_batches(
 
 def shuffled_batches(num_images: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
     """Index batches of one epoch. A single remaining image joins the batch before it: batch norm needs two."""
-    order = torch.randperm(num_images, generator=generator).numpy()
-    batches = [order[start : start + batch_size] for start in range(0, num_images, batch_size)]
+    return _cut(torch.randperm(num_images, generator=generator).numpy(), batch_size)
+
+
+def training_batches(
+    labels: np.ndarray, batch_size: int, sampling: Sampling, generator: torch.Generator
+) -> list[np.ndarray]:
+    """Index batches of one epoch, as many for either kind of sampling.
+
+    Args:
+        labels: (N,) classes.
+        batch_size: ≥ 1.
+        sampling: `random` has each image once; `balanced` has N draws, see `balanced_order`.
+        generator: on the CPU.
+    """
+    if sampling == "random":
+        return shuffled_batches(len(labels), batch_size, generator)
+    return _cut(balanced_order(labels, generator), batch_size)
+
+
+def balanced_order(labels: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Positions of N draws in random order, of which each of the C classes that occur has ⌊N / C⌋ or ⌈N / C⌉.
+
+    Which classes have one more is drawn too. No image of a class is drawn again before all of the class have been: of a
+    large class an epoch has a random part, of a small one each image several times.
+
+    Args:
+        labels: (N,) classes.
+        generator: on the CPU; what is drawn depends on it alone.
+    """
+    classes = np.unique(labels)
+    one_more = torch.randperm(len(classes), generator=generator).numpy() < len(labels) % len(classes)
+    drawn = []
+    for label, more in zip(classes, one_more, strict=True):
+        members, count = np.flatnonzero(labels == label), len(labels) // len(classes) + int(more)
+        rounds = range(0, count, len(members))
+        passes = [members[torch.randperm(len(members), generator=generator).numpy()] for _ in rounds]
+        drawn += [each[: count - begun] for begun, each in zip(rounds, passes, strict=True)]
+    order: np.ndarray = np.concatenate(drawn)[torch.randperm(len(labels), generator=generator).numpy()]
+    return order
+
+
+def _cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches

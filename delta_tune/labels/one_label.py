@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from delta_tune.config import Metric, TaskName
 from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
+from delta_tune.results.image_scores import image_scores
 from delta_tune.results.label_errors import suspect_labels
 
 Classes = npt.NDArray[np.int64]
@@ -82,16 +83,8 @@ class OneLabel:
         return cast(npt.NDArray[np.bool_], logits.argmax(1) == labels)
 
     def image_scores(self, logits: np.ndarray, labels: npt.NDArray[Any], metric: Metric) -> npt.NDArray[np.float64]:
-        """For macro F1 the accuracy stands in."""
-        if metric == "val_loss":
-            shifted = logits - logits.max(1, keepdims=True)
-            losses: npt.NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-            return -losses
-        right: npt.NDArray[np.float64] = (logits.argmax(1) == labels).astype(np.float64)
-        if metric == "val_balanced_accuracy":
-            counts = np.bincount(labels)
-            right *= len(labels) / (np.count_nonzero(counts) * counts[labels])
-        return right
+        """See `results/image_scores.py`."""
+        return image_scores(logits, labels, metric)
 
     def counts(self, labels: npt.NDArray[Any], num_classes: int) -> Classes:
         """Images of each class."""

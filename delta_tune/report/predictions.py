@@ -39,6 +39,7 @@ from delta_tune.report.label_predictions import (
     read_label_predictions,
 )
 from delta_tune.report.mistakes import WORST, Mistake
+from delta_tune.results.statistics import wilson_intervals
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import Workplace, split_parts
 
@@ -54,6 +55,23 @@ THUMBNAIL_SIZE = 112
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClassScore:
+    """How one class fares."""
+
+    name: str
+    images: int
+    """Of this class, ≥ 1."""
+    recall: float
+    """Share of them that is recognised,"""
+    low: float
+    high: float
+    """and its 95 % interval."""
+    f1: float
+    taken_for: str
+    """The class that they are most often mistaken for; empty if they never are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
     """A model's predictions on one split."""
 
@@ -64,16 +82,25 @@ class Predictions:
     worst: tuple[Mistake, ...]
     """Most confident first."""
 
-    def recalls(self) -> list[tuple[str, int, float, str]]:
-        """For each class in the split: name, images, recall, and the class it is most often mistaken for ("")."""
+    def class_scores(self) -> list[ClassScore]:
+        """Of each class in the split."""
+        images, claimed, right = self.confusion.sum(1), self.confusion.sum(0), self.confusion.diagonal()
+        low, high = wilson_intervals(right, np.maximum(images, 1))
         rows = []
-        for index, name in enumerate(self.classes):
+        for index in np.flatnonzero(images):
             row = self.confusion[[index]]
-            counts = dict(zip(row.indices.tolist(), row.data.tolist(), strict=True))
-            if images := sum(counts.values()):
-                right = counts.pop(index, 0)
-                taken_for = self.classes[max(sorted(counts), key=counts.__getitem__)] if counts else ""
-                rows.append((name, images, right / images, taken_for))
+            others = {k: n for k, n in zip(row.indices.tolist(), row.data.tolist(), strict=True) if k != index}
+            rows.append(
+                ClassScore(
+                    name=self.classes[index],
+                    images=int(images[index]),
+                    recall=float(right[index] / images[index]),
+                    low=float(low[index]),
+                    high=float(high[index]),
+                    f1=float(2 * right[index] / (images[index] + claimed[index])),
+                    taken_for=self.classes[max(sorted(others), key=others.__getitem__)] if others else "",
+                )
+            )
         return rows
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, visible
+from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, Metric, visible
 from delta_tune.console.escape import resume_command
 from delta_tune.console.format import format_params, format_score
 from delta_tune.results.layout import BEST, EPOCHS_FILE, HELD_OUT_FILE, REPORT_FILE, TRIALS_FILE
@@ -174,11 +174,17 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     one = " retrained once " in (record.model or "")
     made = "one of these runs" if one else "made of these runs and usually better than one of them"
     lines = [
-        f"The {known['runs']} final runs of trial {record.winner}: {_held_out_score(known)} on "
+        f"The {known['runs']} final runs of trial {record.winner}: {_held_out_score(record)} on "
         f"{known['images']} images, each predicted by a run that was not trained on it (95 % interval {100 * low:.1f} "
         f"to {100 * high:.1f} %). "
         f"The model is {made}."
     ]
+    if (shift := known.get("shift")) is not None:
+        lines.append(
+            f"The model names rare classes more readily than its runs: {shift['strength']:g} times the log of a class's"
+            f" share is taken off its logit. On these images, by which that was chosen, {_in_words(record.metric)} is "
+            f"{100 * shift['after']:.1f} % instead of {100 * shift['before']:.1f} %."
+        )
     lines += record.race
     if known["suspects"]:
         these = "1 of these images has a label that is" if known["suspects"] == 1 else "labels that are"
@@ -187,15 +193,23 @@ def final_model_sentences(record: StudyRecord, held_out_file: Path) -> list[str]
     return lines
 
 
-def _held_out_score(known: Mapping[str, Any]) -> str:
+def _held_out_score(record: StudyRecord) -> str:
     """The score of the final runs; an interval that follows is that of the share which stands last."""
+    known = record.held_out
+    assert known is not None, "asked only then"
     share = f"{100 * known['accuracy']:.1f} %"
-    if (precision := known.get("mean_average_precision")) is None:
-        return f"accuracy {share}"
-    return (
-        f"mean average precision {100 * precision:.1f} %, macro F1 {100 * known['macro_f1']:.1f} %, exact matches "
-        f"{share}"
-    )
+    if (precision := known.get("mean_average_precision")) is not None:
+        return (
+            f"mean average precision {100 * precision:.1f} %, macro F1 {100 * known['macro_f1']:.1f} %, exact matches "
+            f"{share}"
+        )
+    if known.get("score") is not None:
+        return f"{_in_words(record.metric)} {100 * known['score']:.1f} %, accuracy {share}"
+    return f"accuracy {share}"
+
+
+def _in_words(metric: Metric) -> str:
+    return metric.removeprefix("val_").replace("_", " ").replace("f1", "F1")
 
 
 def calibration_sentence(record: StudyRecord) -> str | None:
@@ -235,7 +249,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if (known := record.held_out) is not None:
         low, high = known["interval"]
         return (
-            f"{best.method} ({best.name}) in {known['runs']} final runs: {_held_out_score(known)} "
+            f"{best.method} ({best.name}) in {known['runs']} final runs: {_held_out_score(record)} "
             f"[{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that they were not trained on."
         )
     result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"

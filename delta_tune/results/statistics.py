@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEVEL = 0.95
 
@@ -22,6 +23,26 @@ def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
 
     interval = stats.binomtest(round(proportion * count), count).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def wilson_intervals(
+    hits: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """95 % intervals of many proportions at once, which `wilson_interval` has one by one in a millisecond each.
+
+    Args:
+        hits: (K,), 0 to `counts`.
+        counts: (K,), ≥ 1.
+
+    Returns:
+        Low and high ends, (K,).
+    """
+    from scipy import special
+
+    z2 = float(special.ndtri((1 + LEVEL) / 2)) ** 2
+    middle = (hits + z2 / 2) / (counts + z2)
+    half = np.sqrt(z2 * (hits * (counts - hits) / counts + z2 / 4)) / (counts + z2)
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -124,6 +124,14 @@ class UnsureRecord(BaseModel):
     images: Images
 
 
+class ShiftRecord(BaseModel):
+    """The fields of `LogitShift`."""
+
+    strength: Annotated[float, Field(ge=0, le=10)]
+    before: Share
+    after: Share
+
+
 class HeldOutRecord(BaseModel):
     """What final runs predict of images that they were not trained on."""
 
@@ -143,6 +151,9 @@ class HeldOutRecord(BaseModel):
     """It, `macro_f1` and `thresholds` are there with several labels an image."""
     macro_f1: MeanOfShares | None = None
     thresholds: list[Share] = []
+    score: Share | None = None
+    """The study's metric, if all classes count alike in it."""
+    shift: ShiftRecord | None = None
 
 
 class ScoringRecord(BaseModel):

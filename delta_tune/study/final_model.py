@@ -20,10 +20,12 @@ from delta_tune.inference.model_folder import save_model
 from delta_tune.models.network_state import build_network
 from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
+from delta_tune.results.image_scores import CLASS_METRICS
 from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.search.session import Session
 from delta_tune.study.race import FoldRun
+from delta_tune.study.shifted_model import find_shift, shift_networks
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import MOST_CHECKED
 from delta_tune.training.checkpoint import last_weights, save_weights
@@ -57,7 +59,7 @@ def make_final_model(
     """
     runs, record, best = list(predicted), study.record, study.folder / BEST
     trial, checkpoints = runs[0].trial, study.folder / CHECKPOINTS
-    held_out = join(list(predicted.values()))
+    held_out, shift = join(list(predicted.values())), None
     files = []
     for run in runs:
         if session.mirror is not None:
@@ -65,7 +67,11 @@ def make_final_model(
         files.append(last_weights(checkpoints / run_folder(run)))
     with session.measuring.workplace() as workplace:
         weights, averaged = checked_means(study, files, workplace, checkpoints / FINAL)
-    known = describe(held_out)
+    if (found := find_shift(study, held_out, weights[0])) is not None:
+        shift, offsets = found
+        weights = shift_networks(study.task.backbone, weights, offsets, checkpoints / FINAL)
+        held_out = dataclasses.replace(held_out, logits=held_out.logits + offsets.numpy())
+    known = describe(held_out)  # and so the temperature is that of the shifted logits
     metrics = held_out.kind.metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
     config = study.tables.config(trial)
     origin = {
@@ -75,6 +81,7 @@ def make_final_model(
         "metrics": {f"val_{name}": value for name, value in metrics.items()},
         "runs": len(runs),
         **{name: value for name, value in known.items() if name in ("temperature", "unsure", "thresholds")},
+        **({} if shift is None else {"logit_shift": shift.strength}),
     }
     suspects = held_out.kind.suspects(held_out.probabilities, held_out.labels)
     split = pool_splits([fold.dataset.val for fold in folds])
@@ -86,7 +93,10 @@ def make_final_model(
     images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
     record.set_model(trial, f"trial {trial} retrained {in_words(len(runs), images, len(weights), averaged=averaged)}")
     asked = [study.config.final_runs, study.config.members]
-    record.set_held_out(known | {"runs": len(runs), "asked": asked, "suspects": len(suspects), "trials": study.ended})
+    about = {"runs": len(runs), "asked": asked, "suspects": len(suspects), "trials": study.ended}
+    if study.config.metric in CLASS_METRICS and not study.task.dataset.is_multilabel:
+        about |= {"score": metrics[study.config.metric.removeprefix("val_")]}
+    record.set_held_out(known | about | ({} if shift is None else {"shift": dataclasses.asdict(shift)}))
     study.save_record()
     if task.dataset.test is None:
         file = study.folder / PREDICTIONS_FILE

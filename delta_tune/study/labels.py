@@ -38,13 +38,19 @@ def settings_for_labels(
 
 
 def check_terms(dataset: Dataset, checked: CheckedSpace) -> None:
-    """Refuse terms of the loss that need one class an image, if a trial is to have one of them.
+    """Refuse terms of the loss, and a sampling, that need one class an image, if a trial is to have one of them.
 
     Raises:
         UserError: says how to do without.
     """
     if not dataset.is_multilabel:
         return
+    for field, off in (("sampling", "random"), ("logit_adjustment", 0)):
+        if any(getattr(config, field) != off for config in checked.configs):
+            raise UserError(
+                f"{field} must be {off} for {dataset.name}, whose images have several labels each, but a trial of the "
+                f"space has another; --set class_weights=balanced is there for rare labels."
+            )
     with_term = {
         term: {c.regularizer: c.method for c in checked.configs if getattr(c, f"effective_{term}")}
         for term in ("co_tuning", "contrast")

@@ -20,6 +20,7 @@ from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.l2_baseline import ARM
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.class_counts import class_lines
 from delta_tune.study.confirmation_splits import split_growth
 from delta_tune.study.schedule import MOST_TRIALS, expected_epochs
 from delta_tune.study.study import Study
@@ -91,6 +92,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
             else []
         ),
         f"Data      {data.name}: {len(data.classes)} {data.kind.noun}, {', '.join(sizes)}",
+        *(f"          {line}" for line in class_lines(data, study.config.metric, checked.configs)),
         *(f"          {note}" for note in data.notes),
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
         *(f"          {note}" for note in backbone.notes),

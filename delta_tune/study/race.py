@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from delta_tune.config import FIRST_MODEL, METRICS, Metric
+from delta_tune.config import FIRST_MODEL, METRICS, Metric, TrialConfig
+from delta_tune.results.image_scores import CLASS_METRICS, Scores
 from delta_tune.results.statistics import standard_error
 from delta_tune.results.tables import StudyTables
 
@@ -18,8 +19,6 @@ ROUNDS = 2
 """Folds on which all racers run, unless the data tell them apart before."""
 CLEAR = 1.96
 """Standard errors by which a racer must be behind the leader to be dropped: 95 % of a normal distribution."""
-
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +112,9 @@ def finalists(tables: StudyTables, num_val: int) -> list[int]:
     They are judged by their last epoch, for that is what a final run ends with. The validation split cannot tell
     those apart whose accuracy is within its standard error of the best one's: of these the one with the lowest loss
     is the favourite (`benchmarks/selection.py`), and the next ones may race. If the metric is a loss, it decides
-    alone. The first model is no fine-tuning: it races only if it is the best, and then as the favourite.
+    alone. If it counts all classes alike, a loss tells only among trials that treat unequal classes like the best one:
+    the others aim at other probabilities. The first model is no fine-tuning: it races only if it is the best, and then
+    as the favourite.
     """
     rows = {number: tables.epochs[number][-1] for number in tables.ranked()}
     ranked = sorted(rows, key=lambda number: (tables.is_sampled(number), *tables.rank_of(rows[number]), number))
@@ -127,10 +128,16 @@ def finalists(tables: StudyTables, num_val: int) -> list[int]:
         or (methods[number] != FIRST_MODEL and _is_close(tables.metric, rows[best], rows[number], num_val))
     ]
     if methods[best] != FIRST_MODEL:
-        close.sort(key=lambda number: (tables.is_sampled(number), rows[number]["val_loss"], number))
+        aims = {number: _aim(tables.config(number)) if tables.metric in CLASS_METRICS else () for number in close}
+        close.sort(key=lambda n: (tables.is_sampled(n), aims[n] != aims[best], rows[n]["val_loss"], n))
     controls = [number for number in (*close, *ranked) if tables.is_baseline(number)][:1]
     chosen = dict.fromkeys([close[0], *controls, *close])
     return sorted(list(chosen)[:MOST_RACERS], key=[*close, *ranked].index)
+
+
+def _aim(config: TrialConfig) -> tuple[Any, ...]:
+    """For which shares of the classes a configuration trains."""
+    return config.class_weights, config.sampling, config.logit_adjustment
 
 
 def _is_close(metric: Metric, best: dict[str, float], other: dict[str, float], num_val: int) -> bool:

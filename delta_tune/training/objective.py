@@ -31,6 +31,7 @@ class Objective:
         class_weights: Tensor | None = None,
         source_head: SourceHead | None = None,
         kind: LabelKind = ONE_LABEL,
+        logit_offsets: Tensor | None = None,
     ) -> None:
         """Take the target before its first step: l2_sp measures distances from the weights that it has now.
 
@@ -44,12 +45,14 @@ class Objective:
                 weighs all classes alike.
             source_head: the source's own head, if it is trained along.
             kind: of the labels.
+            logit_offsets: what is added to the logits before their cross entropy, (K,) on the target's device.
         """
         assert (source is not None) == config.uses_behavior
         assert (source_head is not None) == (config.effective_co_tuning > 0)
         self.config, self._target, self._head = config, target, head
         self._source, self._factors, self._source_head = source, factors or {}, source_head
         self._class_weights, self._kind = class_weights, kind
+        self._logit_offsets = logit_offsets
         self._maps: FeatureMaps | None = None
         self._features: list[Tensor] = []  # the head's inputs in the most recent forward pass
         self._is_hooked = False
@@ -98,7 +101,8 @@ class Objective:
         After the loss's backward pass call `merge_gradients`.
         """
         config, method = self.config, self.config.method
-        cross_entropy = self._kind.training_loss(logits.float(), labels, config.label_smoothing, self._class_weights)
+        logits = logits.float() if self._logit_offsets is None else logits.float() + self._logit_offsets
+        cross_entropy = self._kind.training_loss(logits, labels, config.label_smoothing, self._class_weights)
         parts = {"cross_entropy": cross_entropy}
         loss = parts["cross_entropy"]
         if self._source is not None and self._maps is not None:

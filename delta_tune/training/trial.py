@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.batches import eval_batch_size, read_ahead, shuffled_batches
+from delta_tune.data.batches import eval_batch_size, read_ahead, shuffled_batches, training_batches
 from delta_tune.data.device_copies import pinned
 from delta_tune.data.mixing import mix
 from delta_tune.data.training_images import training_images
@@ -29,6 +29,7 @@ from delta_tune.models.devices import autocast, fork_rng, half_precision, synchr
 from delta_tune.models.feature_maps import head_function
 from delta_tune.results.columns import SCORES
 from delta_tune.training.checkpoint import Checkpoint, ResumePoint, cpu_copy, read_resume_point
+from delta_tune.training.class_shares import log_shares, shift_bias
 from delta_tune.training.co_tuning import SourceHead
 from delta_tune.training.objective import Objective
 from delta_tune.training.optimizer import build_optimizer, parameter_groups, set_device, set_learning_rate
@@ -189,6 +190,12 @@ class _Run:
         if config.needs_fitted_head:
             self.fitted = task.measurements.fitted_head()
             head.load_state_dict({name: torch.tensor(value) for name, value in self.fitted.state.items()})
+        offsets: Tensor | None = None
+        if config.logit_adjustment and not config.method.fits_head:
+            offsets = config.logit_adjustment * log_shares(task.dataset.train.labels, len(task.dataset.classes))
+            if config.needs_fitted_head:  # fitted without: with the offsets its logits are what they were
+                shift_bias(head, -offsets)
+            offsets = offsets.to(device)
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen_features = not config.method.trains_backbone
         self.logits: Callable[[Tensor], Tensor] = self.model
@@ -210,11 +217,9 @@ class _Run:
             factors = task.measurements.channel_factors(config, device)
             layers = tuple(factors)
             source = SourceMaps(task.source_model(device, layers), layers, maps)
-            self.objective = Objective(config, self.model, head, source, factors, weights, source_head, self.kind)
         else:
-            self.objective = Objective(
-                config, self.model, head, class_weights=weights, source_head=source_head, kind=self.kind
-            )
+            source, factors = None, None
+        self.objective = Objective(config, self.model, head, source, factors, weights, source_head, self.kind, offsets)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
         self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
@@ -305,7 +310,7 @@ class _Run:
                     module.eval()
         totals: dict[str, Tensor] = {}
         settings, preprocessing = config.image_settings(epoch), self.task.backbone.preprocessing
-        batches = shuffled_batches(len(train.labels), config.batch_size, generator)
+        batches = training_batches(np.asarray(train.labels), config.batch_size, settings.sampling, generator)
         with self.objective.hooked():
             inputs_of = self._inputs("train", batches, lambda x: training_images(x, settings, preprocessing, generator))
             for step, (indices, inputs) in enumerate(zip(batches, inputs_of, strict=True)):

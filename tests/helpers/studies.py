@@ -76,7 +76,7 @@ HELD_OUT = {
 FINAL_MODEL = "trial 0 retrained 3 times on 135 of 150 images, weights averaged"
 
 
-def study_json(folder, *, finished=True, test=True, name="study", **more):
+def study_json(folder, *, finished=True, test=True, name="study", metric="val_accuracy", **more):
     """`study.json` as a study writes it."""
     scoring = {
         "trial": 0,
@@ -91,7 +91,7 @@ def study_json(folder, *, finished=True, test=True, name="study", **more):
         **{"data": "photos", "val_fraction": 0.2, "test_fraction": 0.0, "train_fraction": None, "seed": 0},
         **{"train_per_class": None, "skip_damaged": False, "drop_duplicates": False, "model": "resnet50"},
         **{"weights": "default", "image_size": None, "space": "search_spaces/delta.py", "set": {}, "num_trials": 16},
-        **{"max_epochs": MAX_EPOCHS, "metric": "val_accuracy", "grace_period": 2, "reduction_factor": 4, "name": name},
+        **{"max_epochs": MAX_EPOCHS, "metric": metric, "grace_period": 2, "reduction_factor": 4, "name": name},
     }
     if "confirmation" in more:
         more["confirmation"] = {"metric": "val_accuracy", "scores": {}, "sentences": []} | more["confirmation"]

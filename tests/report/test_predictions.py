@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from scipy.sparse import csr_array
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
@@ -76,10 +79,30 @@ def test_workers_compute_the_logits_of_several_networks(task, flip, monkeypatch)
         np.testing.assert_allclose(found.softmax(1).numpy(), expected.numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_recalls_are_shares_found_and_name_the_class_taken_instead():
+def test_class_scores_are_scikit_learn_s_and_name_the_class_taken_instead():
+    rng = np.random.default_rng(0)
+    true, claimed = rng.integers(0, 4, 60), rng.integers(0, 5, 60)  # of class 4 there is no image
+    counts = csr_array(confusion_matrix(true, claimed, labels=range(5)))
+    found = predictions.Predictions(split="test", classes=tuple("abcde"), confusion=counts, worst=()).class_scores()
+    _, recalls, f1, images = precision_recall_fscore_support(true, claimed, labels=range(4))
+    assert [each.name for each in found] == list("abcd")
+    assert [each.images for each in found] == images.tolist()
+    assert [each.recall for each in found] == pytest.approx(recalls.tolist())
+    assert [each.f1 for each in found] == pytest.approx(f1.tolist())
+    for label, each in enumerate(found):
+        wrong = Counter(claimed[(true == label) & (claimed != label)].tolist())
+        assert wrong["abcde".index(each.taken_for)] == max(wrong.values())
+        interval = stats.binomtest(round(each.recall * each.images), each.images).proportion_ci(0.95, "wilson")
+        assert (each.low, each.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_class_without_a_mistake_is_taken_for_none():
     counts = csr_array(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
     found = predictions.Predictions(split="test", classes=("a", "b", "c"), confusion=counts, worst=())
-    assert found.recalls() == [("a", 4, 0.75, "b"), ("b", 2, 1.0, "")]
+    assert [(each.name, each.images, each.recall, each.taken_for) for each in found.class_scores()] == [
+        ("a", 4, 0.75, "b"),
+        ("b", 2, 1.0, ""),
+    ]
 
 
 def test_nothing_is_read_where_nothing_was_kept(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 import delta_tune
 from delta_tune.config import TrialConfig, UserError
@@ -18,7 +19,8 @@ from delta_tune.inference.ensemble import members_of
 from delta_tune.inference.model import load
 from delta_tune.report.predictions import read_predictions
 from delta_tune.results.layout import HELD_OUT_FILE, PREDICTIONS_FILE
-from delta_tune.study import final_model, final_runs
+from delta_tune.results.logit_shift import LogitShift
+from delta_tune.study import final_model, final_runs, shifted_model
 from delta_tune.study.confirmation_splits import fresh_seed
 from delta_tune.study.time_budget import FOLDS
 
@@ -220,6 +222,31 @@ def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings
     rows = pq.read_table(result.path / HELD_OUT_FILE)
     assert (found.split, found.confusion.sum()) == ("held-out", rows.num_rows)
     assert "held-out images" in (result.path / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("members", [1, 2])
+def test_shift_of_logits_is_in_the_model_and_in_all_that_is_said_of_it(settings, image_folder, monkeypatch, members):
+    plain = delta_tune.tune(**settings | {"metric": "val_macro_f1", "members": members, "name": "plain"})
+    shift, shares = LogitShift(strength=1.5, before=0.6, after=0.7), torch.tensor([0.0, -5.0, -10.0])
+    monkeypatch.setattr(shifted_model, "choose_shift", lambda *_: shift)
+    monkeypatch.setattr(shifted_model, "shares_of", lambda _: shares)
+    result = delta_tune.tune(**settings | {"metric": "val_macro_f1", "members": members})
+    images, before, after = torch.randn(4, 3, 64, 64), load(plain.path), load(result.path)
+    with torch.inference_mode():
+        for ours, theirs in zip(members_of(after.network), members_of(before.network), strict=True):
+            torch.testing.assert_close(ours(images), theirs(images) - 1.5 * shares)
+    known, rows = record(result)["held_out"], pq.read_table(result.path / HELD_OUT_FILE).to_pylist()
+    assert known["shift"] == {"strength": 1.5, "before": 0.6, "after": 0.7}
+    assert known["accuracy"] == pytest.approx(np.mean([row["true"] == row["predicted"] for row in rows]))
+    assert "1.5 times the log of a class's share is taken off its logit" in result.summary
+    assert "1.5 times the log of a class" in (result.path / "report.html").read_text()
+    assert "shift" not in record(plain)["held_out"]
+    told = json.loads((result.path / "best" / "config.json").read_text())
+    assert told["logit_shift"] == 1.5
+    assert told["metrics"]["val_macro_f1"] == pytest.approx(known["score"])
+    assert after.temperature != before.temperature, "fitted to the shifted logits"
+    assert not list((result.path / "checkpoints").glob("final*"))
 
 
 @pytest.mark.slow

@@ -43,6 +43,8 @@ def test_metric_of_several_labels_is_refused_with_one(task):
         (TrialConfig(regularizer="co_tuning"), "co_tuning cannot be used .*; leave the trials of co_tuning out"),
         (TrialConfig(regularizer="bi_tuning"), "bi_tuning cannot be used .*; leave the trials of bi_tuning out"),
         (TrialConfig(regularizer="l2", contrast=0.5), "contrast cannot be used .*; give --set contrast=0"),
+        (TrialConfig(sampling="balanced"), "sampling must be random for .*; --set class_weights=balanced is there"),
+        (TrialConfig(logit_adjustment=0.5), "logit_adjustment must be 0 for .*; --set class_weights=balanced is there"),
     ],
 )
 def test_terms_that_need_one_class_are_refused_with_several_labels(task, label_task, config, message):

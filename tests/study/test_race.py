@@ -6,10 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from sklearn import metrics as sklearn_metrics
 
 from delta_tune.config import LOSS_PARTS, TrialConfig
-from delta_tune.labels.one_label import ONE_LABEL
 from delta_tune.results.columns import SCORES
 from delta_tune.results.tables import StudyTables
 from delta_tune.study.race import FoldRun, Race, finalists, race_sentences
@@ -147,40 +145,6 @@ def test_difference_is_image_by_image_on_the_folds_that_both_have():
     assert race.compared(0, 9) == (0.0, math.inf, 0)
 
 
-LOGITS = np.random.default_rng(3).normal(0, 1, (40, 4)).astype(np.float32)
-LABELS = np.random.default_rng(4).integers(0, 3, 40)  # class 3 does not occur
-
-
-@pytest.mark.parametrize(
-    ("metric", "reference"),
-    [
-        ("val_accuracy", lambda: sklearn_metrics.accuracy_score(LABELS, LOGITS.argmax(1))),
-        (
-            "val_balanced_accuracy",
-            lambda: np.mean([np.mean(LOGITS[label == LABELS].argmax(1) == label) for label in range(3)]),
-        ),
-        ("val_macro_f1", lambda: sklearn_metrics.accuracy_score(LABELS, LOGITS.argmax(1))),
-        (
-            "val_loss",
-            lambda: (
-                -sklearn_metrics.log_loss(
-                    LABELS, np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True), labels=[0, 1, 2, 3]
-                )
-            ),
-        ),
-    ],
-)
-def test_mean_of_the_images_scores_is_the_metric(metric, reference):
-    found = ONE_LABEL.image_scores(LOGITS, LABELS, metric)
-    assert found.shape == (40,)
-    assert found.mean() == pytest.approx(reference(), rel=1e-5)
-
-
-def test_loss_of_a_hopeless_image_is_finite():
-    found = ONE_LABEL.image_scores(np.array([[1e4, -1e4]], dtype=np.float32), np.array([1]), "val_loss")
-    assert found.tolist() == [-2e4]
-
-
 def raced(mine, other, images=100):
     race = Race([3, 8], 2)
     race.scores = {FoldRun(trial=3, fold=0): scores(mine, images), FoldRun(trial=8, fold=0): scores(other, images)}
@@ -224,11 +188,13 @@ def searched(tmp_path):
 
     def make(*trials, metric="val_accuracy", losses=None):
         tables = StudyTables(tmp_path, metric)
-        for number, (method, accuracies) in enumerate(trials):
-            tables.add(number, TrialConfig(regularizer=method), {}, {})
+        for number, (method, accuracies, *fields) in enumerate(trials):
+            tables.add(number, TrialConfig(regularizer=method, **(fields[0] if fields else {})), {}, {})
             for position, accuracy in enumerate(accuracies, 1):
                 loss = 1 - accuracy if losses is None else losses[number]
-                tables.report(number, epoch(position, accuracy, loss))
+                tables.report(
+                    number, epoch(position, accuracy, loss) | ({} if metric == "val_loss" else {metric: accuracy})
+                )
             tables.finish(number, "completed")
         return tables
 
@@ -246,6 +212,22 @@ def test_favourite_has_the_lowest_loss_of_those_that_validation_cannot_tell_apar
         ("delta", [0.8]), ("delta", [0.77]), ("delta", [0.79]), ("delta", [0.5]), losses=[0.9, 0.7, 0.8, 0.1]
     )
     assert finalists(tables, 100) == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("val_accuracy", [1, 2, 0]), ("val_macro_f1", [2, 0, 1]), ("val_balanced_accuracy", [2, 0, 1])],
+)
+def test_loss_of_a_trial_for_other_shares_of_the_classes_tells_nothing_where_all_count_alike(
+    searched, metric, expected
+):
+    weighted = {"class_weights": "balanced"}
+    tables = searched(
+        *(("delta", [0.8], weighted), ("delta", [0.77]), ("delta", [0.79], weighted)),
+        metric=metric,
+        losses=[0.9, 0.7, 0.8],
+    )
+    assert finalists(tables, 100) == expected
 
 
 def test_first_model_that_is_best_is_the_favourite_whatever_its_loss(searched):

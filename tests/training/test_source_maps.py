@@ -74,7 +74,7 @@ def test_trials_of_other_alpha_and_fewer_layers_find_the_maps(task):
             {"random_erasing": 0.5},
             {"seed": 1},
         ),
-        *({"mixup": 0.2}, {"mixup": 0.4}, {"cutmix": 0.4}),
+        *({"mixup": 0.2}, {"mixup": 0.4}, {"cutmix": 0.4}, {"sampling": "balanced"}),
     ],
 )
 def test_trials_that_see_other_images_do_not(task, other):
@@ -92,6 +92,15 @@ def test_trials_that_differ_in_their_early_size_share_the_maps_of_the_late_epoch
     run_trial(task, config(early_size=0.5), maps=store)
     assert len(store.left) == len(set(store.left)) == 3 * early
     assert {key.epoch for key in store.left[2 * early :]} == {1}
+
+
+def test_trials_of_one_sampling_share_maps_and_no_bit_changes(task):
+    balanced = config(sampling="balanced", max_epochs=1)
+    alone, store = numbers(run_trial(task, balanced)), DictStore()
+    run_trial(task, config(sampling="balanced", max_epochs=1, alpha=0.1, logit_adjustment=1.0), maps=store)
+    computed = len(store.left)
+    assert numbers(run_trial(task, balanced, maps=store)) == alone
+    assert len(store.left) == computed
 
 
 def test_other_methods_do_not_ask(task):

@@ -19,6 +19,7 @@ from delta_tune.config import LOSS_PARTS, TrialConfig, UserError
 from delta_tune.data import training_images
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.batches import shuffled_batches
+from delta_tune.data.resampling import pool_train_val
 from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.models.backbones import build_target
 from delta_tune.results.layout import BEST_FILE, RESUME_FILE
@@ -266,6 +267,7 @@ def test_run_trial_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path: Path
 @pytest.mark.parametrize("method", ["l2_sp", "l2_fe"])
 def test_run_trial_with_the_optimizers_ingredients_resumed_equals_uninterrupted(task, tmp_path: Path, method):
     ingredients = {"optimizer": "adamw", "lr": 1e-3, "layer_decay": 0.7, "class_weights": "balanced", "drop_path": 0.5}
+    ingredients |= {"sampling": "balanced", "logit_adjustment": 0.5}
     config = quick(regularizer=method, max_epochs=3, **ingredients)
     whole = run_trial(task, config)
 
@@ -306,6 +308,58 @@ def test_class_weights_reach_the_training_loss(task, method):
     weights = [8 / (3 * present[label]) for label in labels]
     assert loss == pytest.approx(-np.mean(weights * log_q[np.arange(8), labels]), rel=1e-4)
     assert loss != pytest.approx(-np.mean(log_q[np.arange(8), labels]), rel=1e-4)
+
+
+@pytest.fixture
+def unequal(task):
+    """A task of 8 training images: 5, 2 and 1 of the classes."""
+    labels = np.array(task.dataset.train.labels)
+    positions = np.concatenate([np.flatnonzero(labels == label)[:count] for label, count in enumerate((5, 2, 1))])
+    train = pool_train_val(task.dataset).split(positions)
+    return task.on(dataclasses.replace(task.dataset, train=train))
+
+
+ONE_BATCH = {"max_epochs": 1, "beta": 0.0, "augmentation": "none", "batch_size": 1000}
+"""The loss of the first epoch is that of the network at its start."""
+
+
+@pytest.mark.parametrize("method", ["l2", "l2_fe"])
+def test_logit_adjustment_reaches_the_training_loss_and_not_the_scores(unequal, method):
+    labels = np.array(unequal.dataset.train.labels)
+    settings = {"regularizer": method, **ONE_BATCH, "lr": 1e-9}
+    row = run_trial(unequal, quick(**settings, logit_adjustment=1.5)).epochs[0]
+    model = build_target(unequal.backbone, 3, torch.Generator().manual_seed(0)).eval()
+    pixels = torch.from_numpy(unequal.dataset.train.images.batch(np.arange(8)))
+    with torch.inference_mode():
+        logits = model(center_crop(pixels, unequal.backbone.preprocessing)).numpy()
+    adjusted = logits + 1.5 * np.log(np.bincount(labels) / 8)
+    log_q = adjusted - np.log(np.exp(adjusted).sum(1, keepdims=True))
+    assert row["cross_entropy"] == pytest.approx(-np.mean(log_q[np.arange(8), labels]), rel=1e-4)
+    assert row["val_loss"] == pytest.approx(run_trial(unequal, quick(**settings)).epochs[0]["val_loss"], rel=1e-4)
+
+
+def test_fitted_head_begins_with_the_loss_that_it_was_fitted_to_whatever_the_adjustment(unequal):
+    settings = {"regularizer": "l2", "head_start": "probe", **ONE_BATCH}
+    losses = [
+        run_trial(unequal, quick(**settings, logit_adjustment=tau)).epochs[0]["cross_entropy"] for tau in (0.0, 2.0)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_linear_probe_is_what_it_is_without_an_adjustment(unequal):
+    plain, adjusted = (
+        run_trial(unequal, quick(regularizer="linear_probe", logit_adjustment=tau)).model_state for tau in (0.0, 1.0)
+    )
+    assert all(torch.equal(adjusted[name], value) for name, value in plain.items())
+
+
+def test_balanced_sampling_trains_on_as_many_images_of_each_class(unequal):
+    with seen_batches() as steps:
+        run_trial(unequal, quick(regularizer="l2", sampling="balanced", batch_size=3, max_epochs=3))
+    for epoch in (1, 2, 3):
+        counts = torch.cat([labels for _, labels, number in steps if number == epoch]).bincount(minlength=3)
+        assert sorted(counts.tolist()) == [2, 3, 3]
+    assert len({tuple(labels.tolist()) for _, labels, number in steps}) > 3
 
 
 def test_drop_path_changes_training_and_nothing_is_dropped_where_images_are_scored(task):
