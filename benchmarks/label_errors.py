@@ -4,8 +4,8 @@
 
 A tenth of the labels of flowers17, clothing and trashnet96 is replaced by another class, drawn alike; then
 `python -m delta_tune inspect --model` looks for them, without having trained anything: with MobileNetV2 and with
-EfficientNet-Lite0, at 97 pixels. "before" is what the study's list does (confident learning, `results/label_errors.py:
-suspect_labels`) with a classifier on the last layer's features, the other columns are what `inspect` does. Labels that
+EfficientNet-Lite0, at 97 pixels. "before" is confident learning with a classifier on the last
+layer's features, as a study's list was once made; the other columns are what `inspect` does. Labels that
 are wrong in the sets themselves count as not wrong. "estimate" is the share of wrong labels that `inspect` tells,
 "untouched" the images that it names where no label was replaced. Asked are precision and recall of 0.7 at least.
 
@@ -25,7 +25,6 @@ from development_data import DATA, MISSING, WEIGHTS
 
 from delta_tune.attention.probe_head import measure_features
 from delta_tune.data.resampling import pool_splits
-from delta_tune.results.label_errors import suspect_labels
 from delta_tune.training.frozen_features import FrozenFeatures
 from delta_tune.training.out_of_fold import deal_folds, judge_labels, out_of_fold
 from delta_tune.training.task import prepare
@@ -65,8 +64,35 @@ def scores(named: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
     return {"named": len(named), "precision": right / max(1, len(named)), "recall": right / max(1, int(wrong.sum()))}
 
 
+ROUNDING = 1e-6
+"""By which a probability may miss its class's mean: all may be alike."""
+
+
+def suspect_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Confident learning (Northcutt et al. 2021, arXiv 1911.00068): images that count as another class than told.
+
+    An image counts as a class if its probability of it is at least the class's threshold: the mean probability of the
+    class over the images with that label. Of several such classes it counts as the most probable. The suspects are
+    what lies off the diagonal of the paper's confident joint, the most suspect first, by p(label) - max p(other class).
+
+    Args:
+        probabilities: (N, K), each row of a model that was not trained on the image.
+        labels: (N,) given classes.
+    """
+    rows, classes = np.arange(len(labels)), probabilities.shape[1]
+    given = probabilities[rows, labels]
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, weights=given, minlength=classes)
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    confident = np.where(probabilities >= thresholds - ROUNDING, probabilities, -1.0)
+    (suspects,) = np.nonzero((confident.max(1) >= 0) & (confident.argmax(1) != labels))
+    others = probabilities[suspects].copy()
+    others[np.arange(len(suspects)), labels[suspects]] = -1.0
+    return suspects[np.argsort(given[suspects] - others.max(1), kind="stable")]
+
+
 def confident_learning(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What the study's list would name."""
+    """What confident learning names by a classifier on these features."""
     folds = deal_folds(labels, np.arange(len(labels)), np.random.default_rng(0))
     logits = out_of_fold(features, labels, int(labels.max()) + 1, folds)
     return suspect_labels(torch.from_numpy(logits).softmax(1).numpy(), labels)
@@ -76,14 +102,15 @@ def measure(data: Path, network: str, seeds: list[int]) -> list[dict[str, Any]]:
     """A row for each seed, and one for the untouched labels."""
     ours, last, labels = features_of(data, network)
     num_classes, alone = int(labels.max()) + 1, np.arange(len(labels))
-    untouched = judge_labels(ours, labels, num_classes, alone, 0)
+    untouched = judge_labels(ours, labels, num_classes, alone, 0).noise
     rows = []
     for seed in seeds:
         given, wrong = with_wrong_labels(labels, SHARE, seed)
-        judged = judge_labels(ours, given, num_classes, alone, 0)
+        noise = judge_labels(ours, given, num_classes, alone, 0).noise
+        before = confident_learning(last, given)
         row: dict[str, Any] = {"data": data.name, "network": network, "seed": seed, "images": len(labels)}
-        row |= {"ours": scores(judged.suspects(), wrong), "before": scores(confident_learning(last, given), wrong)}
-        row |= {"estimate": judged.share, "untouched": len(untouched.suspects()), "untouched_estimate": untouched.share}
+        row |= {"ours": scores(noise.suspects(), wrong), "before": scores(before, wrong)}
+        row |= {"estimate": noise.share, "untouched": len(untouched.suspects()), "untouched_estimate": untouched.share}
         rows.append(row)
         print(in_words(row), flush=True)
     return rows

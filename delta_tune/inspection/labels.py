@@ -57,7 +57,7 @@ def judge(
     labels = np.array([number[image.label] for image in images], dtype=np.int64)
     judged = judge_labels(features, labels, len(classes), groups, seed)
     predicted, suspects = judged.probabilities.argmax(1), []
-    for position in judged.suspects().tolist():
+    for position in judged.noise.suspects().tolist():
         row, given = judged.probabilities[position], labels[position]
         other = int(np.argmax(np.where(np.arange(len(row)) == given, -1, row)))
         suspects.append(
@@ -72,7 +72,7 @@ def judge(
     return LabelReport(
         told_by="linear classifiers on the frozen network, each fitted to other images",
         accuracy=float(np.mean(predicted == labels)),
-        share=judged.share,
+        share=judged.noise.share,
         suspects=tuple(suspects),
         alike=tuple((classes[one], classes[other], share) for one, other, share in confused_pairs(predicted, labels)),
     )

@@ -98,7 +98,7 @@ class LabelKind(Protocol):
     def calibration(self, logits: np.ndarray, labels: Labels, temperature: float) -> dict[str, Any]:
         """What is known of the probabilities of unseen images, as `HeldOutRecord` and `config.json` have it."""
 
-    def suspects(self, probabilities: np.ndarray, labels: Labels) -> npt.NDArray[np.int64]:
+    def suspects(self, logits: np.ndarray, labels: Labels) -> npt.NDArray[np.int64]:
         """Positions of the images whose labels are probably wrong, the most suspect first."""
 
 

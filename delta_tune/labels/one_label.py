@@ -16,7 +16,7 @@ from delta_tune.config import Metric, TaskName
 from delta_tune.labels.one_label_metrics import classification_metrics
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
 from delta_tune.results.image_scores import image_scores
-from delta_tune.results.label_errors import suspect_labels
+from delta_tune.results.label_errors import fit_label_noise
 
 Classes = npt.NDArray[np.int64]
 Reduction = Literal["mean", "sum"]
@@ -119,9 +119,9 @@ class OneLabel:
             "unsure": confidence_threshold(calibrated, labels),
         }
 
-    def suspects(self, probabilities: np.ndarray, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """See `suspect_labels`."""
-        return suspect_labels(probabilities, labels)
+    def suspects(self, logits: np.ndarray, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """See `fit_label_noise`."""
+        return fit_label_noise(logits, labels).suspects()
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> Tensor:

@@ -21,7 +21,7 @@ from delta_tune.labels.one_label import Reduction
 from delta_tune.labels.several_labels_metrics import multilabel_metrics, ranking_precisions
 from delta_tune.labels.thresholds import f1_thresholds
 from delta_tune.results.calibration import COOLEST, HOTTEST, binary_calibration_error
-from delta_tune.results.label_errors import suspect_labels
+from delta_tune.results.label_errors import fit_label_noise
 
 NO_LABEL = "no label"
 
@@ -164,32 +164,24 @@ class SeveralLabels:
             "thresholds": f1_thresholds(calibrated, labels).tolist(),
         }
 
-    def suspects(self, probabilities: np.ndarray, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    def suspects(self, logits: np.ndarray, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Images of `suspect_pairs`."""
-        images = suspect_pairs(probabilities, labels)[:, 0]
+        images = suspect_pairs(logits, labels)[:, 0]
         return np.array(list(dict.fromkeys(images.tolist())), dtype=np.int64)
 
 
-def suspect_pairs(probabilities: np.ndarray, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def suspect_pairs(logits: np.ndarray, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Pairs (image, label), int64 (M, 2), in which a label is probably missing or too many, the most suspect first.
 
-    Confident learning for each label apart, with and without it as two classes. Of what it finds those remain in which
-    the other answer is the more probable one: among the many images without a rare label, its low threshold alone would
-    name many.
+    Each label of each image is one of N · K labels that are there or not; see `fit_label_noise`.
 
     Args:
-        probabilities: (N, K), each row of a model that was not trained on the image.
+        logits: (N, K), each row of a model that was not trained on the image.
         labels: (N, K).
     """
-    found = []
-    for k in range(labels.shape[1]):
-        of_label = probabilities[:, k].astype(float)
-        images = suspect_labels(np.stack([1 - of_label, of_label], axis=1), labels[:, k].astype(np.int64))
-        found.append(np.stack([images, np.full(len(images), k)], axis=1))
-    pairs = np.concatenate(found)
-    wrong_by = np.abs(probabilities.astype(float) - labels)[pairs[:, 0], pairs[:, 1]]
-    pairs, wrong_by = pairs[wrong_by > 0.5], wrong_by[wrong_by > 0.5]
-    return cast(npt.NDArray[np.int64], pairs[np.argsort(-wrong_by, kind="stable")])
+    each = logits.reshape(-1, 1)
+    noise = fit_label_noise(np.hstack([np.zeros_like(each), each]), (labels > 0).reshape(-1).astype(np.int64))
+    return np.stack(np.unravel_index(noise.suspects(), labels.shape), axis=1)
 
 
 SEVERAL_LABELS: Final = SeveralLabels()

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -66,12 +65,6 @@ class HeldOut:
         """Share of the images whose answer is right."""
         return float(np.mean(self.kind.is_right(self.logits, self.labels)))
 
-    @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """(N, K)."""
-        found: NDArray[np.float32] = self.kind.probabilities(torch.from_numpy(self.logits)).numpy()
-        return found
-
 
 def join(parts: Sequence[HeldOut]) -> HeldOut:
     """The images of all parts."""
@@ -103,7 +96,7 @@ def write_held_out(
     columns: Callable[..., dict[str, Any]] = class_columns
     metadata, rows = dict[str, str](), range(len(labels))
     if task.dataset.is_multilabel:
-        pairs = suspect_pairs(probabilities, labels)
+        pairs = suspect_pairs(logits.numpy(), labels)
         columns = partial(label_predictions.prediction_columns, thresholds=thresholds, pairs=pairs)
         metadata = label_predictions.label_metadata(classes, thresholds) | {"classes": json.dumps(classes)}
     places = {int(position): place for place, position in enumerate(suspects, start=1)}

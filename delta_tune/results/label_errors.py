@@ -1,5 +1,4 @@
-"""Images whose label is probably wrong: by confident learning (Northcutt et al. 2021, arXiv 1911.00068), or by how many
-labels are what chance would have written."""
+"""Images whose label is probably wrong: those that chance would sooner have written than the model expects."""
 
 from __future__ import annotations
 
@@ -7,33 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-ROUNDING = 1e-6
-"""By which a probability may miss its class's mean: all may be alike."""
-
-
-def suspect_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Indices of the images that count as another class than their label's, the most suspect first.
-
-    An image counts as a class if its probability of it is at least the class's threshold: the mean probability of the
-    class over the images with that label. Of several such classes it counts as the most probable. The suspects are
-    what lies off the diagonal of the paper's confident joint, ordered by p(label) - max p(other class).
-
-    Args:
-        probabilities: (N, K), each row of a model that was not trained on the image.
-        labels: (N,) given classes.
-    """
-    rows, classes = np.arange(len(labels)), probabilities.shape[1]
-    given = probabilities[rows, labels]
-    counts = np.bincount(labels, minlength=classes)
-    sums = np.bincount(labels, weights=given, minlength=classes)
-    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    confident = np.where(probabilities >= thresholds - ROUNDING, probabilities, -1.0)
-    (suspects,) = np.nonzero((confident.max(1) >= 0) & (confident.argmax(1) != labels))
-    others = probabilities[suspects].copy()
-    others[np.arange(len(suspects)), labels[suspects]] = -1.0
-    return suspects[np.argsort(given[suspects] - others.max(1), kind="stable")]
-
-
+SUSPECT = 0.4
+"""The least probability that a label is wrong of an image that is named."""
 TEMPERATURES = np.geomspace(0.1, 4.0, 40)
 _MOST_NOISE = 0.5
 _NOISE_STEPS = 100
@@ -48,6 +22,11 @@ class LabelNoise(NamedTuple):
     """By which the logits are divided."""
     wrong: np.ndarray
     """(N,): the probability that chance wrote the label."""
+
+    def suspects(self) -> np.ndarray:
+        """Positions of the labels that are probably wrong, the most suspect first."""
+        (found,) = np.nonzero(self.wrong > SUSPECT)
+        return found[np.argsort(-self.wrong[found], kind="stable")]
 
 
 def fit_label_noise(logits: np.ndarray, labels: np.ndarray) -> LabelNoise:

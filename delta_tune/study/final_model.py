@@ -83,10 +83,10 @@ def make_final_model(
         **{name: value for name, value in known.items() if name in ("temperature", "unsure", "thresholds")},
         **({} if shift is None else {"logit_shift": shift.strength}),
     }
-    suspects = held_out.kind.suspects(held_out.probabilities, held_out.labels)
     split = pool_splits([fold.dataset.val for fold in folds])
     task = study.task.on(dataclasses.replace(study.task.dataset, val=split))
     calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
+    suspects = held_out.kind.suspects(calibrated.numpy(), held_out.labels)
     thresholds = known.get("thresholds")
     write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE, thresholds)
     save_model(task.backbone, task.dataset.classes, weights, origin, best, held_out.kind)

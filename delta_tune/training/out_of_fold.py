@@ -11,13 +11,11 @@ from torch import nn
 from delta_tune.attention.probe_head import fit_head
 from delta_tune.data.splits import Indices
 from delta_tune.models.devices import torch_threads
-from delta_tune.results.label_errors import fit_label_noise
+from delta_tune.results.label_errors import LabelNoise, fit_label_noise
 
 FOLDS = 5
 ROUNDS = (1, 1, 2)
 """How often all folds are predicted before labels are judged: first from all images, then without what seemed wrong."""
-SUSPECT = 0.4
-"""The least probability that a label is wrong of an image that is named."""
 PENALTY = 1e-3
 SPREAD = 10.0
 """Mean square of an image's features, for which the penalty was chosen."""
@@ -31,15 +29,8 @@ class LabelJudgement:
 
     probabilities: np.ndarray
     """(N, K)."""
-    wrong: np.ndarray
-    """(N,): the probability that the label is wrong."""
-    share: float
-    """Of wrong labels, estimated."""
-
-    def suspects(self) -> np.ndarray:
-        """Positions of the images whose label is probably wrong, the most suspect first."""
-        (found,) = np.nonzero(self.wrong > SUSPECT)
-        return found[np.argsort(-self.wrong[found], kind="stable")]
+    noise: LabelNoise
+    """Which labels are wrong, and how many."""
 
 
 def judge_labels(features: np.ndarray, labels: Indices, num_classes: int, groups: Indices, seed: int) -> LabelJudgement:
@@ -68,7 +59,7 @@ def judge_labels(features: np.ndarray, labels: Indices, num_classes: int, groups
     scaled = logits / noise.temperature
     exponents = np.exp(scaled - scaled.max(1, keepdims=True))
     probabilities = exponents / exponents.sum(1, keepdims=True)
-    return LabelJudgement(probabilities=probabilities, wrong=noise.wrong, share=noise.share)
+    return LabelJudgement(probabilities=probabilities, noise=noise)
 
 
 def deal_folds(labels: Indices, groups: Indices, rng: np.random.Generator) -> Indices:

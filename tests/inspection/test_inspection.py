@@ -196,11 +196,11 @@ def test_wrong_labels_are_found_among_right_ones():
     wrong = np.arange(400) < 40
     labels = np.where(wrong, (true + rng.integers(1, 4, 400)) % 4, true)
     judged = judge_labels(features, labels, 4, np.arange(400), seed=0)
-    named = judged.suspects()
+    named = judged.noise.suspects()
     assert wrong[named].mean() > 0.8
     assert wrong[named].sum() > 0.75 * 40
-    assert judged.share == pytest.approx(0.13, abs=0.06)  # chance also draws the right class
-    assert (np.diff(judged.wrong[named]) <= 0).all()
+    assert judged.noise.share == pytest.approx(0.13, abs=0.06)  # chance also draws the right class
+    assert (np.diff(judged.noise.wrong[named]) <= 0).all()
 
 
 def test_copies_of_one_picture_are_in_one_fold():

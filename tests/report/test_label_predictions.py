@@ -87,12 +87,12 @@ def test_suspect_labels_are_shown_with_what_is_missing_or_too_many(label_task, l
     labels[4, 0] = 1 - labels[4, 0]
     sure = torch.where(torch.from_numpy(dataset.val.labels) > 0, 4.0, -4.0)
     task = label_task.on(dataclasses.replace(dataset, val=dataclasses.replace(dataset.val, labels=labels)))
-    suspects = SEVERAL_LABELS.suspects(sure.sigmoid().numpy(), labels)
+    suspects = SEVERAL_LABELS.suspects(sure.numpy(), labels)
     write_held_out(task, sure, suspects, tmp_path / "held_out.parquet", THRESHOLDS)
     (found,) = read_suspects(tmp_path / "held_out.parquet")
     assert (found.image, found.predicted) == (dataset.val.names[4], dataset.classes[0])
     assert found.verb == ("perhaps without" if labels[4, 0] else "perhaps also")
-    assert suspect_pairs(sure.sigmoid().numpy(), labels).tolist() == [[4, 0]]
+    assert suspect_pairs(sure.numpy(), labels).tolist() == [[4, 0]]
 
 
 def test_page_has_a_table_of_labels_and_no_confusion_matrix(label_task, logits, tmp_path):

@@ -3,48 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from delta_tune.results.label_errors import fit_label_noise, suspect_labels
-
-
-def test_suspects_lie_off_the_diagonal_of_the_confident_joint():
-    probabilities = np.array(
-        [
-            [0.9, 0.1, 0.0],
-            [0.7, 0.2, 0.1],
-            [0.2, 0.8, 0.0],  # called 0, and as sure of 1 as images called 1 are
-            [0.4, 0.5, 0.1],  # called 0, more probably 1, but less than images called 1 are
-            [0.1, 0.9, 0.0],
-            [0.3, 0.6, 0.1],
-            [0.6, 0.1, 0.3],  # called 1, as sure of 0 as images called 0 are
-        ]
-    )
-    labels = np.array([0, 0, 0, 0, 1, 1, 1])
-    # Mean probability of the label: (0.9 + 0.7 + 0.2 + 0.4) / 4 = 0.55 and (0.9 + 0.6 + 0.1) / 3 = 0.533
-    assert suspect_labels(probabilities, labels).tolist() == [2, 6]  # margins 0.2 - 0.8 and 0.1 - 0.6
-
-
-def test_suspects_are_those_of_cleanlab_in_its_order():
-    rng = np.random.default_rng(5)
-    true = rng.integers(0, 5, 400)
-    logits = rng.normal(0, 1, (400, 5))
-    logits[np.arange(400), true] += 2.5
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    labels, wrong = true.copy(), rng.random(400) < 0.08
-    labels[wrong] = rng.integers(0, 5, wrong.sum())
-    # cleanlab 2.9.0: find_label_issues(labels, probabilities, filter_by="confident_learning",
-    #                                   return_indices_ranked_by="normalized_margin")
-    expected = [356, 299, 98, 181, 68, 351, 185, 256, 254, 336, 180, 305, 395, 125, 29, 329]
-    assert suspect_labels(probabilities, labels).tolist() == expected
-
-
-def test_class_without_images_has_no_suspects():
-    probabilities = np.array([[0.1, 0.0, 0.9], [0.8, 0.1, 0.1], [0.2, 0.7, 0.1]])
-    assert suspect_labels(probabilities, np.array([0, 0, 1])).tolist() == []
-
-
-def test_images_that_are_all_alike_are_not_suspect():
-    probabilities = np.tile(np.array([[0.6, 0.4]], dtype=np.float32), (30, 1))
-    assert suspect_labels(probabilities, np.zeros(30, dtype=int)).tolist() == []
+from delta_tune.results.label_errors import fit_label_noise
 
 
 def noisy(share, seed=0, images=3000, classes=5, scale=1.0):
