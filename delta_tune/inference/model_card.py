@@ -130,7 +130,8 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     elif scored is None:
         limits.append("It was never scored on images that had no part in choosing it: its metrics flatter.")
     else:
-        metrics.append(("test score" if thresholds else "test accuracy", scored.said.removeprefix("accuracy ")))
+        name = "test accuracy" if scored.said.startswith("accuracy ") else "test score"
+        metrics.append((name, scored.said.removeprefix("accuracy ")))
     if not record.confirmed and record.held_out is None:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from delta_tune.results.image_scores import CLASS_METRICS
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -14,10 +16,12 @@ class Scoring:
     Attributes:
         content: as in `study.json`: trial, model, images, `test_…` scores.
         index: how often the split had been scored before.
+        metric: of the study.
     """
 
     content: Mapping[str, Any]
     index: int
+    metric: str = "val_accuracy"
 
     @property
     def model(self) -> str:
@@ -34,9 +38,18 @@ class Scoring:
         """The scores with the words that stand before them: `accuracy 85.3 % on 200 images, …`."""
         precision = self.content.get("test_mean_average_precision")
         if precision is None:
-            return f"accuracy {self}"
+            return f"{self._by_metric}accuracy {self}"
         f1 = 100 * self.content["test_macro_f1"]
         return f"mean average precision {100 * precision:.1f} %, macro F1 {f1:.1f} %, exact matches {self}"
+
+    @property
+    def _by_metric(self) -> str:
+        """The score that counts all classes alike, if trials were ranked by one."""
+        name = self.metric.removeprefix("val_")
+        score = self.content.get(f"test_{name}")
+        if self.metric not in CLASS_METRICS or score is None:
+            return ""
+        return f"{name.replace('_', ' ').replace('f1', 'F1')} {100 * score:.1f} %, "
 
     def __str__(self) -> str:
         """The accuracy with its images and its interval, and how often the split has been scored."""

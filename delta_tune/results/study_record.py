@@ -402,7 +402,7 @@ class StudyRecord:
         """The final model's first scoring of the test split; None if it has not been scored."""
         for index, content in enumerate(self.content.get("test_scorings", ())):
             if content["model"] == self.model:
-                return Scoring(content, index)
+                return Scoring(content, index, self.metric)
         return None
 
 

@@ -164,6 +164,7 @@ class ScoringRecord(BaseModel):
     test_accuracy: Share
     test_mean_average_precision: MeanOfShares | None = None
     test_macro_f1: MeanOfShares = 0.0
+    test_balanced_accuracy: MeanOfShares | None = None
     test_accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
