@@ -141,8 +141,9 @@ def _shapes(inspection: Inspection) -> Iterator[Finding]:
     long = sum(image.aspect_ratio > LONG for image in images)
     if long > OFTEN * len(images):
         text = (
-            f"{long} images ({100 * long / len(images):.0f} %) are longer than {LONG:g} : 1. The square in their "
-            "middle, which networks see, leaves out their ends: crop them to what matters."
+            f"{long} images ({100 * long / len(images):.0f} %) are longer than {LONG:g} : 1, and the square in their "
+            "middle leaves out their ends: a study takes them whole with --resize letterbox, which it chooses by itself "
+            "if most are so long; or crop them to what matters."
         )
         yield Finding("long images", "advice", long, text)
     small = sum(min(image.width, image.height) < SMALL_SIDE for image in images)
