@@ -142,7 +142,7 @@ def _shapes(inspection: Inspection) -> Iterator[Finding]:
     if long > OFTEN * len(images):
         text = (
             f"{long} images ({100 * long / len(images):.0f} %) are longer than {LONG:g} : 1, and the square in their "
-            "middle leaves out their ends: a study takes them whole with --resize letterbox, which it chooses by itself "
+            "middle leaves out their ends: a study takes them whole with --resize letterbox, which it chooses itself "
             "if most are so long; or crop them to what matters."
         )
         yield Finding("long images", "advice", long, text)
