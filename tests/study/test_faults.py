@@ -36,6 +36,7 @@ from delta_tune.results.tables import StudyTables
 from delta_tune.study import remote
 from delta_tune.study.remote import RemoteStudies
 from delta_tune.study.setup import prepare_study
+from delta_tune.training.checkpoint import read_resume_point
 from delta_tune.training.source_map_index import StepKey
 
 pytestmark = pytest.mark.faults
@@ -203,9 +204,10 @@ def test_study_killed_between_two_final_runs_goes_on_with_the_second(flags, addr
     folder = tmp_path / "study"
 
     def ended():
-        """When the runs' last weights were written."""
-        files = (folder / "checkpoints").glob("final-*/weights-4.safetensors")
-        return {file.parent.name: file.stat().st_mtime_ns for file in files}
+        """When the last weights of runs were written that a resume takes for finished."""
+        points = {run: read_resume_point(run) for run in (folder / "checkpoints").glob("final-*")}
+        finished = [run for run, point in points.items() if point is not None and point.epoch == 4]
+        return {run.name: (run / "weights-4.safetensors").stat().st_mtime_ns for run in finished}
 
     session = Session(folder, *flags, "--num-trials", "2", "--final-runs", "3", address=address)
     assert session.wait_for(lambda trials, epochs: ended())
