@@ -46,7 +46,7 @@ def test_judge_shows_the_maps_of_attention_that_an_earlier_session_measured(best
     (tmp_path / ATTENTION_FILE).parent.mkdir()
     measured = LayerAttention(losses=np.linspace(-1, 1, 32, dtype=np.float32), reliability=0.9, images=9)
     pq.write_table(attention_table([("layer1", measured)]), tmp_path / ATTENTION_FILE)
-    record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
+    record = StudyRecord({"settings": {"metric": "val_accuracy"}, "winner": 0, "model": "trial 0", "test_scorings": []})
     score_final_model(task.on(task.dataset), tmp_path, record, ThisProcess(), seen_val=False)
     assert {picture.layer for picture in read_feature_map_images(tmp_path / PICTURES_FILE)} == {"layer1"}
     assert len(record.content["test_scorings"]) == 1
@@ -56,7 +56,7 @@ def test_judge_loads_the_model_once(best, task, tmp_path, monkeypatch):
     shutil.copytree(best, tmp_path / "best")
     loaded = []
     monkeypatch.setattr(finish_phase, "load", lambda *args: (loaded.append(args), load(*args))[1])
-    record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": []})
+    record = StudyRecord({"settings": {"metric": "val_accuracy"}, "winner": 0, "model": "trial 0", "test_scorings": []})
     score_final_model(task.on(task.dataset), tmp_path, record, ThisProcess(), seen_val=False)
     assert len(loaded) == 1
 
