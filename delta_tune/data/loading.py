@@ -95,7 +95,7 @@ def load_dataset(
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
     mapping = None if label_map is None else read_label_map(label_map)
-    source = _find_source(data, seed, mapping)
+    source = list_examples(data, seed, mapping)
     classes, labels, notes = number_labels(
         {split: examples.labels for split, examples in source.splits.items()},
         {split: examples.names for split, examples in source.splits.items()},
@@ -134,7 +134,7 @@ def load_dataset(
             if decoded_size <= limit:
                 return None
             origin = split if split in source.splits else "train"
-            find = partial(_find_source, findable(data), seed, mapping)
+            find = partial(list_examples, findable(data), seed, mapping)
             copy = scratch is not None
             return FileKeeper(budget, find, origin, len(chosen[split]), preprocessing, folder, copy)
 
@@ -175,8 +175,12 @@ def load_dataset(
     )
 
 
-def _find_source(data: str | Path, seed: int, mapping: Mapping[str, str] | None) -> Source:
-    """The examples of `data`, whose classes may be renamed or left out; workers call it, too."""
+def list_examples(data: str | Path, seed: int, mapping: Mapping[str, str] | None) -> Source:
+    """The examples of `data`, whose classes may be renamed or left out; workers call it, too.
+
+    Raises:
+        UserError: as `find_source` and `apply_label_map`.
+    """
     source = find_source(data, seed=seed)
     return source if mapping is None else apply_label_map(source, mapping)
 

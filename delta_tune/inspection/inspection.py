@@ -16,10 +16,9 @@ from delta_tune.data.class_labels import number_labels
 from delta_tune.data.first_look import settle_preprocessing
 from delta_tune.data.groups import number_groups
 from delta_tune.data.images import DamagedImage
-from delta_tune.data.label_map import apply_label_map, read_label_map
-from delta_tune.data.loading import Bar
+from delta_tune.data.label_map import read_label_map
+from delta_tune.data.loading import Bar, list_examples
 from delta_tune.data.near_duplicates import find_near_duplicates
-from delta_tune.data.sources.find import find_source
 from delta_tune.data.splits import cut_splits
 from delta_tune.data.thumbnails import Thumbnail, stack
 from delta_tune.inspection.images import Form, ImageFacts, read_images
@@ -114,9 +113,7 @@ def inspect_data(
     Raises:
         UserError: the data or an argument is unusable.
     """
-    source = find_source(data, seed=seed)
-    if label_map is not None:
-        source = apply_label_map(source, read_label_map(label_map))
+    source = list_examples(data, seed, None if label_map is None else read_label_map(label_map))
     classes, labels, notes = number_labels(
         {split: examples.labels for split, examples in source.splits.items()},
         {split: examples.names for split, examples in source.splits.items()},

@@ -20,7 +20,7 @@ from delta_tune.config import Metric, TaskName
 from delta_tune.labels.one_label import Reduction
 from delta_tune.labels.several_labels_metrics import multilabel_metrics, ranking_precisions
 from delta_tune.labels.thresholds import f1_thresholds
-from delta_tune.results.calibration import COOLEST, HOTTEST, binary_calibration_error
+from delta_tune.results.calibration import binary_calibration_error, fit_temperature
 from delta_tune.results.label_errors import fit_label_noise
 
 NO_LABEL = "no label"
@@ -140,17 +140,7 @@ class SeveralLabels:
 
     def temperature(self, logits: np.ndarray, labels: npt.NDArray[Any]) -> float:
         """Within [0.05, 20], for all labels alike; 1 if every label is predicted rightly."""
-        from scipy import optimize  # takes a second, which a study's start need not wait for
-
-        scores = np.where(labels > 0, logits, -logits).astype(float)
-        if (scores > 0).all():
-            return 1.0
-
-        def loss(log_temperature: float) -> float:
-            return float(np.logaddexp(0, -scores / math.exp(log_temperature)).sum(1).mean())
-
-        found = optimize.minimize_scalar(loss, bounds=(math.log(COOLEST), math.log(HOTTEST)), method="bounded")
-        return math.exp(float(found.x))
+        return fit_temperature(*_as_pairs(logits, labels))
 
     def calibration(self, logits: np.ndarray, labels: npt.NDArray[Any], temperature: float) -> dict[str, Any]:
         """Calibration errors without and with the temperature, scores, and the threshold of each label."""
@@ -179,9 +169,14 @@ def suspect_pairs(logits: np.ndarray, labels: npt.NDArray[Any]) -> npt.NDArray[n
         logits: (N, K), each row of a model that was not trained on the image.
         labels: (N, K).
     """
-    each = logits.reshape(-1, 1)
-    noise = fit_label_noise(np.hstack([np.zeros_like(each), each]), (labels > 0).reshape(-1).astype(np.int64))
+    noise = fit_label_noise(*_as_pairs(logits, labels))
     return np.stack(np.unravel_index(noise.suspects(), labels.shape), axis=1)
+
+
+def _as_pairs(logits: np.ndarray, labels: npt.NDArray[Any]) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
+    """Labels (N, K) as N · K images of two classes: logits (N · K, 2), whose softmax is the sigmoid, and classes."""
+    each = logits.reshape(-1, 1)
+    return np.hstack([np.zeros_like(each), each]), (labels > 0).reshape(-1).astype(np.int64)
 
 
 SEVERAL_LABELS: Final = SeveralLabels()
