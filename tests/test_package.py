@@ -24,7 +24,7 @@ LAYERS = [
     {"attention"},
     {"training"},
     {"cluster", "inference"},
-    {"search"},
+    {"search", "export"},
     {"report", "tracking"},
     {"study", "inspection"},
     {"cli"},

@@ -15,7 +15,7 @@ from PIL import Image
 
 from delta_tune.cli import commands
 from delta_tune.config import visible
-from delta_tune.inference import export
+from delta_tune.export import model_file
 from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_target
@@ -161,7 +161,7 @@ def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "export_model", full)
+    monkeypatch.setattr(model_file, "export_model", full)
     status, _, err = run(capsys, "export", folder, "--format", "state_dict", "--output", tmp_path / "m.pth")
     assert status == 2
     assert err.endswith("m.pth cannot be written (No space left on device); give another file.\n")

@@ -15,8 +15,8 @@ from torch import nn
 
 from delta_tune.cli import commands
 from delta_tune.config import UserError
+from delta_tune.export.model_file import export_model
 from delta_tune.inference.ensemble import Flipped, combine
-from delta_tune.inference.export import export_model
 from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.labels.several_labels import SEVERAL_LABELS

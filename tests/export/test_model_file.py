@@ -14,7 +14,10 @@ import torchvision
 from scipy.special import softmax
 
 from delta_tune.config import UserError
-from delta_tune.inference import export
+from delta_tune.export import check, state_dict
+from delta_tune.export import onnx_file as onnx_writer
+from delta_tune.export.check import ExportMismatch
+from delta_tune.export.model_file import export_model
 from delta_tune.inference.ensemble import Ensemble
 from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
@@ -53,7 +56,7 @@ def expected(model, images):
 @pytest.fixture(scope="module")
 def onnx_file(model, tmp_path_factory):
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export.export_model(model, "onnx", file)
+    export_model(model, "onnx", file)
     return file
 
 
@@ -94,7 +97,7 @@ def test_onnx_tells_its_input_so_that_another_program_can_predict(onnx_file, mod
 
 def scripted(model, images, file):
     """The logits that the model's TorchScript file gives, and the configuration in it."""
-    export.export_model(model, "torchscript", file)
+    export_model(model, "torchscript", file)
     files = {"config.json": ""}
     script = torch.jit.load(str(file), _extra_files=files)
     with torch.inference_mode():
@@ -109,7 +112,7 @@ def test_torchscript_gives_the_logits_and_tells_classes(model, images, expected,
 
 
 def test_state_dict_is_taken_by_the_librarys_own_constructor(model, images, expected, tmp_path):
-    export.export_model(model, "state_dict", tmp_path / "model.pth")
+    export_model(model, "state_dict", tmp_path / "model.pth")
     network = timm.create_model("test_resnet", num_classes=3).eval()
     network.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
     with torch.inference_mode():
@@ -136,7 +139,7 @@ def of_random_weights(name):
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet", "mnasnet0_5", "timm:repvit_m0_9"])
 def test_state_dict_with_the_call_beside_it_gives_the_same_logits(name, tmp_path):
     model = of_random_weights(name)
-    file, beside = export.export_model(model, "state_dict", tmp_path / "model.pth")
+    file, beside = export_model(model, "state_dict", tmp_path / "model.pth")
     told = json.loads(beside.read_text())
     assert told["classes"] == ["a", "b", "c"]
     assert told["preprocessing"] == model.config["preprocessing"]
@@ -150,16 +153,16 @@ def test_state_dict_with_the_call_beside_it_gives_the_same_logits(name, tmp_path
 
 
 def test_state_dict_that_answers_otherwise_in_its_library_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "constructor_options", lambda *_: {"aux_logits": False, "init_weights": False})
-    with pytest.raises(export.ExportMismatch, match="differ by"):
-        export.export_model(of_random_weights("inception_v3"), "state_dict", tmp_path / "model.pth")
+    monkeypatch.setattr(state_dict, "constructor_options", lambda *_: {"aux_logits": False, "init_weights": False})
+    with pytest.raises(ExportMismatch, match="differ by"):
+        export_model(of_random_weights("inception_v3"), "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_state_dict_that_its_library_does_not_take_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "constructor_options", lambda *_: {"in_chans": 1})
+    monkeypatch.setattr(state_dict, "constructor_options", lambda *_: {"in_chans": 1})
     with pytest.raises(UserError, match=r"cannot be exported to state_dict .*give another --format"):
-        export.export_model(model, "state_dict", tmp_path / "model.pth")
+        export_model(model, "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,7 +185,7 @@ def combined_shares(combined, images):
 
 
 def test_onnx_of_several_networks_gives_calibrated_probabilities(combined, combined_shares, images, tmp_path):
-    export.export_model(combined, "onnx", tmp_path / "model.onnx")
+    export_model(combined, "onnx", tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for many in (1, 5):
         (logits,) = session.run(None, {"images": images[:many].numpy()})
@@ -204,13 +207,13 @@ def test_torchscript_of_several_networks_gives_calibrated_probabilities(combined
 def test_state_dict_of_several_networks_is_refused(model, tmp_path, flip):
     several = Model(Ensemble([model.network, model.network]), model.config, flip=flip)
     with pytest.raises(UserError, match="A state dict cannot hold 2 networks; give --format onnx or torchscript"):
-        export.export_model(several, "state_dict", tmp_path / "model.pth")
+        export_model(several, "state_dict", tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_state_dict_has_the_temperature_beside_it(model, images, expected, tmp_path):
     calibrated = Model(model.network, model.config | {"temperature": 1.7})
-    file, beside = export.export_model(calibrated, "state_dict", tmp_path / "model.pth")
+    file, beside = export_model(calibrated, "state_dict", tmp_path / "model.pth")
     assert json.loads(beside.read_text())["temperature"] == 1.7
     network = timm.create_model("test_resnet", num_classes=3).eval()
     network.load_state_dict(torch.load(file, weights_only=True))
@@ -219,17 +222,17 @@ def test_state_dict_has_the_temperature_beside_it(model, images, expected, tmp_p
 
 
 def test_file_whose_logits_differ_is_not_left_behind(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(export.ExportMismatch, match="differ by"):
-        export.export_model(model, "torchscript", tmp_path / "model.pt")
+    monkeypatch.setattr(check, "TOLERANCE", -1.0)
+    with pytest.raises(ExportMismatch, match="differ by"):
+        export_model(model, "torchscript", tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_onnx_without_its_packages_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_writer.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "delta-tune\[onnx\]"'):
-        export.export_model(model, "onnx", tmp_path / "model.onnx")
+        export_model(model, "onnx", tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:tf_efficientnet_lite0"])
@@ -247,7 +250,7 @@ def test_a_model_of_five_channels_is_exported_and_says_so(name, kind, tmp_path):
     network = build_architecture(name, config["backbone"]["head"], 2, channels=5).eval()
     for value in network.state_dict().values():
         value.copy_(torch.rand(value.shape) / 10 if value.is_floating_point() else value)
-    files = export.export_model(Model(network, config), kind, tmp_path / "model")
+    files = export_model(Model(network, config), kind, tmp_path / "model")
     if kind == "onnx":
         told = {each.key: json.loads(each.value) for each in onnx.load(files[0]).metadata_props}
         assert told["input"]["shape"] == ["N", 5, 64, 64]

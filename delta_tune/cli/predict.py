@@ -1,0 +1,116 @@
+"""`python -m delta_tune predict`: what images show."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
+from delta_tune.config import UserError, visible
+
+if TYPE_CHECKING:
+    from delta_tune.inference.model import Prediction
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    command.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them")
+    command.add_argument(
+        "--top",
+        type=int,
+        default=2,
+        metavar="K",
+        help="Number of classes to show (2); with several labels an image, at least all that are there",
+    )
+    command.add_argument("--device", default="cpu", metavar="DEVICE", help="Where to compute, such as cuda (cpu)")
+    command.add_argument("--flip", action="store_true", help=FLIP)
+    command.add_argument(
+        "--min-confidence",
+        metavar="X|auto",
+        help="Mark predictions with a lower probability as unsure; auto is what the study found",
+    )
+    command.add_argument("--json", action="store_true", help="Print the probability of every class as JSON")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run the command."""
+    from delta_tune.data.sources.image_folder import list_images
+    from delta_tune.inference.model import load
+
+    if given.top < 1:
+        raise UserError(f"--top must be ≥ 1, but got {given.top}.")
+    least = _min_confidence(given.min_confidence)
+    model = load(given.folder, given.device, flip=given.flip)
+    names = [name for image in given.images for name in (list_images(image) if os.path.isdir(image) else [image])]
+    images = names[0] if len(names) == 1 else names  # a single one that is unreadable has no rows
+    predictions = model.predict(images, min_confidence=least)
+    if given.json:
+        rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
+        print(json.dumps(rows, indent=2))
+    else:
+        show = _print_predictions if model.thresholds is None else _print_labels
+        show(names, predictions, given.top)
+    errors = [prediction.error for prediction in predictions if prediction.error]
+    if len(errors) == 1:
+        raise UserError(errors[0])
+    if errors:
+        raise UserError(
+            f"{len(errors)} of {len(names)} images cannot be read, as their rows say; repair them, or leave them out."
+        )
+
+
+def _min_confidence(text: str | None) -> float | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UserError(f"--min-confidence must be a number from 0 to 1, or auto, but got {text}.")
+    return value
+
+
+def _print_predictions(names: Sequence[str | Path], predictions: Sequence[Prediction], top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "label", "probability", *(["then"] if top > 1 else []))
+    for name, prediction in zip(names, predictions, strict=True):
+        if prediction.label is None or prediction.probability is None:
+            table.add_row(visible(str(name)), visible(prediction.error or ""))
+            continue
+        label = f"unsure ({prediction.label}?)" if prediction.unsure else prediction.label
+        cells = [str(name), label, f"{100 * prediction.probability:.1f} %"]
+        if top > 1:
+            others = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[1:top]
+            cells.append(", ".join(f"{label} {100 * probability:.1f} %" for label, probability in others))
+        table.add_row(*map(visible, cells))
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def _print_labels(names: Sequence[str | Path], predictions: Sequence[Prediction], top: int) -> None:
+    """The labels that are there, and the next ones, as far as `top` labels are not there yet."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "labels", "then")
+    for name, prediction in zip(names, predictions, strict=True):
+        if prediction.error is not None:
+            table.add_row(visible(str(name)), visible(prediction.error))
+            continue
+        share, there = prediction.probabilities, prediction.labels
+        others = sorted(share.keys() - set(there), key=lambda label: -share[label])[: max(0, top - len(there))]
+        cells = [", ".join(f"{label} {100 * share[label]:.1f} %" for label in labels) for labels in (there, others)]
+        said = cells[0] or "none"
+        table.add_row(*map(visible, (str(name), f"unsure ({said})" if prediction.unsure else said, cells[1])))
+    Console(highlight=False, markup=False, emoji=False).print(table)
