@@ -7,3 +7,6 @@ from typing import Literal
 Format = Literal["onnx", "torchscript", "state_dict"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
 """Of the file in each format."""
+Reduced = Literal["fp16", "int8"]
+PRECISIONS: tuple[Literal["float32"] | Reduced, ...] = ("float32", "fp16", "int8")
+"""Of weights and arithmetic; the others than float32 for ONNX alone."""
