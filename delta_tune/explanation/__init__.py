@@ -1,0 +1,1 @@
+"""Why the model answers so: where it looked, and which training images look most alike to it."""
