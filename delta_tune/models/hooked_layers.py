@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,15 @@ def find_layers(model: nn.Module, name: str) -> NetworkLayers:
     return NetworkLayers(head=head, layers=layers, channels=channels, stride=stride)
 
 
-def heat_map_layer(model: nn.Module, head: str, image_size: int, channels: int = 3) -> str:
+class MapLayer(NamedTuple):
+    """A layer that returns a feature map."""
+
+    name: str
+    side: int
+    """Positions of a side of its map."""
+
+
+def heat_map_layer(model: nn.Module, head: str, image_size: int, channels: int = 3) -> MapLayer:
     """The layer whose output says best where in an image a network of this architecture finds what it looks for.
 
     It is the last block whose output has at least 10 × 10 positions, or the last of those that have most; of a network
@@ -117,7 +125,8 @@ def heat_map_layer(model: nn.Module, head: str, image_size: int, channels: int =
         )
     candidates = [path for path in _blocks(model, "", calls) if path in sides] or list(sides)
     least = min(HEAT_MAP_SIDE, max(sides[path] for path in candidates))
-    return max((path for path in candidates if sides[path] >= least), key=lambda path: calls[path].order)
+    name = max((path for path in candidates if sides[path] >= least), key=lambda path: calls[path].order)
+    return MapLayer(name, sides[name])
 
 
 def _side(call: Call) -> int:
