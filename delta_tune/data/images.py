@@ -25,7 +25,7 @@ from delta_tune.data.fitting import (
     surround,
     to_square,
 )
-from delta_tune.data.limits import MAX_PIXELS, BinaryFile, check_file_size, read_file, read_open_file
+from delta_tune.data.limits import BinaryFile, check_file_size, in_millions, max_pixels, read_file, read_open_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +148,7 @@ def damage_reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "empty, or in none of the formats that are read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than the {MAX_PIXELS // 10**6} million pixels that are read: make it smaller"
+        return f"more than the {in_millions(max_pixels())} million pixels that are read: make it smaller"
     if isinstance(error, MemoryError):
         return "decoding it takes more memory than there is"
     if isinstance(error, OSError) and error.strerror:
