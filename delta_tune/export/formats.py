@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-Format = Literal["onnx", "torchscript", "state_dict"]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
+Format = Literal["onnx", "torchscript", "torch_export", "state_dict"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "torch_export": ".pt2", "state_dict": ".pth"}
 """Of the file in each format."""
+Inputs = Literal["pixels", "normalized"]
+INPUTS: tuple[Inputs, ...] = get_args(Inputs)

@@ -1,18 +1,21 @@
 """From pixels of any height and width to a network's input, as a module that can be exported."""
 
-import torch
+import torch  # no postponed annotations: TorchScript reads them
 from torch import Tensor, nn
 
 from delta_tune.data.augmentation import center_offset
 from delta_tune.data.images import Preprocessing
-from delta_tune.export.resampling import SUPPORT, blocks_of, rounded_sum, windows
+from delta_tune.export.resampling import SUPPORT, as_size, blocks_of, rounded_sum, windows
 
 
 class Preparation(nn.Module):
-    """uint8 (N, H, W, C) to normalised float32 (N, C, S, S): the same pixels that `stored_square` and `center_crop` give.
+    """uint8 (N, H, W, C) to normalised float32 (N, C, S, S): what `stored_square` and `center_crop` make of the images.
 
-    All images of a batch have the same height and width, ≥ 1. An image that `fit` would leave as it is stays as it is:
-    one of `stored_size` × `stored_size` where images are cropped, else of `image_size` × `image_size`.
+    All images of a batch have the same height and width, ≥ 1. An image that `fit` leaves as it is stays as it is: one
+    of `stored_size` × `stored_size` where images are cropped, else one of `image_size` × `image_size`.
+
+    Pillow ≥ 13 begins with the rows where the height shrinks by more than twice as many pixels as the width, else with
+    the columns. The side that it begins with is called the outer one here, and is the first axis of what is computed.
     """
 
     colour: Tensor
@@ -34,82 +37,61 @@ class Preparation(nn.Module):
         self.register_buffer("shifts", -torch.tensor(preprocessing.mean) / std)
 
     def forward(self, images: Tensor) -> Tensor:
-        height, width = images.shape[1], images.shape[2]
-        rows, columns = self._resized(height, width, images), self._resized(width, height, images)
-        # Which pass Pillow 13 and later make first, which shows in what is rounded
-        rows_first = ((height - rows) > 0) & ((height - rows) > (width - columns) * 2)
-        if torch.jit.is_scripting():
-            square = self._rows_first(images) if bool(rows_first) else self._columns_first(images)
-        else:
-            square = self._in_order(rows_first, images)
+        count, outputs = self.blocks
+        size = torch.zeros(2, dtype=torch.float64, device=images.device)
+        height, width = size[0] + images.shape[1], size[1] + images.shape[2]
+        rows, columns = self._side(height, width), self._side(width, height)
+        shrunk_height, shrunk_width = height - rows[3], width - columns[3]
+        rows_outer = (shrunk_height > 0) & (shrunk_height > shrunk_width * 2)
+        outer, inner = torch.where(rows_outer, rows, columns), torch.where(rows_outer, columns, rows)
+        outer_pixels, outer_weights = windows(outer, self.blocks, self.support)
+        inner_pixels, inner_weights = windows(inner, self.blocks, self.support)
+        lines = self._lines(images, outer[0], inner[0], rows_outer)
+        seen = lines.index_select(1, outer_pixels.flatten()).unflatten(1, (count, outer_pixels.shape[1]))
+        narrow = rounded_sum(torch.matmul(outer_weights, seen.to(torch.float32)), outputs).flatten(1, 2)[:, : self.size]
+        # A line has its pixels one after the other, or its channels
+        pixel_step = torch.where(rows_outer, self.channels, 1)
+        channel_step = torch.where(rows_outer, size[0] + 1, inner[0]).to(torch.int64)
+        places = inner_pixels.flatten()[:, None] * pixel_step + torch.arange(self.channels) * channel_step
+        narrow = narrow.index_select(2, places.flatten()).unflatten(2, (count, inner_pixels.shape[1], self.channels))
+        narrow = narrow.permute(0, 2, 3, 1, 4).flatten(3)
+        square = rounded_sum(torch.matmul(inner_weights, narrow), outputs).flatten(1, 2)[:, : self.size]
+        square = square.unflatten(2, (self.size, self.channels))
+        square = torch.where(rows_outer, square.transpose(1, 2), square)
         if self.kind == "letterbox":
-            row_shown, column_shown = self._shown(rows), self._shown(columns)
-            square = torch.where((row_shown[:, None] & column_shown)[:, :, None], square, self.colour)
+            shown = self._shown(rows)[:, None] & self._shown(columns)
+            square = torch.where(shown[:, :, None], square, self.colour)
         return (square * self.factors + self.shifts).permute(0, 3, 1, 2).contiguous()
 
-    def _in_order(self, rows_first: Tensor, images: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            square: Tensor = torch.cond(rows_first, self._rows_first, self._columns_first, (images,))
-            return square
-        return self._rows_first(images) if rows_first else self._columns_first(images)
+    def _lines(self, images: Tensor, outer: Tensor, inner: Tensor, rows_outer: Tensor) -> Tensor:
+        """The pixels line by line, uint8 (N, outer, inner × C): rows as they are, or columns, channel by channel.
 
-    def _rows_first(self, images: Tensor) -> Tensor:
-        return self._columns_first(images.transpose(1, 2)).transpose(1, 2).contiguous()
+        Without a branch, which not every runtime knows: rows that are turned as one single column stay as they are.
+        """
+        one = torch.ones_like(outer)
+        high, wide = (
+            as_size(torch.where(rows_outer, one, inner)),
+            as_size(torch.where(rows_outer, outer * inner, outer)),
+        )
+        turned = images.flatten(1, 2).unflatten(1, (high, wide)).permute(0, 2, 3, 1).contiguous()
+        return turned.reshape(images.shape[0], as_size(outer), as_size(inner) * self.channels)
 
-    def _columns_first(self, images: Tensor) -> Tensor:
-        """The S × S square that the network sees, float32 (N, S, S, C) of whole numbers, still without a border."""
-        count, outputs = self.blocks
-        height, width = images.shape[1], images.shape[2]
-        rows, row_weights = self._windows(height, width, images)
-        columns, column_weights = self._windows(width, height, images)
-        high, wide = rows.shape[1], columns.shape[1]
-        # Images lie on their side, so that what is gathered lies together
-        sides = images.index_select(1, rows.flatten()).transpose(1, 2).contiguous()
-        seen = sides.index_select(1, columns.flatten())
-        seen = seen.flatten(2).unflatten(1, (count, wide)).to(torch.float32)
-        narrow = rounded_sum(torch.matmul(column_weights, seen), outputs).flatten(1, 2)[:, : self.size]
-        narrow = narrow.unflatten(2, (count, high, self.channels)).permute(0, 2, 3, 1, 4).flatten(3)
-        square = rounded_sum(torch.matmul(row_weights, narrow), outputs).flatten(1, 2)[:, : self.size]
-        return square.unflatten(2, (self.size, self.channels)).contiguous()
-
-    def _resized(self, side: int, other: int, images: Tensor) -> Tensor:
-        """Pixels of a side as Pillow is asked for them, a scalar."""
-        zero = torch.zeros([], dtype=torch.float64, device=images.device)
+    def _side(self, side: Tensor, other: Tensor) -> Tensor:
+        """What `windows` takes for one side of the images."""
+        start, end = torch.zeros_like(side), side
         if self.kind == "crop":
-            return zero + self.stored
-        if self.kind == "squash":
-            return zero + self.size
-        return torch.clamp(torch.round((zero + side) / (zero + _larger(side, other)) * self.size), min=1)
-
-    def _first(self, resized: Tensor) -> Tensor:
-        """Which pixel of the resized side is the first of the S that the network sees; below 0 with a border."""
-        if self.kind == "letterbox":
-            return -torch.round((self.size - resized) / 2)
-        return torch.zeros_like(resized) + (self.margin if self.kind == "crop" else 0)
-
-    def _shown(self, resized: Tensor) -> Tensor:
-        """Which of the S pixels of a side show the image, bool (S,)."""
-        pixels = self._first(resized) + torch.arange(self.size, dtype=torch.float64, device=resized.device)
-        return (pixels >= 0) & (pixels < resized)
-
-    def _windows(self, side: int, other: int, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See `windows`, for one side of images."""
-        resized = self._resized(side, other, images)
-        start, end = torch.zeros_like(resized), torch.zeros_like(resized) + side
-        if self.kind == "crop":
-            whole = torch.floor(self.stored * end / _smaller(side, other))
+            whole = torch.floor(self.stored * side / torch.minimum(side, other))
             offset = torch.round((whole - self.stored) / 2)
-            start, end = offset * end / whole, (offset + self.stored) * end / whole
-        return windows(side, start, end, resized, self._first(resized), self.blocks, self.support)
+            start, end = offset * side / whole, (offset + self.stored) * side / whole
+            resized, first = start * 0 + self.stored, start * 0 + self.margin
+        elif self.kind == "squash":
+            resized, first = start + self.size, start
+        else:
+            resized = torch.clamp(torch.round(side / torch.maximum(side, other) * self.size), min=1)
+            first = -torch.round((self.size - resized) / 2)
+        return torch.stack([side, start, end, resized, first])
 
-
-def _smaller(one: int, other: int) -> int:
-    if torch.jit.is_scripting():
-        return min(one, other)
-    return torch.sym_min(one, other)
-
-
-def _larger(one: int, other: int) -> int:
-    if torch.jit.is_scripting():
-        return max(one, other)
-    return torch.sym_max(one, other)
+    def _shown(self, side: Tensor) -> Tensor:
+        """Which of the S pixels of a side show the image, and not its border: bool (S,)."""
+        pixels = side[4] + torch.arange(self.size, dtype=torch.float64, device=side.device)
+        return (pixels >= 0) & (pixels < side[3])

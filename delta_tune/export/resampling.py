@@ -38,23 +38,12 @@ def cubic(distance: Tensor) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
 
 
-def windows(
-    side: int,
-    start: Tensor,
-    end: Tensor,
-    resized: Tensor,
-    first: Tensor,
-    blocks: tuple[int, int],
-    support: int,
-) -> tuple[Tensor, Tensor]:
+def windows(side: Tensor, blocks: tuple[int, int], support: int) -> tuple[Tensor, Tensor]:
     """Where the blocks of an axis look, and how they weigh what they see.
 
     Args:
-        side: of the image along the axis, in pixels.
-        start: where the part of the image begins that is resized, in pixels; float64, a scalar, as the next three.
-        end: where it ends.
-        resized: to how many outputs.
-        first: which of these is the first one wanted.
+        side: float64 (5,): pixels of the side; where the part of it begins that is resized, and where it ends; to how
+            many outputs; which of these is the first one wanted, below 0 if there is none yet.
         blocks: number, and outputs of each.
         support: of the filter, 1 (triangle) or 2 (cubic).
 
@@ -63,24 +52,24 @@ def windows(
         coarse parts for each output, then the fine ones.
     """
     count, outputs = blocks
-    start, end = start.to(torch.float32), end.to(torch.float32)  # as Pillow keeps its boxes
-    scale = (end - start).to(torch.float64) / resized
+    start, end = side[1].to(torch.float32), side[2].to(torch.float32)  # as Pillow keeps its boxes
+    scale = (end - start).to(torch.float64) / side[3]
     reduction = torch.clamp(scale, min=1)
-    numbers = torch.arange(count * outputs, dtype=torch.float64, device=scale.device).view(count, outputs)
-    centres = start.to(torch.float64) + (first + numbers + 0.5) * scale
-    length = int(torch.ceil((outputs - 1) * scale + 2 * support * reduction).item()) + 1
+    numbers = torch.arange(count * outputs, dtype=torch.float64, device=side.device).view(count, outputs)
+    centres = start.to(torch.float64) + (side[4] + numbers + 0.5) * scale
+    length = as_size(torch.ceil((outputs - 1) * scale + 2 * support * reduction) + 1)
     begins = torch.clamp(torch.floor(centres[:, :1] - support * reduction + 0.5), min=0)
-    pixels = begins + torch.arange(length, dtype=torch.float64, device=scale.device)
+    pixels = begins + torch.arange(length, dtype=torch.float64, device=side.device)
     distances = torch.abs(pixels[:, None] + 0.5 - centres[:, :, None]) / reduction
     weights = triangle(distances) if support == 1 else cubic(distances)
-    weights = torch.where(pixels[:, None] < side, weights, torch.zeros_like(weights))
+    weights = torch.where(pixels[:, None] < side[0], weights, torch.zeros_like(weights))
     totals = weights.sum(2, keepdim=True)
     weights = weights / torch.where(totals == 0, torch.ones_like(totals), totals)
     whole = torch.floor(weights * 4194304 + 0.5)
     # 14 of the 22 places: sums of 255 times these stay below 2**24 units, as those of 512 times the others do
     coarse = torch.floor(whole / 256 + 0.5) * 256
     parts = torch.cat([coarse, whole - coarse], dim=1) / 4194304
-    return torch.clamp(pixels, max=side - 1).to(torch.int64), parts.to(torch.float32)
+    return torch.clamp(pixels, max=side[0] - 1).to(torch.int64), parts.to(torch.float32)
 
 
 def rounded_sum(products: Tensor, outputs: int) -> Tensor:
@@ -90,3 +79,12 @@ def rounded_sum(products: Tensor, outputs: int) -> Tensor:
     # Added at once, float32 would round what is just below a whole number
     rest = torch.floor((raised - whole) + products[..., outputs:, :])
     return torch.clamp(whole + rest, min=0, max=255)
+
+
+def as_size(value: Tensor) -> int:
+    """A whole number ≥ 1, a scalar, as the size of what is computed."""
+    if torch.jit.is_scripting():
+        return int(value.item())
+    size: int = value.to(torch.int64).item()
+    torch._check(size >= 1)
+    return size
