@@ -7,7 +7,7 @@ from pathlib import Path
 
 from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
 from delta_tune.config import UserError, visible
-from delta_tune.export.formats import SUFFIXES
+from delta_tune.export.formats import INPUTS, SUFFIXES
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -16,7 +16,19 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--format", choices=tuple(SUFFIXES), required=True, help="Format of the file")
     command.add_argument("--flip", action="store_true", help=f"{FLIP}; not with state_dict")
     command.add_argument(
-        "--output", type=Path, metavar="FILE", help="File to write (model.onnx, model.pt or model.pth, by format)"
+        "--inputs",
+        choices=INPUTS,
+        default="pixels",
+        help="pixels: the file takes images of any size and gives probabilities; normalized: it is the network alone, "
+        "and takes images that are resized and normalised, to logits; not with state_dict (default: pixels)",
+    )
+    command.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="A second output: what the network's last layer sees of an image; not with state_dict",
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="File to write (model with the ending of the format)"
     )
 
 
@@ -33,7 +45,7 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
     model = load(given.folder, flip=given.flip)
     try:
-        written = export_model(model, given.format, file)
+        written = export_model(model, given.format, file, inputs=given.inputs, embeddings=given.embeddings)
     except OSError as error:
         raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
     for each in written:
