@@ -1,1 +1,1 @@
-"""Why a model answers as it does: where in an image it finds evidence for a class."""
+"""Why a model answers as it does: where it looked, which channels matter, and which training images are alike."""
