@@ -131,21 +131,25 @@ def write_explanations(
     if not isinstance(nearest, str):
         found = (tuple(each) for each in nearest[shown])
         entries = [dataclasses.replace(entry, nearest=each) for entry, each in zip(entries, found, strict=True)]
-    text = page_templates().get_template(TEMPLATE).render(
-        entries=entries,
-        left_out=len(names) - len(entries),
-        unsure=sum(entry.unsure for entry in entries),
-        damaged=sum(entry.error is not None for entry in entries),
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
-        legend=legend_css(),
-        layer=layer,
-        image_size=model.preprocessing.image_size,
-        networks=int(model.config.get("networks", 1)),
-        backbone=model.config["backbone"]["model"],
-        is_calibrated="temperature" in model.config,
-        several=model.thresholds is not None,
-        has_attention=bool(attention),
-        nearest_sentence=nearest if isinstance(nearest, str) else "",
+    text = (
+        page_templates()
+        .get_template(TEMPLATE)
+        .render(
+            entries=entries,
+            left_out=len(names) - len(entries),
+            unsure=sum(entry.unsure for entry in entries),
+            damaged=sum(entry.error is not None for entry in entries),
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
+            legend=legend_css(),
+            layer=layer,
+            image_size=model.preprocessing.image_size,
+            networks=int(model.config.get("networks", 1)),
+            backbone=model.config["backbone"]["model"],
+            is_calibrated="temperature" in model.config,
+            several=model.thresholds is not None,
+            has_attention=bool(attention),
+            nearest_sentence=nearest if isinstance(nearest, str) else "",
+        )
     )
     with atomic_write(file) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
