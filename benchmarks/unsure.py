@@ -39,7 +39,7 @@ from rich.table import Table
 import delta_tune
 from delta_tune.config import TrialConfig
 from delta_tune.data.resampling import pool_splits
-from delta_tune.explanation.nearest import similarities
+from delta_tune.explanation.similarity import similarities
 from delta_tune.explanation.training_images import embed_images
 from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
@@ -94,17 +94,14 @@ class Scorer:
     def __init__(self, model: Model, task: Task) -> None:
         self.model = model
         self.known = embed_images(model, pool_splits([task.dataset.train]))
-        among = similarities(self.known, self.known.embeddings.astype(np.float32))
-        np.fill_diagonal(among, -1)
-        self.typical = among.max(1)
         self.usual = np.array([p.probability for p in model.predict(list(task.dataset.val.names))])
 
     def __call__(self, files: Sequence[str]) -> dict[str, np.ndarray]:
         probability = np.array([p.probability for p in self.model.predict(files)])
-        ordered = np.sort(similarities(self.known, self.model.embed(files)), axis=1)
+        ordered = np.sort(similarities(self.known.embeddings, self.model.embed(files)), axis=1)
         nearest = ordered[:, -1]
-        both = (ranks(probability, self.usual) + ranks(nearest, self.typical)) / 2
-        typical = ranks(nearest, self.typical)
+        both = (ranks(probability, self.usual) + ranks(nearest, self.known.usual)) / 2
+        typical = ranks(nearest, self.known.usual)
         return {
             "probability": probability,
             "nearest": nearest,
