@@ -23,7 +23,7 @@ LAYERS = [
     {"models", "spaces"},
     {"attention"},
     {"training"},
-    {"cluster", "inference"},
+    {"cluster", "inference", "serving"},
     {"search", "export", "explanation"},
     {"report", "tracking"},
     {"study", "inspection"},

@@ -1,1 +1,1 @@
-"""Why the model answers so: where it looked, and which training images look most alike to it."""
+"""Why a model answers as it does: where it looked, which channels matter, and which training images are alike."""

@@ -7,3 +7,6 @@ from typing import Literal
 Format = Literal["onnx", "torchscript", "state_dict"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "state_dict": ".pth"}
 """Of the file in each format."""
+FolderFormat = Literal["timm", "torchvision", "hf"]
+FOLDERS: dict[FolderFormat, str] = {"timm": "model-timm", "torchvision": "model-torchvision", "hf": "model-hf"}
+"""Name of the folder in each format that is a library's own."""
