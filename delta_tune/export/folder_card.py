@@ -53,7 +53,7 @@ They have not been calibrated.
 {% for note in notes %}
 - {{ note }}
 {% endfor %}
-{% if data %}
+{% if known %}
 
 ## Data and metrics
 
@@ -67,7 +67,7 @@ They have not been calibrated.
 - {% if thresholds %}It answers with the labels whose probability is at least their threshold, which may be none.\
 {% else %}Whatever it is shown, it answers with one of its classes.{% endif %}
 
-{% if data %}
+{% if known %}
 - The figures hold for images such as those of {{ data | as_name }}; nothing else was tried.
 {% endif %}
 
@@ -126,6 +126,7 @@ def folder_card(model: Model, folder: LibraryFolder, place: str, record: StudyRe
         predict=folder.predict,
         notes=folder.notes,
         library=folder.library,
+        known=record is not None,
         data=data_name(record) if record is not None else "",
         images=", ".join(f"{count} {split}" for split, count in record.images.items()) if record is not None else "",
         scored=record.scoring.said if record is not None and record.scoring is not None else "",
