@@ -14,6 +14,7 @@ from PIL import Image
 
 from delta_tune.data.fitting import Picture
 from delta_tune.data.images import DamagedImage, Preprocessing, open_picture, stored_square
+from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation.attended_channels import Attention
 from delta_tune.explanation.explain import Explanation, explain, layer_of
 from delta_tune.explanation.heat_maps import BATCH_SIZE
@@ -22,7 +23,6 @@ from delta_tune.inference.model import Model, Prediction
 from delta_tune.models.hooked_layers import MapLayer
 from delta_tune.report.feature_map_images import stack_tiles
 from delta_tune.report.heat_map_drawing import draw_heat_map, legend_css, to_jpeg
-from delta_tune.report.predictions import crop_stored_square
 from delta_tune.report.templates import page_templates
 
 TEMPLATE = "explanation.html.jinja"
