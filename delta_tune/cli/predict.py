@@ -15,7 +15,7 @@ from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
 from delta_tune.config import UserError, visible
 
 if TYPE_CHECKING:
-    from delta_tune.inference.model import Prediction
+    from delta_tune.inference.model import Model, Prediction
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -36,6 +36,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="X|auto",
         help="Mark predictions with a lower probability as unsure; auto is what the study found",
     )
+    command.add_argument(
+        "--explain",
+        type=Path,
+        metavar="FILE.html",
+        help="Write a page that shows where the model looks in each image, and how sure it is",
+    )
     command.add_argument("--json", action="store_true", help="Print the probability of every class as JSON")
 
 
@@ -47,6 +53,8 @@ def run(given: argparse.Namespace) -> None:
     if given.top < 1:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
     least = _min_confidence(given.min_confidence)
+    if given.explain is not None:
+        _check_page(given.explain)
     model = load(given.folder, given.device, flip=given.flip)
     names = [name for image in given.images for name in (list_images(image) if os.path.isdir(image) else [image])]
     images = names[0] if len(names) == 1 else names  # a single one that is unreadable has no rows
@@ -57,6 +65,8 @@ def run(given: argparse.Namespace) -> None:
     else:
         show = _print_predictions if model.thresholds is None else _print_labels
         show(names, predictions, given.top)
+    if given.explain is not None:
+        _explain(model, names, predictions, given)
     errors = [prediction.error for prediction in predictions if prediction.error]
     if len(errors) == 1:
         raise UserError(errors[0])
@@ -64,6 +74,39 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(
             f"{len(errors)} of {len(names)} images cannot be read, as their rows say; repair them, or leave them out."
         )
+
+
+def _check_page(file: Path) -> None:
+    """Raise UserError if no page of explanations can be written there."""
+    from delta_tune.explanation.heat_maps import check_package
+
+    check_package("--explain")
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--explain must be the name of an HTML file such as why.html, but got {file}.")
+    if not file.parent.is_dir():
+        raise UserError(f"--explain {file} lies in a folder that does not exist; make it, or give another.")
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"--explain {file} cannot be written; give another file.")
+
+
+def _explain(
+    model: Model, names: Sequence[str | Path], predictions: Sequence[Prediction], given: argparse.Namespace
+) -> None:
+    from delta_tune.explanation.attended_channels import attention_beside
+    from delta_tune.report.explanation import FIRST_CLASSES, MOST_IMAGES, write_explanations
+
+    write_explanations(
+        given.explain,
+        model,
+        names,
+        predictions,
+        attention=attention_beside(given.folder),
+        nearest="There are no similar training images yet.",
+        classes=max(FIRST_CLASSES, given.top),
+    )
+    if not given.json:
+        left_out = f" of the first {MOST_IMAGES} images" if len(names) > MOST_IMAGES else ""
+        print(visible(f"Explanations{left_out}: {given.explain}"))
 
 
 def _min_confidence(text: str | None) -> float | Literal["auto"] | None:

@@ -17,7 +17,7 @@ from delta_tune.export.folder_card import folder_card
 from delta_tune.export.formats import FolderFormat
 from delta_tune.export.hf_folder import check_transformers, hf_folder
 from delta_tune.export.library_folder import LibraryFolder
-from delta_tune.export.network import calibrated
+from delta_tune.export.network import CalibratedNetwork
 from delta_tune.export.timm_folder import timm_folder
 from delta_tune.export.torchvision_folder import torchvision_folder
 from delta_tune.filesystem.atomic import PARTIAL, write_json
@@ -137,7 +137,7 @@ def _check(model: Model, kind: FolderFormat, made: LibraryFolder, folder: Path) 
             f"({type(error).__name__}: {first_line(error)[:200]}); {advice}."
         ) from error
     try:
-        check_file(model, calibrated(model), read)
+        check_file(model, CalibratedNetwork(model).eval(), lambda images: (read(images),))
     except ExportMismatch as error:
         raise ExportMismatch(
             f"{model.config['backbone']['model']} cannot be exported to {kind}: {made.library}'s network computes "

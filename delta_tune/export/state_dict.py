@@ -39,7 +39,9 @@ def write_state_dict(model: Model, file: Path) -> None:
     if "input_convolution" in told:
         with_input_channels(rebuilt, told["input_convolution"]["module"], told["input_convolution"]["in_channels"])
     rebuilt.load_state_dict(torch.load(file, weights_only=True))
-    check_file(model, network, rebuilt.eval())
+    rebuilt.eval()
+    with torch.inference_mode():
+        check_file(model, network, lambda images: (rebuilt(images),))
 
 
 def constructor_of(model: Model) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def test_export_writes_the_file_that_is_asked_for(folder, tmp_path, capsys, monk
 
 
 def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model_file, "export_model", full)

@@ -114,6 +114,13 @@ def study_json(folder, *, finished=True, test=True, name="study", metric="val_ac
     (folder / STUDY_FILE).write_text(json.dumps(record))
 
 
+def change_settings(folder, **settings):
+    """Write other settings into `study.json`."""
+    content = json.loads((folder / STUDY_FILE).read_text())
+    content["settings"] |= settings
+    (folder / STUDY_FILE).write_text(json.dumps(content))
+
+
 def attention_file(folder, channels=(16, 32)):
     rng = np.random.default_rng(0)
     rows = [
