@@ -14,7 +14,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     command.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
     command.add_argument("--format", choices=(*SUFFIXES, *FOLDERS), required=True, help="Format of the file or folder")
-    command.add_argument("--flip", action="store_true", help=f"{FLIP}; not with state_dict, nor with folders")
+    command.add_argument("--flip", action="store_true", help=f"{FLIP}; not with state_dict, timm, torchvision, hf")
     command.add_argument(
         "--inputs",
         choices=INPUTS,
@@ -31,7 +31,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="PATH",
-        help="File to write (model with the ending of the format), or folder (model- with the format's name)",
+        help="File to write (model with the ending of the format), or folder (model-timm, model-hf …)",
     )
 
 
