@@ -20,12 +20,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         choices=INPUTS,
         default="pixels",
         help="pixels: the file takes images of any size and gives probabilities; normalized: it is the network alone, "
-        "and takes images that are resized and normalised, to logits; not with state_dict (default: pixels)",
+        "and takes images that are resized and normalised, to logits; of files, not with state_dict (default: pixels)",
     )
     command.add_argument(
         "--embeddings",
         action="store_true",
-        help="A second output: what the network's last layer sees of an image; not with state_dict",
+        help="A second output: what the network's last layer sees of an image; of files, not with state_dict",
     )
     command.add_argument(
         "--output",
@@ -64,6 +64,9 @@ def _export_folder(given: argparse.Namespace) -> None:
     from delta_tune.export.model_as_folder import check_place, export_folder, study_of
     from delta_tune.inference.model import load
 
+    if given.embeddings or given.inputs != "pixels":
+        flag = "--embeddings" if given.embeddings else f"--inputs {given.inputs}"
+        raise UserError(f"{flag} is of formats that are files; leave it out with --format {given.format}.")
     folder: Path = given.output or Path(FOLDERS[given.format])
     if not folder.absolute().parent.is_dir():
         raise UserError(f"--output {folder} has no folder to lie in; make {folder.absolute().parent} first.")

@@ -43,8 +43,10 @@ def check_place(folder: Path) -> None:
     """Check that a folder may be written.
 
     Raises:
-        UserError: it is there already and no earlier export.
+        UserError: it is there already and no earlier export, or has no name of its own, as `..` has not.
     """
+    if folder.name in ("", ".."):
+        raise UserError(f"--output {folder} has no name; give one for the new folder, such as {folder / 'model'}.")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--output {folder} is there already and no folder; give a new one.")
     if not folder.is_dir() or not (there := {each.name for each in folder.iterdir()}):
