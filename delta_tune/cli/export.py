@@ -1,4 +1,4 @@
-"""`python -m delta_tune export`: the model as a file for other programs."""
+"""`python -m delta_tune export`: the model as a file for other programs, or as a folder for another library."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from delta_tune.cli import reduced_export
 from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
 from delta_tune.config import UserError, visible
-from delta_tune.export.formats import INPUTS, PRECISIONS, SUFFIXES
+from delta_tune.export.formats import FOLDERS, INPUTS, PRECISIONS, SUFFIXES
 
 if TYPE_CHECKING:
     from delta_tune.inference.model import Model
@@ -17,19 +18,19 @@ if TYPE_CHECKING:
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     command.add_argument("folder", metavar="FOLDER", help=MODEL_FOLDER)
-    command.add_argument("--format", choices=tuple(SUFFIXES), required=True, help="Format of the file")
-    command.add_argument("--flip", action="store_true", help=f"{FLIP}; not with state_dict")
+    command.add_argument("--format", choices=(*SUFFIXES, *FOLDERS), required=True, help="Format of the file or folder")
+    command.add_argument("--flip", action="store_true", help=f"{FLIP}; not with state_dict, timm, torchvision, hf")
     command.add_argument(
         "--inputs",
         choices=INPUTS,
         default="pixels",
         help="pixels: the file takes images of any size and gives probabilities; normalized: it is the network alone, "
-        "and takes images that are resized and normalised, to logits; not with state_dict (default: pixels)",
+        "and takes images that are resized and normalised, to logits; of files, not with state_dict (default: pixels)",
     )
     command.add_argument(
         "--embeddings",
         action="store_true",
-        help="A second output: what the network's last layer sees of an image; not with state_dict",
+        help="A second output: what the network's last layer sees of an image; of files, not with state_dict",
     )
     command.add_argument(
         "--precision",
@@ -46,8 +47,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "instead of the study's own",
     )
     command.add_argument("--force", action="store_true", help="Keep a file of reduced --precision that loses more")
+    reduced_export.add_flags(command)
     command.add_argument(
-        "--output", type=Path, metavar="FILE", help="File to write (model with the ending of the format)"
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="File to write (model with the ending of the format), or folder (model-timm, model-hf …)",
     )
 
 
@@ -69,6 +74,10 @@ def _check_precision(given: argparse.Namespace) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run the command."""
+    _check_precision(given)
+    if given.format in FOLDERS:
+        _export_folder(given)
+        return
     from delta_tune.console.format import format_bytes
     from delta_tune.export.model_file import export_model
     from delta_tune.inference.model import load
@@ -78,7 +87,6 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(f"--output {file} has no folder to lie in; make {file.absolute().parent} first.")
     if file.is_dir():
         raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
-    _check_precision(given)
     model = load(given.folder, flip=given.flip)
     if given.precision != "float32":
         return _export_reduced(given, model, file)
@@ -88,6 +96,29 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(f"--output {file} cannot be written ({error.strerror}); give another file.") from error
     for each in written:
         print(visible(f"{each}: {format_bytes(each.stat().st_size)}"))
+
+
+def _export_folder(given: argparse.Namespace) -> None:
+    from delta_tune.console.format import format_bytes
+    from delta_tune.export.folder_card import upload_command
+    from delta_tune.export.model_as_folder import check_place, export_folder, study_of
+    from delta_tune.inference.model import load
+
+    if given.embeddings or given.inputs != "pixels":
+        flag = "--embeddings" if given.embeddings else f"--inputs {given.inputs}"
+        raise UserError(f"{flag} is of formats that are files; leave it out with --format {given.format}.")
+    folder: Path = given.output or Path(FOLDERS[given.format])
+    if not folder.absolute().parent.is_dir():
+        raise UserError(f"--output {folder} has no folder to lie in; make {folder.absolute().parent} first.")
+    check_place(folder)
+    model = load(given.folder, flip=given.flip)
+    try:
+        lines = export_folder(model, given.format, folder, study_of(given.folder))
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written ({error.strerror}); give another folder.") from error
+    for each in sorted(folder.iterdir()):
+        print(visible(f"{each}: {format_bytes(each.stat().st_size)}"))
+    print(f"\n{lines}\n{visible(upload_command(str(folder)))}")
 
 
 def _export_reduced(given: argparse.Namespace, model: Model, file: Path) -> None:

@@ -16,6 +16,7 @@ from delta_tune.data.pictures import thumbnail
 from delta_tune.data.resampling import merge_val_into_train
 from delta_tune.data.splits import training_subset
 from delta_tune.explanation.embedding_file import EmbeddedImages, read_embedded, write_embedded
+from delta_tune.explanation.similarity import unit_vectors, usual_similarities
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.inference.embeddings import embed_squares, embedding_size
 from delta_tune.inference.ensemble import members_of
@@ -79,20 +80,15 @@ def embed_images(model: Model, split: Split, progress: Bar | None = None) -> Emb
             embeddings.append(unit_vectors(embed_squares(model.network, head, squares, model.preprocessing)))
             thumbnails += [thumbnail(square, model.preprocessing) for square in squares]
             advance(len(squares))
+    known = np.concatenate(embeddings).astype(np.float16)
     return EmbeddedImages(
-        embeddings=np.concatenate(embeddings).astype(np.float16),
+        embeddings=known,
         labels=np.asarray(split.labels)[chosen],
         names=tuple(split.names[position] for position in chosen.tolist()),
         thumbnails=tuple(thumbnails),
         num_all=len(split),
+        usual=usual_similarities(known),
     )
-
-
-def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Rows (N, D) divided by their lengths; a row of zeros stays."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
-    return found
 
 
 def _ignore(count: int) -> None:
