@@ -35,6 +35,8 @@ class EmbeddedImages:
     """JPEG."""
     num_all: int
     """Of so many images these are all, or a sample."""
+    usual: npt.NDArray[np.float32]
+    """What `usual_similarities` returns of them, (M,) in ascending order."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,6 +53,7 @@ def write_embedded(images: EmbeddedImages, key: str, file: Path) -> None:
         "embeddings": images.embeddings,
         "labels": np.asarray(images.labels),
         "num_all": np.array([images.num_all], dtype=np.int64),
+        "usual": images.usual,
         **_joined("names", [as_utf8(name).encode() for name in images.names]),
         **_joined("thumbnails", images.thumbnails),
     }
@@ -86,11 +89,19 @@ def read_embedded(file: Path, key: str, width: int, num_classes: int) -> Embedde
     num_all = int(_tensor(tensors, "num_all", np.int64, (1,))[0])
     if not 1 <= many <= num_all:
         raise ValueError(f"num_all: {num_all} for {many} images")
+    usual = _tensor(tensors, "usual", np.float32, (None,))
+    if not ((usual[:-1] <= usual[1:]).all() and (np.abs(usual) <= 1).all() and len(usual) <= many):
+        raise ValueError("usual: it is not in order, or outside of its range")
     names = [name.decode() for name in _split(tensors, "names", many, NAME_BYTES)]
     thumbnails = _split(tensors, "thumbnails", many, None)
     check(list[Picture], thumbnails)
     return EmbeddedImages(
-        embeddings=embeddings, labels=labels, names=tuple(names), thumbnails=tuple(thumbnails), num_all=num_all
+        embeddings=embeddings,
+        labels=labels,
+        names=tuple(names),
+        thumbnails=tuple(thumbnails),
+        num_all=num_all,
+        usual=usual,
     )
 
 

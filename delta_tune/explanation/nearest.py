@@ -14,13 +14,12 @@ from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.images import DamagedImage
 from delta_tune.data.loading import Bar
 from delta_tune.explanation.embedding_file import EmbeddedImages
-from delta_tune.explanation.training_images import training_images, unit_vectors
+from delta_tune.explanation.similarity import similarities, typicality
+from delta_tune.explanation.training_images import training_images
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model import Model
 
 COUNT = 5
-ROWS = 4096
-"""Training images that are compared at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,11 @@ class NearestImages:
     """For each image, in order, the most similar ones first; none for an image that cannot be read."""
     note: str = ""
     """A sentence if the training images cannot be had, or if they are a sample; else empty."""
+    typicality: tuple[float | None, ...] = ()
+    """For each image the share of training images that are no more alike to another one than it is to its nearest, in
+    [0, 1]: next to 0 it is unlike all that the model was trained on. None where there are no nearest images."""
+    are_known: bool = True
+    """Whether the training images could be had."""
 
 
 def nearest_images(
@@ -77,20 +81,23 @@ def nearest_images(
         known = training_images(model, folder, data=data, progress=progress)
     except (UserError, OSError, MemoryError) as error:
         cause = str(error) or type(error).__name__
-        return NearestImages(((),) * len(vectors), f"The nearest training images are left out: {cause}")
+        nothing: tuple[None, ...] = (None,) * len(vectors)
+        return NearestImages(((),) * len(vectors), f"The nearest training images are left out: {cause}", nothing, False)
     readable = [vector for vector in vectors if vector is not None]
     rows = iter(nearest(known, np.stack(readable), count, model.classes) if readable else ())
     note = ""
     if len(known) < known.num_all:
         note = f"Nearest among {len(known):,} of the {known.num_all:,} training images, drawn class by class."
-    return NearestImages(tuple(() if vector is None else next(rows) for vector in vectors), note)
+    of_each = tuple(() if vector is None else next(rows) for vector in vectors)
+    typical = tuple(typicality(known.usual, row[0].similarity) if row else None for row in of_each)
+    return NearestImages(of_each, note, typical)
 
 
 def nearest(
     known: EmbeddedImages, embeddings: np.ndarray, count: int, classes: tuple[str, ...]
 ) -> list[tuple[NearestImage, ...]]:
     """The `count` training images with the most similar embeddings for each row of `embeddings` (N, D)."""
-    found = similarities(known, embeddings)
+    found = similarities(known.embeddings, embeddings)
     order = np.argsort(-found, axis=1, kind="stable")[:, :count]
     return [
         tuple(
@@ -104,15 +111,6 @@ def nearest(
         )
         for row, chosen in zip(found, order, strict=True)
     ]
-
-
-def similarities(known: EmbeddedImages, embeddings: np.ndarray) -> np.ndarray:
-    """The cosine of each embedding (N, D) and that of each training image (M): float32 (N, M) in [-1, 1]."""
-    units = unit_vectors(embeddings).astype(np.float32)
-    parts = [
-        units @ known.embeddings[start : start + ROWS].astype(np.float32).T for start in range(0, len(known), ROWS)
-    ]
-    return np.concatenate(parts, 1).clip(-1, 1)
 
 
 def _label(known: EmbeddedImages, position: int, classes: tuple[str, ...]) -> str:

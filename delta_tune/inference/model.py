@@ -39,7 +39,8 @@ class Prediction:
     error: str | None = None
     """A sentence if the image cannot be read."""
     unsure: bool = False
-    """Whether `probability` is below the `min_confidence` that was asked for."""
+    """Whether `probability` is below the `min_confidence` that was asked for; where none of several labels is there,
+    whether 1 - `probability` is."""
     labels: tuple[str, ...] = ()
     """Of a model of several labels an image, those whose probability is at least their threshold, the most probable
     first, which may be none; else `label` alone."""
@@ -158,12 +159,13 @@ class Model:
 
     def _prediction(self, row: np.ndarray, least: float) -> Prediction:
         probability, label = float(row.max()), self.classes[int(row.argmax())]
+        labels = (label,) if self.thresholds is None else self._labels(row, self.thresholds)
         return Prediction(
             label,
             probability,
             dict(zip(self.classes, map(float, row), strict=True)),
-            unsure=probability < least,
-            labels=(label,) if self.thresholds is None else self._labels(row, self.thresholds),
+            unsure=(probability if labels else 1 - probability) < least,
+            labels=labels,
         )
 
     def _labels(self, row: np.ndarray, thresholds: Sequence[float]) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ def _add_errors(app: FastAPI) -> None:
         path = visible(request.url.path)[:100]
         said = f"There is nothing at {path}; POST images to /predict, or see /."
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             said = f"{visible(request.method)[:20]} is not taken at {path}; use {allowed}."
         return _json({"error": said}, error.status_code, dict(error.headers or {}))
 

@@ -17,6 +17,18 @@ def images(labels=None):
         names=("a.jpg", "", "ü\n.jpg"),
         thumbnails=(JPEG, JPEG + b"x" * 9, JPEG + b"\0"),
         num_all=5,
+        usual=np.array([-0.5, 0.25], dtype=np.float32),
+    )
+
+
+def one_image(name):
+    return EmbeddedImages(
+        embeddings=np.ones((1, 2), np.float16),
+        labels=np.zeros(1, int),
+        names=(name,),
+        thumbnails=(JPEG,),
+        num_all=1,
+        usual=np.empty(0, np.float32),
     )
 
 
@@ -33,17 +45,12 @@ def test_images_are_read_as_they_were_written(tmp_path, labels):
     np.testing.assert_array_equal(found.embeddings, images().embeddings)
     np.testing.assert_array_equal(found.labels, labels)
     assert (found.embeddings.dtype, found.labels.dtype) == (np.float16, labels.dtype)
+    np.testing.assert_array_equal(found.usual, images().usual)
     assert (found.names, found.thumbnails, found.num_all) == (images().names, images().thumbnails, 5)
 
 
 def test_name_that_is_not_utf8_is_kept_as_text(tmp_path):
-    strange = EmbeddedImages(
-        embeddings=np.ones((1, 2), np.float16),
-        labels=np.zeros(1, int),
-        names=("\udcff",),
-        thumbnails=(JPEG,),
-        num_all=1,
-    )
+    strange = one_image("\udcff")
     write_embedded(strange, KEY, tmp_path / "f")
     (name,) = read_embedded(tmp_path / "f", KEY, 2, 1).names
     assert name.encode()
@@ -76,6 +83,10 @@ def change(tensors, **other):
         (lambda t: change(t, labels=np.zeros((3, 2), np.float32)), "labels: its shape"),
         (lambda t: change(t, labels=np.array(1)), "labels"),
         (lambda t: change(t, num_all=[2]), "num_all: 2 for 3 images"),
+        (lambda t: change(t, usual=np.array([0.5, 0.25], np.float32)), "usual"),
+        (lambda t: change(t, usual=np.array([0.5, np.nan], np.float32)), "usual"),
+        (lambda t: change(t, usual=np.array([0.5, 2], np.float32)), "usual"),
+        (lambda t: change(t, usual=np.zeros(4, np.float32)), "usual"),
         (lambda t: change(t, names_end=[5, 4, 12]), "names_end"),
         (lambda t: change(t, names_end=[5, 5, 99]), "names_end"),
         (lambda t: change(t, names_end=[-5, 5, len(t["names"])]), "names_end"),
@@ -99,13 +110,7 @@ def test_file_that_is_no_safetensors_file_is_refused(file, content):
 
 
 def test_name_longer_than_any_path_is_refused(tmp_path):
-    long = EmbeddedImages(
-        embeddings=np.ones((1, 2), np.float16),
-        labels=np.zeros(1, int),
-        names=("x" * 5000,),
-        thumbnails=(JPEG,),
-        num_all=1,
-    )
+    long = one_image("x" * 5000)
     write_embedded(long, KEY, tmp_path / "f")
     with pytest.raises(ValueError, match="names_end"):
         read_embedded(tmp_path / "f", KEY, 2, 1)

@@ -34,6 +34,7 @@ def same(one, other):
     return (
         np.array_equal(one.embeddings, other.embeddings)
         and np.array_equal(one.labels, other.labels)
+        and np.array_equal(one.usual, other.usual)
         and (one.names, one.thumbnails, one.num_all) == (other.names, other.thumbnails, other.num_all)
     )
 
