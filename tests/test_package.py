@@ -24,7 +24,7 @@ LAYERS = [
     {"attention"},
     {"training"},
     {"cluster", "inference", "serving"},
-    {"search", "export"},
+    {"search", "export", "explanation"},
     {"report", "tracking"},
     {"study", "inspection"},
     {"cli"},

@@ -10,20 +10,16 @@ from typing import Any
 import jinja2
 
 from delta_tune.config import FIRST_MODEL
-from delta_tune.console.escape import markdown_name, yaml_string
+from delta_tune.console.escape import markdown_name
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.inference.card_metadata import card_metadata
 from delta_tune.inference.model_folder import model_thresholds, read_config
 from delta_tune.results.layout import CARD_FILE
 from delta_tune.results.study_record import StudyRecord
 
 MANY_CLASSES = 20
 TEMPLATE = """\
----
-library_name: delta-tune
-pipeline_tag: image-classification
-tags: [image-classification, transfer-learning, {{ method | yaml }}]
-metrics: [accuracy]
----
+{{ metadata }}\
 # {{ name | as_name }}
 
 {{ backbone | as_name }}, \
@@ -135,8 +131,15 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     if not record.confirmed and record.held_out is None:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"as_name": markdown_name, "yaml": yaml_string}
+    environment.filters |= {"as_name": markdown_name}
     text = environment.from_string(TEMPLATE).render(
+        metadata=card_metadata(
+            "delta-tune",
+            record.settings["name"],
+            ["transfer-learning", told["config"]["regularizer"]],
+            several=thresholds is not None,
+            record=record,
+        ),
         name=record.settings["name"],
         method=told["config"]["regularizer"],
         first_model=FIRST_MODEL,

@@ -106,7 +106,7 @@ def test_damaged_folder_is_refused(folder, tmp_path, content, message):
 
 @pytest.mark.slow
 def test_onnx_has_task_thresholds_and_the_logits_of_the_probabilities(model, pixels, tmp_path):
-    export_model(model, "onnx", tmp_path / "model.onnx")
+    export_model(model, "onnx", tmp_path / "model.onnx", inputs="normalized")
     told = {each.key: json.loads(each.value) for each in onnx.load(str(tmp_path / "model.onnx")).metadata_props}
     assert told["task"] == "multilabel"
     assert told["output"]["thresholds"] == THRESHOLDS
@@ -121,11 +121,30 @@ def test_onnx_has_task_thresholds_and_the_logits_of_the_probabilities(model, pix
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_has_task_and_thresholds(model, tmp_path):
-    export_model(model, "torchscript", tmp_path / "model.pt")
+    export_model(model, "torchscript", tmp_path / "model.pt", inputs="normalized")
     files = {"config.json": ""}
     torch.jit.load(str(tmp_path / "model.pt"), _extra_files=files)
     told = json.loads(files["config.json"])
     assert (told["task"], told["thresholds"], told["output"]["thresholds"]) == ("multilabel", THRESHOLDS, THRESHOLDS)
+
+
+def test_answer_that_no_label_is_there_is_unsure_if_the_likeliest_may_well_be(model, pixels, monkeypatch):
+    monkeypatch.setattr(model, "thresholds", [1.0, 1.0, 1.0])
+    plain = model.predict(pixels)
+    middle = sorted(1 - each.probability for each in plain)[3]
+    found = model.predict(pixels, min_confidence=middle)
+    assert {each.labels for each in found} == {()}
+    assert [each.unsure for each in found] == [1 - each.probability < middle for each in plain]
+    assert len({each.unsure for each in found}) == 2
+
+
+def test_labels_that_are_there_are_unsure_if_the_likeliest_is_improbable(model, pixels, monkeypatch):
+    monkeypatch.setattr(model, "thresholds", [0.0, 0.0, 0.0])
+    plain = model.predict(pixels)
+    middle = sorted(each.probability for each in plain)[3]
+    assert [each.unsure for each in model.predict(pixels, min_confidence=middle)] == [
+        each.probability < middle for each in plain
+    ]
 
 
 def test_one_confidence_for_all_is_refused(model, pixels):
