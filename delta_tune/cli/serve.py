@@ -61,6 +61,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="S",
         help="Seconds for a request to arrive, and for its answer (30)",
     )
+    command.add_argument(
+        "--max-connections", type=int, default=512, metavar="N", help="Connections; more are answered 503 (512)"
+    )
     command.add_argument("--quiet", action="store_true", help="No line for each request")
 
 
@@ -91,6 +94,7 @@ def run(given: argparse.Namespace) -> int:
         max_request_bytes=4 * image_bytes,
         max_buffered_bytes=16 * image_bytes,
         max_pixels=int(given.max_pixels * 1e6) if math.isfinite(given.max_pixels) else 0,
+        max_connections=given.max_connections,
         read_timeout_s=given.timeout,
         timeout_s=given.timeout,
         access_log=not given.quiet,

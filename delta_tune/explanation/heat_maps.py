@@ -1,4 +1,4 @@
-"""Heat maps of an image for a class: LayerCAM (Jiang et al. 2021, doi 10.1109/TIP.2021.3089943), by captum's gradients."""
+"""Heat maps of an image for a class: LayerCAM (Jiang et al. 2021, doi 10.1109/TIP.2021.3089943), computed by captum."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _heat_maps(
 
 
 def _shares(seen: Sequence[tuple[nn.Module, Tensor, bool]], classes: list[int], kind: LabelKind) -> Tensor:
-    """The share of each network and view in the class's mean probability: (M, N, 1, 1), their sum over M is 1."""
+    """The share of each network and view in the class's mean probability: (M, N, 1, 1, 1), their sum over M is 1."""
     wanted = torch.tensor(classes)
     with torch.no_grad():
         of_class = [
@@ -91,4 +91,4 @@ def _shares(seen: Sequence[tuple[nn.Module, Tensor, bool]], classes: list[int], 
     probabilities = torch.stack(of_class)
     total = probabilities.sum(0)
     shares = torch.where(total > 0, probabilities / total, 1 / len(seen))
-    return shares.float()[:, :, None, None]
+    return shares.float()[:, :, None, None, None]

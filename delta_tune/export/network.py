@@ -1,42 +1,46 @@
-"""What a file computes: the model's network with its temperature, and the words for it in the file's metadata."""
+"""What a file of the network alone computes: calibrated logits, and the inputs of the head, if they are wanted."""
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import ExitStack
 
+import torch
 from torch import Tensor, nn
 
-from delta_tune.inference.ensemble import Flipped
+from delta_tune.inference.ensemble import members_of
 from delta_tune.inference.model import Model
 
 
-class _Calibrated(nn.Module):
-    """A network's logits (N, K), divided by the temperature."""
+class CalibratedNetwork(nn.Module):
+    """Normalised images (N, C, S, S) to logits (N, K), divided by the temperature; with `embeddings` a pair.
 
-    def __init__(self, network: nn.Module, temperature: float) -> None:
+    Embeddings (N, D) are what the head sees: means over the positions if it is a convolution, those of several
+    networks one after the other, and the mean of those of an image and its mirror image if the model averages both.
+    """
+
+    def __init__(self, model: Model, *, embeddings: bool = False) -> None:
         super().__init__()
-        self.network, self.temperature = network, temperature
+        self.network, self.temperature = model.network, model.temperature
+        self.head = model.config["backbone"]["head"] if embeddings else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return logits / self.temperature
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.head is None:
+            logits: Tensor = self.network(images)
+            return self._calibrated(logits)
+        found: list[list[Tensor]] = []
+        with ExitStack() as hooks:
+            for member in members_of(self.network):
+                seen: list[Tensor] = []
+                head = member.get_submodule(self.head)
+                hooks.enter_context(head.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])))
+                found.append(seen)
+            logits = self.network(images)
+        each = [torch.stack([_pooled(inputs) for inputs in seen]).mean(0) for seen in found]
+        return self._calibrated(logits), torch.cat(each, dim=1)
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
-def calibrated(model: Model) -> nn.Module:
-    """What computes logits whose probabilities are those that the model predicts."""
-    return model.network if model.temperature == 1 else _Calibrated(model.network, model.temperature).eval()
-
-
-def output_of(model: Model) -> dict[str, Any]:
-    """What a file says of what it computes."""
-    several = model.thresholds is not None
-    makes = "the sigmoid of each is its probability" if several else "softmax makes them probabilities"
-    values = f"logits; {makes}"
-    if model.temperature != 1:
-        values = f"logits, already divided by the temperature {model.temperature:.6g}; {makes}"
-    flip = {"flip": "probabilities are the means of those of the image and of its mirror image"}
-    return {
-        **{"type": "float32", "shape": ["N", len(model.classes)], "order": "classes", "values": values},
-        **(flip if isinstance(model.network, Flipped) else {}),
-        **({"thresholds": model.thresholds} if several else {}),
-    }
+def _pooled(inputs: Tensor) -> Tensor:
+    return inputs.flatten(2).mean(2) if inputs.ndim > 2 else inputs

@@ -8,13 +8,17 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from delta_tune.config import UserError
-from delta_tune.export.check import check_file, random_images
-from delta_tune.export.network import calibrated, output_of
+from delta_tune.export.check import check_file, check_pixel_file
+from delta_tune.export.formats import Inputs
+from delta_tune.export.graph import graph_of
 from delta_tune.inference.model import Model
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 20
+"""Read by onnxruntime ≥ 1.17 and OpenVINO ≥ 2024."""
 
 
 def check_packages() -> None:
@@ -26,37 +30,30 @@ def check_packages() -> None:
         )
 
 
-def write_onnx(model: Model, file: Path) -> None:
+def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) -> None:
     import onnx
     import onnxruntime
 
-    network = calibrated(model).to(memory_format=torch.contiguous_format)
+    graph = graph_of(model, inputs, embeddings=embeddings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter and onnxscript
         program = torch.onnx.export(
-            network,
-            (random_images(model, 2),),
+            graph.module,
+            (graph.example,),
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
+            output_names=graph.outputs,
+            dynamic_shapes=(graph.dynamic,),
+            opset_version=OPSET,
             verbose=False,
         )
     assert program is not None
     proto = program.model_proto
-    size, channels = model.preprocessing.image_size, model.preprocessing.channels
-    metadata = {
-        **({"task": model.kind.name} if model.thresholds is not None else {}),
-        "classes": model.config["classes"],
-        "preprocessing": model.config["preprocessing"],
-        "input": {
-            **{"name": "images", "type": "float32", "layout": "NCHW", "shape": ["N", channels, size, size]},
-            "channels": {1: "grey", 3: "RGB"}.get(channels, f"{channels}, in the order of the images"),
-            "values": "(pixel / 255 - preprocessing.mean) / preprocessing.std",
-        },
-        "output": {"name": "logits", **output_of(model)},
-    }
-    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})
+    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in graph.metadata.items()})
     onnx.save(proto, str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    check_file(model, network, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(each) for each in session.run(graph.outputs, {"images": images.numpy()})]
+
+    (check_pixel_file if inputs == "pixels" else check_file)(model, graph.module, run)

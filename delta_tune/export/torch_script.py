@@ -7,9 +7,13 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from delta_tune.export.check import check_file, random_images
-from delta_tune.export.network import calibrated, output_of
+from delta_tune.export.check import check_file, check_pixel_file
+from delta_tune.export.described import input_of, output_of
+from delta_tune.export.formats import Inputs
+from delta_tune.export.graph import graph_of
+from delta_tune.export.pixels import PixelModel
 from delta_tune.inference.model import Model
 from delta_tune.results.layout import CONFIG_FILE
 
@@ -17,17 +21,33 @@ OF_THE_FOLDER = ("networks", "sha256", "temperature")
 """Keys of `config.json` that do not hold for a file that computes all by itself."""
 
 
-def write_torch_script(model: Model, file: Path) -> None:
-    network = calibrated(model).to(memory_format=torch.contiguous_format)
+def told_of(model: Model, inputs: Inputs, *, embeddings: bool) -> str:
+    """`config.json` in the file."""
     told = {name: value for name, value in model.config.items() if name not in OF_THE_FOLDER}
-    told["output"] = output_of(model)
+    return json.dumps(
+        told | {"input": input_of(model, inputs), "output": output_of(model, inputs, embeddings=embeddings)}
+    )
+
+
+def write_torch_script(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) -> None:
+    graph = graph_of(model, inputs, embeddings=embeddings)
+    module = graph.module
     with warnings.catch_warnings():
         # PyTorch recommends torch.export, but its files need Python; TorchScript needs only libtorch
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", "`torch.jit", category)
-        # Sizes become constants, which is right: the input size is fixed
+        # Sizes become constants, which is right for the network: its input size is fixed
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        traced = torch.jit.trace(network, random_images(model, 2))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(file), _extra_files={CONFIG_FILE: json.dumps(told)})
+        if isinstance(module, PixelModel):
+            module.add_module("preparation", torch.jit.script(module.preparation))  # whose sizes stay open
+        traced = torch.jit.trace(module, graph.example)  # type: ignore[no-untyped-call]
+        extra = {CONFIG_FILE: told_of(model, inputs, embeddings=embeddings)}
+        torch.jit.save(traced, str(file), _extra_files=extra)
         read = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
-    check_file(model, network, read)
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            outputs = read(images)
+        return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+    (check_pixel_file if inputs == "pixels" else check_file)(model, module, run)

@@ -45,9 +45,11 @@ def card_metadata(
         tags=[TASK, *tags],
         metrics=["accuracy"],
         base_model=base_model(record) if record is not None else None,
-        **({"model_name": visible(name), "eval_results": results} if results else {}),
+        model_name=visible(name) if results else None,
+        eval_results=results or None,
     )
-    return f"---\n{yaml_block(data.to_dict())}---\n"
+    told: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    return f"---\n{yaml_block(told)}---\n"
 
 
 def base_model(record: StudyRecord) -> str | None:

@@ -172,9 +172,7 @@ def _try(model: ServedModel, file: Path) -> None:
     except Exception as error:  # see above
         raise UserError(f"{file} cannot predict ({_first_line(error)}); export it again.") from error
     if found.shape != (2, len(model.classes)):
-        raise UserError(
-            f"{file} gives {found.shape} numbers for 2 images of {len(model.classes)} classes; export it again."
-        )
+        raise UserError(f"{file} gives {found.shape} numbers, not (2, {len(model.classes)}); export it again.")
 
 
 def _first_line(error: Exception) -> str:

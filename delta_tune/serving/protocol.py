@@ -13,7 +13,7 @@ from delta_tune.serving.model import as_json
 MAX_HEADER_BYTES = 64 * 2**10
 """Of one request: its first line, headers and trailers."""
 HEADERS_S = 10.0
-"""For a connection to send the headers of its next request."""
+"""At most, for a connection to send the headers of its next request."""
 UNREAD_MS = 30_000
 """How long a client may leave its answer unread."""
 STATUS_LINES = {
@@ -28,6 +28,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
     max_connections = 512
+    headers_s = HEADERS_S
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -90,11 +91,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._end(431, f"The headers have more than {MAX_HEADER_BYTES // 2**10} KiB; send shorter ones.")
 
     def _wait_for_headers(self) -> None:
-        self._deadline = self.loop.call_later(HEADERS_S, self._too_slow)
+        self._deadline = self.loop.call_later(self.headers_s, self._too_slow)
 
     def _too_slow(self) -> None:
         self._deadline = None
-        self._end(408, f"The headers took longer than {HEADERS_S:g} s to arrive; send them at once.")
+        self._end(408, f"The headers took longer than {self.headers_s:g} s to arrive; send them at once.")
 
     def _forget_deadline(self) -> None:
         if self._deadline is not None:
@@ -102,11 +103,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _end(self, status: int, sentence: str) -> None:
-        """Answer in one sentence, unless another answer is under way, and close."""
+        """Answer in one sentence and close; a request that has come whole before is answered first, and closes too."""
         self._forget_deadline()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        at_work = self.cycle is not None and not self.cycle.response_complete
+        if at_work and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if not at_work or not self.cycle.response_started:
             body = as_json({"error": sentence})
             headers = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d" % len(body)
             self.transport.write(b"%s\r\n%s\r\n\r\n%s" % (STATUS_LINES[status], headers, body))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -13,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from delta_tune.config import UserError, visible
-from delta_tune.serving.protocol import BoundedProtocol
+from delta_tune.serving.protocol import HEADERS_S, BoundedProtocol
 from delta_tune.serving.settings import Settings
 
 KEEP_ALIVE_S = 20
@@ -45,7 +46,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
-        cause = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None) or 0
+        cause = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
         raise UserError(
             f"The server cannot listen at {address_of(host, port)} ({cause}); give another --port (0 is any that is "
             f"free) or --host."
@@ -73,6 +75,7 @@ def run(app: FastAPI, listening: socket.socket, settings: Settings, announce: Ca
 
     class Protocol(BoundedProtocol):
         max_connections = settings.max_connections
+        headers_s = min(HEADERS_S, settings.read_timeout_s)
 
     config = uvicorn.Config(
         app,

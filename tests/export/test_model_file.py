@@ -56,7 +56,7 @@ def expected(model, images):
 @pytest.fixture(scope="module")
 def onnx_file(model, tmp_path_factory):
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_model(model, "onnx", file)
+    export_model(model, "onnx", file, inputs="normalized")
     return file
 
 
@@ -97,7 +97,7 @@ def test_onnx_tells_its_input_so_that_another_program_can_predict(onnx_file, mod
 
 def scripted(model, images, file):
     """The logits that the model's TorchScript file gives, and the configuration in it."""
-    export_model(model, "torchscript", file)
+    export_model(model, "torchscript", file, inputs="normalized")
     files = {"config.json": ""}
     script = torch.jit.load(str(file), _extra_files=files)
     with torch.inference_mode():
@@ -185,7 +185,7 @@ def combined_shares(combined, images):
 
 
 def test_onnx_of_several_networks_gives_calibrated_probabilities(combined, combined_shares, images, tmp_path):
-    export_model(combined, "onnx", tmp_path / "model.onnx")
+    export_model(combined, "onnx", tmp_path / "model.onnx", inputs="normalized")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for many in (1, 5):
         (logits,) = session.run(None, {"images": images[:many].numpy()})
@@ -224,7 +224,7 @@ def test_state_dict_has_the_temperature_beside_it(model, images, expected, tmp_p
 def test_file_whose_logits_differ_is_not_left_behind(model, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "TOLERANCE", -1.0)
     with pytest.raises(ExportMismatch, match="differ by"):
-        export_model(model, "torchscript", tmp_path / "model.pt")
+        export_model(model, "torchscript", tmp_path / "model.pt", inputs="normalized")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -250,7 +250,7 @@ def test_a_model_of_five_channels_is_exported_and_says_so(name, kind, tmp_path):
     network = build_architecture(name, config["backbone"]["head"], 2, channels=5).eval()
     for value in network.state_dict().values():
         value.copy_(torch.rand(value.shape) / 10 if value.is_floating_point() else value)
-    files = export_model(Model(network, config), kind, tmp_path / "model")
+    files = export_model(Model(network, config), kind, tmp_path / "model", inputs="normalized")
     if kind == "onnx":
         told = {each.key: json.loads(each.value) for each in onnx.load(files[0]).metadata_props}
         assert told["input"]["shape"] == ["N", 5, 64, 64]

@@ -25,7 +25,19 @@ PREPROCESSING = {
     "channels": 3,
     "white": None,
 }
-BLOCKED = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "scipy", "safetensors", "jinja2", "plotly", "rich")
+BLOCKED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "ray",
+    "optuna",
+    "pyarrow",
+    "scipy",
+    "safetensors",
+    "jinja2",
+    "plotly",
+    "rich",
+)
 """What the server's process must not import: the test that blocks it proves that it does not."""
 START = (
     f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r})); "

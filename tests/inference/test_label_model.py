@@ -106,7 +106,7 @@ def test_damaged_folder_is_refused(folder, tmp_path, content, message):
 
 @pytest.mark.slow
 def test_onnx_has_task_thresholds_and_the_logits_of_the_probabilities(model, pixels, tmp_path):
-    export_model(model, "onnx", tmp_path / "model.onnx")
+    export_model(model, "onnx", tmp_path / "model.onnx", inputs="normalized")
     told = {each.key: json.loads(each.value) for each in onnx.load(str(tmp_path / "model.onnx")).metadata_props}
     assert told["task"] == "multilabel"
     assert told["output"]["thresholds"] == THRESHOLDS
@@ -121,7 +121,7 @@ def test_onnx_has_task_thresholds_and_the_logits_of_the_probabilities(model, pix
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_has_task_and_thresholds(model, tmp_path):
-    export_model(model, "torchscript", tmp_path / "model.pt")
+    export_model(model, "torchscript", tmp_path / "model.pt", inputs="normalized")
     files = {"config.json": ""}
     torch.jit.load(str(tmp_path / "model.pt"), _extra_files=files)
     told = json.loads(files["config.json"])
