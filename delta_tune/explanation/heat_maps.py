@@ -1,4 +1,4 @@
-"""Heat maps of an image for a class: LayerCAM (Jiang et al. 2021, doi 10.1109/TIP.2021.3089943), by captum's gradients."""
+"""Heat maps of an image for a class: LayerCAM (Jiang et al. 2021, doi 10.1109/TIP.2021.3089943), computed by captum."""
 
 from __future__ import annotations
 

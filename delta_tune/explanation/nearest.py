@@ -47,6 +47,8 @@ class NearestImages:
     typicality: tuple[float | None, ...] = ()
     """For each image the share of training images that are no more alike to another one than it is to its nearest, in
     [0, 1]: next to 0 it is unlike all that the model was trained on. None where there are no nearest images."""
+    are_known: bool = True
+    """Whether the training images could be had."""
 
 
 def nearest_images(
@@ -80,7 +82,7 @@ def nearest_images(
     except (UserError, OSError, MemoryError) as error:
         cause = str(error) or type(error).__name__
         nothing: tuple[None, ...] = (None,) * len(vectors)
-        return NearestImages(((),) * len(vectors), f"The nearest training images are left out: {cause}", nothing)
+        return NearestImages(((),) * len(vectors), f"The nearest training images are left out: {cause}", nothing, False)
     readable = [vector for vector in vectors if vector is not None]
     rows = iter(nearest(known, np.stack(readable), count, model.classes) if readable else ())
     note = ""

@@ -8,6 +8,9 @@ import numpy as np
 
 ROWS = 4096
 """Embeddings that are compared at a time, which bounds the memory."""
+UNLIKE = 0.05
+"""An image of less typicality is unlike the training images: 3 to 6 % of a model's own test photos, a quarter to nearly
+all of foreign ones (benchmarks/unsure.py)."""
 MOST_COMPARED = 2000
 """Training images that are compared with all others, at most."""
 

@@ -83,8 +83,9 @@ def rounded_sum(products: Tensor, outputs: int) -> Tensor:
 
 def as_size(value: Tensor) -> int:
     """A whole number ≥ 1, a scalar, as the size of what is computed."""
-    if torch.jit.is_scripting():
-        return int(value.item())
-    size: int = value.to(torch.int64).item()
+    size = value.to(torch.int64).item()
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return int(size)
     torch._check(size >= 1)
-    return size
+    # In a graph it is a symbol, which `int` would make a constant
+    return size  # type: ignore[return-value]

@@ -24,8 +24,8 @@ def write_torch_archive(model: Model, file: Path, inputs: Inputs, *, embeddings:
         extra = {CONFIG_FILE: told_of(model, inputs, embeddings=embeddings)}
         with file.open("wb") as opened:  # a path must end with .pt2, which that of an unfinished file does not
             torch.export.save(program, opened, extra_files=extra)
-        with file.open("rb") as opened:
-            read = torch.export.load(opened).module()
+        with file.open("rb") as written:
+            read = torch.export.load(written).module()
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():

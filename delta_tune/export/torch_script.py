@@ -39,7 +39,7 @@ def write_torch_script(model: Model, file: Path, inputs: Inputs, *, embeddings: 
         # Sizes become constants, which is right for the network: its input size is fixed
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         if isinstance(module, PixelModel):
-            module.preparation = torch.jit.script(module.preparation)  # whose sizes stay open
+            module.add_module("preparation", torch.jit.script(module.preparation))  # whose sizes stay open
         traced = torch.jit.trace(module, graph.example)  # type: ignore[no-untyped-call]
         extra = {CONFIG_FILE: told_of(model, inputs, embeddings=embeddings)}
         torch.jit.save(traced, str(file), _extra_files=extra)

@@ -14,15 +14,16 @@ from PIL import Image
 
 from delta_tune.data.fitting import Picture
 from delta_tune.data.images import DamagedImage, Preprocessing, open_picture, stored_square
+from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation.attended_channels import Attention
 from delta_tune.explanation.explain import Explanation, explain, layer_of
 from delta_tune.explanation.heat_maps import BATCH_SIZE
+from delta_tune.explanation.similarity import UNLIKE
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import Model, Prediction
 from delta_tune.models.hooked_layers import MapLayer
 from delta_tune.report.feature_map_images import stack_tiles
 from delta_tune.report.heat_map_drawing import draw_heat_map, legend_css, to_jpeg
-from delta_tune.report.predictions import crop_stored_square
 from delta_tune.report.templates import page_templates
 
 TEMPLATE = "explanation.html.jinja"
@@ -100,6 +101,12 @@ class Entry:
     maps: tuple[DrawnMap, ...] = ()
     layers: tuple[DrawnLayer, ...] = ()
     nearest: tuple[Nearest, ...] = ()
+    typicality: float | None = None
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether it is unlike the training images."""
+        return self.typicality is not None and self.typicality < UNLIKE
 
 
 def write_explanations(
@@ -110,6 +117,8 @@ def write_explanations(
     *,
     attention: Attention,
     nearest: Sequence[Sequence[Nearest]] | str,
+    typicality: Sequence[float | None] = (),
+    sample: str = "",
     classes: int = FIRST_CLASSES,
 ) -> None:
     """Write a self-contained page that explains predictions, of the first 200 images.
@@ -121,6 +130,8 @@ def write_explanations(
         predictions: of them, (N,).
         attention: of the model's source; empty without.
         nearest: training images that are like each image, (N,), or a sentence on why there are none.
+        typicality: of each image, as in `NearestImages`; empty if it is not known.
+        sample: a sentence if the nearest images are those of a sample.
         classes: of an image, whose probabilities are shown, ≥ 1.
 
     Raises:
@@ -131,6 +142,9 @@ def write_explanations(
     if not isinstance(nearest, str):
         found = (tuple(each) for each in nearest[shown])
         entries = [dataclasses.replace(entry, nearest=each) for entry, each in zip(entries, found, strict=True)]
+    if typicality:
+        each_typicality = zip(entries, typicality[shown], strict=True)
+        entries = [dataclasses.replace(entry, typicality=each) for entry, each in each_typicality]
     text = (
         page_templates()
         .get_template(TEMPLATE)
@@ -148,7 +162,7 @@ def write_explanations(
             is_calibrated="temperature" in model.config,
             several=model.thresholds is not None,
             has_attention=bool(attention),
-            nearest_sentence=nearest if isinstance(nearest, str) else "",
+            nearest_sentence=nearest if isinstance(nearest, str) else sample,
         )
     )
     with atomic_write(file) as partial:

@@ -20,7 +20,7 @@ JPEG_QUALITY = 85
 
 
 def draw_heat_map(picture: Image.Image, heat_map: HeatMap) -> Image.Image:
-    """A picture in grey with a heat map (S, S) over it: dark where nothing speaks for the class, bright where most does.
+    """A picture in grey with a heat map (S, S) over it: bright where most speaks for the class.
 
     Args:
         picture: what the network sees, of any size.

@@ -14,11 +14,11 @@ from helpers import browser
 from PIL import Image
 
 from delta_tune.data.images import Preprocessing, stored_square
+from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation import explain as explain_module
 from delta_tune.inference.model import load
 from delta_tune.report import explanation as page_module
 from delta_tune.report.explanation import seen_picture, write_explanations
-from delta_tune.report.predictions import crop_stored_square
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\u202ea.png"
 NO_NEAREST = "No image of training is <known>."
