@@ -41,8 +41,9 @@ from delta_tune.config import TrialConfig
 from delta_tune.config.sizes import parse_bytes
 from delta_tune.console.format import format_bytes
 from delta_tune.data.dataset import Dataset
-from delta_tune.data.images import DecodedImages, Images, Preprocessing, pack_files
+from delta_tune.data.images import Preprocessing
 from delta_tune.data.packed_images import PackedImages, as_encoded
+from delta_tune.data.stored_images import DecodedImages, Images, pack_files
 
 MODEL, IMAGE_SIZE, CLASSES = "mobilenetv3_small_050", 224, 10
 BASES, WIDTH, HEIGHT = 40, 320, 256

@@ -1,4 +1,4 @@
-"""`python -m delta_tune predict | export | report | compare`."""
+"""`python -m delta_tune predict | export | serve | report | compare`."""
 
 from delta_tune.cli.commands import main
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_tune.cli import export, inspect, predict
+from delta_tune.cli import export, inspect, predict, serve
 from delta_tune.cli.launch import EXIT_MISTAKE
 from delta_tune.config import UserError, visible
 from delta_tune.console.streams import tolerant_output
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(title="commands", required=True, metavar="COMMAND")
     predict.add_flags(_command(commands, "predict", predict.run, "Classify images"))
     export.add_flags(_command(commands, "export", export.run, "Write the model for other programs"))
+    serve.add_flags(_command(commands, "serve", serve.run, "Answer images with predictions over HTTP"))
     report = _command(commands, "report", _report, "Write report.html again from the tables")
     report.add_argument("folder", metavar="FOLDER", help="Folder of a study")
     compare = _command(commands, "compare", _compare, "Put studies side by side")

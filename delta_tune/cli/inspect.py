@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from delta_tune.cli.progress_bar import bar_on_stderr
 from delta_tune.config import StudyConfig, UserError, fields_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
             given.data,
             **{name: getattr(given, name) for name in FLAGS},
             backbone=_backbone(given),
-            progress=_bar(),
+            progress=bar_on_stderr(),
         )
         found = findings(inspection)
         serious = any(each.level == "serious" for each in found)
@@ -191,12 +191,3 @@ def _console() -> Console:
     if not console.is_terminal:  # a file or a pipe has no 80 columns
         console.width = 132
     return console
-
-
-def _bar() -> Any:
-    """Progress on standard error: standard output may be JSON."""
-    from rich.console import Console
-
-    from delta_tune.console.progress import Progress
-
-    return Progress(console=Console(file=sys.stderr, highlight=False, soft_wrap=True)).bar

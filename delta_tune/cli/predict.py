@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
+from delta_tune.cli.progress_bar import bar_on_stderr
 from delta_tune.config import UserError, visible
 
 if TYPE_CHECKING:
-    from delta_tune.inference.model import Prediction
+    from delta_tune.explanation.nearest import NearestImages
+    from delta_tune.inference.model import Model, Prediction
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -36,6 +38,24 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="X|auto",
         help="Mark predictions with a lower probability as unsure; auto is what the study found",
     )
+    command.add_argument(
+        "--explain",
+        type=Path,
+        metavar="FILE.html",
+        help="Write a page that shows where the model looks in each image, and how sure it is",
+    )
+    command.add_argument(
+        "--min-typicality",
+        type=float,
+        metavar="X",
+        help="Mark images as unsure that are less alike to a training image than all but a share X of the training "
+        "images are to one another; 0.05 finds most foreign images. Reads the study's data once",
+    )
+    command.add_argument(
+        "--data",
+        metavar="DATA",
+        help="The study's data, for --explain and --min-typicality, if it has moved or somebody else began the study",
+    )
     command.add_argument("--json", action="store_true", help="Print the probability of every class as JSON")
 
 
@@ -47,16 +67,28 @@ def run(given: argparse.Namespace) -> None:
     if given.top < 1:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
     least = _min_confidence(given.min_confidence)
+    _check_typicality(given)
+    if given.explain is not None:
+        _check_page(given.explain)
     model = load(given.folder, given.device, flip=given.flip)
     names = [name for image in given.images for name in (list_images(image) if os.path.isdir(image) else [image])]
     images = names[0] if len(names) == 1 else names  # a single one that is unreadable has no rows
     predictions = model.predict(images, min_confidence=least)
+    nearest = _nearest(model, names, given)
+    if given.min_typicality is not None:
+        assert nearest is not None, "asked for"
+        predictions = _with_doubts(predictions, nearest, given.min_typicality)
     if given.json:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
+        for row, typical in zip(rows, nearest.typicality if nearest else (), strict=False):
+            row["typicality"] = typical
         print(json.dumps(rows, indent=2))
     else:
         show = _print_predictions if model.thresholds is None else _print_labels
         show(names, predictions, given.top)
+    if given.explain is not None:
+        assert nearest is not None, "it is on the page"
+        _explain(model, names, predictions, nearest, given)
     errors = [prediction.error for prediction in predictions if prediction.error]
     if len(errors) == 1:
         raise UserError(errors[0])
@@ -64,6 +96,78 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(
             f"{len(errors)} of {len(names)} images cannot be read, as their rows say; repair them, or leave them out."
         )
+
+
+def _check_page(file: Path) -> None:
+    """Raise UserError if no page of explanations can be written there."""
+    from delta_tune.explanation.heat_maps import check_package
+
+    check_package("--explain")
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--explain must be the name of an HTML file such as why.html, but got {file}.")
+    if not file.parent.is_dir():
+        raise UserError(f"--explain {file} lies in a folder that does not exist; make it, or give another.")
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"--explain {file} cannot be written; give another file.")
+
+
+def _check_typicality(given: argparse.Namespace) -> None:
+    if given.min_typicality is not None and not 0 <= given.min_typicality <= 1:
+        raise UserError(f"--min-typicality must be a number from 0 to 1, but got {given.min_typicality}.")
+    if given.data is not None and given.explain is None and given.min_typicality is None:
+        raise UserError("--data goes with --explain or --min-typicality, which look at training images; give one.")
+
+
+def _nearest(model: Model, names: Sequence[str | Path], given: argparse.Namespace) -> NearestImages | None:
+    """The nearest training images, of as many images as need some; None if nobody asks.
+
+    Raises:
+        UserError: there are none, and predictions depend on them.
+    """
+    if given.explain is None and given.min_typicality is None:
+        return None
+    from delta_tune.explanation.nearest import nearest_images
+    from delta_tune.report.explanation import MOST_IMAGES
+
+    wanted = names if given.min_typicality is not None else names[:MOST_IMAGES]
+    found = nearest_images(model, given.folder, wanted, data=given.data, progress=bar_on_stderr())
+    if given.min_typicality is not None and not found.are_known:
+        raise UserError(f"--min-typicality needs the training images. {found.note}")
+    return found
+
+
+def _with_doubts(predictions: Sequence[Prediction], nearest: NearestImages, least: float) -> list[Prediction]:
+    """The predictions, unsure too where the image is unlike the training images."""
+    return [
+        dataclasses.replace(each, unsure=each.unsure or (typical is not None and typical < least))
+        for each, typical in zip(predictions, nearest.typicality, strict=True)
+    ]
+
+
+def _explain(
+    model: Model,
+    names: Sequence[str | Path],
+    predictions: Sequence[Prediction],
+    nearest: NearestImages,
+    given: argparse.Namespace,
+) -> None:
+    from delta_tune.explanation.attended_channels import attention_beside
+    from delta_tune.report.explanation import FIRST_CLASSES, MOST_IMAGES, write_explanations
+
+    write_explanations(
+        given.explain,
+        model,
+        names,
+        predictions,
+        attention=attention_beside(given.folder),
+        nearest=nearest.of_each if nearest.are_known else nearest.note,
+        typicality=nearest.typicality,
+        sample=nearest.note if nearest.are_known else "",
+        classes=max(FIRST_CLASSES, given.top),
+    )
+    if not given.json:
+        left_out = f" of the first {MOST_IMAGES} images" if len(names) > MOST_IMAGES else ""
+        print(visible(f"Explanations{left_out}: {given.explain}"))
 
 
 def _min_confidence(text: str | None) -> float | Literal["auto"] | None:

@@ -9,7 +9,7 @@ import html
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from delta_tune.config import visible
@@ -93,6 +93,26 @@ def yaml_string(text: str) -> str:
     if re.fullmatch("[a-z][a-z0-9_-]*", text) and text not in YAML_WORDS:
         return text
     return '"' + "".join(chr(c) if c in YAML_AS_IS else f"\\U{c:08X}" for c in map(ord, text)) + '"'
+
+
+def yaml_block(value: Mapping[str, Any], indent: int = 0) -> str:
+    """Lines of YAML that are read as `value`, by programs for YAML 1.1 and for 1.2.
+
+    Args:
+        value: of mappings, lists, strings and numbers; its keys are plain words.
+        indent: blanks before each line.
+    """
+    return "".join(f"{' ' * indent}{key}:{_yaml_value(each, indent)}" for key, each in value.items())
+
+
+def _yaml_value(value: Any, indent: int) -> str:
+    if isinstance(value, Mapping):
+        return f"\n{yaml_block(value, indent + 2)}"
+    if isinstance(value, list):
+        # A mapping's first key stands behind its dash
+        items = (_yaml_value(each, indent).lstrip() for each in value)
+        return "\n" + "".join(f"{' ' * indent}- {item}" for item in items)
+    return f" {yaml_string(value) if isinstance(value, str) else repr(value)}\n"
 
 
 def folder_name(name: str) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_tune.config import UserError
-from delta_tune.data.images import Images, Preprocessing
+from delta_tune.data.images import Preprocessing
 from delta_tune.data.names import Names
 from delta_tune.data.splits import Indices
+from delta_tune.data.stored_images import Images
 from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from delta_tune.data.encoding import Digests, as_digests
-from delta_tune.data.images import EncodedImages, Preprocessing
+from delta_tune.data.images import Preprocessing
 from delta_tune.data.names import Names
 from delta_tune.data.packed_images import Origin, PackedImages, as_encoded
 from delta_tune.data.packs import PackWriter, check_room, open_store
 from delta_tune.data.sources.base import Source
 from delta_tune.data.splits import Indices
+from delta_tune.data.stored_images import EncodedImages
 
 
 @dataclass

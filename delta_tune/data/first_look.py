@@ -12,9 +12,10 @@ import numpy as np
 
 from delta_tune.data.decoding import Glance, glance_at, no_warnings
 from delta_tune.data.fitting import Resize
-from delta_tune.data.images import Preprocessing, num_decoding_threads
+from delta_tune.data.images import Preprocessing
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
+from delta_tune.data.stored_images import num_decoding_threads
 
 AskedResize = Literal["auto", "crop", "squash", "letterbox"]
 LOOKED_AT = 256

@@ -79,13 +79,14 @@ def check_file_size(size: int) -> None:
 def check_pixels(size: tuple[int, int], format: str | None) -> None:
     """Raises ValueError if an image of this width and height has no pixels, or too many for its format."""
     width, height = size
-    most = MAX_PIXELS // _DECODER_COST.get(format or "", 1)
+    cost = _DECODER_COST.get(format or "", 1)
     if width < 1 or height < 1:
         raise ValueError("it has no pixels")
-    if width * height > most:
-        kind = f" of a {format}" if most < MAX_PIXELS else ""
+    if width * height > _max_pixels // cost:
+        kind = f" of a {format}" if cost > 1 else ""
         raise ValueError(
-            f"{width} × {height} pixels are more than the {most // 10**6} million that are read{kind}: make it smaller"
+            f"{width} × {height} pixels are more than the {in_millions(_max_pixels // cost)} million that are read"
+            f"{kind}: make it smaller"
         )
 
 
@@ -93,9 +94,16 @@ class PixelBudget:
     """Bounds the pixels that all threads of a process decode at the same time; the others wait."""
 
     def __init__(self, pixels: int) -> None:
-        """`pixels`: at least `MAX_PIXELS`, so that every image has its turn."""
-        self._free = pixels
+        """`pixels`: at least those of the largest image that is read, so that every image has its turn."""
+        self._free = self._all = pixels
         self._changed = threading.Condition()
+
+    def resize(self, pixels: int) -> None:
+        """Bound them by another number from now on."""
+        with self._changed:
+            self._free += pixels - self._all
+            self._all = pixels
+            self._changed.notify_all()
 
     @contextmanager
     def reserve(self, size: tuple[int, int], format: str | None) -> Iterator[None]:
@@ -112,5 +120,29 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-DECODING = PixelBudget(max(MAX_PIXELS, total_memory() // 48))
+_max_pixels = MAX_PIXELS
+_DECODED_AT_ONCE = total_memory() // 48
 """A quarter of the memory, at 12 bytes a pixel."""
+DECODING = PixelBudget(max(MAX_PIXELS, _DECODED_AT_ONCE))
+
+
+def max_pixels() -> int:
+    """Pixels that an image may have in this process."""
+    return _max_pixels
+
+
+def set_max_pixels(pixels: int) -> None:
+    """Read only images of at most so many pixels in this process from now on.
+
+    Args:
+        pixels: from 1 to `MAX_PIXELS`.
+    """
+    global _max_pixels
+    assert 1 <= pixels <= MAX_PIXELS
+    _max_pixels = pixels
+    DECODING.resize(max(pixels, _DECODED_AT_ONCE))
+
+
+def in_millions(pixels: int) -> str:
+    """A number of pixels in millions: whole ones, or as many digits as a smaller number needs."""
+    return str(pixels // 10**6) if pixels >= 10**6 else f"{pixels / 10**6:g}"

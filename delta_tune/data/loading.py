@@ -1,4 +1,4 @@
-"""Load a study's data: cut splits by index, then read only the images that are used and keep them in memory."""
+"""Load a study's data: cut its splits, then read only the images that are used and keep them in memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ import numpy as np
 
 from delta_tune.config import StudyConfig, TaskName, TrialConfig, UserError, fields_of
 from delta_tune.console.format import format_count
-from delta_tune.data.class_labels import number_labels
+from delta_tune.data.cutting import cut_data, list_examples, with_less_train
 from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.encoding import Digests
 from delta_tune.data.file_keeper import FileKeeper, MemoryBudget
 from delta_tune.data.first_look import AskedResize, settle_preprocessing
-from delta_tune.data.groups import group_notes, number_groups
 from delta_tune.data.images import Preprocessing
-from delta_tune.data.label_map import apply_label_map, read_label_map
+from delta_tune.data.label_map import read_label_map
 from delta_tune.data.memory import memory_for_images
 from delta_tune.data.packed_images import findable, pack_folder
 from delta_tune.data.reader import ReadExamples, read_examples
@@ -31,11 +30,9 @@ from delta_tune.data.reading_notes import (
     duplicate_notes,
     memory_notes,
     near_duplicate_notes,
-    too_few_notes,
 )
-from delta_tune.data.sources.base import Examples, Source
-from delta_tune.data.sources.find import find_source
-from delta_tune.data.splits import Indices, class_notes, cut_splits, format_list, size_notes, training_subset
+from delta_tune.data.sources.base import Examples
+from delta_tune.data.splits import Indices, class_notes, format_list
 from delta_tune.labels.kinds import kind_of
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -95,31 +92,10 @@ def load_dataset(
     if data == "demo" and train_fraction is None and train_per_class is None:
         train_per_class = _DEMO_PER_CLASS
     mapping = None if label_map is None else read_label_map(label_map)
-    source = list_examples(data, seed, mapping)
-    classes, labels, notes = number_labels(
-        {split: examples.labels for split, examples in source.splits.items()},
-        {split: examples.names for split, examples in source.splits.items()},
-        task,
-    )
-    notes = [*source.notes, *notes]
-    if test_fraction and "test" in labels:
-        notes.append(f"The data has its own test split, so test_fraction {test_fraction!r} is not used.")
-    groups = number_groups(source.splits)
-    chosen = cut_splits(
-        labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, groups=groups.get("train")
-    )
-    fractions = {"val": val_fraction, "test": test_fraction}
-    fractions = {split: fractions[split] for split in fractions if split in chosen and split not in labels}
-    notes += (
-        group_notes(groups, labels["train"], classes, chosen, fractions) if groups else size_notes(chosen, fractions)
-    )
-    if train_fraction is not None or train_per_class is not None:
-        train = chosen["train"]
-        notes += too_few_notes(labels["train"][train], classes, train_per_class)
-        part = training_subset(labels["train"][train], fraction=train_fraction, per_class=train_per_class, seed=seed)
-        chosen["train"] = train[part]
-
-    examples = {split: source.splits.get(split, source.splits["train"]) for split in chosen}
+    cut = cut_data(data, task=task, val_fraction=val_fraction, test_fraction=test_fraction, mapping=mapping, seed=seed)
+    cut = with_less_train(cut, train_fraction, train_per_class, seed)
+    classes, chosen, notes = cut.classes, cut.chosen, [*cut.notes, *cut.cut_notes]
+    examples = {split: cut.examples(split) for split in chosen}
     preprocessing, told = settle_preprocessing(
         dataclasses.replace(preprocessing, white=white), resize, examples["train"], chosen["train"]
     )
@@ -133,10 +109,9 @@ def load_dataset(
         def keeper(split: str) -> FileKeeper | None:
             if decoded_size <= limit:
                 return None
-            origin = split if split in source.splits else "train"
             find = partial(list_examples, findable(data), seed, mapping)
             copy = scratch is not None
-            return FileKeeper(budget, find, origin, len(chosen[split]), preprocessing, folder, copy)
+            return FileKeeper(budget, find, cut.origin(split), len(chosen[split]), preprocessing, folder, copy)
 
         found = _read_splits(
             examples,
@@ -149,12 +124,12 @@ def load_dataset(
     notes += _left_out_notes(found, skip_damaged)
     splits, digests = {}, {split: read.digests for split, read in found.items()}
     for split, read in found.items():
-        kept = chosen[split][read.kept]
+        groups = cut.groups_of(split)
         splits[split] = Split(
             images=read.images,
-            labels=labels.get(split, labels["train"])[kept],
+            labels=cut.labels_of(split)[read.kept],
             names=read.names,
-            groups=groups.get(split, groups["train"])[kept] if groups else None,
+            groups=None if groups is None else groups[read.kept],
         )
     _check_filled(splits, classes)
     notes += duplicate_notes(digests, drop_duplicates)
@@ -164,7 +139,7 @@ def load_dataset(
     notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
     notes += memory_notes(splits, decoded_size, limit)
     return Dataset(
-        name=source.name,
+        name=cut.source.name,
         classes=classes,
         train=splits["train"],
         val=splits["val"],
@@ -175,19 +150,9 @@ def load_dataset(
     )
 
 
-def list_examples(data: str | Path, seed: int, mapping: Mapping[str, str] | None) -> Source:
-    """The examples of `data`, whose classes may be renamed or left out; workers call it, too.
-
-    Raises:
-        UserError: as `find_source` and `apply_label_map`.
-    """
-    source = find_source(data, seed=seed)
-    return source if mapping is None else apply_label_map(source, mapping)
-
-
 def _read_splits(
-    examples: dict[str, Examples],
-    chosen: dict[str, Indices],
+    examples: Mapping[str, Examples],
+    chosen: Mapping[str, Indices],
     preprocessing: Preprocessing,
     *,
     keeper: Callable[[str], FileKeeper | None],

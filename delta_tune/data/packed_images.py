@@ -17,21 +17,13 @@ import pyarrow as pa
 from delta_tune.config import UserError
 from delta_tune.data.encoding import Digests, digest_of, file_to_keep
 from delta_tune.data.fitting import Pixels
-from delta_tune.data.images import (
-    EncodedImages,
-    Images,
-    PooledImages,
-    Preprocessing,
-    fit,
-    num_decoding_threads,
-    open_picture,
-    pack_files,
-)
+from delta_tune.data.images import Preprocessing, fit, open_picture
 from delta_tune.data.limits import read_file
 from delta_tune.data.names import Names
 from delta_tune.data.packs import SCRATCH, PackStore, check_room, open_store, readers
 from delta_tune.data.sources.base import Examples, Source
 from delta_tune.data.splits import Indices
+from delta_tune.data.stored_images import EncodedImages, Images, PooledImages, num_decoding_threads, pack_files
 from delta_tune.filesystem.cache import content_key
 from delta_tune.filesystem.uris import is_uri
 

@@ -12,20 +12,11 @@ import numpy as np
 from delta_tune.data.encoding import Digests, digest_of, file_to_keep
 from delta_tune.data.file_keeper import FileKeeper
 from delta_tune.data.fitting import Pixels, size_of
-from delta_tune.data.images import (
-    DamagedImage,
-    DecodedImages,
-    Images,
-    Preprocessing,
-    damage_reason,
-    fit,
-    num_decoding_threads,
-    open_picture,
-    with_border,
-)
+from delta_tune.data.images import DamagedImage, Preprocessing, damage_reason, fit, open_picture, with_border
 from delta_tune.data.names import Names
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
+from delta_tune.data.stored_images import DecodedImages, Images, num_decoding_threads
 
 _CHUNK = 512  # images in flight: bounds the memory of finished but uncollected images
 

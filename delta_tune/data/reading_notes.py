@@ -13,13 +13,13 @@ from delta_tune.console.escape import shell_command
 from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.dataset import Split
 from delta_tune.data.encoding import Digests
-from delta_tune.data.images import DecodedImages, EncodedImages
 from delta_tune.data.names import taken
 from delta_tune.data.near_duplicates import find_near_duplicates
 from delta_tune.data.packed_images import PackedImages
 from delta_tune.data.packs import KEPT_DAYS, open_store
 from delta_tune.data.reader import ReadExamples
 from delta_tune.data.splits import format_list
+from delta_tune.data.stored_images import DecodedImages, EncodedImages
 from delta_tune.data.thumbnails import stack, thumbnail_of_pixels
 from delta_tune.labels.kinds import Labels, kind_of
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from delta_tune.data.dataset import Dataset, Split
-from delta_tune.data.images import Images, PooledImages
 from delta_tune.data.names import Names, taken
 from delta_tune.data.splits import Indices, cut_splits, training_subset
+from delta_tune.data.stored_images import Images, PooledImages
 from delta_tune.data.stratify import folds_of_units, units_of
 from delta_tune.labels.kinds import Labels
 

@@ -22,11 +22,12 @@ from delta_tune.models.architectures import (
 )
 
 
-def check_one_network(model: Model) -> None:
+def check_one_network(model: Model, holder: str = "A state dict") -> None:
+    """Raise UserError if the model has several networks or sees mirror images, which `holder` cannot hold."""
     flip, networks = isinstance(model.network, Flipped), len(members_of(model.network))
     if flip or networks > 1:
         what = f"{networks} networks" if networks > 1 else "a network that sees the image and its mirror image"
-        raise UserError(f"A state dict cannot hold {what}; give --format onnx or torchscript.")
+        raise UserError(f"{holder} cannot hold {what}; give --format onnx or torchscript.")
 
 
 def write_state_dict(model: Model, file: Path) -> None:

@@ -18,6 +18,7 @@ from delta_tune.data.batches import EVAL_BATCH_SIZE
 from delta_tune.data.device_copies import to_device
 from delta_tune.data.fitting import Pixels
 from delta_tune.data.images import DamagedImage, Preprocessing, stored_square
+from delta_tune.inference.embeddings import embed_squares, embedding_size
 from delta_tune.inference.ensemble import Flipped
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import model_thresholds, read_model
@@ -38,7 +39,8 @@ class Prediction:
     error: str | None = None
     """A sentence if the image cannot be read."""
     unsure: bool = False
-    """Whether `probability` is below the `min_confidence` that was asked for."""
+    """Whether `probability` is below the `min_confidence` that was asked for; where none of several labels is there,
+    whether 1 - `probability` is."""
     labels: tuple[str, ...] = ()
     """Of a model of several labels an image, those whose probability is at least their threshold, the most probable
     first, which may be none; else `label` alone."""
@@ -94,8 +96,7 @@ class Model:
                 model returns numbers that are not finite.
         """
         least = self._least(min_confidence)
-        if batch_size < 1:
-            raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
+        _check_batch_size(batch_size)
         found: list[Prediction] = []
         each = self._squares(images)
         while batch := list(islice(each, batch_size)):
@@ -108,6 +109,30 @@ class Model:
                 for square in batch
             ]
         return found
+
+    def embed(self, images: Images, *, batch_size: int = EVAL_BATCH_SIZE) -> np.ndarray:
+        """What the network sees in images, as one vector each: the inputs of its head (penultimate features).
+
+        Images that look alike to the model have embeddings in nearly the same direction: compare them by the cosine.
+        Of several networks the embeddings stand one after the other; with `flip` they are those of the image itself.
+
+        Args:
+            images: as of `predict`.
+            batch_size: images per forward pass, ≥ 1.
+
+        Returns:
+            float32 (N, D), a row for each image, in order.
+
+        Raises:
+            UserError: as of `predict`, and where any image cannot be read, for a row cannot say so: `predict` tells
+                which ones.
+        """
+        _check_batch_size(batch_size)
+        found: list[np.ndarray] = []
+        each, head = self._squares(images), self.config["backbone"]["head"]
+        while batch := [_readable(square) for square in islice(each, batch_size)]:
+            found.append(embed_squares(self.network, head, np.stack(batch), self.preprocessing))
+        return np.concatenate(found or [np.empty((0, embedding_size(self.network, head)), dtype=np.float32)])
 
     def _squares(self, images: Images) -> Iterator[Pixels | DamagedImage]:
         for image in open_each(images, self.preprocessing.channels, self.preprocessing.white):
@@ -134,12 +159,13 @@ class Model:
 
     def _prediction(self, row: np.ndarray, least: float) -> Prediction:
         probability, label = float(row.max()), self.classes[int(row.argmax())]
+        labels = (label,) if self.thresholds is None else self._labels(row, self.thresholds)
         return Prediction(
             label,
             probability,
             dict(zip(self.classes, map(float, row), strict=True)),
-            unsure=probability < least,
-            labels=(label,) if self.thresholds is None else self._labels(row, self.thresholds),
+            unsure=(probability if labels else 1 - probability) < least,
+            labels=labels,
         )
 
     def _labels(self, row: np.ndarray, thresholds: Sequence[float]) -> tuple[str, ...]:
@@ -154,6 +180,17 @@ class Model:
         if not np.isfinite(probabilities).all():
             raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")
         return probabilities
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size must be ≥ 1, but got {batch_size}.")
+
+
+def _readable(square: Pixels | DamagedImage) -> Pixels:
+    if isinstance(square, DamagedImage):
+        raise square
+    return square
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", *, flip: bool = False) -> Model:

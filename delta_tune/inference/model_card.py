@@ -10,20 +10,16 @@ from typing import Any
 import jinja2
 
 from delta_tune.config import FIRST_MODEL
-from delta_tune.console.escape import markdown_name, yaml_string
+from delta_tune.console.escape import markdown_name
 from delta_tune.filesystem.atomic import atomic_write
+from delta_tune.inference.card_metadata import card_metadata
 from delta_tune.inference.model_folder import model_thresholds, read_config
 from delta_tune.results.layout import CARD_FILE
 from delta_tune.results.study_record import StudyRecord
 
 MANY_CLASSES = 20
 TEMPLATE = """\
----
-library_name: delta-tune
-pipeline_tag: image-classification
-tags: [image-classification, transfer-learning, {{ method | yaml }}]
-metrics: [accuracy]
----
+{{ metadata }}\
 # {{ name | as_name }}
 
 {{ backbone | as_name }}, \
@@ -135,8 +131,15 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     if not record.confirmed and record.held_out is None:
         limits.append("One training run with one seed: another may do better or worse.")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"as_name": markdown_name, "yaml": yaml_string}
+    environment.filters |= {"as_name": markdown_name}
     text = environment.from_string(TEMPLATE).render(
+        metadata=card_metadata(
+            "delta-tune",
+            record.settings["name"],
+            ["transfer-learning", told["config"]["regularizer"]],
+            several=thresholds is not None,
+            record=record,
+        ),
         name=record.settings["name"],
         method=told["config"]["regularizer"],
         first_model=FIRST_MODEL,
@@ -160,3 +163,30 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     )
     with atomic_write(best / CARD_FILE) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_card_section(best: Path, title: str, text: str) -> bool:
+    """Write a section of the model card, in place of the one of that title, else at its end.
+
+    A new model's card has none of them: what they say holds for the former model.
+
+    Args:
+        best: the model's folder.
+        title: of the section.
+        text: Markdown, in which names from data are escaped.
+
+    Returns:
+        Whether there is a card.
+    """
+    file = best / CARD_FILE
+    try:
+        card = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    heading = f"## {title}\n"
+    before, found, rest = f"\n{card}".partition(f"\n{heading}")
+    _, following, after = rest.partition("\n## ") if found else ("", "", "")
+    section = f"{heading}\n{text.strip()}\n"
+    with atomic_write(file) as partial:
+        partial.write_text(f"{before[1:].rstrip()}\n\n{section}{following}{after}", encoding="utf-8")
+    return True

@@ -13,16 +13,10 @@ from PIL import Image, ImageFile
 from delta_tune.data.decoding import FORMATS, no_warnings
 from delta_tune.data.encoding import digest_of
 from delta_tune.data.fitting import Pixels, size_of
-from delta_tune.data.images import (
-    DamagedImage,
-    Preprocessing,
-    damage_reason,
-    num_decoding_threads,
-    open_picture,
-    stored_square,
-)
+from delta_tune.data.images import DamagedImage, Preprocessing, damage_reason, open_picture, stored_square
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import Indices
+from delta_tune.data.stored_images import num_decoding_threads
 from delta_tune.data.thumbnails import Thumbnail, thumbnail, thumbnail_of_pixels
 
 CHUNK = 256

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from delta_tune.config import UserError
-from delta_tune.data.class_labels import number_labels
+from delta_tune.data.cutting import cut_data
 from delta_tune.data.first_look import settle_preprocessing
-from delta_tune.data.groups import number_groups
 from delta_tune.data.images import DamagedImage
 from delta_tune.data.label_map import read_label_map
-from delta_tune.data.loading import Bar, list_examples
+from delta_tune.data.loading import Bar
 from delta_tune.data.near_duplicates import find_near_duplicates
-from delta_tune.data.splits import cut_splits
 from delta_tune.data.thumbnails import Thumbnail, stack
 from delta_tune.inspection.images import Form, ImageFacts, read_images
 from delta_tune.inspection.labels import LabelReport, judge
@@ -113,18 +111,18 @@ def inspect_data(
     Raises:
         UserError: the data or an argument is unusable.
     """
-    source = list_examples(data, seed, None if label_map is None else read_label_map(label_map))
-    classes, labels, notes = number_labels(
-        {split: examples.labels for split, examples in source.splits.items()},
-        {split: examples.names for split, examples in source.splits.items()},
-        "auto",
+    cut = cut_data(
+        data,
+        task="auto",
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        mapping=None if label_map is None else read_label_map(label_map),
+        seed=seed,
     )
-    if backbone is not None and labels["train"].ndim > 1:
+    if backbone is not None and cut.labels["train"].ndim > 1:
         raise UserError(
             "--model judges images with one label each, and this data has several an image; leave --model out."
         )
-    groups = number_groups(source.splits).get("train")
-    chosen = cut_splits(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, groups=groups)
     images: list[ImageFacts] = []
     small: list[Thumbnail] = []
     features: list[np.ndarray] = []
@@ -132,15 +130,13 @@ def inspect_data(
     frozen, form = None, Form(channels=channels, white=white)
     if backbone is not None:
         preprocessing = dataclasses.replace(backbone.preprocessing, white=white)
-        settled, _ = settle_preprocessing(preprocessing, "auto", source.splits["train"], chosen["train"])
+        settled, _ = settle_preprocessing(preprocessing, "auto", cut.examples("train"), cut.chosen["train"])
         frozen, form = FrozenFeatures(backbone), dataclasses.replace(form, preprocessing=settled)
-    total = sum(map(len, chosen.values()))
+    total = sum(map(len, cut.chosen.values()))
     with progress("Reading images", total) if progress else nullcontext(lambda count: None) as advance:
-        for split in sorted(chosen, key=SPLITS.index):
-            origin = split if split in source.splits else "train"
-            given = names_of(labels[origin][chosen[split]], classes)
-            examples = source.splits[origin]
-            for chunk in read_images(examples, chosen[split], given, split, form, lambda: advance(1)):
+        for split in sorted(cut.chosen, key=SPLITS.index):
+            given = names_of(cut.labels_of(split), cut.classes)
+            for chunk in read_images(cut.examples(split), cut.chosen[split], given, split, form, lambda: advance(1)):
                 damaged += [(str(each.args[0]), str(each.args[1])) for each in chunk if isinstance(each, DamagedImage)]
                 sound = [each for each in chunk if not isinstance(each, DamagedImage)]
                 images += [facts for facts, _, _ in sound]
@@ -152,13 +148,13 @@ def inspect_data(
     near, blank = _near(images, small, files)
     report = None
     if features:
-        report = judge(np.concatenate(features), images, classes, one_picture(files, images, near), seed)
+        report = judge(np.concatenate(features), images, cut.classes, one_picture(files, images, near), seed)
     return Inspection(
-        name=source.name,
+        name=cut.source.name,
         root=_root(data, [image.name for image in images] + [name for name, _ in damaged]),
-        notes=(*source.notes, *notes),
-        classes=classes,
-        cut=tuple(split for split in chosen if split not in source.splits),
+        notes=cut.notes,
+        classes=cut.classes,
+        cut=tuple(split for split in cut.chosen if split not in cut.source.splits),
         images=tuple(images),
         damaged=tuple(damaged),
         identical=identical,

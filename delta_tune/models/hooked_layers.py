@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from delta_tune.models.feature_maps import forward_hooks
 
 STANDARD_SIZE = 224  # strides are always read at this input size, so that they do not depend on the user's
 STRIDES = (4, 8, 16, 32)
+HEAT_MAP_SIDE = 10
+"""Positions of a side of a heat map at least, where there are so many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,7 @@ def find_layers(model: nn.Module, name: str) -> NetworkLayers:
         UserError: the network does not run at that size, has no replaceable head, or no convolutional stages.
     """
     try:
-        calls, logits = _trace(model)
+        calls, logits = _trace(model, torch.zeros(1, 3, STANDARD_SIZE, STANDARD_SIZE))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UserError(
             f"The model {name} does not run on a square RGB image of {STANDARD_SIZE} pixels ({first_line(error)}); "
@@ -90,7 +92,53 @@ def find_layers(model: nn.Module, name: str) -> NetworkLayers:
     return NetworkLayers(head=head, layers=layers, channels=channels, stride=stride)
 
 
-def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:
+class MapLayer(NamedTuple):
+    """A layer that returns a feature map."""
+
+    name: str
+    side: int
+    """Positions of a side of its map."""
+
+
+def heat_map_layer(model: nn.Module, head: str, image_size: int, channels: int = 3) -> MapLayer:
+    """The layer whose output says best where in an image a network of this architecture finds what it looks for.
+
+    It is the last block whose output has at least 10 × 10 positions, or the last of those that have most; of a network
+    without blocks, the last such layer. The very last map of a network has fewer positions, 3 × 3 at 96 pixels.
+
+    Args:
+        model: in eval mode; it runs once.
+        head: module path of its head.
+        image_size: side of its input, in pixels.
+        channels: of its input.
+
+    Raises:
+        UserError: all its maps have a single position at this size.
+    """
+    device = next(model.parameters()).device
+    calls, _ = _trace(model, torch.zeros(1, channels, image_size, image_size, device=device))
+    sides = {path: side for path, call in calls.items() if call.order < calls[head].order and (side := _side(call)) > 1}
+    if not sides:
+        raise UserError(
+            f"At {image_size} pixels every feature map of this {type(model).__name__} has a single position, so "
+            f"nothing tells where it looks; take a model of larger images."
+        )
+    candidates = [path for path in _blocks(model, "", calls) if path in sides] or list(sides)
+    least = min(HEAT_MAP_SIDE, max(sides[path] for path in candidates))
+    name = max((path for path in candidates if sides[path] >= least), key=lambda path: calls[path].order)
+    return MapLayer(name, sides[name])
+
+
+def _side(call: Call) -> int:
+    """Positions of a side of a module's map; 0 if it returns none, runs more than once, or enlarges what it gets."""
+    if call.output_stride is None or call.output_shape is None or call.count > 1:
+        return 0
+    # VGG's pooling makes 7 × 7 of whatever it gets
+    is_enlarged = call.input_stride is not None and call.output_stride < call.input_stride
+    return 0 if is_enlarged else call.output_shape[2]
+
+
+def _trace(model: nn.Module, images: Tensor) -> tuple[dict[str, Call], Any]:
     """The last call of every module, in finishing order, and the network's output."""
     modules = {path: module for path, module in model.named_modules() if path}
     calls: dict[str, Call] = {}
@@ -114,7 +162,7 @@ def _trace(model: nn.Module) -> tuple[dict[str, Call], Any]:
         )
 
     with forward_hooks(model, modules, record), torch.no_grad():
-        logits = model(torch.zeros(1, 3, STANDARD_SIZE, STANDARD_SIZE))
+        logits = model(images)
     return calls, logits
 
 

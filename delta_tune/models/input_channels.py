@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from timm.models import adapt_input_conv
 from torch import nn
 
 from delta_tune.config import UserError
@@ -21,6 +20,8 @@ def adapt_network(module: nn.Module, model: str, channels: int) -> nn.Module:
     Raises:
         UserError: the network takes RGB only.
     """
+    from timm.models import adapt_input_conv  # takes seconds, which networks of torchvision for RGB need not wait for
+
     try:
         adapted = build_unfilled(model, channels=channels).eval()
         own, given = adapted.state_dict(), module.state_dict()

@@ -18,6 +18,7 @@ from torch import nn
 from delta_tune.config import as_utf8
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.fitting import Pixels
+from delta_tune.data.pictures import thumbnail
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import Count, Number, Picture, Text, check_rows, refusing
@@ -25,7 +26,6 @@ from delta_tune.inference.ensemble import members_of
 from delta_tune.models.backbones import Backbone, build_source
 from delta_tune.models.feature_maps import feature_maps
 from delta_tune.models.network_state import rebuild, state_arrays
-from delta_tune.report.predictions import thumbnail
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import ThisProcess, Workplace
 

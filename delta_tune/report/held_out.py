@@ -18,6 +18,7 @@ from torch import Tensor
 
 from delta_tune.config import UserError, as_utf8
 from delta_tune.console.escape import distinct_names
+from delta_tune.data.pictures import thumbnail
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import Rows, read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, refusing
@@ -25,7 +26,7 @@ from delta_tune.labels.kinds import LabelKind, Labels, kind_of
 from delta_tune.labels.several_labels import suspect_pairs
 from delta_tune.report import label_predictions
 from delta_tune.report.mistakes import WORST, Mistake
-from delta_tune.report.predictions import class_columns, thumbnail
+from delta_tune.report.predictions import class_columns
 from delta_tune.training.task import Task
 
 HELD_OUT = "held-out"

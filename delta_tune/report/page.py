@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
@@ -17,17 +15,21 @@ from plotly.offline import get_plotlyjs
 from delta_tune.attention.layer_attention import read_attention
 from delta_tune.background import TimeShare
 from delta_tune.config import DATA_OPTIONS, TRIAL_FIELDS, StudyConfig
-from delta_tune.console.escape import flag, html_text, plotly_text, shell_command
+from delta_tune.console.escape import flag, plotly_text, shell_command
 from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
+from delta_tune.report.heat_map_drawing import legend_css
+from delta_tune.report.heat_map_images import read_heat_map_images
 from delta_tune.report.held_out import read_suspects
 from delta_tune.report.label_predictions import LabelPredictions
 from delta_tune.report.predictions import Predictions, read_predictions
 from delta_tune.report.sentences import study_remarks, study_verdict
+from delta_tune.report.templates import page_templates
 from delta_tune.results.layout import (
     ATTENTION_FILE,
+    HEAT_MAPS_FILE,
     HELD_OUT_FILE,
     LOG_FILE,
     PICTURES_FILE,
@@ -77,16 +79,7 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     record, tables = read_study(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=html_text,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data_uri": data_uri, "clock": format_duration, "when": format_time}
-    text = environment.get_template(TEMPLATE).render(report_context(folder, record, tables))
+    text = page_templates().get_template(TEMPLATE).render(report_context(folder, record, tables))
     with atomic_write(folder / REPORT_FILE) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder / REPORT_FILE
@@ -156,6 +149,8 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "attention": attention,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
+        "heat_maps": read_heat_map_images(folder / HEAT_MAPS_FILE) if predictions else {},
+        "legend": legend_css(),
         "label_scores": predictions.scores if isinstance(predictions, LabelPredictions) else (),
         "suspects": read_suspects(folder / HELD_OUT_FILE) if record.held_out is not None else (),
         "columns": list(parameters),
@@ -284,17 +279,6 @@ def trial_rows(tables: StudyTables, parameters: hyperparameter_figures.Parameter
 def figure_json(figure: go.Figure) -> str:
     """A figure as JSON, escaped for a script element; names in it are shown as they are."""
     return str(plotly.io.to_json(plotly_text(figure.to_dict()), validate=False)).replace("<", "\\u003c")
-
-
-def data_uri(image: bytes) -> str:
-    """An image as a data URI."""
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def format_time(moment: str) -> str:
-    """A time from `study.json`, readable."""
-    return moment.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _rungs(epochs: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor, nn
 
 from delta_tune.config import as_utf8
 from delta_tune.console.escape import distinct_names
-from delta_tune.data.augmentation import center_offset
 from delta_tune.data.batches import evaluation_batches
 from delta_tune.data.dataset import Split
-from delta_tune.data.fitting import Pixels
-from delta_tune.data.images import Preprocessing
+from delta_tune.data.pictures import thumbnail
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.filesystem.rows import read_table_file
 from delta_tune.filesystem.untrusted import MeanOfShares, Picture, Text, check_rows, parse_json, refusing
@@ -51,7 +47,6 @@ COLUMNS: dict[str, Any] = {
     "thumbnail": Picture | None,
 }
 """Columns that a report shows, and their values."""
-THUMBNAIL_SIZE = 112
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,20 +223,3 @@ def read_predictions(file: Path) -> Predictions | LabelPredictions | None:
         confusion=counts.tocsr(),
         worst=tuple(Mistake(**{name: row[name] for name in columns}) for row in worst),
     )
-
-
-def thumbnail(pixels: Pixels, preprocessing: Preprocessing, size: int = THUMBNAIL_SIZE) -> bytes:
-    """A small JPEG of the part of a stored square (R, R, C) that the network sees."""
-    stream = io.BytesIO()
-    crop_stored_square(pixels, preprocessing).resize((size, size), Image.Resampling.BICUBIC).save(
-        stream, "JPEG", quality=80
-    )
-    return stream.getvalue()
-
-
-def crop_stored_square(pixels: Pixels, preprocessing: Preprocessing) -> Image.Image:
-    """The centre of a stored square (R, R, C): the network's input, its first three channels, or its first one."""
-    image = Image.fromarray(pixels[:, :, :3] if pixels.shape[2] > 2 else pixels[:, :, 0])
-    start = center_offset(image.width, preprocessing.image_size)
-    end = start + preprocessing.image_size
-    return image.crop((start, start, end, end))

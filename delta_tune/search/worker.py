@@ -27,8 +27,8 @@ from delta_tune.cluster.source_map_store import RaySourceMaps
 from delta_tune.cluster.trial_device import lasting_fault
 from delta_tune.config import Metric, UserError
 from delta_tune.console.format import format_duration
-from delta_tune.data.images import set_decoding_threads
 from delta_tune.data.packed_images import pack_here
+from delta_tune.data.stored_images import set_decoding_threads
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.models.device_errors import find_device_fault
 from delta_tune.results.layout import (

@@ -7,97 +7,21 @@ places of a study (its data, weights, search space, servers) are also kept outsi
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import os
-import secrets
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from delta_tune.config import UserError
-from delta_tune.filesystem.atomic import write_json
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.results.layout import STUDY_FILE
+from delta_tune.results.remembered_studies import SAFE, text_digest
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.spaces.space import find_space, shipped_spaces
 
-SAFE: Mapping[str, tuple[Any, ...]] = {
-    "data": ("demo",),
-    "label_map": (None,),
-    "weights": ("demo", "default", None),
-    "space": (),
-    "address": ("local", None),
-    "start_from": (None,),
-    "cache": (None,),
-    "scratch": (None,),
-    "storage": (None,),
-    "mlflow": (None,),
-    "wandb": (None,),
-}
-"""Settings that name a place, and the values that anybody may have written: they lead nowhere."""
 NEEDED = ("data", "label_map", "weights", "space", "address", "start_from")
 """Those without which a study cannot go on as it was; the others are left out until they are named again."""
 SHOWN_CHARACTERS = 200
-
-
-def new_id() -> str:
-    """An id that no other study has."""
-    return secrets.token_hex(16)
-
-
-def state_folder() -> Path:
-    """Where a user's studies are remembered.
-
-    Raises:
-        RuntimeError: the user has no home.
-    """
-    given = os.environ.get("XDG_STATE_HOME")
-    state = Path(given) if given and Path(given).is_absolute() else Path("~/.local/state").expanduser()
-    return state / "delta-tune" / "studies"
-
-
-def remember_study(study_id: str, folder: str, settings: Mapping[str, Any], space_text: str) -> str | None:
-    """Remember a study and its places.
-
-    Args:
-        study_id: its id.
-        folder: its folder or address.
-        settings: as in `study.json`.
-        space_text: the text of its search space.
-
-    Returns:
-        Why that is not possible, in words; None if it is remembered.
-    """
-    content = {
-        "folder": folder,
-        "space_text": _digest(space_text),
-        "places": {name: settings.get(name) for name in SAFE},
-    }
-    try:
-        file = _file(study_id)
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(file, content)
-        file.chmod(0o600)
-    except (OSError, RuntimeError) as error:  # a home that is read-only or that there is not
-        return str(error)
-    return None
-
-
-def known_study(study_id: str | None) -> dict[str, Any] | None:
-    """What is remembered of the study of that id; None if this user did not begin it here."""
-    if study_id is None:
-        return None
-    try:
-        file = _file(study_id)
-        status = file.stat()
-        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-            return None  # others may have written it
-        known: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, RuntimeError, ValueError):
-        return None
-    return known if isinstance(known, dict) else None
 
 
 def is_copy(known: Mapping[str, Any], place: str) -> bool:
@@ -140,7 +64,7 @@ def settings_to_resume(
         settings["space"] = shipped
         unsure.remove("space")
     if known is not None:
-        same_text = known["space_text"] == _digest(record.space)
+        same_text = known["space_text"] == text_digest(record.space)
         unsure = [
             name
             for name in unsure
@@ -208,12 +132,3 @@ def _shown(value: Any) -> str:
     """A value from a study's folder as the user would have to type it; control characters are escaped."""
     text = str(value)[:SHOWN_CHARACTERS]
     return shlex.quote(text) if text.isprintable() else ascii(text)
-
-
-def _file(study_id: str) -> Path:
-    """The id comes from the study's folder, so it is hashed: it cannot lead to another file."""
-    return state_folder() / f"{_digest(study_id)}.json"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

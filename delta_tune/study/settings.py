@@ -10,9 +10,10 @@ from typing import Any
 
 from delta_tune.config import StudyConfig, UserError, as_utf8, study_config
 from delta_tune.console.escape import flag, shell_command
+from delta_tune.results.remembered_studies import known_study, new_id
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.spaces.space import find_space
-from delta_tune.study.known_studies import check_space_text, is_copy, known_study, new_id, settings_to_resume
+from delta_tune.study.known_studies import check_space_text, is_copy, settings_to_resume
 
 NAMES_NOT_PATHS = ("demo", "default")
 """Values of data and weights that never mean a folder of that name."""

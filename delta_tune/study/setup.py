@@ -22,6 +22,7 @@ from delta_tune.models.backbones import build_target, check_output, resolve_laye
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.layout import SHARED_CACHE
 from delta_tune.results.mirror import push_or_raise
+from delta_tune.results.remembered_studies import remember_study
 from delta_tune.results.study_folder import read_study
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
@@ -33,7 +34,6 @@ from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
 from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
-from delta_tune.study.known_studies import remember_study
 from delta_tune.study.labels import check_terms, settings_for_labels
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
 from delta_tune.study.schedule import epochs_of_steps, scaled_grace

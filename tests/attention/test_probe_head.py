@@ -22,6 +22,7 @@ def features():
     return (place @ rng.normal(size=(20, 1280)) / 10).astype(np.float32), labels
 
 
+@pytest.mark.slow
 def test_head_is_the_same_bits_whatever_the_threads(features):
     backbone, found = load_backbone(None, None, 64), []
     for threads in (1, 2):

@@ -319,6 +319,7 @@ def test_recorded_tables_begin_with_the_starting_points_of_both_spaces_in_turn()
     assert numbers == {"delta.py": [0, 2, 4], "methods.py": [1, 3, 5, 7, 9]}
 
 
+@pytest.mark.slow
 def test_program_ends_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     table_of(tmp_path / "made.parquet", 9)
     table_of(tmp_path / "begun.parquet", 3)

@@ -10,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # programs, not a package
 from step_counts import METHODS, ROOT, table
 
+pytestmark = pytest.mark.slow
+
 NET = "timm:test_resnet"
 
 

@@ -135,6 +135,13 @@ def test_predict_averages_mirror_images_on_demand(folder, task, capsys):
         (["predict", "FOLDER", "a.jpg", "--min-confidence", "x"], "must be a number from 0 to 1, or auto, but got x."),
         (["predict", "FOLDER", "a.jpg", "--min-confidence", "auto"], "The model does not know below which confidence"),
         (["export", "FOLDER", "--format", "state_dict", "--flip"], "cannot hold a network that sees the image and its"),
+        (["export", "FOLDER", "--format", "timm", "--flip"], "cannot hold a network that sees the image and its"),
+        (["export", "FOLDER", "--format", "timm", "--output", "EMPTY/no/model"], "has no folder to lie in"),
+        (["export", "FOLDER", "--format", "timm", "--output", ".."], "has no name; give one for the new folder"),
+        (["export", "FOLDER", "--format", "timm", "--output", "FOLDER"], "which is of no earlier export; give a new"),
+        (["export", "FOLDER", "--format", "hf", "--embeddings"], "--embeddings is of formats that are files; leave it"),
+        (["export", "FOLDER", "--format", "timm", "--inputs", "normalized"], "--inputs normalized is of formats that"),
+        (["export", "FOLDER", "--format", "torchvision"], "torchvision has no network with the same layers as timm's"),
         (["predict", "FOLDER", "a.jpg", "--device", "nonsense"], "The device nonsense cannot be used"),
         (["compare", "s3://bucket/study"], "compare takes a folder on this machine, but got s3://bucket/study"),
         (["report", "s3://bucket/study"], "report takes a folder on this machine, but got s3://bucket/study"),
@@ -155,6 +162,19 @@ def test_export_writes_the_file_that_is_asked_for(folder, tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     assert run(capsys, "export", folder, "--format", "state_dict")[0] == 0
     assert (tmp_path / "model.pth").exists()
+
+
+def test_export_of_a_folder_prints_the_lines_that_load_it(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capsys, "export", folder, "--format", "timm")
+    assert status == 0
+    written = {line.partition(":")[0] for line in out.splitlines() if "/" in line and line.endswith("B")}
+    assert written == {f"model-timm/{each.name}" for each in (tmp_path / "model-timm").iterdir()}
+    code = (tmp_path / "model-timm/README.md").read_text()
+    for line in out.split("\n\n")[1].splitlines():
+        assert line in code
+    assert out.endswith("\nhf upload USER/NAME model-timm .\n")
+    assert "Test: accuracy 90.0 % on 60 images" in code
 
 
 def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypatch):

@@ -23,6 +23,7 @@ from delta_tune.console.escape import (
     plotly_text,
     resume_command,
     shell_command,
+    yaml_block,
     yaml_string,
 )
 
@@ -110,6 +111,13 @@ def test_markdown_name_is_not_even_the_text_of_markup(name):
 def test_yaml_reads_the_name(name):
     text = yaml_string(name)
     assert yaml.safe_load(f"tags: [a, {text}]\nname: {text}\n") == {"tags": ["a", name], "name": name}
+
+
+@cases(100)
+@given(NAMES, NAMES)
+def test_yaml_reads_a_block_of_names(first, second):
+    value = {"a": first, "list": [{"b": second, "in": {"c": [first, 0.25, 3], "d": ""}}, {"b": first}], "last": second}
+    assert yaml.safe_load(yaml_block(value)) == value
 
 
 @pytest.mark.parametrize("word", ["delta_uniform", "l2", "l2_sp"])

@@ -9,16 +9,8 @@ import tifffile
 from PIL import Image
 
 from delta_tune.data.arrays import channels_last, picture_of, to_8_bit
-from delta_tune.data.images import (
-    DamagedImage,
-    EncodedImages,
-    Preprocessing,
-    encode_pixels,
-    open_image,
-    open_picture,
-    pack_files,
-    stored_square,
-)
+from delta_tune.data.images import DamagedImage, Preprocessing, encode_pixels, open_image, open_picture, stored_square
+from delta_tune.data.stored_images import EncodedImages, pack_files
 
 RNG = np.random.default_rng(0)
 FIVE = RNG.integers(0, 256, (9, 8, 5), dtype=np.uint8)

@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 
 from delta_tune.data.augmentation import augment, center_crop
 from delta_tune.data.fitting import shrink_into_square, to_square
-from delta_tune.data.images import EncodedImages, Preprocessing, fit, open_image, pack_files, stored_square, to_png
+from delta_tune.data.images import Preprocessing, fit, open_image, stored_square, to_png
+from delta_tune.data.stored_images import EncodedImages, pack_files
 
 CROP = Preprocessing(image_size=32, stored_size=37, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), interpolation="bicubic")
 SQUASH, LETTERBOX = (dataclasses.replace(CROP, resize=resize) for resize in ("squash", "letterbox"))

@@ -16,9 +16,10 @@ from pyarrow import csv as pa_csv
 
 from delta_tune.config import UserError
 from delta_tune.data.dataset import Dataset
-from delta_tune.data.images import DecodedImages, EncodedImages, Preprocessing, open_image, to_square
+from delta_tune.data.images import Preprocessing, open_image, to_square
 from delta_tune.data.loading import load_dataset
 from delta_tune.data.sources import torchvision as torchvision_source
+from delta_tune.data.stored_images import DecodedImages, EncodedImages
 
 SMALL = Preprocessing(
     image_size=12, stored_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"

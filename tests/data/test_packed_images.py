@@ -14,10 +14,11 @@ from PIL import Image
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.data import packs
-from delta_tune.data.images import DecodedImages, EncodedImages, Preprocessing, open_image, to_square
+from delta_tune.data.images import Preprocessing, open_image, to_square
 from delta_tune.data.loading import load_dataset
 from delta_tune.data.packed_images import PackedImages, pack_here
 from delta_tune.data.resampling import first_images, hold_out_folds, resample_splits
+from delta_tune.data.stored_images import DecodedImages, EncodedImages
 from delta_tune.training.task import prepare
 from delta_tune.training.trial import run_trial
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from delta_tune.data.images import EncodedImages, pack_files, to_png
+from delta_tune.data.images import to_png
 from delta_tune.data.resampling import (
     first_images,
     hold_out_folds,
@@ -13,6 +13,7 @@ from delta_tune.data.resampling import (
     pool_splits,
     resample_splits,
 )
+from delta_tune.data.stored_images import EncodedImages, pack_files
 
 
 def contents(split):

@@ -9,14 +9,14 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from delta_tune.data import loading
+from delta_tune.data import cutting
 from delta_tune.data.sources.base import Examples, Source
 
 
 @contextmanager
 def source_of(source):
     """Let any `data` that is loaded while the block runs be this source."""
-    with mock.patch.object(loading, "find_source", return_value=source):
+    with mock.patch.object(cutting, "find_source", return_value=source):
         yield
 
 

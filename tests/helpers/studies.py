@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,8 @@ from delta_tune.attention.layer_attention import LayerAttention, attention_table
 from delta_tune.config import TrialConfig
 from delta_tune.results.columns import EPOCH_COLUMNS
 from delta_tune.results.layout import ATTENTION_FILE, STUDY_FILE
+from delta_tune.results.remembered_studies import remember_study
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 
 MAX_EPOCHS = 8
@@ -112,6 +115,24 @@ def study_json(folder, *, finished=True, test=True, name="study", metric="val_ac
         **more,
     }
     (folder / STUDY_FILE).write_text(json.dumps(record))
+
+
+def change_settings(folder, **settings):
+    """Write other settings into `study.json`."""
+    content = json.loads((folder / STUDY_FILE).read_text())
+    content["settings"] |= settings
+    (folder / STUDY_FILE).write_text(json.dumps(content))
+
+
+def remembered_study(folder, best, task, data):
+    """A finished study that this user began, with the model in `best`, which was trained on `data`."""
+    shutil.copytree(best, folder / "best")
+    prints = {"data": task.dataset.fingerprint, "weights": "w" * 32}
+    study_json(folder, id="5" * 32, fingerprints=prints)
+    change_settings(folder, data=str(data))
+    record = StudyRecord.read(folder)
+    assert remember_study(record.study_id, str(folder), record.settings, record.space) is None
+    return folder
 
 
 def attention_file(folder, channels=(16, 32)):

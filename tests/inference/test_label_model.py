@@ -128,6 +128,25 @@ def test_torchscript_has_task_and_thresholds(model, tmp_path):
     assert (told["task"], told["thresholds"], told["output"]["thresholds"]) == ("multilabel", THRESHOLDS, THRESHOLDS)
 
 
+def test_answer_that_no_label_is_there_is_unsure_if_the_likeliest_may_well_be(model, pixels, monkeypatch):
+    monkeypatch.setattr(model, "thresholds", [1.0, 1.0, 1.0])
+    plain = model.predict(pixels)
+    middle = sorted(1 - each.probability for each in plain)[3]
+    found = model.predict(pixels, min_confidence=middle)
+    assert {each.labels for each in found} == {()}
+    assert [each.unsure for each in found] == [1 - each.probability < middle for each in plain]
+    assert len({each.unsure for each in found}) == 2
+
+
+def test_labels_that_are_there_are_unsure_if_the_likeliest_is_improbable(model, pixels, monkeypatch):
+    monkeypatch.setattr(model, "thresholds", [0.0, 0.0, 0.0])
+    plain = model.predict(pixels)
+    middle = sorted(each.probability for each in plain)[3]
+    assert [each.unsure for each in model.predict(pixels, min_confidence=middle)] == [
+        each.probability < middle for each in plain
+    ]
+
+
 def test_one_confidence_for_all_is_refused(model, pixels):
     with pytest.raises(UserError, match="a threshold for each label instead of one confidence"):
         model.predict(pixels, min_confidence="auto")

@@ -97,6 +97,18 @@ def test_card_begins_with_front_matter(card):
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "transfer-learning", "delta"],
         "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": "study",
+                "results": [
+                    {
+                        "task": {"type": "image-classification", "name": "Image classification"},
+                        "dataset": {"name": "photos", "type": "imagefolder", "split": "test"},
+                        "metrics": [{"type": "accuracy", "value": 0.9, "name": "Accuracy"}],
+                    }
+                ],
+            }
+        ],
     }
 
 

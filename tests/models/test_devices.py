@@ -9,7 +9,8 @@ from helpers.simulated_gpu import simulated_gpu
 
 from delta_tune.data.batches import evaluation_batches, read_ahead
 from delta_tune.data.dataset import Split
-from delta_tune.data.images import DecodedImages, Preprocessing
+from delta_tune.data.images import Preprocessing
+from delta_tune.data.stored_images import DecodedImages
 from delta_tune.models.devices import autocast, half_precision, in_float64, to_device, without_tf32
 
 

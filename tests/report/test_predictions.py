@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import io
 from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from scipy import stats
 from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.images import Preprocessing
 from delta_tune.inference.ensemble import combine
 from delta_tune.models.backbones import build_target
 from delta_tune.report import predictions
@@ -107,33 +104,6 @@ def test_class_without_a_mistake_is_taken_for_none():
 
 def test_nothing_is_read_where_nothing_was_kept(tmp_path):
     assert predictions.read_predictions(tmp_path / "none.parquet") is None
-
-
-def test_thumbnail_is_what_the_network_sees():
-    preprocessing = Preprocessing(
-        image_size=32, stored_size=40, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear"
-    )
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    seen = (center_crop(torch.from_numpy(pixels)[None], preprocessing)[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    np.testing.assert_array_equal(np.asarray(predictions.crop_stored_square(pixels, preprocessing)), seen)
-    small = Image.open(io.BytesIO(predictions.thumbnail(pixels, preprocessing, 48)))
-    assert (small.format, small.size) == ("JPEG", (48, 48))
-
-
-@pytest.mark.parametrize(("channels", "shown"), [(1, [0]), (2, [0]), (4, [0, 1, 2]), (7, [0, 1, 2])])
-def test_thumbnail_of_other_channels_shows_three_or_one(channels, shown):
-    preprocessing = Preprocessing(
-        image_size=8,
-        stored_size=8,
-        mean=(0,) * channels,
-        std=(1,) * channels,
-        interpolation="bilinear",
-        channels=channels,
-    )
-    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, channels), dtype=np.uint8)
-    found = predictions.crop_stored_square(pixels, preprocessing)
-    np.testing.assert_array_equal(np.asarray(found).reshape(8, 8, -1), pixels[:, :, shown])
-    assert Image.open(io.BytesIO(predictions.thumbnail(pixels, preprocessing))).format == "JPEG"
 
 
 def test_model_without_a_mistake_has_no_thumbnails(task, tmp_path):

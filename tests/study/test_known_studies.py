@@ -10,9 +10,9 @@ import optuna
 import pytest
 
 from delta_tune.config import UserError
+from delta_tune.results.remembered_studies import known_study, remember_study, state_folder
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.study import begin_session
-from delta_tune.study.known_studies import known_study, remember_study, state_folder
 from delta_tune.study.setup import open_study, prepare_study
 
 SPACE = "def space(trial):\n    trial.suggest_float('lr', 1e-4, 1e-3)\n    return {'regularizer': 'l2'}\n"

@@ -1,0 +1,1 @@
+"""A model over HTTP: an ONNX file, Pillow and onnxruntime, without PyTorch."""
