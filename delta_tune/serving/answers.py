@@ -19,20 +19,21 @@ def prediction(name: str, row: np.ndarray, model: ServedModel, least: float, top
         least: the prediction is unsure if its probability is lower, in [0, 1].
         top: the number of most probable classes to tell, highest first; None is all, in training order.
     """
-    order = np.argsort(-row, kind="stable").tolist()
-    best = order[0]
-    told = range(len(row)) if top is None else order[:top]
-    probability = float(row[best])
+    shares: list[float] = row.tolist()
+    probability = max(shares)
+    best = shares.index(probability)
+    order = sorted(range(len(shares)), key=lambda number: -shares[number])
+    told = range(len(shares)) if top is None else order[:top]
     there = [best]
     if model.thresholds is not None:
-        there = [number for number in order if row[number] >= model.thresholds[number]]
+        there = [number for number in order if shares[number] >= model.thresholds[number]]
     return {
         "image": name,
         "label": model.classes[best],
         "probability": probability,
         "unsure": probability < least,
         "labels": [model.classes[number] for number in there],
-        "probabilities": {model.classes[number]: float(row[number]) for number in told},
+        "probabilities": {model.classes[number]: shares[number] for number in told},
     }
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, HTTPException, Request, Response
 
 from delta_tune.config import UserError, did_you_mean, visible
 from delta_tune.data.images import DamagedImage
@@ -37,7 +36,11 @@ QUERY = {"top": "a whole number ≥ 1", "min_confidence": "a number from 0 to 1,
 """Parameters of /predict, and what they may be."""
 REPEATED = ("classes", "preprocessing", "thresholds", "unsure")
 """Of the file's metadata: what /metadata says in other words."""
-IMAGES: dict[str, Any] = {
+OPENAPI: dict[str, Any] = {
+    "parameters": [
+        {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1}},
+        {"name": "min_confidence", "in": "query", "schema": {"type": "string"}, "description": QUERY["min_confidence"]},
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -49,9 +52,9 @@ IMAGES: dict[str, Any] = {
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
         },
-    }
+    },
 }
-"""What OpenAPI says of the body of /predict."""
+"""What OpenAPI says of the request to /predict."""
 
 
 def create_app(model: ServedModel, settings: Settings, min_confidence: float | Literal["auto"] = "auto") -> FastAPI:
@@ -82,16 +85,12 @@ def create_app(model: ServedModel, settings: Settings, min_confidence: float | L
     _add_facts(app, model, settings, metrics, _least(model, min_confidence, "auto"))
     buffers = Buffers(settings.max_buffered_bytes)
 
-    @app.post("/predict", openapi_extra=IMAGES, summary="Classify images")
-    async def predict(
-        request: Request,
-        top: Annotated[int | None, Query(ge=1, description="Tell so many of the most probable classes")] = None,
-        min_confidence_: Annotated[
-            str | None, Query(alias="min_confidence", description="Unsure below this probability, or auto")
-        ] = None,
-    ) -> Response:
-        _check_query(request)
-        least = _least(model, min_confidence, min_confidence_)
+    @app.post("/predict", openapi_extra=OPENAPI, summary="Classify images")
+    async def predict(request: Request) -> Response:
+        query = request.query_params
+        _check_names(query)
+        top = _top(query.get("top"))
+        least = _least(model, min_confidence, query.get("min_confidence"))
         with buffers.share() as share:
             uploads = await read_images(request, share, settings)
             return await _predict(uploads, least, top)
@@ -150,8 +149,16 @@ def _least(model: ServedModel, default: float | Literal["auto"], given: str | No
     return value
 
 
-def _check_query(request: Request) -> None:
-    for name in request.query_params:
+def _top(given: str | None) -> int | None:
+    if given is None:
+        return None
+    if not given.isdecimal() or not given.isascii() or not 1 <= len(given.lstrip("0")) <= 9:
+        raise _refused_parameter("top", given)
+    return int(given)
+
+
+def _check_names(query: Iterable[str]) -> None:
+    for name in query:
         if name not in QUERY:
             known = " and ".join(QUERY)
             raise Refusal(
@@ -159,8 +166,8 @@ def _check_query(request: Request) -> None:
             )
 
 
-def _refused_parameter(name: str, given: Any) -> Refusal:
-    return Refusal(422, f"{name} must be {QUERY.get(name, 'another value')}, but got {visible(str(given))[:60]}.")
+def _refused_parameter(name: str, given: str) -> Refusal:
+    return Refusal(422, f"{name} must be {QUERY[name]}, but got {visible(given)[:60]}.")
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -178,11 +185,6 @@ def _add_errors(app: FastAPI) -> None:
             allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             said = f"{visible(request.method)[:20]} is not taken at {path}; use {allowed}."
         return _json({"error": said}, error.status_code, dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_parameter(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return await refuse(request, _refused_parameter(str(first["loc"][-1]), first.get("input", "")))
 
 
 def _add_facts(app: FastAPI, model: ServedModel, settings: Settings, metrics: Metrics, least: float) -> None:

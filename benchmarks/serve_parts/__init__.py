@@ -1,0 +1,1 @@
+"""Parts of `serve_load.py`."""
