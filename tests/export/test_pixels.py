@@ -16,17 +16,15 @@ from PIL import Image
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.images import stored_square
 from delta_tune.export import check, pixels
 from delta_tune.export.check import ExportMismatch
 from delta_tune.export.model_file import export_model
 from delta_tune.export.pixels import PixelModel
-from delta_tune.inference.ensemble import Ensemble, members_of
+from delta_tune.inference.ensemble import Ensemble
 from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.labels.several_labels import SEVERAL_LABELS
 from delta_tune.models.backbones import build_target
-from delta_tune.models.feature_maps import head_inputs
 
 UNSURE = {"below": 0.4, "refused": 0.1, "accuracy": 0.95, "images": 40}
 STORED = 67
@@ -77,25 +75,11 @@ def predicted(model, images):
     return np.array([list(each.probabilities.values()) for each in model.predict(images)])
 
 
-def embedded(model, images):
-    """What the heads see of images, and of their mirror images if the model averages both."""
-    squares = np.stack([stored_square(Image.fromarray(image), model.preprocessing) for image in images])
-    inputs = center_crop(torch.from_numpy(squares), model.preprocessing)
-    views = [inputs, inputs.flip(3)] if len(members_of(model.network)) > 1 else [inputs]
-    head = model.config["backbone"]["head"]
-    with torch.inference_mode():
-        each = [
-            torch.stack([head_inputs(member, head, view) for view in views]).mean(0)
-            for member in members_of(model.network)
-        ]
-    return torch.cat(each, 1).numpy()
-
-
 def assert_same(found, model, images):
     probabilities, embeddings = found
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, predicted(model, images), atol=1e-4)
-    expected = embedded(model, images)
+    expected = model.embed(images)
     np.testing.assert_allclose(embeddings, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
@@ -170,7 +154,7 @@ def test_openvino_gives_what_predict_gives(onnx_file, model):
         images = drawn(shape)
         found = compiled(images)
         np.testing.assert_allclose(found["probabilities"], predicted(model, images), atol=5e-3)
-        assert found["embeddings"].shape == embedded(model, images).shape
+        assert found["embeddings"].shape == model.embed(images).shape
 
 
 @pytest.mark.slow
@@ -248,7 +232,7 @@ def test_embeddings_that_differ_are_refused(model, tmp_path):
         return probabilities, embeddings + 1
 
     with pytest.raises(ExportMismatch, match="its embeddings and the model's differ by 1"):
-        check.check_pixel_file(model, network, other)
+        check.check_pixel_file(model, other)
 
 
 def test_embeddings_of_a_state_dict_are_refused(model, tmp_path):
