@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -178,35 +180,64 @@ def test_onnx_of_several_labels_has_their_thresholds(labels_model, tmp_path):
     assert (told["task"], told["thresholds"], told["unsure"]) == ("multilabel", [0.3, 0.5, 0.6], None)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("name", ["model", "several"])
-def test_torchscript_gives_what_predict_gives(name, request, tmp_path):
-    model = request.getfixturevalue(name)
+def exported(model, kind, file):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none reaches the user
-        (file,) = export_model(model, "torchscript", tmp_path / "model.pt", embeddings=True)
-    read = torch.jit.load(str(file))
+        return export_model(model, kind, file, embeddings=True)[0]
+
+
+@pytest.fixture(scope="module")
+def script_file(model, tmp_path_factory):
+    return exported(model, "torchscript", tmp_path_factory.mktemp("script") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def archive_file(model, tmp_path_factory):
+    return exported(model, "torch_export", tmp_path_factory.mktemp("archive") / "model.pt2")
+
+
+def assert_module_same(read, model):
     for shape in SHAPES:
         images = drawn(shape)
         with torch.inference_mode():
             assert_same([each.numpy() for each in read(torch.from_numpy(images))], model, images)
 
 
-def test_torch_export_gives_what_predict_gives(model, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (file,) = export_model(model, "torch_export", tmp_path / "model.pt2", embeddings=True)
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_gives_what_predict_gives(script_file, model):
+    assert_module_same(torch.jit.load(str(script_file)), model)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_of_several_networks_and_views_gives_what_predict_gives(several, tmp_path):
+    file = exported(several, "torchscript", tmp_path / "model.pt")
+    assert_module_same(torch.jit.load(str(file)), several)
+
+
+def test_torch_export_gives_what_predict_gives(archive_file, model):
     files = {"config.json": ""}
-    read = torch.export.load(file, extra_files=files).module()
-    for shape in SHAPES:
-        images = drawn(shape)
-        with torch.inference_mode():
-            assert_same([each.numpy() for each in read(torch.from_numpy(images))], model, images)
+    assert_module_same(torch.export.load(archive_file, extra_files=files).module(), model)
     told = json.loads(files["config.json"])
     assert told["classes"] == list(model.classes)
     assert told["input"]["shape"] == ["N", "H", "W", 3]
     assert told["output"]["name"] == "probabilities"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_code_of_the_guide_runs(onnx_file, script_file, archive_file, model, tmp_path, monkeypatch, capsys):
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "exported-files.md"
+    for file in (onnx_file, script_file, archive_file):
+        (tmp_path / file.name).symlink_to(file)
+    Image.fromarray(drawn((1, 90, 120))[0]).save(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        exec(compile(block, guide.name, "exec"), {})
+    assert len(blocks) == 2
+    assert capsys.readouterr().out.split()[0] == model.predict("a.jpg")[0].label
 
 
 def test_file_whose_probabilities_are_not_predicts_is_not_left_behind(model, tmp_path, monkeypatch):
