@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2.functional import equalize
 
 from delta_tune.data.device_copies import to_device
 
@@ -146,6 +145,13 @@ def _autocontrast(pixels: Tensor, _: Tensor, __: Tensor) -> Tensor:
     return torch.where(high > low, stretched, pixels).clamp_(0, 255).to(torch.uint8)
 
 
+def _equalize(pixels: Tensor, _: Tensor, __: Tensor) -> Tensor:
+    from torchvision.transforms.v2.functional import equalize  # takes seconds, which who only crops need not wait for
+
+    equal: Tensor = equalize(pixels)
+    return equal
+
+
 _CHANGES = {
     ("shear_x", "rotate"): _warp,
     ("brightness", "contrast"): _blend,
@@ -153,6 +159,6 @@ _CHANGES = {
     ("posterize", "posterize"): _posterize,
     ("solarize", "solarize"): _solarize,
     ("autocontrast", "autocontrast"): _autocontrast,
-    ("equalize", "equalize"): lambda pixels, *_: equalize(pixels),
+    ("equalize", "equalize"): _equalize,
 }
 """First and last of neighbours in `OPERATIONS` → the function that applies them; identity has none."""

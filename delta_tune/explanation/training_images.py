@@ -17,15 +17,14 @@ from delta_tune.data.resampling import merge_val_into_train
 from delta_tune.data.splits import training_subset
 from delta_tune.explanation.embedding_file import EmbeddedImages, read_embedded, write_embedded
 from delta_tune.explanation.similarity import unit_vectors, usual_similarities
-from delta_tune.filesystem.untrusted import JSON_BYTES, parse_json, refusing
-from delta_tune.filesystem.uris import is_uri, open_filesystem, read_regular
+from delta_tune.filesystem.uris import is_uri
 from delta_tune.inference.embeddings import embed_squares, embedding_size
 from delta_tune.inference.ensemble import members_of
 from delta_tune.inference.model import Model
-from delta_tune.results.layout import BEST, EMBEDDINGS_FILE, STUDY_FILE
+from delta_tune.inference.study_of_model import study_of_model
+from delta_tune.results.layout import EMBEDDINGS_FILE, STUDY_FILE
 from delta_tune.results.remembered_studies import strange_places
 from delta_tune.results.study_record import StudyRecord
-from delta_tune.results.study_schema import StudyContent
 
 MOST_IMAGES = 20_000
 """Of more training images a stratified sample is taken,"""
@@ -52,7 +51,7 @@ def training_images(
     Raises:
         UserError: there is no study, or its data may not be read unasked, cannot be read, or is not what it was.
     """
-    place, record = _study(folder)
+    place, record = study_of_model(folder, "training")
     key = _key(model, record)
     file = None if is_uri(place) else Path(place) / EMBEDDINGS_FILE
     width = embedding_size(model.network, model.config["backbone"]["head"])
@@ -102,24 +101,6 @@ def _sample(split: Split, most: int) -> np.ndarray:
         return np.arange(len(split))
     part = training_subset(split.labels, fraction=most / len(split), per_class=None, seed=0)
     return part[np.linspace(0, len(part) - 1, min(most, len(part))).round().astype(np.int64)]
-
-
-def _study(folder: str | Path) -> tuple[str, StudyRecord]:
-    """The folder or address of the study that `load` finds the model of, and its record."""
-    filesystem, root = open_filesystem(folder, "load")
-    given, root = str(folder).rstrip("/"), root.rstrip("/")
-    places = [(given, root)]
-    if root.rpartition("/")[2] == BEST:
-        above = given.rpartition("/")[0] if is_uri(given) else root.rpartition("/")[0]
-        places.append((above, root.rpartition("/")[0]))
-    for place, path in places:
-        with refusing(Path(path) / STUDY_FILE, "the study's training images are not known without it"):
-            content = read_regular(filesystem, f"{path}/{STUDY_FILE}", JSON_BYTES)
-            if content is not None:
-                return place, StudyRecord(parse_json(content, StudyContent))
-    raise UserError(
-        f"There is no {STUDY_FILE} in {folder}, which tells where the training images are; give the study's own folder."
-    )
 
 
 def _key(model: Model, record: StudyRecord) -> str:

@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from delta_tune.config import MULTILABEL_METRIC, Metric
-from delta_tune.console.format import format_bytes
+from delta_tune.console.format import format_bytes, format_count
 from delta_tune.data.fitting import Pixels
 from delta_tune.export.run_file import OnnxRunner
 from delta_tune.inference.model import Model
@@ -32,8 +32,8 @@ TINIEST = 1e-7
 class ScoredImages:
     """Images that a file is calibrated or scored on."""
 
-    split: str
-    """What they are, in words: val, test, or the folder's name."""
+    split: Literal["val", "test", "calibration"]
+    """What they are: val, test, or calibration, the images that the user named."""
     pixels: Pixels
     """Stored squares, uint8 (N, stored_size, stored_size, C)."""
     labels: Labels | None
@@ -46,7 +46,7 @@ class ScoredImages:
 class SplitEvidence:
     """The two files on the same images."""
 
-    split: str
+    split: Literal["val", "test", "calibration"]
     images: int
     trained_on: bool
     agreement: float
@@ -80,7 +80,7 @@ class Evidence:
     """How, in words."""
     splits: tuple[SplitEvidence, ...]
     milliseconds: tuple[float, float]
-    """An image, alone, of the float32 file and of the reduced one: medians."""
+    """An image, alone, on one thread, of the float32 file and of the reduced one: medians."""
     bytes: tuple[int, int]
     """Size of the two files."""
 
@@ -215,7 +215,7 @@ def table(evidence: Evidence) -> list[tuple[str, str, str]]:
         rows.append((f"same answer ({where})", "", _percent(split.agreement)))
     slow, fast = evidence.milliseconds
     large, small = evidence.bytes
-    rows.append(("ms an image", f"{slow:.2f}", f"{fast:.2f}"))
+    rows.append(("ms an image, on one thread", f"{slow:.2f}", f"{fast:.2f}"))
     rows.append(("size", format_bytes(large), format_bytes(small)))
     return rows
 
@@ -232,7 +232,10 @@ def _judged(split: SplitEvidence) -> str:
             f"no more than that is lost."
         )
     low, high = (100 * each for each in split.difference)
-    counts = f"{split.only_before} images of {split.images} are right in float32 alone, {split.only_after} here alone"
+    counts = (
+        f"of {format_count(split.images, 'image')} float32 alone is right for {split.only_before}, the reduced file "
+        f"alone for {split.only_after}"
+    )
     noise = "the difference is within noise" if low <= 0 <= high else "the difference is more than noise"
     what = f"{split.split}: {counts}; {noise} (95 % interval {low:+.1f} to {high:+.1f} points)."
     return (
@@ -242,3 +245,10 @@ def _judged(split: SplitEvidence) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
+
+
+def card_section(evidence: Evidence) -> tuple[str, str]:
+    """Title and text of what the model card says of a reduced file, as Markdown; no name from data is in it."""
+    rows = "\n".join(f"| {what} | {before} | {after} |" for what, before, after in table(evidence))
+    told = "\n\n".join(sentences(evidence))
+    return f"ONNX in {evidence.precision}", f"| | float32 | {evidence.precision} |\n|---|---|---|\n{rows}\n\n{told}"

@@ -1,11 +1,15 @@
 """From pixels of any height and width to a network's input, as a module that can be exported."""
 
+import PIL
 import torch  # no postponed annotations: TorchScript reads them
 from torch import Tensor, nn
 
 from delta_tune.data.augmentation import center_offset
 from delta_tune.data.images import Preprocessing
 from delta_tune.export.resampling import SUPPORT, as_size, blocks_of, rounded_sum, windows
+
+ROWS_MAY_BE_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+"""Whether this Pillow shrinks the height of some images first; earlier ones began with the width of all."""
 
 
 class Preparation(nn.Module):
@@ -14,8 +18,9 @@ class Preparation(nn.Module):
     All images of a batch have the same height and width, ≥ 1. An image that `fit` leaves as it is stays as it is: one
     of `stored_size` × `stored_size` where images are cropped, else one of `image_size` × `image_size`.
 
-    Pillow ≥ 13 begins with the rows where the height shrinks by more than twice as many pixels as the width, else with
-    the columns. The side that it begins with is called the outer one here, and is the first axis of what is computed.
+    Pillow ≥ 13 shrinks the height first where it loses more than twice as many pixels as the width, else the width.
+    What comes first shows in how pixels are rounded. The side that comes first is called the outer one here, and is the
+    first axis of what is computed.
     """
 
     colour: Tensor
@@ -31,6 +36,7 @@ class Preparation(nn.Module):
         self.channels = preprocessing.channels
         self.support = SUPPORT[preprocessing.interpolation]
         self.blocks = blocks_of(self.size)
+        self.least_shrunk = 0.0 if ROWS_MAY_BE_FIRST else float("inf")
         std = torch.tensor(preprocessing.std)
         colour = torch.tensor(preprocessing.mean_colour, dtype=torch.float32)
         self.register_buffer("colour", colour.view(-1, 1, 1))
@@ -43,7 +49,7 @@ class Preparation(nn.Module):
         zero = torch.zeros([], dtype=torch.float64, device=images.device)
         rows, columns = self._side(zero + high, zero + wide), self._side(zero + wide, zero + high)
         shrunk_height, shrunk_width = high - rows[3], wide - columns[3]
-        rows_outer = (shrunk_height > 0) & (shrunk_height > shrunk_width * 2)
+        rows_outer = (shrunk_height > self.least_shrunk) & (shrunk_height > shrunk_width * 2)
         outer, inner = torch.where(rows_outer, rows, columns), torch.where(rows_outer, columns, rows)
         outer_pixels, outer_weights = windows(outer, self.blocks, self.support)
         inner_pixels, inner_weights = windows(inner, self.blocks, self.support)

@@ -24,8 +24,9 @@ from delta_tune.export.evidence import (
     compare_probabilities,
     time_files,
 )
-from delta_tune.export.formats import Reduced
+from delta_tune.export.formats import Inputs, Reduced
 from delta_tune.export.half import largest_values, to_half
+from delta_tune.export.model_file import export_model
 from delta_tune.export.network_graph import NetworkPart, cut_out, find_network, put_in
 from delta_tune.export.quantization import RECIPES, Quantizer, Recipe
 from delta_tune.export.run_file import OnnxRunner
@@ -40,6 +41,41 @@ ENOUGH = 0.995
 """Share of answers that stay the same with which, if no accuracy is lost, no better way to quantise is looked for."""
 TOOL_ERRORS = (NotImplementedError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 """What onnxruntime's and onnx's tools raise for a network that they cannot take."""
+
+
+def export_reduced(
+    model: Model,
+    precision: Reduced,
+    file: Path,
+    images: Sequence[ScoredImages],
+    *,
+    inputs: Inputs = "pixels",
+    embeddings: bool = False,
+    metric: Metric = "val_accuracy",
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evidence:
+    """Export a model to an ONNX file in less than float32, atomically, and measure what that loses.
+
+    Args:
+        model: on CPU, in eval mode.
+        precision: as in `write_reduced`.
+        file: path to write.
+        images: as in `write_reduced`.
+        inputs: as in `export_model`.
+        embeddings: as in `export_model`.
+        metric: of the study.
+        force: whether a file that loses more than `MAX_LOSS` is kept.
+        say: takes a sentence on each way that is tried.
+
+    Raises:
+        UserError: as `export_model` and `write_reduced`.
+        ExportMismatch: as these.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        full = Path(folder) / "float32.onnx"
+        export_model(model, "onnx", full, inputs=inputs, embeddings=embeddings)
+        return write_reduced(model, full, precision, file, images, metric=metric, force=force, say=say)
 
 
 def write_reduced(
@@ -86,7 +122,8 @@ def write_reduced(
         runners = OnnxRunner(model, full), OnnxRunner(model, partial)
         _check_finite(runners[1], images, precision)
         splits = tuple(compare(model, *runners, each, metric) for each in images)
-        taken = time_files(runners, images[0].pixels)
+        alone = [OnnxRunner(model, each, threads=1) for each in (full, partial)]
+        taken = time_files(alone, images[0].pixels)
         found = Evidence(
             precision, reduced.made, splits, (taken[0], taken[1]), (full.stat().st_size, partial.stat().st_size)
         )

@@ -19,13 +19,20 @@ PROBABILITIES, LOGITS = "probabilities", "logits"
 
 
 class OnnxRunner:
-    """An ONNX file, or one in memory, with onnxruntime's usual settings on the CPU."""
+    """An ONNX file, or one in memory, on the CPU.
 
-    def __init__(self, model: Model, file: Path | onnx.ModelProto) -> None:
+    Args:
+        model: of the file.
+        file: to run.
+        threads: 0 for onnxruntime's own choice, which is one for each core.
+    """
+
+    def __init__(self, model: Model, file: Path | onnx.ModelProto, threads: int = 0) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors: an onnxruntime newer than the file warns of what it does not use
+        options.intra_op_num_threads = threads
         source = str(file) if isinstance(file, Path) else file.SerializeToString()
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._model = model

@@ -163,3 +163,30 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
     )
     with atomic_write(best / CARD_FILE) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_card_section(best: Path, title: str, text: str) -> bool:
+    """Write a section of the model card, in place of the one of that title, else at its end.
+
+    A new model's card has none of them: what they say holds for the former model.
+
+    Args:
+        best: the model's folder.
+        title: of the section.
+        text: Markdown, in which names from data are escaped.
+
+    Returns:
+        Whether there is a card.
+    """
+    file = best / CARD_FILE
+    try:
+        card = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    heading = f"## {title}\n"
+    before, found, rest = f"\n{card}".partition(f"\n{heading}")
+    _, following, after = rest.partition("\n## ") if found else ("", "", "")
+    section = f"{heading}\n{text.strip()}\n"
+    with atomic_write(file) as partial:
+        partial.write_text(f"{before[1:].rstrip()}\n\n{section}{following}{after}", encoding="utf-8")
+    return True

@@ -39,6 +39,7 @@ from delta_tune.models.backbones import Backbone, check_output, load_state
 from delta_tune.results.layout import (
     BEST,
     CONFIG_FILE,
+    HEAT_MAPS_FILE,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     weights_file,
@@ -203,7 +204,7 @@ def save_model(
         FileNotFoundError: a file of weights is missing.
     """
     assert 1 <= len(weights) <= MAX_NETWORKS
-    for file in (PREDICTIONS_FILE, PICTURES_FILE):
+    for file in (PREDICTIONS_FILE, PICTURES_FILE, HEAT_MAPS_FILE):
         (best.parent / file).unlink(missing_ok=True)
     best.mkdir(exist_ok=True)
     names = [weights_file(number) for number in range(1, len(weights) + 1)]

@@ -20,6 +20,8 @@ from delta_tune.console.format import format_duration, format_score
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
+from delta_tune.report.heat_map_drawing import legend_css
+from delta_tune.report.heat_map_images import read_heat_map_images
 from delta_tune.report.held_out import read_suspects
 from delta_tune.report.label_predictions import LabelPredictions
 from delta_tune.report.predictions import Predictions, read_predictions
@@ -27,6 +29,7 @@ from delta_tune.report.sentences import study_remarks, study_verdict
 from delta_tune.report.templates import page_templates
 from delta_tune.results.layout import (
     ATTENTION_FILE,
+    HEAT_MAPS_FILE,
     HELD_OUT_FILE,
     LOG_FILE,
     PICTURES_FILE,
@@ -146,6 +149,8 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "attention": attention,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
+        "heat_maps": read_heat_map_images(folder / HEAT_MAPS_FILE) if predictions else {},
+        "legend": legend_css(),
         "label_scores": predictions.scores if isinstance(predictions, LabelPredictions) else (),
         "suspects": read_suspects(folder / HELD_OUT_FILE) if record.held_out is not None else (),
         "columns": list(parameters),

@@ -62,6 +62,8 @@ PICTURES_FILE = Path("report") / "feature_maps.parquet"
 
 PREDICTIONS_FILE = Path("report") / "predictions.parquet"
 
+HEAT_MAPS_FILE = Path("report") / "heat_maps.parquet"
+
 HELD_OUT_FILE = "held_out.parquet"
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
@@ -74,6 +76,7 @@ FILES: dict[str, str] = {
     REPORT_FILE: "The report: one self-contained page, updated while the study runs",
     str(PREDICTIONS_FILE): "Predictions of the final model for the report",
     str(PICTURES_FILE): "Images of feature maps for the report",
+    str(HEAT_MAPS_FILE): "Heat maps of a few images for the report",
     HELD_OUT_FILE: "What the final runs predict of the images that each was not trained on; labels that may be wrong",
     EMBEDDINGS_FILE: "Training images as the model sees them, with thumbnails; once `predict --explain` has shown some",
     f"{BEST}/{WEIGHTS_FILE}": "Weights of the model: the best so far, at the end the final one",

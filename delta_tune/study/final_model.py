@@ -16,12 +16,23 @@ from torch import Tensor
 
 from delta_tune.data.dataset import Split
 from delta_tune.data.resampling import pool_splits, pool_train_val
+from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.network_state import build_network
+from delta_tune.report.heat_map_images import save_heat_map_images
 from delta_tune.report.held_out import HELD_OUT, HeldOut, join, write_held_out
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.results.image_scores import CLASS_METRICS
-from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL, HELD_OUT_FILE, PREDICTIONS_FILE, trial_name
+from delta_tune.results.layout import (
+    BEST,
+    CHECKPOINTS,
+    FINAL,
+    HEAT_MAPS_FILE,
+    HELD_OUT_FILE,
+    PREDICTIONS_FILE,
+    trial_name,
+)
+from delta_tune.results.log import may_fail
 from delta_tune.results.statistics import wilson_interval
 from delta_tune.search.session import Session
 from delta_tune.study.race import FoldRun
@@ -101,10 +112,21 @@ def make_final_model(
     if task.dataset.test is None:
         file = study.folder / PREDICTIONS_FILE
         save_predictions(task, "val", calibrated, file, told=HELD_OUT, thresholds=thresholds)
+        with may_fail("The heat maps for the report", study.folder, study.progress.say):
+            save_heat_maps(study, session, task, calibrated, thresholds)
     for folder in {*checkpoints.glob(f"{FINAL}*"), *(checkpoints / run_folder(run) for run in begun)}:
         if session.mirror is not None:
             session.mirror.discard(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_heat_maps(
+    study: Study, session: Session, task: Task, calibrated: Tensor, thresholds: Sequence[float] | None
+) -> None:
+    """Draw where the final model looks in a few of the images that its runs held out."""
+    network, file = load(study.folder / BEST).network, study.folder / HEAT_MAPS_FILE
+    with session.measuring.workplace() as workplace:
+        save_heat_map_images(task, "val", calibrated, network, file, workplace, thresholds=thresholds)
 
 
 def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:

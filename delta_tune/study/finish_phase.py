@@ -13,10 +13,12 @@ from torch import Tensor
 
 from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.cluster.measuring import Measuring
+from delta_tune.explanation.heat_maps import can_draw
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
 from delta_tune.inference.model_folder import read_config, update_model_config
 from delta_tune.report.feature_map_images import save_feature_map_images
+from delta_tune.report.heat_map_images import save_heat_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
 from delta_tune.report.sentences import calibration_sentence, final_model_sentences, model_row, study_summary
 from delta_tune.results.columns import SCORES
@@ -24,6 +26,7 @@ from delta_tune.results.layout import (
     ATTENTION_FILE,
     BEST,
     CONFIG_FILE,
+    HEAT_MAPS_FILE,
     HELD_OUT_FILE,
     PICTURES_FILE,
     PREDICTIONS_FILE,
@@ -165,6 +168,7 @@ def score_final_model(
     """
     name, best = "val" if task.dataset.test is None else "test", folder / BEST
     drawn = (folder / PICTURES_FILE).exists() or not (folder / ATTENTION_FILE).exists()
+    drawn &= (folder / HEAT_MAPS_FILE).exists() or not can_draw()
     if record.scoring is not None and (folder / PREDICTIONS_FILE).exists() and drawn:
         return
     model = load(best)
@@ -179,6 +183,9 @@ def score_final_model(
                 update_model_config(best, {"test": scored})
         with may_fail("The predictions for the report", folder, say):
             save_predictions(task, name, logits, folder / PREDICTIONS_FILE, thresholds=model.thresholds)
+        with may_fail("The heat maps for the report", folder, say):
+            file = folder / HEAT_MAPS_FILE
+            save_heat_map_images(task, name, logits, model.network, file, workplace, thresholds=model.thresholds)
     with may_fail("The images of feature maps for the report", folder, say):
         attention = read_attention_weights(folder / ATTENTION_FILE)
         save_feature_map_images(task, attention, model.network, folder / PICTURES_FILE, workplace)

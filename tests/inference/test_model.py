@@ -18,7 +18,7 @@ from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.architectures import build_architecture
 from delta_tune.models.backbones import build_target
-from delta_tune.results.layout import PREDICTIONS_FILE
+from delta_tune.results.layout import HEAT_MAPS_FILE, PREDICTIONS_FILE
 
 
 def test_load_takes_a_study_at_an_address(best, task, bucket):
@@ -110,8 +110,10 @@ def test_predict_names_an_image_it_cannot_read(best, tmp_path):
 def test_another_model_takes_the_place_of_what_was_told_of_the_last_one(best, task, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / PREDICTIONS_FILE).touch()
+    (tmp_path / HEAT_MAPS_FILE).touch()
     save_model(task.backbone, task.dataset.classes, [best / "model.safetensors"], {}, tmp_path / "best")
     assert not (tmp_path / PREDICTIONS_FILE).exists()
+    assert not (tmp_path / HEAT_MAPS_FILE).exists()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])

@@ -19,6 +19,7 @@ from delta_tune.report.predictions import split_logits
 from delta_tune.results.layout import (
     ATTENTION_FILE,
     CONFIG_FILE,
+    HEAT_MAPS_FILE,
     LOG_FILE,
     PICTURES_FILE,
     PREDICTIONS_FILE,
@@ -132,7 +133,9 @@ def broken(*args, **kwargs):
     raise RuntimeError("it broke\nin two lines")
 
 
-@pytest.mark.parametrize("step", ["save_predictions", "save_feature_map_images", "update_model_config"])
+@pytest.mark.parametrize(
+    "step", ["save_predictions", "save_feature_map_images", "save_heat_map_images", "update_model_config"]
+)
 def test_step_that_fails_costs_neither_the_score_nor_the_other_steps(judged, tmp_path, monkeypatch, step):
     monkeypatch.setattr(finish_phase, step, broken)
     said, record = judged()
@@ -141,6 +144,7 @@ def test_step_that_fails_costs_neither_the_score_nor_the_other_steps(judged, tmp
     assert record.scoring is not None
     assert (tmp_path / PREDICTIONS_FILE).exists() == (step != "save_predictions")
     assert (tmp_path / PICTURES_FILE).exists() == (step != "save_feature_map_images")
+    assert (tmp_path / HEAT_MAPS_FILE).exists() == (step != "save_heat_map_images")
     assert "Traceback" in (tmp_path / LOG_FILE).read_text()
     assert str(tmp_path / LOG_FILE) in said[0]
 
@@ -149,7 +153,7 @@ def test_scoring_is_written_before_anything_else_can_end_the_session(judged, tmp
     def killed(*args, **kwargs):
         raise SystemExit
 
-    for step in ("update_model_config", "save_predictions", "save_feature_map_images"):
+    for step in ("update_model_config", "save_predictions", "save_heat_map_images", "save_feature_map_images"):
         monkeypatch.setattr(finish_phase, step, killed)
     with pytest.raises(SystemExit):
         judged()
@@ -160,6 +164,7 @@ def test_scoring_is_written_before_anything_else_can_end_the_session(judged, tmp
     assert len(record.content["test_scorings"]) == 1, "it is not scored again"
     assert (tmp_path / PREDICTIONS_FILE).exists()
     assert (tmp_path / PICTURES_FILE).exists()
+    assert (tmp_path / HEAT_MAPS_FILE).exists()
     told = json.loads((tmp_path / "best" / CONFIG_FILE).read_text())["test"]
     assert told["test_accuracy"] == record.scoring.accuracy
 
