@@ -164,7 +164,7 @@ def test_commands_of_readme_and_guides_run_one_after_another(reader_folder, imag
     shell += "".join(text for text in blocks(DOCS / "how-to" / "compare-methods.md", "sh") if "compare" in text)
     lines = [line.partition("  #")[0] for line in shell.splitlines()]
     mine = [line for line in lines if re.match(r"python (?!.*…)", line)]
-    assert len(mine) == 8
+    assert len(mine) == 9
     for line in mine:
         resumes = "--resume" in line
         for name, value in values.items():

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from delta_tune.cli import reduced_export
 from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
 from delta_tune.config import UserError, visible
 from delta_tune.export.formats import FOLDERS, INPUTS, PRECISIONS, SUFFIXES
@@ -46,6 +47,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "instead of the study's own",
     )
     command.add_argument("--force", action="store_true", help="Keep a file of reduced --precision that loses more")
+    reduced_export.add_flags(command)
     command.add_argument(
         "--output",
         type=Path,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from delta_tune.export.network_graph import used_by
 
@@ -69,4 +69,26 @@ def to_half(model: onnx.ModelProto, largest: Mapping[str, float]) -> tuple[onnx.
     copied.CopyFrom(model)
     logging.getLogger("onnxruntime.transformers.float16").setLevel(logging.ERROR)
     half = convert_float_to_float16(copied, keep_io_types=True, node_block_list=too_large)
-    return half, len(too_large)
+    return _without_round_trips(half), len(too_large)
+
+
+def _without_round_trips(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network without casts to half precision and back between two operators that both stay in single."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    straight = {}
+    for node in changed.graph.node:
+        before = made_by.get(node.input[0]) if _casts_to(node, TensorProto.FLOAT) else None
+        if before is not None and _casts_to(before, TensorProto.FLOAT16):
+            node.op_type = "Identity"
+            del node.attribute[:]
+            node.input[0] = straight[node.output[0]] = before.input[0]
+    for node in changed.graph.node:
+        if node.op_type != "Identity":
+            node.input[:] = [straight.get(name, name) for name in node.input]
+    return changed
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and node.attribute[0].i == kind

@@ -23,8 +23,9 @@ from delta_tune.export.torchvision_folder import torchvision_folder
 from delta_tune.filesystem.atomic import PARTIAL, write_json
 from delta_tune.filesystem.untrusted import read_json
 from delta_tune.inference.model import Model
+from delta_tune.inference.study_of_model import study_of_model
 from delta_tune.models.hooked_layers import first_line
-from delta_tune.results.layout import BEST, CARD_FILE, CONFIG_FILE, STUDY_FILE, WEIGHTS_FILE
+from delta_tune.results.layout import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from delta_tune.results.study_record import StudyRecord
 
 ORIGIN_FILE = "delta_tune.json"
@@ -61,18 +62,11 @@ def check_place(folder: Path) -> None:
 
 
 def study_of(folder: str | Path) -> StudyRecord | None:
-    """The record of the study that has its model in `folder`, the study's own or its `best`; None if there is none.
-
-    A record that cannot be read says nothing: the model can be exported without it.
-    """
-    place = Path(folder)
-    for study in (place, *([place.resolve().parent] if place.resolve().name == BEST else [])):
-        if (study / STUDY_FILE).is_file():
-            try:
-                return StudyRecord.read(study)
-            except UserError:
-                return None
-    return None
+    """The record of the study whose model is exported; None if there is none, or it cannot be read: the model can."""
+    try:
+        return study_of_model(folder, "training")[1]
+    except UserError:
+        return None
 
 
 def export_folder(model: Model, kind: FolderFormat, folder: Path, record: StudyRecord | None = None) -> str:

@@ -100,17 +100,21 @@ class MapLayer(NamedTuple):
     """Positions of a side of its map."""
 
 
-def heat_map_layer(model: nn.Module, head: str, image_size: int, channels: int = 3) -> MapLayer:
+def heat_map_layer(
+    model: nn.Module, head: str, image_size: int, channels: int = 3, least: int = HEAT_MAP_SIDE
+) -> MapLayer:
     """The layer whose output says best where in an image a network of this architecture finds what it looks for.
 
     It is the last block whose output has at least 10 × 10 positions, or the last of those that have most; of a network
-    without blocks, the last such layer. The very last map of a network has fewer positions, 3 × 3 at 96 pixels.
+    without blocks, the last such layer. The very last map of a network has fewer positions, 3 × 3 at 96 pixels, and
+    tells next to nothing (benchmarks/heat_maps.py).
 
     Args:
         model: in eval mode; it runs once.
         head: module path of its head.
         image_size: side of its input, in pixels.
         channels: of its input.
+        least: positions of a side at least, ≥ 2.
 
     Raises:
         UserError: all its maps have a single position at this size.
@@ -124,8 +128,8 @@ def heat_map_layer(model: nn.Module, head: str, image_size: int, channels: int =
             f"nothing tells where it looks; take a model of larger images."
         )
     candidates = [path for path in _blocks(model, "", calls) if path in sides] or list(sides)
-    least = min(HEAT_MAP_SIDE, max(sides[path] for path in candidates))
-    name = max((path for path in candidates if sides[path] >= least), key=lambda path: calls[path].order)
+    enough = min(least, max(sides[path] for path in candidates))
+    name = max((path for path in candidates if sides[path] >= enough), key=lambda path: calls[path].order)
     return MapLayer(name, sides[name])
 
 

@@ -29,6 +29,7 @@ PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 """Address → file and its kind."""
 OTHER_PATHS = ("/predict", "/health", "/health/live", "/health/ready", "/metadata", "/metrics", "/openapi.json")

@@ -352,7 +352,6 @@ def test_study_is_found_beside_its_model_and_nowhere_else(record, tmp_path):
     (tmp_path / "other").mkdir()
     assert study_of(tmp_path).content == study_of(tmp_path / "best").content == record.content
     assert study_of(tmp_path / "other") is None
-    assert study_of("s3://bucket/study") is None
     (tmp_path / "study.json").write_text("{")
     assert study_of(tmp_path) is None
 

@@ -23,6 +23,7 @@ from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.architectures import build_architecture, build_unfilled
 from delta_tune.models.backbones import build_target
+from delta_tune.models.feature_maps import head_inputs
 from delta_tune.models.hooked_layers import find_layers
 
 
@@ -56,15 +57,23 @@ def expected(model, images):
 @pytest.fixture(scope="module")
 def onnx_file(model, tmp_path_factory):
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_model(model, "onnx", file, inputs="normalized")
+    export_model(model, "onnx", file, inputs="normalized", embeddings=True)
     return file
 
 
 def test_onnx_gives_the_logits_for_any_number_of_images(onnx_file, images, expected):
     session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
     for many in (1, 2, 5):
-        (logits,) = session.run(None, {"images": images[:many].numpy()})
+        (logits,) = session.run(["logits"], {"images": images[:many].numpy()})
         np.testing.assert_allclose(logits, expected[:many], atol=1e-4)
+
+
+def test_onnx_gives_the_inputs_of_the_head_beside_logits(onnx_file, model, task, images):
+    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["embeddings"], {"images": images.numpy()})
+    with torch.inference_mode():
+        expected = head_inputs(model.network, task.backbone.head, images).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 def test_onnx_is_valid_and_tells_classes_and_preprocessing(onnx_file, model):
@@ -84,7 +93,7 @@ def test_onnx_tells_its_input_so_that_another_program_can_predict(onnx_file, mod
     size = given["shape"][2]
     pixels = np.random.default_rng(1).integers(0, 255, (size, size, 3), dtype=np.uint8)
     values = (pixels / 255 - told["preprocessing"]["mean"]) / told["preprocessing"]["std"]
-    (logits,) = session.run(None, {given["name"]: values.transpose(2, 0, 1)[None].astype(given["type"])})
+    (logits, _) = session.run(None, {given["name"]: values.transpose(2, 0, 1)[None].astype(given["type"])})
     # The image as it is kept before its centre is taken: nothing is resized, so both programs see the same pixels
     stored = model.preprocessing.stored_size
     start = round((stored - size) / 2)
@@ -184,6 +193,7 @@ def combined_shares(combined, images):
     return powers / powers.sum(1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_onnx_of_several_networks_gives_calibrated_probabilities(combined, combined_shares, images, tmp_path):
     export_model(combined, "onnx", tmp_path / "model.onnx", inputs="normalized")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -235,8 +245,15 @@ def test_onnx_without_its_packages_is_refused(model, tmp_path, monkeypatch):
         export_model(model, "onnx", tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:tf_efficientnet_lite0"])
-@pytest.mark.parametrize("kind", ["onnx", "torchscript", "state_dict"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *[("resnet18", kind) for kind in ("torchscript", "state_dict")],
+        pytest.param("resnet18", "onnx", marks=pytest.mark.slow),
+        pytest.param("timm:tf_efficientnet_lite0", "onnx", marks=pytest.mark.slow),
+        *[("timm:tf_efficientnet_lite0", kind) for kind in ("torchscript", "state_dict")],
+    ],
+)
 def test_a_model_of_five_channels_is_exported_and_says_so(name, kind, tmp_path):
     config = {
         "backbone": {"model": name, "head": "fc" if name == "resnet18" else "classifier"},
@@ -250,10 +267,10 @@ def test_a_model_of_five_channels_is_exported_and_says_so(name, kind, tmp_path):
     network = build_architecture(name, config["backbone"]["head"], 2, channels=5).eval()
     for value in network.state_dict().values():
         value.copy_(torch.rand(value.shape) / 10 if value.is_floating_point() else value)
-    files = export_model(Model(network, config), kind, tmp_path / "model", inputs="normalized")
+    files = export_model(Model(network, config), kind, tmp_path / "model")
     if kind == "onnx":
         told = {each.key: json.loads(each.value) for each in onnx.load(files[0]).metadata_props}
-        assert told["input"]["shape"] == ["N", 5, 64, 64]
+        assert told["input"]["shape"] == ["N", "H", "W", 5]
         assert told["input"]["channels"] == "5, in the order of the images"
         assert told["preprocessing"] == config["preprocessing"]
     if kind == "state_dict":

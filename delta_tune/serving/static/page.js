@@ -27,8 +27,7 @@ function card(file) {
   const said = add(item, "div", "said");
   add(said, "h2", "", "…");
   add(said, "p", "name quiet", file.name);
-  results.prepend(item);
-  return said;
+  return {file, item, said};
 }
 
 function show(said, row) {
@@ -82,7 +81,8 @@ function tell() {
 }
 
 function take(files) {
-  const waiting = [...files].map(file => ({file, said: card(file)}));
+  const waiting = [...files].map(card);
+  results.prepend(...waiting.map(each => each.item));
   pending += waiting.length;
   if (waiting.length) tell();
   while (waiting.length) {
