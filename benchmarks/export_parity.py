@@ -1,7 +1,7 @@
 """Does an exported file that takes pixels answer what `predict` answers, on real photos?
 
     python benchmarks/export_parity.py STUDY PHOTOS [PHOTOS ...] [--resize crop squash letterbox]
-                                       [--interpolation bilinear bicubic] [--most 2000] [--json FILE]
+                                       [--interpolation bilinear bicubic] [--most 2000] [--json FILE] [--cost]
 
 STUDY is the folder of a finished study, PHOTOS are folders, subfolders included. Each photo is decoded once, upright
 and as RGB, and goes into each file in its own size. `predict` gets the same pixels. The files are ONNX (by onnxruntime,
@@ -11,6 +11,9 @@ of `torch.export`. `--resize` and `--interpolation` set how the model's images b
 For each: the share of photos with the same first class (required: 99.5 %), and the difference of probabilities of a
 photo, the largest over the classes: the largest and the 99.9th percentile over the photos (at most 0.02). Before them
 stands how many of the values that the network sees differ from Pillow's by a grey level or more, of 255.
+
+`--cost` times instead what stands before the network, alone: milliseconds of processor time for one image of noise in
+onnxruntime, and of Pillow with normalising by torch, each the least of 7 runs in one thread.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import copy
 import importlib.util
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +33,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +45,7 @@ from delta_tune.inference.model import Model, load
 
 SAME, APART = 0.995, 0.02
 LEAST_PHOTOS = 500
+COSTS = ((110, 110), (256, 256), (480, 640), (3000, 4000), (4000, 3000))
 Shares = NDArray[np.float32]
 """Probabilities (N, K)."""
 Answer = Callable[[NDArray[np.uint8]], Shares]
@@ -135,16 +141,62 @@ def show(found: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def least_ms(work: Callable[[], object], runs: int = 7) -> float:
+    found = []
+    for _ in range(runs):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return 1000 * min(found)
+
+
+def show_cost(preprocessing: Preprocessing) -> None:
+    """Time the preparation of images of several sizes, a batch of one each."""
+    pixels = torch.zeros((2, 40, 50, preprocessing.channels), dtype=torch.uint8)
+    axes = {axis: torch.export.Dim(name) for axis, name in enumerate("NHW")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own parts
+        program = torch.onnx.export(
+            Preparation(preprocessing).eval(),
+            (pixels,),
+            dynamo=True,
+            input_names=["images"],
+            dynamic_shapes=(axes,),
+            verbose=False,
+        )
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    graph = program.model_proto
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    table = Table("height × width", "ONNX, ms", "Pillow and torch, ms")
+    torch.set_num_threads(1)
+    for height, width in COSTS:
+        image = np.random.default_rng(0).integers(0, 256, (height, width, preprocessing.channels), dtype=np.uint8)
+        picture = Image.fromarray(image) if preprocessing.channels == 3 else image
+
+        def by_hand(picture: Any = picture) -> torch.Tensor:
+            return center_crop(torch.from_numpy(stored_square(picture, preprocessing)[None]), preprocessing)
+
+        inside = least_ms(lambda image=image: session.run(None, {"images": image[None]}))
+        table.add_row(f"{height} × {width}", f"{inside:.1f}", f"{least_ms(by_hand):.1f}")
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
-    parser.add_argument("photos", nargs="+", type=Path)
+    parser.add_argument("photos", nargs="*", type=Path)
     parser.add_argument("--resize", nargs="+", choices=("crop", "squash", "letterbox"))
     parser.add_argument("--interpolation", nargs="+", choices=("bilinear", "bicubic"))
     parser.add_argument("--most", type=int, default=2000, help="photos that are used")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--cost", action="store_true", help="time what stands before the network")
     given = parser.parse_args()
-    model, photos = load(given.study), photos_in(given.photos, given.most)
+    model = load(given.study)
+    if given.cost:
+        return show_cost(model.preprocessing)
+    photos = photos_in(given.photos, given.most)
     sizes = {photo.shape[:2] for photo in photos}
     tall = sum(photo.shape[0] > photo.shape[1] for photo in photos)
     print(f"{len(photos)} photos of {len(sizes)} sizes, {tall} of them upright; required are {LEAST_PHOTOS}.")

@@ -114,11 +114,11 @@ def main() -> None:
         "LayerCAM": lambda layer: heat_maps(model.network, layer, images, classes.tolist(), ONE_LABEL),
         "Grad-CAM": lambda layer: grad_cam(model, layer, images, classes.tolist()),
     }
-    for least in SIDES:
-        member = members_of(model.network)[0]
-        layer = heat_map_layer(member, model.config["backbone"]["head"], sizes.image_size, least=least)
+    member, head = members_of(model.network)[0], model.config["backbone"]["head"]
+    usual = heat_map_layer(member, head, sizes.image_size)
+    for layer in dict.fromkeys(heat_map_layer(member, head, sizes.image_size, least=least) for least in SIDES):
         for name, method in methods.items():
-            drawn = " *" if (name, least) == ("LayerCAM", HEAT_MAP_SIDE) else ""
+            drawn = " *" if (name, layer) == ("LayerCAM", usual) else ""
             row(f"{name} {layer.side} × {layer.side}{drawn}", method(layer.name))
     middle = -((np.arange(sizes.image_size) - (sizes.image_size - 1) / 2) ** 2)
     row("the middle", np.repeat((middle[:, None] + middle)[None], len(files), axis=0).astype(np.float32))

@@ -102,7 +102,7 @@ def _check_page(file: Path) -> None:
     """Raise UserError if no page of explanations can be written there."""
     from delta_tune.explanation.heat_maps import check_package
 
-    check_package("--explain")
+    check_package()
     if file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--explain must be the name of an HTML file such as why.html, but got {file}.")
     if not file.parent.is_dir():

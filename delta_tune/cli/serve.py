@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
             f'serve needs the packages {", ".join(missing)}; install them with pip install "delta-tune[serve]".'
         )
     import tempfile
-    from pathlib import Path
+    from contextlib import ExitStack
 
     from delta_tune.serving.app import create_app
     from delta_tune.serving.model import open_model
@@ -100,8 +100,13 @@ def run(given: argparse.Namespace) -> int:
         access_log=not given.quiet,
     )
     least = _min_confidence(given.min_confidence)
-    with listen(given.host, given.port) as listening, tempfile.TemporaryDirectory(prefix="delta-tune-") as scratch:
-        model = open_model(onnx_file(given.model, flip=given.flip, scratch=Path(scratch)))
+    with ExitStack() as stack:
+        listening = stack.enter_context(listen(given.host, given.port))
+
+        def new_folder() -> str:
+            return stack.enter_context(tempfile.TemporaryDirectory(prefix="delta-tune-"))
+
+        model = open_model(onnx_file(given.model, flip=given.flip, new_folder=new_folder))
         app = create_app(model, settings, least)
 
         def announce() -> None:

@@ -17,20 +17,19 @@ from delta_tune.labels.kinds import LabelKind
 
 HeatMap = npt.NDArray[np.float32]
 """(S, S) in [0, 1]: 0 where nothing speaks for the class, 1 where most does; all 0 if nothing does anywhere."""
-PACKAGE = "captum"
 BATCH_SIZE = 16
 """Images of a forward pass that keeps what its gradient needs."""
 
 
 def can_draw() -> bool:
     """Whether the package that computes heat maps is installed."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    return importlib.util.find_spec("captum") is not None
 
 
-def check_package(what: str) -> None:
-    """Raise UserError if the package that computes heat maps is missing, which `what` needs."""
+def check_package() -> None:
+    """Raise UserError if the package that computes heat maps is missing."""
     if not can_draw():
-        raise UserError(f'{what} needs the package {PACKAGE}; install it with pip install "delta-tune[explain]".')
+        raise UserError('--explain needs the package captum; install it with pip install "delta-tune[explain]".')
 
 
 def heat_maps(

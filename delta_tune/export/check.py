@@ -39,10 +39,8 @@ def check_file(model: Model, network: nn.Module, exported: Exported) -> None:
             _compare(name, f"{many} random images", wanted, got, TOLERANCE * max(1.0, float(wanted.abs().max())))
 
 
-def check_pixel_file(model: Model, network: nn.Module, exported: Exported) -> None:
-    """Compare the probabilities of a file with those that `Model.predict` gives for random pictures, large and small.
-
-    Embeddings are compared with those of the network that the file was written of.
+def check_pixel_file(model: Model, exported: Exported) -> None:
+    """Compare probabilities and embeddings of a file with what the model gives for random pictures, large and small.
 
     Raises:
         ExportMismatch: probabilities differ by more than `SHARES`, or embeddings by more than `TOLERANCE`.
@@ -55,8 +53,7 @@ def check_pixel_file(model: Model, network: nn.Module, exported: Exported) -> No
         found = exported(pixels)
         _compare("probabilities", what, torch.tensor(wanted), found[0], SHARES)
         if len(found) > 1:
-            with torch.inference_mode():
-                embeddings = _listed(network(pixels))[1]
+            embeddings = torch.from_numpy(model.embed(pixels.numpy()))
             limit = TOLERANCE * max(1.0, float(embeddings.abs().max()))
             _compare("embeddings", what, embeddings, found[1], limit)
 

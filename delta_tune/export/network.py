@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from delta_tune.inference.embeddings import head_vectors
 from delta_tune.inference.ensemble import members_of
 from delta_tune.inference.model import Model
 
@@ -14,8 +15,7 @@ from delta_tune.inference.model import Model
 class CalibratedNetwork(nn.Module):
     """Normalised images (N, C, S, S) to logits (N, K), divided by the temperature; with `embeddings` a pair.
 
-    Embeddings (N, D) are what the head sees: means over the positions if it is a convolution, those of several
-    networks one after the other, and the mean of those of an image and its mirror image if the model averages both.
+    Embeddings (N, D) are those of `Model.embed`: what the heads of all networks see of the image itself.
     """
 
     def __init__(self, model: Model, *, embeddings: bool = False) -> None:
@@ -35,12 +35,8 @@ class CalibratedNetwork(nn.Module):
                 hooks.enter_context(head.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])))
                 found.append(seen)
             logits = self.network(images)
-        each = [torch.stack([_pooled(inputs) for inputs in seen]).mean(0) for seen in found]
-        return self._calibrated(logits), torch.cat(each, dim=1)
+        # The first call of a head is for the image, the next one for its mirror image, if the model averages both
+        return self._calibrated(logits), torch.cat([head_vectors(seen[0]) for seen in found], dim=1)
 
     def _calibrated(self, logits: Tensor) -> Tensor:
         return logits if self.temperature == 1 else logits / self.temperature
-
-
-def _pooled(inputs: Tensor) -> Tensor:
-    return inputs.flatten(2).mean(2) if inputs.ndim > 2 else inputs

@@ -56,4 +56,7 @@ def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) ->
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(each) for each in session.run(graph.outputs, {"images": images.numpy()})]
 
-    (check_pixel_file if inputs == "pixels" else check_file)(model, graph.module, run)
+    if inputs == "pixels":
+        check_pixel_file(model, run)
+    else:
+        check_file(model, graph.module, run)

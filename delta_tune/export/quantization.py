@@ -18,32 +18,31 @@ import onnx
 
 from delta_tune.export.network_graph import WITH_WEIGHTS
 
+Calibration = Literal["min-max", "percentile", "entropy"]
 BATCH = 8
 """Images at once while the ranges of activations are measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A way to quantise. Weights have 7 bits a channel: with 8, processors without VNNI saturate in their sums."""
+    """A way to quantise."""
 
-    calibration: Literal["minmax", "percentile"]
-    """How the range of an activation is chosen: all values that were seen, or without the 0.001 % at each end."""
-    float_layers: int
+    calibration: Calibration
+    """How the range of an activation is chosen: all values that were seen, all without the 0.001 % at each end, or the
+    range whose histogram diverges least."""
+    float_layers: int = 0
     """Of the first layers with weights so many stay in float: they are small, and errors in them reach all others."""
+    weight_bits: Literal[7, 8] = 7
+    """With 8, processors without VNNI saturate in their sums: a file then answers otherwise than where it was made."""
 
     def __str__(self) -> str:
         """In words, for the card."""
         kept = f", the first {self.float_layers} layers in float" if self.float_layers else ""
-        return f"{'percentile' if self.calibration == 'percentile' else 'min-max'} calibration{kept}"
+        return f"{self.weight_bits}-bit weights, {self.calibration} calibration{kept}"
 
 
-RECIPES = (
-    Recipe("minmax", 0),
-    Recipe("percentile", 0),
-    Recipe("percentile", 4),
-    Recipe("percentile", 8),
-)
-"""In the order in which they are tried: the smallest and fastest first. docs/experiments.md has the figures."""
+RECIPES = (Recipe("min-max"), Recipe("percentile"), Recipe("percentile", 4), Recipe("percentile", 8))
+"""In the order in which they are tried: the fastest first. docs/experiments.md has the figures."""
 
 
 class Quantizer:
@@ -69,7 +68,11 @@ class Quantizer:
         """The network as a recipe makes it: QuantizeLinear and DequantizeLinear around layers with int8 weights."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-        method = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}[recipe.calibration]
+        methods: dict[Calibration, Any] = {
+            "min-max": CalibrationMethod.MinMax,
+            "percentile": CalibrationMethod.Percentile,  # whose default is 99.999
+            "entropy": CalibrationMethod.Entropy,
+        }
         kept = {}
         if "calibration_cache_path" in inspect.signature(quantize_static).parameters:  # not in older versions
             kept = {"calibration_cache_path": str(self._folder / f"{recipe.calibration}.json")}
@@ -82,10 +85,10 @@ class Quantizer:
                 _reader(self._inputs),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=True,
+                reduce_range=recipe.weight_bits == 7,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                calibrate_method=method,
+                calibrate_method=methods[recipe.calibration],
                 nodes_to_exclude=layers[: recipe.float_layers],
                 extra_options={"CalibStridedMinMax": 1},  # else all activations of all images are in memory at once
                 **kept,

@@ -37,8 +37,6 @@ CALIBRATION_IMAGES = 200
 """At most so many images tell the range of each activation."""
 CHOSEN_BY = 500
 """At most so many images choose between the ways to quantise."""
-ENOUGH = 0.995
-"""Share of answers that stay the same with which, if no accuracy is lost, no better way to quantise is looked for."""
 TOOL_ERRORS = (NotImplementedError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 """What onnxruntime's and onnx's tools raise for a network that they cannot take."""
 
@@ -141,7 +139,7 @@ class _ReducedGraph:
 
 def _half(model: Model, graph: onnx.ModelProto, images: ScoredImages) -> _ReducedGraph:
     part = find_network(graph)
-    known = _boundary(model, graph, part, images.pixels[_some(images, CALIBRATION_IMAGES)])
+    known = boundary(model, graph, part, images.pixels[_some(images, CALIBRATION_IMAGES)])
     network = cut_out(graph, part, known)
     largest = largest_values(network, {name: known[name] for name in part.inputs})
     half, kept = to_half(network, largest)
@@ -160,7 +158,7 @@ def _quantised(
     """The way to quantise whose probabilities are nearest to the float32 ones, of those that lose little accuracy."""
     part = find_network(graph)
     pixels = images.pixels[_some(images, CALIBRATION_IMAGES)]
-    known = _boundary(model, graph, part, pixels)
+    known = boundary(model, graph, part, pixels)
     chosen = _some(images, CHOSEN_BY)
     judged_by = ScoredImages(
         images.split, images.pixels[chosen], None if images.labels is None else images.labels[chosen]
@@ -175,10 +173,8 @@ def _quantised(
             told = compare_probabilities(model, before, after, judged_by, metric)
             say(_tried(recipe, told))
             found.append((told.loss > MAX_LOSS, told.divergence, candidate, recipe))
-            if told.agreement >= ENOUGH and told.loss <= 0:
-                break
     _, _, best, recipe = min(found, key=lambda each: each[:2])
-    return _ReducedGraph(best, f"8-bit activations, 7-bit weights a channel, {recipe}, on {len(pixels)} images")
+    return _ReducedGraph(best, f"8-bit activations, {recipe}, on {len(pixels)} images")
 
 
 def _tried(recipe: Recipe, told: SplitEvidence) -> str:
@@ -201,7 +197,7 @@ def _some(images: ScoredImages, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
-def _boundary(model: Model, graph: onnx.ModelProto, part: NetworkPart, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def boundary(model: Model, graph: onnx.ModelProto, part: NetworkPart, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """What flows into the network and out of it for these images: tensor → values (N, …)."""
     named = onnx.ModelProto()
     named.CopyFrom(graph)

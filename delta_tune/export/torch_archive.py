@@ -32,4 +32,7 @@ def write_torch_archive(model: Model, file: Path, inputs: Inputs, *, embeddings:
             outputs = read(images)
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
-    (check_pixel_file if inputs == "pixels" else check_file)(model, graph.module, run)
+    if inputs == "pixels":
+        check_pixel_file(model, run)
+    else:
+        check_file(model, graph.module, run)

@@ -50,4 +50,7 @@ def write_torch_script(model: Model, file: Path, inputs: Inputs, *, embeddings: 
             outputs = read(images)
         return (outputs,) if isinstance(outputs, Tensor) else outputs
 
-    (check_pixel_file if inputs == "pixels" else check_file)(model, module, run)
+    if inputs == "pixels":
+        check_pixel_file(model, run)
+    else:
+        check_file(model, module, run)

@@ -31,7 +31,7 @@ def embed_squares(network: nn.Module, head: str, squares: Pixels, preprocessing:
     members = members_of(network)
     images = center_crop(to_device(squares, next(network.parameters()).device), preprocessing)
     with torch.inference_mode():
-        parts = [_vectors(head_inputs(member, head, images)) for member in members]
+        parts = [head_vectors(head_inputs(member, head, images)) for member in members]
         found: np.ndarray = torch.cat(parts, 1).float().cpu().numpy()
     if not np.isfinite(found).all():
         raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")
@@ -44,6 +44,6 @@ def embedding_size(network: nn.Module, head: str) -> int:
     return sum(next(iter(each.parameters())).shape[1] for each in heads)
 
 
-def _vectors(inputs: Tensor) -> Tensor:
+def head_vectors(inputs: Tensor) -> Tensor:
     """The inputs of a head as (B, D); those of a convolution, (B, D, h, w), are averaged over the positions."""
     return inputs.mean((2, 3)) if inputs.ndim == 4 else inputs.flatten(1)

@@ -187,6 +187,7 @@ def write_card_section(best: Path, title: str, text: str) -> bool:
     before, found, rest = f"\n{card}".partition(f"\n{heading}")
     _, following, after = rest.partition("\n## ") if found else ("", "", "")
     section = f"{heading}\n{text.strip()}\n"
+    parts = [before[1:].rstrip() + "\n", section, *([f"{following[1:]}{after}"] if found and following else [])]
     with atomic_write(file) as partial:
-        partial.write_text(f"{before[1:].rstrip()}\n\n{section}{following}{after}", encoding="utf-8")
+        partial.write_text("\n".join(parts), encoding="utf-8")
     return True

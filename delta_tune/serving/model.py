@@ -83,10 +83,18 @@ class ServedModel:
         Raises:
             ArithmeticError: they are not finite.
         """
-        found: np.ndarray = self.session.run([OUTPUT], {INPUT: squares})[0]
+        found: np.ndarray = self.session.run([OUTPUT], {INPUT: self._fitted(squares)})[0]
         if not np.isfinite(found).all():
             raise ArithmeticError("The model returns no finite numbers.")
         return found
+
+    def _fitted(self, squares: Pixels) -> Pixels:
+        """What the file does not resize again: a whole image without the border that a stored square has."""
+        if self.preprocessing.resize == "crop":
+            return squares
+        size = self.preprocessing.image_size
+        start = round((self.preprocessing.stored_size - size) / 2)
+        return squares[:, start : start + size, start : start + size]
 
 
 def open_model(file: Path, threads: int = 1) -> ServedModel:

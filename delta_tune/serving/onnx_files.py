@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,13 +19,13 @@ SUFFIX = ".onnx"
 KEY_DIGITS = 16
 
 
-def onnx_file(place: str, *, flip: bool, scratch: Path) -> Path:
+def onnx_file(place: str, *, flip: bool, new_folder: Callable[[], str]) -> Path:
     """The ONNX file of what a user named.
 
     Args:
         place: an ONNX file; the folder of a study or its `best/`, here or at an address such as s3://bucket/photos.
         flip: whether probabilities are the mean of those of an image and its mirror image.
-        scratch: a folder for a file that cannot be kept beside the model.
+        new_folder: makes a folder for a file that cannot be kept.
 
     Raises:
         UserError: there is no such file or model, or it cannot be exported.
@@ -35,7 +36,7 @@ def onnx_file(place: str, *, flip: bool, scratch: Path) -> Path:
             raise UserError(f"--flip is decided when a file is exported; leave it out for {place}.")
         return path
     if "://" in place:
-        return _export(place, scratch / f"model{SUFFIX}", flip)
+        return _export(place, Path(new_folder()) / f"model{SUFFIX}", flip)
     folder = path / BEST if (path / BEST / CONFIG_FILE).is_file() else path
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
@@ -46,7 +47,7 @@ def onnx_file(place: str, *, flip: bool, scratch: Path) -> Path:
     for kept in (folder / CACHE, _user_cache()):
         if (kept / name).is_file():
             return kept / name
-    for kept in (folder / CACHE, _user_cache(), scratch):
+    for kept in (folder / CACHE, _user_cache()):
         try:
             kept.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -55,9 +56,7 @@ def onnx_file(place: str, *, flip: bool, scratch: Path) -> Path:
             for old in kept.glob(f"*{SUFFIX}") if kept.parent == folder else ():
                 old.unlink(missing_ok=True)
             return _export(str(folder), kept / name, flip)
-    raise UserError(
-        f"{folder}, {_user_cache()} and {scratch} cannot be written to; export the model, and give its file."
-    )
+    return _export(str(folder), Path(new_folder()) / name, flip)
 
 
 def _export(folder: str, file: Path, flip: bool) -> Path:

@@ -177,6 +177,23 @@ def test_export_of_a_folder_prints_the_lines_that_load_it(folder, tmp_path, caps
     assert "Test: accuracy 90.0 % on 60 images" in code
 
 
+def test_export_passes_on_what_the_file_takes_and_gives(folder, tmp_path, capsys, monkeypatch):
+    given = []
+
+    def export_model(model, kind, file, **options):
+        given.append((kind, options))
+        file.touch()
+        return (file,)
+
+    monkeypatch.setattr(model_file, "export_model", export_model)
+    for words in ([], ["--inputs", "normalized", "--embeddings"]):
+        assert run(capsys, "export", folder, "--format", "torch_export", "--output", tmp_path / "m.pt2", *words)[0] == 0
+    assert given == [
+        ("torch_export", {"inputs": "pixels", "embeddings": False}),
+        ("torch_export", {"inputs": "normalized", "embeddings": True}),
+    ]
+
+
 def test_file_that_cannot_be_written_is_told(folder, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -186,4 +186,4 @@ def test_network_stays_as_it_was(images, frozen):
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'--explain needs the package captum; .*pip install "delta-tune\[explain\]"'):
-        check_package("--explain")
+        check_package()

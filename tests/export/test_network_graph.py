@@ -91,7 +91,8 @@ def test_another_network_is_put_in_its_place(graph, pixels):
     np.testing.assert_allclose(probabilities, powers / powers.sum(1, keepdims=True), rtol=1e-4)
     np.testing.assert_allclose(embeddings, features, rtol=1e-5)
     names = [each.name for each in whole.graph.initializer]
-    assert len(names) == len(set(names)) and "head" not in names, "the former weights are gone"
+    assert len(names) == len(set(names))
+    assert "head" not in names, "the former weights are gone"
 
 
 def test_what_a_branch_takes_from_around_it_counts():

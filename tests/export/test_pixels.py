@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,17 +18,15 @@ from PIL import Image
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.images import stored_square
 from delta_tune.export import check, pixels
 from delta_tune.export.check import ExportMismatch
 from delta_tune.export.model_file import export_model
 from delta_tune.export.pixels import PixelModel
-from delta_tune.inference.ensemble import Ensemble, members_of
+from delta_tune.inference.ensemble import Ensemble
 from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.labels.several_labels import SEVERAL_LABELS
 from delta_tune.models.backbones import build_target
-from delta_tune.models.feature_maps import head_inputs
 
 UNSURE = {"below": 0.4, "refused": 0.1, "accuracy": 0.95, "images": 40}
 STORED = 67
@@ -77,25 +77,11 @@ def predicted(model, images):
     return np.array([list(each.probabilities.values()) for each in model.predict(images)])
 
 
-def embedded(model, images):
-    """What the heads see of images, and of their mirror images if the model averages both."""
-    squares = np.stack([stored_square(Image.fromarray(image), model.preprocessing) for image in images])
-    inputs = center_crop(torch.from_numpy(squares), model.preprocessing)
-    views = [inputs, inputs.flip(3)] if len(members_of(model.network)) > 1 else [inputs]
-    head = model.config["backbone"]["head"]
-    with torch.inference_mode():
-        each = [
-            torch.stack([head_inputs(member, head, view) for view in views]).mean(0)
-            for member in members_of(model.network)
-        ]
-    return torch.cat(each, 1).numpy()
-
-
 def assert_same(found, model, images):
     probabilities, embeddings = found
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, predicted(model, images), atol=1e-4)
-    expected = embedded(model, images)
+    expected = model.embed(images)
     np.testing.assert_allclose(embeddings, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
@@ -170,7 +156,7 @@ def test_openvino_gives_what_predict_gives(onnx_file, model):
         images = drawn(shape)
         found = compiled(images)
         np.testing.assert_allclose(found["probabilities"], predicted(model, images), atol=5e-3)
-        assert found["embeddings"].shape == embedded(model, images).shape
+        assert found["embeddings"].shape == model.embed(images).shape
 
 
 @pytest.mark.slow
@@ -194,35 +180,64 @@ def test_onnx_of_several_labels_has_their_thresholds(labels_model, tmp_path):
     assert (told["task"], told["thresholds"], told["unsure"]) == ("multilabel", [0.3, 0.5, 0.6], None)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("name", ["model", "several"])
-def test_torchscript_gives_what_predict_gives(name, request, tmp_path):
-    model = request.getfixturevalue(name)
+def exported(model, kind, file):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none reaches the user
-        (file,) = export_model(model, "torchscript", tmp_path / "model.pt", embeddings=True)
-    read = torch.jit.load(str(file))
+        return export_model(model, kind, file, embeddings=True)[0]
+
+
+@pytest.fixture(scope="module")
+def script_file(model, tmp_path_factory):
+    return exported(model, "torchscript", tmp_path_factory.mktemp("script") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def archive_file(model, tmp_path_factory):
+    return exported(model, "torch_export", tmp_path_factory.mktemp("archive") / "model.pt2")
+
+
+def assert_module_same(read, model):
     for shape in SHAPES:
         images = drawn(shape)
         with torch.inference_mode():
             assert_same([each.numpy() for each in read(torch.from_numpy(images))], model, images)
 
 
-def test_torch_export_gives_what_predict_gives(model, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (file,) = export_model(model, "torch_export", tmp_path / "model.pt2", embeddings=True)
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_gives_what_predict_gives(script_file, model):
+    assert_module_same(torch.jit.load(str(script_file)), model)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_of_several_networks_and_views_gives_what_predict_gives(several, tmp_path):
+    file = exported(several, "torchscript", tmp_path / "model.pt")
+    assert_module_same(torch.jit.load(str(file)), several)
+
+
+def test_torch_export_gives_what_predict_gives(archive_file, model):
     files = {"config.json": ""}
-    read = torch.export.load(file, extra_files=files).module()
-    for shape in SHAPES:
-        images = drawn(shape)
-        with torch.inference_mode():
-            assert_same([each.numpy() for each in read(torch.from_numpy(images))], model, images)
+    assert_module_same(torch.export.load(archive_file, extra_files=files).module(), model)
     told = json.loads(files["config.json"])
     assert told["classes"] == list(model.classes)
     assert told["input"]["shape"] == ["N", "H", "W", 3]
     assert told["output"]["name"] == "probabilities"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_code_of_the_guide_runs(onnx_file, script_file, archive_file, model, tmp_path, monkeypatch, capsys):
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "exported-files.md"
+    for file in (onnx_file, script_file, archive_file):
+        (tmp_path / file.name).symlink_to(file)
+    Image.fromarray(drawn((1, 90, 120))[0]).save(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        exec(compile(block, guide.name, "exec"), {})
+    assert len(blocks) == 2
+    assert capsys.readouterr().out.split()[0] == model.predict("a.jpg")[0].label
 
 
 def test_file_whose_probabilities_are_not_predicts_is_not_left_behind(model, tmp_path, monkeypatch):
@@ -248,7 +263,7 @@ def test_embeddings_that_differ_are_refused(model, tmp_path):
         return probabilities, embeddings + 1
 
     with pytest.raises(ExportMismatch, match="its embeddings and the model's differ by 1"):
-        check.check_pixel_file(model, network, other)
+        check.check_pixel_file(model, other)
 
 
 def test_embeddings_of_a_state_dict_are_refused(model, tmp_path):

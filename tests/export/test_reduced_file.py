@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from delta_tune.config import UserError
-from delta_tune.export import half, reduced_file
+from delta_tune.export import reduced_file
 from delta_tune.export.check import ExportMismatch
 from delta_tune.export.evidence import ScoredImages
 from delta_tune.export.model_file import export_model
@@ -81,7 +81,8 @@ def test_int8_weights_have_seven_bits_so_that_no_processor_saturates(int8):
         numpy_helper.to_array(x) for x in onnx.load(int8[0]).graph.initializer if x.data_type == TensorProto.INT8
     ]
     layers = [each for each in weights if each.ndim > 1]
-    assert layers and max(np.abs(each.astype(int)).max() for each in layers) <= 64
+    assert layers
+    assert max(np.abs(each.astype(int)).max() for each in layers) <= 64
 
 
 def test_int8_leaves_pixels_and_probabilities_as_they_are(int8):
@@ -94,7 +95,7 @@ def test_int8_leaves_pixels_and_probabilities_as_they_are(int8):
 
 @pytest.mark.parametrize(("precision", "most"), [("fp16", 0.01), ("int8", 0.15)])
 def test_reduced_file_gives_nearly_the_models_probabilities(precision, most, model, images, request):
-    file, found = request.getfixturevalue(precision)
+    file, _ = request.getfixturevalue(precision)
     pixels = images[1].pixels
     expected = np.array([list(each.probabilities.values()) for each in model.predict(pixels)])
     np.testing.assert_allclose(shares(file, pixels), expected, atol=most)
@@ -172,9 +173,8 @@ def test_changed_answers_without_labels_are_refused(model, full, images, tmp_pat
         write_reduced(model, full, "int8", tmp_path / "model.onnx", unknown)
 
 
-def test_the_nearest_of_the_ways_to_quantise_is_taken(model, full, images, tmp_path, monkeypatch):
+def test_the_nearest_of_the_ways_to_quantise_is_taken(model, full, images, tmp_path):
     said = []
-    monkeypatch.setattr(reduced_file, "ENOUGH", 2.0)  # all are tried
     found = write_reduced(model, full, "int8", tmp_path / "model.onnx", images, force=True, say=said.append)
     divergences = [float(text.rpartition(" ")[2]) for text in said]
     assert len(said) == len(reduced_file.RECIPES)

@@ -26,17 +26,8 @@ PREPROCESSING = {
     "white": None,
 }
 BLOCKED = (
-    "torch",
-    "torchvision",
-    "timm",
-    "ray",
-    "optuna",
-    "pyarrow",
-    "scipy",
-    "safetensors",
-    "jinja2",
-    "plotly",
-    "rich",
+    *("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "scipy", "safetensors", "jinja2", "plotly", "rich"),
+    *("filelock", "huggingface_hub"),
 )
 """What the server's process must not import: the test that blocks it proves that it does not."""
 START = (

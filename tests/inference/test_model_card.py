@@ -10,7 +10,7 @@ from helpers.studies import FINAL_MODEL, HELD_OUT, study_json
 from hypothesis import assume, given
 from markdown_it import MarkdownIt
 
-from delta_tune.inference.model_card import write_model_card
+from delta_tune.inference.model_card import write_card_section, write_model_card
 from delta_tune.results.study_record import StudyRecord
 
 CONFIG = {
@@ -192,3 +192,17 @@ def test_card_says_what_is_not_calibrated_and_how_many_networks_there_are(card):
     text = card(told={"networks": 3})
     assert "the weights of the first of 3 networks, whose probabilities are averaged" in text
     assert "`model-2.safetensors` and so on those of the others" in text
+
+
+def test_a_section_is_written_once_at_the_end_and_then_in_its_place(card, tmp_path):
+    before = card()
+    assert write_card_section(tmp_path, "ONNX in int8", "First.")
+    assert write_card_section(tmp_path, "ONNX in fp16", "Half.")
+    assert write_card_section(tmp_path, "ONNX in int8", "Second.")
+    text = (tmp_path / "README.md").read_text()
+    assert text == f"{before.rstrip()}\n\n## ONNX in int8\n\nSecond.\n\n## ONNX in fp16\n\nHalf.\n"
+
+
+def test_a_section_needs_a_card(tmp_path):
+    assert not write_card_section(tmp_path, "ONNX in int8", "First.")
+    assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,7 @@ def exports(monkeypatch, tmp_path):
 
 
 def find(place, tmp_path, flip=False):
-    return onnx_file(str(place), flip=flip, scratch=tmp_path)
+    return onnx_file(str(place), flip=flip, new_folder=lambda: str(tmp_path))
 
 
 def test_file_is_taken_as_it_is(tmp_path, exports):

@@ -41,6 +41,14 @@ def test_probabilities_are_the_files(file):
     assert found == pytest.approx(np.stack([expected(square) for square in squares]), abs=1e-5)
 
 
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+def test_whole_images_go_in_without_their_border_for_the_file_would_shrink_it_with_them(file, resize):
+    changed(file, preprocessing=json.dumps(PREPROCESSING | {"resize": resize}))
+    squares = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
+    found = open_model(file).probabilities(squares)
+    assert found == pytest.approx(np.stack([expected(square[2:10, 2:10]) for square in squares]), abs=1e-5)
+
+
 @pytest.mark.parametrize(("thresholds", "found"), [([0.1, 0.2, 0.3], (0.1, 0.2, 0.3)), (None, (0.5, 0.5, 0.5))])
 def test_several_labels_have_thresholds(tmp_path, thresholds, found):
     model = open_model(mean_colour_model(tmp_path / "a.onnx", task="multilabel", thresholds=thresholds))
