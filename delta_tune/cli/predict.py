@@ -75,13 +75,15 @@ def run(given: argparse.Namespace) -> None:
     images = names[0] if len(names) == 1 else names  # a single one that is unreadable has no rows
     predictions = model.predict(images, min_confidence=least)
     nearest = _nearest(model, names, given)
+    typicality: Sequence[float | None] = ()
     if given.min_typicality is not None:
         assert nearest is not None, "asked for"
-        predictions = _with_doubts(predictions, nearest, given.min_typicality)
+        typicality = nearest.typicality
+        predictions = _with_doubts(predictions, typicality, given.min_typicality)
     if given.json:
         rows = [{"image": str(n), **dataclasses.asdict(p)} for n, p in zip(names, predictions, strict=True)]
-        for row, typical in zip(rows, nearest.typicality if nearest else (), strict=False):
-            row["typicality"] = typical
+        for row, share in zip(rows, typicality, strict=False):
+            row["typicality"] = share
         print(json.dumps(rows, indent=2))
     else:
         show = _print_predictions if model.thresholds is None else _print_labels
@@ -136,11 +138,13 @@ def _nearest(model: Model, names: Sequence[str | Path], given: argparse.Namespac
     return found
 
 
-def _with_doubts(predictions: Sequence[Prediction], nearest: NearestImages, least: float) -> list[Prediction]:
+def _with_doubts(
+    predictions: Sequence[Prediction], typicality: Sequence[float | None], least: float
+) -> list[Prediction]:
     """The predictions, unsure too where the image is unlike the training images."""
     return [
-        dataclasses.replace(each, unsure=each.unsure or (typical is not None and typical < least))
-        for each, typical in zip(predictions, nearest.typicality, strict=True)
+        dataclasses.replace(each, unsure=each.unsure or (share is not None and share < least))
+        for each, share in zip(predictions, typicality, strict=True)
     ]
 
 

@@ -53,8 +53,10 @@ def test_image_that_cannot_be_read_has_no_typicality(study, task, tmp_path, caps
 
 
 def test_without_the_flag_json_is_as_it_was(study, task, capsys):
-    (row,) = json.loads(run(capsys, study, task.dataset.test.names[0], "--json")[1])
+    name, page = task.dataset.test.names[0], study.parent / "why.html"
+    (row,) = json.loads(run(capsys, study, name, "--json")[1])
     assert "typicality" not in row
+    assert json.loads(run(capsys, study, name, "--json", "--explain", page)[1]) == [row]
 
 
 def test_limit_without_training_images_is_refused(study, task, tmp_path, capsys):
