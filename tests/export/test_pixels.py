@@ -228,7 +228,7 @@ def test_torch_export_gives_what_predict_gives(archive_file, model):
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_code_of_the_guide_runs(onnx_file, script_file, archive_file, model, tmp_path, monkeypatch, capsys):
-    guide = Path(__file__).parents[2] / "docs" / "how-to" / "exported-files.md"
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "export.md"
     for file in (onnx_file, script_file, archive_file):
         (tmp_path / file.name).symlink_to(file)
     Image.fromarray(drawn((1, 90, 120))[0]).save(tmp_path / "a.jpg")
