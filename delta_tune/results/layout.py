@@ -57,6 +57,8 @@ CARD_FILE = "README.md"
 CONFIRM = "confirm"
 
 BEST = "best"
+SERVED = "serve"
+"""Folder in it: the ONNX file that is served."""
 
 PICTURES_FILE = Path("report") / "feature_maps.parquet"
 
@@ -83,6 +85,7 @@ FILES: dict[str, str] = {
     f"{BEST}/model-K.safetensors": "Weights of its networks from the second on, if it averages several",
     f"{BEST}/{CONFIG_FILE}": "Configuration, backbone, classes, preprocessing and metrics of the final model",
     f"{BEST}/{CARD_FILE}": "Model card",
+    f"{BEST}/{SERVED}/": "The ONNX file that `serve` made of the weights",
     str(ATTENTION_FILE): "Ablation losses, attention weights and their reliability, per hooked layer",
     f"{CHECKPOINTS}/NNNNN/{BEST_FILE}": "Weights of the best epoch of the trial that leads",
     f"{CHECKPOINTS}/NNNNN/{RESUME_FILE}": "Epochs of an unfinished trial up to the one it continues from",

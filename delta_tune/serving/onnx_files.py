@@ -11,10 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from delta_tune.config import UserError
-from delta_tune.results.layout import BEST, CONFIG_FILE
+from delta_tune.results.layout import BEST, CONFIG_FILE, SERVED
 
-CACHE = "serve"
-"""Beside `best/`'s files: ONNX files that were made of them."""
 SUFFIX = ".onnx"
 KEY_DIGITS = 16
 
@@ -44,10 +42,10 @@ def onnx_file(place: str, *, flip: bool, new_folder: Callable[[], str]) -> Path:
             f"`python -m delta_tune export`."
         )
     name = f"{_key(folder, flip)}{SUFFIX}"
-    for kept in (folder / CACHE, _user_cache()):
+    for kept in (folder / SERVED, _user_cache()):
         if (kept / name).is_file():
             return kept / name
-    for kept in (folder / CACHE, _user_cache()):
+    for kept in (folder / SERVED, _user_cache()):
         try:
             kept.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -86,7 +84,7 @@ def _key(folder: Path, flip: bool) -> str:
 
 def _user_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "delta-tune" / CACHE
+    return Path(base) / "delta-tune" / SERVED
 
 
 def _version() -> str:

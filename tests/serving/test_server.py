@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from helpers.requests import ask, encoded, form, predict, send_raw
 from helpers.served import START, Server, mean_colour_model, running
 
+from delta_tune import load
 from delta_tune.config import UserError
 from delta_tune.serving.server import address_of, listen
 from delta_tune.serving.threads import available_cpus
@@ -212,6 +214,17 @@ def test_many_clients_at_once_get_their_own_answers(file, tmp_path):
         together = json.loads(ask(server, "/metadata").content)
     assert not wrong
     assert together["classes"]
+
+
+@pytest.mark.slow
+def test_folder_is_served_with_the_answers_of_predict(best, image_folder, tmp_path):
+    folder = shutil.copytree(best, tmp_path / "best")
+    photos = sorted((image_folder / "test").rglob("*.png"))
+    with running(folder, log=tmp_path / "log") as server:
+        found = [predict(server, photo.read_bytes()).json["predictions"][0] for photo in photos]
+    for row, expected in zip(found, load(best).predict(photos), strict=True):
+        assert row["label"] == expected.label
+        assert row["probabilities"] == pytest.approx(expected.probabilities, abs=1e-4)
 
 
 @pytest.mark.parametrize(
