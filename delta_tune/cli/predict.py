@@ -48,8 +48,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--min-typicality",
         type=float,
         metavar="X",
-        help="Mark images as unsure that are less alike to a training image than all but a share X of the training "
-        "images are to one another; 0.05 finds most foreign images. Reads the study's data once",
+        help="Mark images as unsure whose typicality is below X, such as 0.05: the share of training images that are "
+        "no closer to their nearest training image than the image is to its own. Reads the study's data once",
     )
     command.add_argument(
         "--data",

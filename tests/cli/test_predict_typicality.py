@@ -92,7 +92,7 @@ def test_page_shows_the_nearest_training_images(study, task, tmp_path, capsys):
     text = page.read_text()
     assert "The most similar training images" in text
     assert f'title="{name}"' in text
-    assert "no more alike to another one" in text
+    assert "no closer to their nearest training image" in text
     assert "unlike the training images" not in text
 
 
