@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
+from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER, parse_min_confidence
 from delta_tune.cli.progress_bar import bar_on_stderr
 from delta_tune.config import UserError, visible
 
@@ -66,7 +65,7 @@ def run(given: argparse.Namespace) -> None:
 
     if given.top < 1:
         raise UserError(f"--top must be ≥ 1, but got {given.top}.")
-    least = _min_confidence(given.min_confidence)
+    least = None if given.min_confidence is None else parse_min_confidence(given.min_confidence)
     _check_typicality(given)
     if given.explain is not None:
         _check_page(given.explain)
@@ -172,20 +171,6 @@ def _explain(
     if not given.json:
         left_out = f" of the first {MOST_IMAGES} images" if len(names) > MOST_IMAGES else ""
         print(visible(f"Explanations{left_out}: {given.explain}"))
-
-
-def _min_confidence(text: str | None) -> float | Literal["auto"] | None:
-    if text is None:
-        return None
-    if text == "auto":
-        return "auto"
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise UserError(f"--min-confidence must be a number from 0 to 1, or auto, but got {text}.")
-    return value
 
 
 def _print_predictions(names: Sequence[str | Path], predictions: Sequence[Prediction], top: int) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-from typing import Literal
 
-from delta_tune.cli.model_flags import FLIP
+from delta_tune.cli.model_flags import FLIP, parse_min_confidence
 from delta_tune.config import UserError, visible
 from delta_tune.config.sizes import parse_bytes
 
@@ -99,7 +98,7 @@ def run(given: argparse.Namespace) -> int:
         timeout_s=given.timeout,
         access_log=not given.quiet,
     )
-    least = _min_confidence(given.min_confidence)
+    least = parse_min_confidence(given.min_confidence)
     with ExitStack() as stack:
         listening = stack.enter_context(listen(given.host, given.port))
 
@@ -122,15 +121,3 @@ def run(given: argparse.Namespace) -> int:
                 print("Everybody who reaches this address can use it: there is no password", flush=True)
 
         return run(app, listening, settings, announce)
-
-
-def _min_confidence(text: str) -> float | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise UserError(f"--min-confidence must be a number from 0 to 1, or auto, but got {text}.")
-    return value
