@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +13,12 @@ import torch
 
 from delta_tune.config import StudyConfig
 from delta_tune.models.architectures import build_architecture
+from delta_tune.report.heat_map_images import read_heat_map_images
 from delta_tune.report.held_out import HeldOut
 from delta_tune.results.calibration import confidence_threshold, expected_calibration_error, fit_temperature
+from delta_tune.results.layout import HEAT_MAPS_FILE
 from delta_tune.study import final_model
-from delta_tune.study.final_model import checked_means, describe, mean_weights, run_folder
+from delta_tune.study.final_model import checked_means, describe, mean_weights, run_folder, save_heat_maps
 from delta_tune.study.race import FoldRun
 from delta_tune.training.workplace import ThisProcess
 
@@ -189,3 +193,13 @@ def test_where_the_model_is_unsure_is_found_on_calibrated_probabilities(held_out
     expected = confidence_threshold(calibrated, held_out.labels)
     assert known["unsure"]["below"] == pytest.approx(expected["below"], abs=1e-5)
     assert known["unsure"]["accuracy"] >= 0.95
+
+
+def test_heat_maps_of_held_out_images_are_of_the_model_in_best(best, task, tmp_path):
+    shutil.copytree(best, tmp_path / "best")
+    session = SimpleNamespace(measuring=SimpleNamespace(workplace=lambda: nullcontext(ThisProcess())))
+    calibrated = 3 * torch.eye(3)[torch.from_numpy(np.array(task.dataset.val.labels))]
+    save_heat_maps(SimpleNamespace(folder=tmp_path), session, task, calibrated, None)
+    shown = read_heat_map_images(tmp_path / HEAT_MAPS_FILE)
+    assert list(shown) == ["right", "doubtful"]
+    assert {each.image for images in shown.values() for each in images} <= set(task.dataset.val.names)

@@ -17,8 +17,9 @@ from delta_tune.config import TrialConfig, UserError
 from delta_tune.data.resampling import hold_out_folds
 from delta_tune.inference.ensemble import members_of
 from delta_tune.inference.model import load
+from delta_tune.report.heat_map_images import read_heat_map_images
 from delta_tune.report.predictions import read_predictions
-from delta_tune.results.layout import HELD_OUT_FILE, PREDICTIONS_FILE
+from delta_tune.results.layout import HEAT_MAPS_FILE, HELD_OUT_FILE, PREDICTIONS_FILE
 from delta_tune.results.logit_shift import LogitShift
 from delta_tune.study import final_model, final_runs, shifted_model
 from delta_tune.study.confirmation_splits import fresh_seed
@@ -222,6 +223,11 @@ def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings
     rows = pq.read_table(result.path / HELD_OUT_FILE)
     assert (found.split, found.confusion.sum()) == ("held-out", rows.num_rows)
     assert "held-out images" in (result.path / "report.html").read_text()
+    shown = read_heat_map_images(result.path / HEAT_MAPS_FILE)
+    names = {row["image"] for row in rows.to_pylist()}
+    assert {each.image for images in shown.values() for each in images} <= names
+    assert "right" in shown
+    assert "of final runs that were not trained on the image" in (result.path / "report.html").read_text()
 
 
 @pytest.mark.slow
