@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from delta_tune.cli import reduced_export
 from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER
 from delta_tune.config import UserError, visible
 from delta_tune.export.formats import FOLDERS, INPUTS, SUFFIXES
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -52,9 +49,9 @@ def run(given: argparse.Namespace) -> None:
     from delta_tune.inference.model import load
 
     file: Path = given.output or Path(f"model{SUFFIXES[given.format]}")
-    if not file.absolute().parent.is_dir():
+    if not os.path.isdir(file.absolute().parent):
         raise UserError(f"--output {file} has no folder to lie in; make {file.absolute().parent} first.")
-    if file.is_dir():
+    if os.path.isdir(file):
         raise UserError(f"--output {file} is a folder; give a file, such as {file / f'model{SUFFIXES[given.format]}'}.")
     model = load(given.folder, flip=given.flip)
     if given.precision != "float32":
@@ -78,11 +75,11 @@ def _export_folder(given: argparse.Namespace) -> None:
         flag = "--embeddings" if given.embeddings else f"--inputs {given.inputs}"
         raise UserError(f"{flag} is of formats that are files; leave it out with --format {given.format}.")
     folder: Path = given.output or Path(FOLDERS[given.format])
-    if not folder.absolute().parent.is_dir():
+    if not os.path.isdir(folder.absolute().parent):
         raise UserError(f"--output {folder} has no folder to lie in; make {folder.absolute().parent} first.")
-    check_place(folder)
-    model = load(given.folder, flip=given.flip)
     try:
+        check_place(folder)
+        model = load(given.folder, flip=given.flip)
         lines = export_folder(model, given.format, folder, study_of(given.folder))
     except OSError as error:
         raise UserError(f"--output {folder} cannot be written ({error.strerror}); give another folder.") from error

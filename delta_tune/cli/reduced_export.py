@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def check_flags(given: argparse.Namespace) -> None:
                 raise UserError(f"{flag} goes with --precision fp16 or int8; give one of them, or leave it out.")
     elif given.format != "onnx":
         raise UserError(f"--precision {given.precision} is for --format onnx, but got {given.format}; give onnx.")
-    if given.calibration is not None and not given.calibration.exists():
+    if given.calibration is not None and not os.path.exists(given.calibration):
         raise UserError(f"There is no --calibration {given.calibration}; give a folder of images.")
 
 
@@ -54,6 +55,9 @@ def run(given: argparse.Namespace, model: Model, file: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from delta_tune.export.onnx_file import check_packages
+
+    check_packages()  # the modules below import them
     from delta_tune.console.format import format_bytes
     from delta_tune.export.calibration_folder import read_calibration
     from delta_tune.export.evidence import card_section, sentences, table

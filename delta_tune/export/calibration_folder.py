@@ -21,7 +21,9 @@ from delta_tune.labels.kinds import Labels
 
 
 def read_calibration(model: Model, folder: Path) -> list[ScoredImages]:
-    """The images of a folder, with labels if it has folders of classes or a table: validation and test, or all.
+    """The images of a folder, with labels if it has folders of classes or a table.
+
+    Of a data set with splits they are those of validation, or of train if there is none, and those of test.
 
     Args:
         model: to be reduced.
@@ -37,7 +39,8 @@ def read_calibration(model: Model, folder: Path) -> list[ScoredImages]:
             return [_without_labels(folder, model.preprocessing)]
         except UserError:
             raise error from None
-    names = [name for name in ("val", "test") if name in source.splits] or ["train"]
+    calibrating = [name for name in ("val", "train") if name in source.splits][:1]
+    names = [*calibrating, *(["test"] if "test" in source.splits else [])]
     found = []
     for name in names:
         examples = source.splits[name]

@@ -43,7 +43,7 @@ def export_model(
         model: on CPU, in eval mode.
         kind: format of the file.
         file: path to write.
-        inputs: what the file takes; of no use to a state dict.
+        inputs: what the file takes.
         embeddings: whether there is a second output, `embeddings` (N, D): what the network's last layer sees, of
             several networks one after the other.
 
@@ -59,8 +59,9 @@ def export_model(
         check_packages()
     if kind == "state_dict":
         check_one_network(model)
-        if embeddings:
-            raise UserError(f"A state dict has no outputs to choose; give --embeddings with {', '.join(_WRITERS)}.")
+        if embeddings or inputs != "pixels":
+            flag = "--embeddings" if embeddings else "--inputs"
+            raise UserError(f"A state dict has no inputs or outputs to choose; give {flag} with {', '.join(_WRITERS)}.")
     try:
         with atomic_write(file) as partial:
             if kind == "state_dict":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from delta_tune.config import UserError
+from delta_tune.console.format import format_bytes
 from delta_tune.export.check import check_file, check_pixel_file
 from delta_tune.export.formats import Inputs
 from delta_tune.export.graph import graph_of
@@ -19,6 +20,8 @@ from delta_tune.inference.model import Model
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 """Read by onnxruntime ≥ 1.17 and OpenVINO ≥ 2024."""
+MOST_BYTES = 2**31 - 2**24
+"""Of all weights: a file has at most 2 GiB, with the nodes."""
 
 
 def check_packages() -> None:
@@ -34,6 +37,12 @@ def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) ->
     import onnx
     import onnxruntime
 
+    weights = sum(each.nbytes for each in model.network.state_dict().values())
+    if weights > MOST_BYTES:
+        raise UserError(
+            f"An ONNX file holds at most 2 GiB, and the model's weights are {format_bytes(weights)}; give --format "
+            "torchscript or torch_export."
+        )
     graph = graph_of(model, inputs, embeddings=embeddings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter and onnxscript

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import PureWindowsPath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -66,7 +66,7 @@ def base_model(record: StudyRecord) -> str | None:
 def data_name(record: StudyRecord) -> str:
     """The last part of the data's path or address: the rest is nobody's business on the Hub."""
     data = str(record.settings["data"])
-    return visible(PurePosixPath(data).name or data)
+    return visible(PureWindowsPath(data).name or data)  # which knows / too
 
 
 def _results(record: StudyRecord, *, several: bool) -> list[EvalResult]:

@@ -185,7 +185,7 @@ def write_card_section(best: Path, title: str, text: str) -> bool:
         return False
     heading = f"## {title}\n"
     before, found, rest = f"\n{card}".partition(f"\n{heading}")
-    _, following, after = rest.partition("\n## ") if found else ("", "", "")
+    _, following, after = f"\n{rest}".partition("\n## ") if found else ("", "", "")
     section = f"{heading}\n{text.strip()}\n"
     parts = [before[1:].rstrip() + "\n", section, *([f"{following[1:]}{after}"] if found and following else [])]
     with atomic_write(file) as partial:

@@ -130,6 +130,16 @@ def test_predict_averages_mirror_images_on_demand(folder, task, capsys):
         (["predict", "EMPTY", "a.jpg"], "There is no model in"),
         (["predict", "FOLDER", "a.jpg", "--top", "0"], "--top must be ≥ 1, but got 0."),
         (["export", "FOLDER", "--format", "onnx", "--output", "EMPTY/no/model.onnx"], "has no folder to lie in"),
+        (["export", "FOLDER", "--format", "onnx", "--output", "a" * 300 + "/m.onnx"], "has no folder to lie in"),
+        (
+            ["export", "FOLDER", "--format", "state_dict", "--output", "a" * 300],
+            "(File name too long); give another file",
+        ),
+        (["export", "FOLDER", "--format", "timm", "--output", "a" * 300], "(File name too long); give another folder"),
+        (
+            ["export", "FOLDER", "--format", "state_dict", "--inputs", "normalized"],
+            "no inputs or outputs to choose; give",
+        ),
         (["export", "FOLDER", "--format", "state_dict", "--output", "EMPTY"], "is a folder; give a file, such as"),
         (["predict", "FOLDER", "a.jpg", "--min-confidence", "2"], "--min-confidence must be a number from 0 to 1, or"),
         (["predict", "FOLDER", "a.jpg", "--min-confidence", "x"], "must be a number from 0 to 1, or auto, but got x."),

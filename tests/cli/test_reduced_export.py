@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -53,6 +55,7 @@ def test_reduced_file_is_written_and_its_loss_is_printed_and_told_by_the_card(fo
         ),
         (["--format", "hf", "--precision", "int8"], "--precision int8 is for --format onnx, but got hf"),
         (["--format", "onnx", "--precision", "int8", "--calibration", "no"], "There is no --calibration no"),
+        (["--format", "onnx", "--precision", "int8", "--calibration", "a" * 300], "There is no --calibration aaa"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused_before_anything_is_read(words, said, capsys, monkeypatch):
@@ -60,6 +63,20 @@ def test_flags_that_do_not_go_together_are_refused_before_anything_is_read(words
     status, _, err = run(capsys, "export", "nowhere", *words)
     assert status == 2
     assert said in err
+
+
+def test_missing_packages_are_told_in_a_sentence(folder):
+    """In a process of its own: here onnx is imported already."""
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from delta_tune.cli import commands\n"
+        "sys.exit(commands.main(sys.argv[1:]))"
+    )
+    words = ["export", str(folder), "--format", "onnx", "--precision", "int8"]
+    ran = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert 'pip install "delta-tune[onnx]"' in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_model_without_its_study_asks_for_images(folder, tmp_path, capsys):

@@ -245,6 +245,14 @@ def test_onnx_without_its_packages_is_refused(model, tmp_path, monkeypatch):
         export_model(model, "onnx", tmp_path / "model.onnx")
 
 
+def test_weights_that_no_onnx_file_holds_are_refused_before_they_are_exported(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_writer, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(onnx_writer, "graph_of", None)
+    with pytest.raises(UserError, match=r"at most 2 GiB, and the model's weights are .*; give --format torchscript"):
+        export_model(model, "onnx", tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -103,6 +103,15 @@ def test_calibration_folder_of_a_whole_data_set_is_its_validation_and_test_image
     assert [(each.split, len(each.labels)) for each in found] == [("calibration", 18), ("test", 15)]
 
 
+def test_calibration_data_without_validation_images_is_calibrated_by_train_and_not_by_test(
+    model, image_folder, tmp_path
+):
+    for name in ("train", "test"):
+        shutil.copytree(image_folder / name, tmp_path / name)
+    found = read_calibration(model, tmp_path)
+    assert [(each.split, len(each.labels)) for each in found] == [("calibration", 36), ("test", 15)]
+
+
 def test_calibration_folder_of_images_has_no_labels_and_leaves_damaged_ones_out(model, image_folder, tmp_path):
     for name in ("0", "1"):
         shutil.copy(image_folder / "val" / "red" / f"{name}.png", tmp_path / f"{name}.png")

@@ -106,7 +106,9 @@ def test_study_that_is_not_known_has_no_results():
     assert set(found) == {"library_name", "pipeline_tag", "tags", "metrics"}
 
 
-@pytest.mark.parametrize("data", ["/home/me/secret/photos", "s3://me:secret@bucket/photos/", "photos"])
+@pytest.mark.parametrize(
+    "data", ["/home/me/secret/photos", "s3://me:secret@bucket/photos/", r"C:\secret\photos", "photos"]
+)
 def test_only_the_last_part_of_the_datas_address_is_told(record, data):
     record.content["settings"]["data"] = data
     found, head = head_of(record)

@@ -203,6 +203,12 @@ def test_a_section_is_written_once_at_the_end_and_then_in_its_place(card, tmp_pa
     assert text == f"{before.rstrip()}\n\n## ONNX in int8\n\nSecond.\n\n## ONNX in fp16\n\nHalf.\n"
 
 
+def test_a_section_without_text_is_replaced_alone(tmp_path):
+    (tmp_path / "README.md").write_text("# A model\n\n## ONNX in int8\n## Limits\n\nMine.\n")
+    assert write_card_section(tmp_path, "ONNX in int8", "First.")
+    assert (tmp_path / "README.md").read_text().endswith("\n## ONNX in int8\n\nFirst.\n\n## Limits\n\nMine.\n")
+
+
 def test_a_section_needs_a_card(tmp_path):
     assert not write_card_section(tmp_path, "ONNX in int8", "First.")
     assert list(tmp_path.iterdir()) == []
