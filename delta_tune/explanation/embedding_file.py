@@ -77,7 +77,7 @@ def read_embedded(file: Path, key: str, width: int, num_classes: int) -> Embedde
         tensors = safetensors.numpy.load(read_file(file, FILE_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: numbers of a type that NumPy lacks
         raise ValueError(str(error)) from None
     if "key" not in tensors or tensors["key"].tobytes() != key.encode():
         return None

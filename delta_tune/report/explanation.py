@@ -18,6 +18,7 @@ from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation.attended_channels import Attention
 from delta_tune.explanation.explain import Explanation, explain, layer_of
 from delta_tune.explanation.heat_maps import BATCH_SIZE
+from delta_tune.explanation.nearest import NearestImage
 from delta_tune.explanation.similarity import UNLIKE
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import Model, Prediction
@@ -32,26 +33,6 @@ MOST_IMAGES = 200
 FIRST_CLASSES = 5
 """Whose probabilities are shown."""
 PICTURE_SIZE = 256
-
-
-class Nearest(Protocol):
-    """A training image that is like an image."""
-
-    @property
-    def name(self) -> str:
-        """Of the image."""
-
-    @property
-    def label(self) -> str:
-        """What it shows."""
-
-    @property
-    def similarity(self) -> float:
-        """At most 1, of an image with the same features."""
-
-    @property
-    def thumbnail(self) -> bytes:
-        """PNG or JPEG."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +81,7 @@ class Entry:
     bars: tuple[Bar, ...] = ()
     maps: tuple[DrawnMap, ...] = ()
     layers: tuple[DrawnLayer, ...] = ()
-    nearest: tuple[Nearest, ...] = ()
+    nearest: tuple[NearestImage, ...] = ()
     typicality: float | None = None
 
     @property
@@ -116,7 +97,7 @@ def write_explanations(
     predictions: Sequence[Prediction],
     *,
     attention: Attention,
-    nearest: Sequence[Sequence[Nearest]] | str,
+    nearest: Sequence[Sequence[NearestImage]] | str,
     typicality: Sequence[float | None] = (),
     sample: str = "",
     classes: int = FIRST_CLASSES,

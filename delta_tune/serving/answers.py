@@ -31,7 +31,7 @@ def prediction(name: str, row: np.ndarray, model: ServedModel, least: float, top
         "image": name,
         "label": model.classes[best],
         "probability": probability,
-        "unsure": probability < least,
+        "unsure": (probability if there else 1 - probability) < least,
         "labels": [model.classes[number] for number in there],
         "probabilities": {model.classes[number]: shares[number] for number in told},
     }

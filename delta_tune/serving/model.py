@@ -81,9 +81,11 @@ class ServedModel:
         """Probabilities (N, K) of squares (N, stored_size, stored_size, C); may be called in several threads.
 
         Raises:
-            ArithmeticError: they are not finite.
+            ArithmeticError: they are not finite, or not a row for each square.
         """
         found: np.ndarray = self.session.run([OUTPUT], {INPUT: self._fitted(squares)})[0]
+        if found.shape != (wanted := (len(squares), len(self.classes))):
+            raise ArithmeticError(f"The model returns numbers of shape {found.shape}, not {wanted}.")
         if not np.isfinite(found).all():
             raise ArithmeticError("The model returns no finite numbers.")
         return found
@@ -176,11 +178,9 @@ def _try(model: ServedModel, file: Path) -> None:
     size = model.preprocessing.stored_size
     grey = np.full((2, size, size, model.preprocessing.channels), 128, dtype=np.uint8)
     try:
-        found = model.probabilities(grey)
+        model.probabilities(grey)
     except Exception as error:  # see above
         raise UserError(f"{file} cannot predict ({_first_line(error)}); export it again.") from error
-    if found.shape != (2, len(model.classes)):
-        raise UserError(f"{file} gives {found.shape} numbers, not (2, {len(model.classes)}); export it again.")
 
 
 def _first_line(error: Exception) -> str:

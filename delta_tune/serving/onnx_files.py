@@ -42,10 +42,11 @@ def onnx_file(place: str, *, flip: bool, new_folder: Callable[[], str]) -> Path:
             f"`python -m delta_tune export`."
         )
     name = f"{_key(folder, flip)}{SUFFIX}"
-    for kept in (folder / SERVED, _user_cache()):
+    places = [folder / SERVED, *_user_cache()]
+    for kept in places:
         if (kept / name).is_file():
             return kept / name
-    for kept in (folder / SERVED, _user_cache()):
+    for kept in places:
         try:
             kept.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -82,9 +83,13 @@ def _key(folder: Path, flip: bool) -> str:
     return total.hexdigest()[:KEY_DIGITS]
 
 
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "delta-tune" / SERVED
+def _user_cache() -> list[Path]:
+    """A folder of the user's; none for one without a home, as in many containers."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return []
+    return [Path(base) / "delta-tune" / SERVED]
 
 
 def _version() -> str:

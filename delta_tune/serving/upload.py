@@ -118,7 +118,8 @@ async def _read(request: Request, body: AsyncIterator[bytes], settings: Settings
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > settings.max_request_bytes:
         raise _too_large(settings)
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    told_kind, options = parse_options_header(request.headers.get("content-type"))
+    kind = told_kind.lower()  # older versions leave it as it is where options follow
     if kind == b"multipart/form-data":
         return await _read_form(body, options.get(b"boundary", b""), settings)
     if kind.startswith(b"image/") or kind == b"application/octet-stream":

@@ -109,6 +109,13 @@ def test_file_that_is_no_safetensors_file_is_refused(file, content):
         read_embedded(file, KEY, 4, 3)
 
 
+def test_numbers_of_a_type_that_numpy_lacks_are_refused(file):
+    header = b'{"key":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(ValueError, match="BF16"):
+        read_embedded(file, KEY, 4, 3)
+
+
 def test_name_longer_than_any_path_is_refused(tmp_path):
     long = one_image("x" * 5000)
     write_embedded(long, KEY, tmp_path / "f")

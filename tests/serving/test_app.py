@@ -132,6 +132,14 @@ def test_unsure_is_below_the_studys_confidence_or_what_a_request_asks_for(server
     assert row["unsure"] is unsure
 
 
+@pytest.mark.parametrize(("query", "unsure"), [("?min_confidence=0.7", False), ("?min_confidence=0.8", True)])
+def test_answer_that_no_label_is_there_is_as_sure_as_the_likeliest_is_improbable(label_server, query, unsure):
+    (row,) = predict(label_server, colour(112, 112, 112), query=query).json["predictions"]
+    assert row["labels"] == []
+    assert row["probability"] == pytest.approx(1 / (1 + np.e), abs=1e-5)  # 0.269
+    assert row["unsure"] is unsure
+
+
 def test_several_labels_are_those_at_their_thresholds(label_server):
     (row,) = predict(label_server, colour(150, 126, 140)).json["predictions"]
     blue, green, red = (1 / (1 + np.exp(-(value - 128) / 16)) for value in (140, 126, 150))

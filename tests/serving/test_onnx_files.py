@@ -87,6 +87,15 @@ def test_file_of_a_folder_that_cannot_be_written_to_is_kept_in_the_users_cache(s
     assert len(exports) == 1
 
 
+def test_user_without_a_home_keeps_the_file_beside_the_model(study, tmp_path, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", home)
+    assert find(study, tmp_path).is_relative_to(study)
+
+
 def test_address_is_exported_into_a_scratch_folder(tmp_path, exports):
     assert find("s3://bucket/photos", tmp_path).parent == tmp_path
     assert exports[0][3] == "s3://bucket/photos"

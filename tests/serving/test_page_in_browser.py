@@ -126,6 +126,22 @@ def test_several_labels_are_all_named(page, label_server, photos):
     assert set(grey.splitlines()[0].split(", ")) == {"red", "green", "blue"}
 
 
+def test_photo_that_is_too_large_leaves_the_others_their_answers(page, photos, tmp_path):
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(5000))
+    file = mean_colour_model(tmp_path / "tiny.onnx")
+    with running(file, "--max-image-size", "4KiB", log=tmp_path / "log") as server:
+        visit(page, server)
+        until = time.monotonic() + LIMIT_S
+        while "3 classes" not in page.run("return document.getElementById('about').textContent"):
+            assert time.monotonic() < until
+        drop(page, [photos[0], large, photos[1]])
+        red, said, grey = until_done(page, 3)
+    assert (red.splitlines()[:2], grey.splitlines()[1]) == (["red", "red.png"], "grey.png")
+    assert "large.png has more than" in said
+    page.driver.get_log("browser")
+
+
 def test_server_that_is_gone_is_told(page, photos, tmp_path):
     with running(mean_colour_model(tmp_path / "tiny.onnx"), log=tmp_path / "log") as server:
         visit(page, server)

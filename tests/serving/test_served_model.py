@@ -1,5 +1,6 @@
 """ONNX files that can be served, and those that cannot."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -62,7 +63,7 @@ def test_several_labels_have_thresholds(tmp_path, thresholds, found):
         ({"classes": None}, "does not say classes in its metadata"),
         ({"classes": "[]"}, "damaged (metadata classes: "),
         ({"classes": "{"}, "damaged (metadata classes: "),
-        ({"classes": '["a", "b"]'}, "gives (2, 3) numbers, not (2, 2)"),
+        ({"classes": '["a", "b"]'}, "numbers of shape (2, 3), not (2, 2)"),
         ({"preprocessing": None}, "does not say preprocessing"),
         ({"preprocessing": json.dumps(PREPROCESSING | {"image_size": 0})}, "metadata preprocessing: image_size"),
         ({"preprocessing": json.dumps(PREPROCESSING | {"sharpen": True})}, "metadata preprocessing: sharpen"),
@@ -110,3 +111,22 @@ def test_model_that_gives_no_finite_numbers_is_refused(tmp_path):
     onnx.save(model, file)
     with pytest.raises(UserError, match="cannot predict"):
         open_model(file)
+
+
+def test_model_that_gives_no_row_for_each_image_fails_on_those_images_alone(file):
+    model = open_model(file)
+    fixed = dataclasses.replace(model, session=FirstTwo(model.session))
+    squares = np.zeros((3, 12, 12, 3), dtype=np.uint8)
+    with pytest.raises(ArithmeticError, match=r"shape \(2, 3\), not \(3, 3\)"):
+        fixed.probabilities(squares)
+    assert len(fixed.probabilities(squares[:2])) == 2
+
+
+class FirstTwo:
+    """A session that answers for two images at most, as a file of a fixed batch would."""
+
+    def __init__(self, session):
+        self.session = session
+
+    def run(self, outputs, inputs):
+        return [found[:2] for found in self.session.run(outputs, inputs)]

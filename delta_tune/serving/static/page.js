@@ -2,7 +2,7 @@
 const TOP = 5, FILES_AT_ONCE = 8, RETRIES = 20;
 const results = document.getElementById("results"), status_ = document.getElementById("status");
 const drop = document.getElementById("drop"), input = document.getElementById("files");
-let limits = {max_request_bytes: 32 * 2 ** 20, max_images: FILES_AT_ONCE}, several = false, pending = 0, done = 0;
+let limits = {max_request_bytes: 32 * 2 ** 20, max_image_bytes: 32 * 2 ** 20, max_images: FILES_AT_ONCE}, several = false, pending = 0, done = 0;
 let turn = Promise.resolve();
 
 // Names come from data: characters that cannot be seen are written out.
@@ -80,6 +80,9 @@ function tell() {
   status_.textContent = done < pending ? `${done} of ${pending} photos` : `${pending} ${pending === 1 ? "photo" : "photos"}, done`;
 }
 
+// One that is too large goes alone: the server refuses the whole request, and the others with it.
+const refused = each => each.file.size > limits.max_image_bytes;
+
 function take(files) {
   const waiting = [...files].map(card);
   results.prepend(...waiting.map(each => each.item));
@@ -88,8 +91,8 @@ function take(files) {
   while (waiting.length) {
     const group = [waiting.shift()];
     let bytes = group[0].file.size;
-    while (waiting.length && group.length < Math.min(FILES_AT_ONCE, limits.max_images) &&
-           (bytes += waiting[0].file.size) < limits.max_request_bytes / 2) group.push(waiting.shift());
+    while (waiting.length && group.length < Math.min(FILES_AT_ONCE, limits.max_images) && !refused(group[0]) &&
+           !refused(waiting[0]) && (bytes += waiting[0].file.size) < limits.max_request_bytes / 2) group.push(waiting.shift());
     turn = turn.then(() => send(group));
   }
 }
