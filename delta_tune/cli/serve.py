@@ -75,6 +75,7 @@ def run(given: argparse.Namespace) -> int:
     import tempfile
     from contextlib import ExitStack
 
+    from delta_tune.data.limits import MAX_PIXELS
     from delta_tune.serving.app import create_app
     from delta_tune.serving.model import open_model
     from delta_tune.serving.onnx_files import onnx_file
@@ -82,6 +83,7 @@ def run(given: argparse.Namespace) -> int:
     from delta_tune.serving.settings import Settings
     from delta_tune.serving.threads import available_cpus
 
+    _check_numbers(given, MAX_PIXELS / 1e6)
     image_bytes = parse_bytes(given.max_image_size, "--max-image-size")
     settings = Settings(
         threads=available_cpus() if given.threads is None else given.threads,
@@ -92,7 +94,7 @@ def run(given: argparse.Namespace) -> int:
         max_image_bytes=image_bytes,
         max_request_bytes=4 * image_bytes,
         max_buffered_bytes=16 * image_bytes,
-        max_pixels=int(given.max_pixels * 1e6) if math.isfinite(given.max_pixels) else 0,
+        max_pixels=int(given.max_pixels * 1e6),
         max_connections=given.max_connections,
         read_timeout_s=given.timeout,
         timeout_s=given.timeout,
@@ -121,3 +123,15 @@ def run(given: argparse.Namespace) -> int:
                 print("Everybody who reaches this address can use it: there is no password", flush=True)
 
         return run(app, listening, settings, announce)
+
+
+def _check_numbers(given: argparse.Namespace, most_pixels: float) -> None:
+    """Refuse flags by their names; `most_pixels` in millions."""
+    for name in ("threads", "batch_size", "max_queue", "max_images", "max_pixels", "timeout", "max_connections"):
+        value = getattr(given, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(f"--{name.replace('_', '-')} must be more than 0, but got {value:g}.")
+    if not (given.batch_wait >= 0 and math.isfinite(given.batch_wait)):
+        raise UserError(f"--batch-wait must be at least 0, but got {given.batch_wait:g}.")
+    if given.max_pixels > most_pixels:
+        raise UserError(f"--max-pixels must be at most {most_pixels:g}, but got {given.max_pixels:g}.")

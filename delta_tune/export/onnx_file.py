@@ -15,6 +15,7 @@ from delta_tune.console.format import format_bytes
 from delta_tune.export.check import check_file, check_pixel_file
 from delta_tune.export.formats import Inputs
 from delta_tune.export.graph import graph_of
+from delta_tune.export.run_file import open_session
 from delta_tune.inference.model import Model
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -35,7 +36,6 @@ def check_packages() -> None:
 
 def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) -> None:
     import onnx
-    import onnxruntime
 
     weights = sum(each.nbytes for each in model.network.state_dict().values())
     if weights > MOST_BYTES:
@@ -60,7 +60,7 @@ def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) ->
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in graph.metadata.items()})
     onnx.save(proto, str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = open_session(file)
 
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(each) for each in session.run(graph.outputs, {"images": images.numpy()})]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,24 @@ BATCH = 16
 PROBABILITIES, LOGITS = "probabilities", "logits"
 
 
+def open_session(source: Path | bytes, threads: int = 0) -> Any:
+    """An onnxruntime.InferenceSession of a file, or of one in memory, on the CPU.
+
+    Raises:
+        RuntimeError: onnxruntime cannot run it. Its own exceptions have no public name.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: an onnxruntime newer than the file warns of what it does not use
+    options.intra_op_num_threads = threads
+    content = str(source) if isinstance(source, Path) else source
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # see above
+        raise RuntimeError(f"onnxruntime cannot run it: {error}") from error
+
+
 class OnnxRunner:
     """An ONNX file, or one in memory, on the CPU.
 
@@ -28,13 +47,7 @@ class OnnxRunner:
     """
 
     def __init__(self, model: Model, file: Path | onnx.ModelProto, threads: int = 0) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors: an onnxruntime newer than the file warns of what it does not use
-        options.intra_op_num_threads = threads
-        source = str(file) if isinstance(file, Path) else file.SerializeToString()
-        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(file if isinstance(file, Path) else file.SerializeToString(), threads)
         self._model = model
         (self._input,) = self._session.get_inputs()
         names = [each.name for each in self._session.get_outputs()]

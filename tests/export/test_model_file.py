@@ -285,3 +285,13 @@ def test_a_model_of_five_channels_is_exported_and_says_so(name, kind, tmp_path):
         told = json.loads(files[1].read_text())["constructor"]
         assert told["keywords"].get("in_chans") == (None if name == "resnet18" else 5)
         assert told.get("input_convolution") == ({"module": "conv1", "in_channels": 5} if name == "resnet18" else None)
+
+
+def test_what_onnxruntime_cannot_run_is_one_sentence(model, tmp_path, monkeypatch):
+    def refuse(*given, **named):
+        raise Exception("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED")  # as its own exceptions, which have no public name
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(UserError, match=r"cannot be exported to onnx .*onnxruntime cannot run it.*NOT_IMPLEMENTED"):
+        export_model(model, "onnx", tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
