@@ -15,7 +15,7 @@ from delta_tune.console.format import format_bytes
 from delta_tune.export.check import check_file, check_pixel_file
 from delta_tune.export.formats import Inputs
 from delta_tune.export.graph import graph_of
-from delta_tune.export.run_file import open_session
+from delta_tune.export.onnx_session import open_session
 from delta_tune.inference.model import Model
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

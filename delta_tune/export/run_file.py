@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,29 +11,12 @@ import torch
 
 from delta_tune.data.augmentation import center_crop, center_offset
 from delta_tune.data.fitting import Pixels
+from delta_tune.export.onnx_session import open_session
 from delta_tune.inference.model import Model
 
 BATCH = 16
 """Images at once."""
 PROBABILITIES, LOGITS = "probabilities", "logits"
-
-
-def open_session(source: Path | bytes, threads: int = 0) -> Any:
-    """An onnxruntime.InferenceSession of a file, or of one in memory, on the CPU.
-
-    Raises:
-        RuntimeError: onnxruntime cannot run it. Its own exceptions have no public name.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: an onnxruntime newer than the file warns of what it does not use
-    options.intra_op_num_threads = threads
-    content = str(source) if isinstance(source, Path) else source
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # see above
-        raise RuntimeError(f"onnxruntime cannot run it: {error}") from error
 
 
 class OnnxRunner:

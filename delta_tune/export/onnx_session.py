@@ -1,0 +1,24 @@
+"""Open an ONNX file. Without onnx: who has no such package is told so in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def open_session(source: Path | bytes, threads: int = 0) -> Any:
+    """An onnxruntime.InferenceSession of a file, or of one in memory, on the CPU.
+
+    Raises:
+        RuntimeError: onnxruntime cannot run it. Its own exceptions have no public name.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: an onnxruntime newer than the file warns of what it does not use
+    options.intra_op_num_threads = threads
+    content = str(source) if isinstance(source, Path) else source
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # see above
+        raise RuntimeError(f"onnxruntime cannot run it: {error}") from error
