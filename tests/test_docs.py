@@ -177,8 +177,8 @@ def test_commands_of_readme_and_guides_run_one_after_another(reader_folder, imag
     table, _, _ = reference.partition("\n## ")
     named = {name.partition("/")[0] for name in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)}
     assert len(named) > 9
-    # A study that ended has no journal and no lock, and this one no runs of --confirm and no trial with attention; nobody
-    # has asked for nearest training images
+    # A study that ended has no journal and no lock; this one has no runs of --confirm and no trial with attention, and
+    # nobody has asked for nearest training images
     assert named - left <= {"journal.jsonl", ".lock", "confirm", "attention", "embeddings.safetensors"}
 
 
