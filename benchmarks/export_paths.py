@@ -57,7 +57,7 @@ Ask = Callable[[bytes], str]
 """The bytes of an image file to the label."""
 
 
-def test_files(study: Path) -> tuple[list[bytes], list[str]]:
+def photos_of_test(study: Path) -> tuple[list[bytes], list[str]]:
     """The files of the test split, and their classes."""
     settings = StudyRecord.read(study).settings
     cut = cut_data(
@@ -136,7 +136,7 @@ def measure(paths: dict[str, Ask], contents: list[bytes], rounds: int) -> dict[s
 
 def paths_table(study: Path, model: Model, folder: Path, most: int | None, rounds: int) -> list[dict[str, Any]]:
     """A row for each path."""
-    contents, labels = test_files(study)
+    contents, labels = photos_of_test(study)
     if most is not None:
         chosen = np.random.default_rng(0).permutation(len(contents))[:most].tolist()
         contents, labels = [contents[n] for n in chosen], [labels[n] for n in chosen]

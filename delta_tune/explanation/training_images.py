@@ -23,7 +23,7 @@ from delta_tune.inference.ensemble import members_of
 from delta_tune.inference.model import Model
 from delta_tune.inference.study_of_model import study_of_model
 from delta_tune.results.layout import EMBEDDINGS_FILE, STUDY_FILE
-from delta_tune.results.remembered_studies import strange_places
+from delta_tune.results.remembered_studies import say_places, strange_places
 from delta_tune.results.study_record import StudyRecord
 
 MOST_IMAGES = 20_000
@@ -118,7 +118,7 @@ def _key(model: Model, record: StudyRecord) -> str:
 def _dataset(model: Model, record: StudyRecord, place: str, data: str | Path | None, progress: Bar | None) -> Dataset:
     settings = record.settings
     if data is None and (strange := strange_places(settings, record.study_id, ("data", "label_map"))):
-        which = ", ".join(f"{name.replace('_', ' ')} {settings[name]!s:.200}" for name in strange)
+        which = say_places(settings, strange)
         raise UserError(
             visible(
                 f"{place} was not begun by you on this machine, so the {which} that its {STUDY_FILE} names is not read "

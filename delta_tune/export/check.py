@@ -34,7 +34,7 @@ def check_file(model: Model, network: nn.Module, exported: Exported) -> None:
     for many in CHECKED_BATCHES:
         images = random_images(model, many)
         with torch.inference_mode():
-            expected, found = _listed(network(images)), exported(images)
+            expected, found = listed(network(images)), exported(images)
         for name, wanted, got in zip(("logits", "embeddings"), expected, found, strict=False):
             _compare(name, f"{many} random images", wanted, got, TOLERANCE * max(1.0, float(wanted.abs().max())))
 
@@ -72,7 +72,8 @@ def _compare(name: str, what: str, wanted: Tensor, found: Tensor, limit: float) 
         )
 
 
-def _listed(outputs: Tensor | tuple[Tensor, ...]) -> Sequence[Tensor]:
+def listed(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """The outputs of a module, also if it is one."""
     return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 

@@ -94,25 +94,18 @@ class Evidence:
         return dataclasses.asdict(self) | {"loss": self.loss}
 
 
-def compare(model: Model, full: OnnxRunner, reduced: OnnxRunner, images: ScoredImages, metric: Metric) -> SplitEvidence:
+def compare_probabilities(
+    model: Model, before: np.ndarray, after: np.ndarray, images: ScoredImages, metric: Metric
+) -> SplitEvidence:
     """Compare two files on the same images.
 
     Args:
         model: whose files they are.
-        full: in float32.
-        reduced: in less.
+        before: probabilities (N, K) of the float32 file.
+        after: of the reduced one.
         images: to compare them on.
         metric: of the study, which is watched too if all classes count alike in it.
     """
-    return compare_probabilities(
-        model, full.probabilities(images.pixels), reduced.probabilities(images.pixels), images, metric
-    )
-
-
-def compare_probabilities(
-    model: Model, before: np.ndarray, after: np.ndarray, images: ScoredImages, metric: Metric
-) -> SplitEvidence:
-    """As `compare`, of the probabilities (N, K) that the two files gave."""
     several = model.thresholds is not None
     answers = [_answers(model, each) for each in (before, after)]
     told = SplitEvidence(

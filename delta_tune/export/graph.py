@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delta_tune.export.check import random_images, random_pixels
+from delta_tune.export.check import Exported, check_file, check_pixel_file, random_images, random_pixels
 from delta_tune.export.described import metadata
 from delta_tune.export.formats import Inputs
 from delta_tune.export.network import CalibratedNetwork
@@ -43,3 +43,15 @@ def graph_of(model: Model, inputs: Inputs, *, embeddings: bool) -> Graph:
         dynamic={axis: torch.export.Dim(name) for axis, name in enumerate(names)},
         metadata=metadata(model, inputs, embeddings=embeddings),
     )
+
+
+def check_graph(model: Model, graph: Graph, exported: Exported) -> None:
+    """Compare a file with the model, by the inputs that it takes.
+
+    Raises:
+        ExportMismatch: as `check_file` and `check_pixel_file`.
+    """
+    if graph.inputs == "pixels":
+        check_pixel_file(model, exported)
+    else:
+        check_file(model, graph.module, exported)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from delta_tune.config import UserError
 from delta_tune.console.format import format_bytes
-from delta_tune.export.check import check_file, check_pixel_file
 from delta_tune.export.formats import Inputs
-from delta_tune.export.graph import graph_of
+from delta_tune.export.graph import check_graph, graph_of
 from delta_tune.export.onnx_session import open_session
 from delta_tune.inference.model import Model
 
@@ -65,7 +64,4 @@ def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) ->
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(each) for each in session.run(graph.outputs, {"images": images.numpy()})]
 
-    if inputs == "pixels":
-        check_pixel_file(model, run)
-    else:
-        check_file(model, graph.module, run)
+    check_graph(model, graph, run)

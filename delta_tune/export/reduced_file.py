@@ -20,7 +20,6 @@ from delta_tune.export.evidence import (
     Evidence,
     ScoredImages,
     SplitEvidence,
-    compare,
     compare_probabilities,
     time_files,
 )
@@ -118,8 +117,7 @@ def write_reduced(
     with atomic_write(file) as partial:
         _save(reduced.graph, {"precision": precision}, partial)
         runners = OnnxRunner(model, full), OnnxRunner(model, partial)
-        _check_finite(runners[1], images, precision)
-        splits = tuple(compare(model, *runners, each, metric) for each in images)
+        splits = tuple(_compared(model, *runners, each, metric, precision) for each in images)
         alone = [OnnxRunner(model, each, threads=1) for each in (full, partial)]
         taken = time_files(alone, images[0].pixels)
         found = Evidence(
@@ -215,14 +213,21 @@ def _save(graph: onnx.ModelProto, told: Mapping[str, Any], file: Path) -> None:
     onnx.save(graph, str(file))
 
 
-def _check_finite(reduced: OnnxRunner, images: Sequence[ScoredImages], precision: Reduced) -> None:
-    for each in images:
-        wrong = int((~np.isfinite(reduced.probabilities(each.pixels))).any(1).sum())
-        if wrong:
-            raise ExportMismatch(
-                f"The {precision} file is not kept: for {wrong} of {len(each.pixels)} images of {each.split} its "
-                f"answers are no finite numbers; export it without --precision."
-            )
+def _compared(
+    model: Model, full: OnnxRunner, reduced: OnnxRunner, images: ScoredImages, metric: Metric, precision: Reduced
+) -> SplitEvidence:
+    """Compare the two files on the same images.
+
+    Raises:
+        ExportMismatch: answers of the reduced one are no finite numbers.
+    """
+    after = reduced.probabilities(images.pixels)
+    if wrong := int((~np.isfinite(after)).any(1).sum()):
+        raise ExportMismatch(
+            f"The {precision} file is not kept: for {wrong} of {len(images.pixels)} images of {images.split} its "
+            f"answers are no finite numbers; export it without --precision."
+        )
+    return compare_probabilities(model, full.probabilities(images.pixels), after, images, metric)
 
 
 def _refusal(found: Evidence) -> str:

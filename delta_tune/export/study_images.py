@@ -15,7 +15,7 @@ from delta_tune.data.splits import training_subset
 from delta_tune.export.evidence import ScoredImages
 from delta_tune.inference.model import Model
 from delta_tune.inference.study_of_model import study_of_model
-from delta_tune.results.remembered_studies import strange_places
+from delta_tune.results.remembered_studies import say_places, strange_places
 from delta_tune.results.study_record import StudyRecord
 
 MOST_IMAGES = 1000
@@ -53,7 +53,7 @@ def read_study_images(model: Model, folder: str | Path) -> list[ScoredImages]:
 def _read_all(model: Model, place: str, record: StudyRecord) -> list[ScoredImages]:
     settings = record.settings
     if strange := strange_places(settings, record.study_id, ("data", "label_map")):
-        which = ", ".join(f"{name.replace('_', ' ')} {settings[name]!s:.200}" for name in strange)
+        which = say_places(settings, strange)
         raise UserError(
             visible(f"{place} was not begun by you on this machine, so the {which} that it names is not read unasked.")
         )

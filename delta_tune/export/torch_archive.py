@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from delta_tune.export.check import check_file, check_pixel_file
+from delta_tune.export.check import listed
 from delta_tune.export.formats import Inputs
-from delta_tune.export.graph import graph_of
+from delta_tune.export.graph import check_graph, graph_of
 from delta_tune.export.torch_script import told_of
 from delta_tune.inference.model import Model
 from delta_tune.results.layout import CONFIG_FILE
@@ -21,18 +22,14 @@ def write_torch_archive(model: Model, file: Path, inputs: Inputs, *, embeddings:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own parts
         program = torch.export.export(graph.module, (graph.example,), dynamic_shapes=(graph.dynamic,), strict=False)
-        extra = {CONFIG_FILE: told_of(model, inputs, embeddings=embeddings)}
+        extra = {CONFIG_FILE: told_of(model, graph)}
         with file.open("wb") as opened:  # a path must end with .pt2, which that of an unfinished file does not
             torch.export.save(program, opened, extra_files=extra)
         with file.open("rb") as written:
             read = torch.export.load(written).module()
 
-    def run(images: Tensor) -> tuple[Tensor, ...]:
+    def run(images: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode():
-            outputs = read(images)
-        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+            return listed(read(images))
 
-    if inputs == "pixels":
-        check_pixel_file(model, run)
-    else:
-        check_file(model, graph.module, run)
+    check_graph(model, graph, run)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from delta_tune.export.check import check_file, check_pixel_file
-from delta_tune.export.described import input_of, output_of
+from delta_tune.export.check import listed
 from delta_tune.export.formats import Inputs
-from delta_tune.export.graph import graph_of
+from delta_tune.export.graph import Graph, check_graph, graph_of
 from delta_tune.export.pixels import PixelModel
 from delta_tune.inference.model import Model
 from delta_tune.results.layout import CONFIG_FILE
@@ -21,12 +21,10 @@ OF_THE_FOLDER = ("networks", "sha256", "temperature")
 """Keys of `config.json` that do not hold for a file that computes all by itself."""
 
 
-def told_of(model: Model, inputs: Inputs, *, embeddings: bool) -> str:
+def told_of(model: Model, graph: Graph) -> str:
     """`config.json` in the file."""
     told = {name: value for name, value in model.config.items() if name not in OF_THE_FOLDER}
-    return json.dumps(
-        told | {"input": input_of(model, inputs), "output": output_of(model, inputs, embeddings=embeddings)}
-    )
+    return json.dumps(told | {name: graph.metadata[name] for name in ("input", "output")})
 
 
 def write_torch_script(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) -> None:
@@ -41,16 +39,12 @@ def write_torch_script(model: Model, file: Path, inputs: Inputs, *, embeddings: 
         if isinstance(module, PixelModel):
             module.add_module("preparation", torch.jit.script(module.preparation))  # whose sizes stay open
         traced = torch.jit.trace(module, graph.example)  # type: ignore[no-untyped-call]
-        extra = {CONFIG_FILE: told_of(model, inputs, embeddings=embeddings)}
+        extra = {CONFIG_FILE: told_of(model, graph)}
         torch.jit.save(traced, str(file), _extra_files=extra)
         read = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
 
-    def run(images: Tensor) -> tuple[Tensor, ...]:
+    def run(images: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode():
-            outputs = read(images)
-        return (outputs,) if isinstance(outputs, Tensor) else outputs
+            return listed(read(images))
 
-    if inputs == "pixels":
-        check_pixel_file(model, run)
-    else:
-        check_file(model, module, run)
+    check_graph(model, graph, run)

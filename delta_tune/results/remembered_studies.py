@@ -99,6 +99,11 @@ def strange_places(settings: Mapping[str, Any], study_id: str | None, names: Seq
     return [name for name in names if not any(settings[name] == value for value in allowed[name])]
 
 
+def say_places(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Settings that name places, and their values, in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {settings[name]!s:.200}" for name in names)
+
+
 def _file(study_id: str) -> Path:
     """The id comes from the study's folder, so it is hashed: it cannot lead to another file."""
     return state_folder() / f"{text_digest(study_id)}.json"
