@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_laye
 from delta_tune.data.images import Preprocessing
 from delta_tune.models.architectures import build_architecture, build_unfilled, replace_head
 from delta_tune.models.feature_maps import head_function
-from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_line
+from delta_tune.models.hooked_layers import find_layers, first_line
 from delta_tune.models.input_channels import adapt_network, adapt_preprocessing, channels_note
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
+from delta_tune.models.trace import STANDARD_SIZE
 
 _FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
 
@@ -49,11 +51,21 @@ class Backbone:
     """Why no classifier can be fitted to the network's features: its head cannot be cut out. Empty if it can."""
     source_head: dict[str, npt.NDArray[Any]] | None = None
     """The state dict of the network's own head; None if the weights bring none of the architecture's classes."""
+    layouts: dict[str, MapLayout] = field(default_factory=dict)
+    """Layouts of the outputs of these layers; one that is missing returns (B, C, H, W)."""
 
     @property
     def input_shape(self) -> dict[str, int]:
         """Side and channels of the input, as keywords."""
         return {"image_size": self.preprocessing.image_size, "channels": self.preprocessing.channels}
+
+    def layouts_of(self, layers: Iterable[str]) -> dict[str, MapLayout]:
+        """Layer → how its output is laid out."""
+        return {layer: self.layouts.get(layer, CHANNELS_FIRST) for layer in layers}
+
+    def part_names(self, layers: Iterable[str]) -> tuple[str, ...]:
+        """Names of the maps that these layers' outputs consist of, see `MapLayout`."""
+        return tuple(name for layer, layout in self.layouts_of(layers).items() for name in layout.part_names(layer))
 
     @property
     def source_head_fault(self) -> str:
@@ -107,6 +119,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         head=anatomy.head,
         layers=anatomy.layers,
         channels=anatomy.channels,
+        layouts=anatomy.layouts,
         fingerprint=weights_digest(model, state),
         notes=tuple(notes),
         head_fault=_head_fault(module, anatomy.head, preprocessing),
