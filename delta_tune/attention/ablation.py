@@ -15,13 +15,17 @@ from delta_tune.labels.kinds import kind_of
 from delta_tune.models.devices import in_float64, without_tf32
 from delta_tune.models.feature_maps import forward_hooks
 from delta_tune.models.fused_convolution import Conv
-from delta_tune.models.graph import Op, TraceFailed, trace
+from delta_tune.models.graph import TraceFailed, trace
+from delta_tune.models.map_layout import MapLayout
+from delta_tune.models.operations import Op
 
+CHANNELS_FIRST = MapLayout(channels_last=False, prefix_tokens=0)
 IMAGES_AT_ONCE = 8
 """Images processed together. It is a constant because it affects the last bits of the result."""
 _CPU_TENSOR_BYTES = (
     28 * 2**20
 )  # malloc returns blocks of 32 MiB to the system, and fresh pages cost more than the arithmetic
+_VIEWS = ("move", "flatten", "opaque", "hook")  # their values may lie in the memory of others
 _TOLERANCE = 1e-4  # relative to the largest logit, when a plan is checked against the model
 
 _log = logging.getLogger(__name__)
@@ -62,7 +66,7 @@ class Block:
             already = self.plan.slices[inputs[0]].flat
             return values[0] if already else op.run(values[0]).unflatten(1, (where.count, -1))
         if op.kind == "binary":
-            whole = [i not in self.off and i.shape[0] == where.total for i in inputs]
+            whole = [not where.whole and i not in self.off and i.shape[0] == where.total for i in inputs]
             values = [where.of(v) if cut else v for v, cut in zip(values, whole, strict=True)]
         result: Tensor = op.run(*values)
         return result
@@ -96,7 +100,8 @@ class Block:
         operands = [self._stacked(i, values, start, stop) for i in self.plan.operands(step)]
         if step.rank_1 is None and step.conv is not None:
             addend = operands[1] if step.addend else None
-            return step.conv(operands[0], step.activation, addend, overwrite=step.addend in step.release)
+            overwrite = step.addend in step.release and step.addend.kind not in _VIEWS
+            return step.conv(operands[0], step.activation, addend, overwrite=overwrite)
         if step.rank_1 is not None:
             change = self.changes[step][start:stop]
             channels = slice(step.rank_1.start + start, step.rank_1.start + stop)
@@ -106,9 +111,9 @@ class Block:
             if step.addend is not None:
                 result += operands[0]
         elif step.op.kind == "hook":  # the layer runs twice, the second time on values that its first run changed
-            result = torch.unflatten(operands[0], 0, (stop - start, self.images)).clone()
+            result = torch.unflatten(operands[0], 0, (stop - start, -1)).clone()
             for variant, channel in enumerate(range(start, stop)):
-                result[variant, :, channel] = 0
+                result[variant].select(self.plan.axis, channel).zero_()
             return result.flatten(0, 1)
         else:
             result = step.op.run(*operands)
@@ -125,8 +130,11 @@ class Block:
         """The value of `op` for all variants, (V·B, ...), whether or not it depends on the layer."""
         if op in values:
             return values[op]
+        if op.static:
+            values[op] = self._follow(op, values, start, stop)
+            return values[op]
         intact = self.intact[op]
-        if op.kind == "constant" or not isinstance(intact, Tensor):
+        if not isinstance(intact, Tensor):
             return intact
         variants = intact.unsqueeze(0).expand(stop - start, *intact.shape)
         if op in self.off:
@@ -134,10 +142,19 @@ class Block:
             variants = variants.clone(memory_format=torch.preserve_format).contiguous()
             channel_axis = torch.unflatten(variants, 2, (where.total, -1)) if where.flat else variants
             for variant, channel in enumerate(range(start, stop)):
-                channel_axis[variant, :, where.start + channel] = self.off[op][:, channel]
+                changed = channel_axis[variant].select(where.axis, where.start + channel)
+                changed.copy_(self.off[op].select(where.axis, channel))
             values[op] = variants.flatten(0, 1)
             return values[op]
-        return variants.flatten(0, 1)
+        return variants.flatten(0, 1) if stop - start > 1 else intact.clone()  # a step may write into it
+
+    def _follow(self, op: Op, values: dict[Op, Any], start: int, stop: int) -> Any:
+        """A value that follows from parameters and shapes alone, for the shapes of the stacked variants."""
+        inputs = self.plan.inputs[op]
+        if op.kind != "size":
+            return op.run(*(self._stacked(i, values, start, stop) for i in inputs))
+        rows = round((stop - start) * self.images * inputs[0].rows)
+        return op.run(torch.empty(rows, *inputs[0].shape, device="meta"))
 
 
 def _changed_convolution(conv: Conv, intact: Tensor, change: Tensor, channels: slice) -> Tensor:
@@ -164,12 +181,22 @@ class Ablation:
         notes: a sentence for each layer whose channels each need a full forward pass, and why; also logged.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, layers: Sequence[str]) -> None:
-        """`example`: one or two images (B, 3, H, W) on which each plan is checked against the model."""
+    def __init__(
+        self, model: nn.Module, example: Tensor, layers: Sequence[str], layouts: Mapping[str, MapLayout] | None = None
+    ) -> None:
+        """Plan each layer, and check its plan against the model.
+
+        Args:
+            model: in eval mode; not changed.
+            example: one or two images (B, 3, H, W).
+            layers: names of modules.
+            layouts: layer → where its channels are; those that are not named have theirs first.
+        """
         self.model = model
+        self._layouts = {layer: (layouts or {}).get(layer, CHANNELS_FIRST) for layer in layers}
         self.notes: list[str] = []
         with torch.inference_mode(), without_tf32():  # that rounds plan and model apart by more than the tolerance
-            self._program, self._plans, self.channels = _plans(model, example, tuple(layers), self.notes)
+            self._program, self._plans, self.channels = _plans(model, example, self._layouts, self.notes)
 
     def losses(
         self,
@@ -195,16 +222,26 @@ class Ablation:
                     if layer in plans:
                         losses = _planned_losses(plans[layer], intact, targets, byte_budget, advance)
                     else:
-                        losses = _masked_losses(self.model, block, targets, layer, self.channels[layer], advance)
+                        losses = self._masked_losses(layer, block, targets, advance)
                     result[layer].append(losses)
         return {layer: torch.cat(blocks).to("cpu", torch.float32).clone() for layer, blocks in result.items()}
 
+    def _masked_losses(self, layer: str, images: Tensor, targets: Tensor, advance: Callable[[int], None]) -> Tensor:
+        reference = _losses(self.model(images), targets)
+        losses = []
+        for channel in range(self.channels[layer]):
+            logits = _masked_logits(self.model, images, layer, self._layouts[layer], channel)
+            losses.append(_losses(logits, targets) - reference)
+            advance(len(images))
+        return torch.stack(losses, dim=1)
+
 
 def _plans(
-    model: nn.Module, example: Tensor, layers: tuple[str, ...], notes: list[str]
+    model: nn.Module, example: Tensor, layouts: Mapping[str, MapLayout], notes: list[str]
 ) -> tuple[list[Op], dict[str, Plan], dict[str, int]]:
     """The program, a plan for each layer whose plan agrees with the model on `example`, and each layer's channels."""
-    logits, channels = _probe(model, example, layers)
+    layers = tuple(layouts)
+    logits, channels = _probe(model, example, layouts)
     tolerance = _TOLERANCE * max(float(logits.abs().max()), 1e-6)
 
     def agrees(found: Tensor, expected: Tensor) -> bool:
@@ -223,9 +260,9 @@ def _plans(
         if layer in failures:
             continue
         pair = min(2, channels[layer])
-        expected = torch.stack([_masked_logits(model, example, layer, j) for j in range(pair)])
+        expected = torch.stack([_masked_logits(model, example, layer, layouts[layer], j) for j in range(pair)])
         try:
-            plan = Plan(program, layer)
+            plan = Plan(program, layer, layouts[layer].channels_last)
             if agrees(Block(plan, intact_values(program, example, plan.needs)).logits(0, pair), expected):
                 plans[layer] = plan
             else:
@@ -279,29 +316,16 @@ def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     return kind_of(targets).losses(in_float64(logits), targets)
 
 
-def _masked_losses(
-    model: nn.Module, images: Tensor, targets: Tensor, layer: str, channels: int, advance: Callable[[int], None]
-) -> Tensor:
-    reference = _losses(model(images), targets)
-    losses = []
-    for channel in range(channels):
-        losses.append(_losses(_masked_logits(model, images, layer, channel), targets) - reference)
-        advance(len(images))
-    return torch.stack(losses, dim=1)
-
-
-def _masked_logits(model: nn.Module, images: Tensor, layer: str, channel: int) -> Tensor:
+def _masked_logits(model: nn.Module, images: Tensor, layer: str, layout: MapLayout, channel: int) -> Tensor:
     def switch_off(layer: str, inputs: Any, output: Tensor) -> Tensor:
-        output = output.clone()
-        output[:, channel] = 0
-        return output
+        return layout.switch_off(output, channel)
 
     with forward_hooks(model, [layer], switch_off):
         logits: Tensor = model(images)
     return logits
 
 
-def _probe(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> tuple[Tensor, dict[str, int]]:
+def _probe(model: nn.Module, images: Tensor, layouts: Mapping[str, MapLayout]) -> tuple[Tensor, dict[str, int]]:
     """The logits, and the number of channels of each layer.
 
     Raises:
@@ -312,11 +336,11 @@ def _probe(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> tuple[T
     def count(layer: str, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.dim() < 2:
             raise ValueError(f"the output of {layer} has no channels; choose a layer with output (B, C, H, W)")
-        channels[layer] = output.shape[1]
+        channels[layer] = output.shape[-1 if layouts[layer].channels_last else 1]
 
-    with forward_hooks(model, layers, count):
+    with forward_hooks(model, layouts, count):
         logits: Tensor = model(images)
-    for layer in layers:
+    for layer in layouts:
         if layer not in channels:
             raise ValueError(f"the model's forward does not run {layer}; choose a layer that it does")
     return logits, channels
