@@ -25,7 +25,6 @@ IMAGES_AT_ONCE = 8
 _CPU_TENSOR_BYTES = (
     28 * 2**20
 )  # malloc returns blocks of 32 MiB to the system, and fresh pages cost more than the arithmetic
-_VIEWS = ("move", "flatten", "opaque", "hook")  # their values may lie in the memory of others
 _TOLERANCE = 1e-4  # relative to the largest logit, when a plan is checked against the model
 
 _log = logging.getLogger(__name__)
@@ -100,8 +99,7 @@ class Block:
         operands = [self._stacked(i, values, start, stop) for i in self.plan.operands(step)]
         if step.rank_1 is None and step.conv is not None:
             addend = operands[1] if step.addend else None
-            overwrite = step.addend in step.release and step.addend.kind not in _VIEWS
-            return step.conv(operands[0], step.activation, addend, overwrite=overwrite)
+            return step.conv(operands[0], step.activation, addend, overwrite=step.overwrites)
         if step.rank_1 is not None:
             change = self.changes[step][start:stop]
             channels = slice(step.rank_1.start + start, step.rank_1.start + stop)

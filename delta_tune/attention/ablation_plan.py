@@ -23,6 +23,8 @@ from delta_tune.models.channel_axis import unchanged
 from delta_tune.models.fused_convolution import Activation, Conv
 from delta_tune.models.operations import Op
 
+_VIEWS = ("move", "flatten", "opaque", "hook")  # their values may lie in the memory of their operands
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -56,6 +58,7 @@ class Step:
         rank_1: the slice of its input that depends on the layer, if this operation is the first to mix channels.
         intact: the operation whose intact value the rank-1 change is added to.
         release: values that no later step reads.
+        overwrites: whether the result may take the memory of the addend.
     """
 
     op: Op
@@ -66,6 +69,7 @@ class Step:
     addend: Op | None = None
     activation: Activation | None = None
     release: tuple[Op, ...] = ()
+    overwrites: bool = False
 
 
 class Plan:
@@ -206,6 +210,7 @@ class Plan:
 
     def _release(self) -> int:
         last = {i: step for step in self.steps for i in self.operands(step)}
+        viewed = {i for step in self.steps if step.op.kind in _VIEWS for i in (step.op, *self.inputs[step.op])}
         last.pop(self.output, None)
         alive: set[Op] = set()
         most = 1
@@ -214,4 +219,6 @@ class Plan:
             most = max(most, sum(op.numbers for op in alive))
             step.release = tuple(op for op, reader in last.items() if reader is step)
             alive.difference_update(step.release)
+            alone = step.addend not in viewed and step.addend not in self.inputs[step.op]
+            step.overwrites = alone and step.addend in step.release
         return most

@@ -43,7 +43,8 @@ def axis_after(node: fx.Node) -> AxisAfter | None:
         dims = rest[0] if len(rest) == 1 else rest
         return _after_permutation(dims) if isinstance(dims, list | tuple) and _are_numbers(dims) else None
     if target in (torch.transpose, "transpose", torch.swapaxes, "swapaxes") and _are_numbers(rest) and len(rest) == 2:
-        return lambda before, after, axis: _after_swap(*(d % (len(before) + 1) for d in rest), axis)
+        a, b = rest
+        return lambda before, after, axis: _after_swap(a % (len(before) + 1), b % (len(before) + 1), axis)
     if target in _REDUCTIONS:
         return _after_reduction(node.kwargs.get("dim", rest[0] if rest else None), rest, node.kwargs)
     if target is operator.getitem and isinstance(rest[0], tuple):
