@@ -16,10 +16,9 @@ from delta_tune.models.devices import in_float64, without_tf32
 from delta_tune.models.feature_maps import forward_hooks
 from delta_tune.models.fused_convolution import Conv
 from delta_tune.models.graph import TraceFailed, trace
-from delta_tune.models.map_layout import MapLayout
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 from delta_tune.models.operations import Op
 
-CHANNELS_FIRST = MapLayout(channels_last=False, prefix_tokens=0)
 IMAGES_AT_ONCE = 8
 """Images processed together. It is a constant because it affects the last bits of the result."""
 _CPU_TENSOR_BYTES = (
@@ -334,7 +333,7 @@ def _probe(model: nn.Module, images: Tensor, layouts: Mapping[str, MapLayout]) -
     def count(layer: str, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.dim() < 2:
             raise ValueError(f"the output of {layer} has no channels; choose a layer with output (B, C, H, W)")
-        channels[layer] = output.shape[-1 if layouts[layer].channels_last else 1]
+        channels[layer] = layouts[layer].channels_of(output)
 
     with forward_hooks(model, layouts, count):
         logits: Tensor = model(images)

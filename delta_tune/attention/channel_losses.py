@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from delta_tune.attention.ablation import CHANNELS_FIRST, Ablation
+from delta_tune.attention.ablation import Ablation
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.labels.kinds import kind_of
 from delta_tune.models.feature_maps import forward_hooks
-from delta_tune.models.map_layout import MapLayout
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 
 
 def ablation_losses(
@@ -121,7 +121,8 @@ def first_order_losses_per_image(
                 gradients = torch.autograd.grad(loss, [outputs[layer] for layer in losses])
             for layer, gradient in zip(losses, gradients, strict=True):
                 product = outputs[layer].detach() * gradient
-                losses[layer].append(-(layouts or {}).get(layer, CHANNELS_FIRST).sum_positions(product))
+                layout = (layouts or {}).get(layer, CHANNELS_FIRST)
+                losses[layer].append(-layout.sum_positions(product) if product.dim() > 2 else -product)
     return {layer: torch.cat(blocks).float().cpu() for layer, blocks in losses.items()}
 
 
