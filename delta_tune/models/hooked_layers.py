@@ -57,17 +57,17 @@ class NetworkLayers:
     """Stride of the last hooked layer: the smallest sensible image size."""
 
 
-def find_layers(model: nn.Module, name: str) -> NetworkLayers:
+def find_layers(model: nn.Module, name: str, size: int = STANDARD_SIZE) -> NetworkLayers:
     """Find head and hooked layers of a classification network in eval mode, with one forward pass at 224 pixels.
 
     Raises:
         UserError: the network does not run at that size, has no replaceable head, or no convolutional stages.
     """
     try:
-        calls, logits = _trace(model, torch.zeros(1, 3, STANDARD_SIZE, STANDARD_SIZE))
+        calls, logits = _trace(model, torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UserError(
-            f"The model {name} does not run on a square RGB image of {STANDARD_SIZE} pixels ({first_line(error)}); "
+            f"The model {name} does not run on a square RGB image of {size} pixels ({first_line(error)}); "
             "name a convolutional classification network that takes any image size, such as resnet50."
         ) from error
     head = _find_head(calls, logits, name)
