@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_laye
 from delta_tune.data.images import Preprocessing
 from delta_tune.models.architectures import build_architecture, build_unfilled, replace_head, size_keyword
 from delta_tune.models.feature_maps import head_function
-from delta_tune.models.hooked_layers import STANDARD_SIZE, NetworkLayers, find_layers, first_line
+from delta_tune.models.hooked_layers import NetworkLayers, find_layers, first_line
 from delta_tune.models.input_channels import adapt_network, adapt_preprocessing, channels_note
 from delta_tune.models.input_size import FORWARD_ERRORS, build_for_size, size_fault, size_note
+from delta_tune.models.map_layout import MapLayout
 from delta_tune.models.normalisation import normalises_images
 from delta_tune.models.pretrained_weights import (
     DEMO_MODEL,
@@ -29,6 +30,7 @@ from delta_tune.models.pretrained_weights import (
     preprocessing_for,
     read_weights,
 )
+from delta_tune.models.trace import STANDARD_SIZE
 from delta_tune.models.weight_formats import resized_note
 
 
@@ -59,6 +61,8 @@ class Backbone:
     """The state dict of the network's own head; None if the weights bring none of the architecture's classes."""
     prefers_adamw: bool = False
     """Whether such networks are fine-tuned with AdamW: they have layer norms and no batch norms."""
+    layouts: dict[str, MapLayout] = field(default_factory=dict)
+    """Layouts of the outputs of these layers; one that is missing returns (B, C, H, W)."""
 
     @property
     def input_shape(self) -> dict[str, int]:
@@ -125,6 +129,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         head=anatomy.head,
         layers=anatomy.layers,
         channels=anatomy.channels,
+        layouts=anatomy.layouts,
         fingerprint=weights_digest(model, state),
         notes=tuple(notes),
         head_fault=_head_fault(module, anatomy.head, preprocessing),

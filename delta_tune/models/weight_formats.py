@@ -7,6 +7,7 @@ import inspect
 import io
 import re
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -95,7 +96,8 @@ def converter(model: str, module: nn.Module) -> Callable[[Mapping[str, Tensor]],
     options = _filter_options(by_family, name)
 
     def convert(tensors: Mapping[str, Tensor]) -> Tensors:
-        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():  # that of EVA prints
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of scipy's splines; the filter of EVA prints
             return dict(by_family(official_names(tensors), module, **options))
 
     return convert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def by_timm(name: str, tensors: dict[str, torch.Tensor], size: int) -> dict[str,
     return module.state_dict()
 
 
+@pytest.mark.filterwarnings("ignore")  # timm's own
 @pytest.mark.parametrize("name", RESIZED)
 def test_weights_of_another_image_size_become_what_timm_makes_of_them(name: str) -> None:
     torch.manual_seed(0)
@@ -81,6 +83,13 @@ def of_dinov2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "pos_embed": torch.cat([position, tensors["pos_embed"]], dim=1),
         "mask_token": torch.zeros(1, tensors["cls_token"].shape[-1]),
     }
+
+
+CLIP = (
+    *(("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"), ("blocks.", "transformer.resblocks.")),
+    *(("norm1", "ln_1"), ("norm2", "ln_2"), ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj")),
+    *(("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")),
+)
 
 
 def of_openai_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -160,6 +169,7 @@ def test_official_names_are_understood_with_and_without_wrappers(case: str, wrap
 def test_teacher_goes_before_its_student() -> None:
     """As DINO saves: both networks, each with a projection head of its own."""
     tensors = {key: value for key, value in with_noise(timm.create_model("test_vit")).items() if "head" not in key}
+    teacher = {f"backbone.{key}": value for key, value in tensors.items()}
     both = {
         "student": {f"module.backbone.{key}": torch.zeros_like(value) for key, value in tensors.items()},
         "teacher": {f"backbone.{key}": value for key, value in tensors.items()}
@@ -198,7 +208,7 @@ def small(kind: str) -> tuple[transformers.PreTrainedModel, str, dict[str, objec
     return (
         of_transformers,
         "vit_tiny_patch16_224",
-        options | own | {"norm_layer": lambda width: nn.LayerNorm(width, eps=eps)},
+        options | own | {"norm_layer": partial(nn.LayerNorm, eps=eps)},
     )
 
 
@@ -228,8 +238,5 @@ def test_weights_that_no_converter_knows_are_refused_with_names() -> None:
 def test_resized_position_embeddings_are_told(size: int, told: bool) -> None:
     tensors = timm.create_model("test_vit").state_dict()
     note = resized_note(build_unfilled("timm:test_vit", image_size=size), {"model": tensors}, size)
-    assert note == (
-        f"The weights are those of another image size: their position embeddings are resized to {size} pixels."
-        if told
-        else ""
-    )
+    expected = f"The weights are those of another image size: their position embeddings are resized to {size} pixels."
+    assert note == (expected if told else "")
