@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from delta_tune.models.feature_maps import head_function
 from delta_tune.models.hooked_layers import NetworkLayers, find_layers, first_line
 from delta_tune.models.input_channels import adapt_network, adapt_preprocessing, channels_note
 from delta_tune.models.input_size import FORWARD_ERRORS, build_for_size, size_fault, size_note
-from delta_tune.models.map_layout import MapLayout
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 from delta_tune.models.normalisation import normalises_images
 from delta_tune.models.pretrained_weights import (
     DEMO_MODEL,
@@ -68,6 +68,14 @@ class Backbone:
     def input_shape(self) -> dict[str, int]:
         """Side and channels of the input, as keywords."""
         return {"image_size": self.preprocessing.image_size, "channels": self.preprocessing.channels}
+
+    def layouts_of(self, layers: Iterable[str]) -> dict[str, MapLayout]:
+        """Layer → how its output is laid out."""
+        return {layer: self.layouts.get(layer, CHANNELS_FIRST) for layer in layers}
+
+    def part_names(self, layers: Iterable[str]) -> tuple[str, ...]:
+        """Names of the maps that these layers' outputs consist of, see `MapLayout`."""
+        return tuple(name for layer, layout in self.layouts_of(layers).items() for name in layout.part_names(layer))
 
     @property
     def built_size(self) -> int | None:

@@ -72,8 +72,8 @@ def size_note(model: str, module: nn.Module, image_size: int) -> str:
         return ""
     smaller = _multiples(_USUAL_SIZE, patch)[0]
     return (
-        f"An image of {image_size} pixels has {patches} patches; --image-size {smaller} would have "
-        f"{(smaller // patch) ** 2}, and take {patches / (smaller // patch) ** 2:.1f} times less time or better."
+        f"An image of {image_size} pixels has {patches} patches, {patches / (smaller // patch) ** 2:.1f} times as many "
+        f"as with --image-size {smaller}, and takes at least so many times as long."
     )
 
 

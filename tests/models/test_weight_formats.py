@@ -172,8 +172,7 @@ def test_teacher_goes_before_its_student() -> None:
     teacher = {f"backbone.{key}": value for key, value in tensors.items()}
     both = {
         "student": {f"module.backbone.{key}": torch.zeros_like(value) for key, value in tensors.items()},
-        "teacher": {f"backbone.{key}": value for key, value in tensors.items()}
-        | {"head.mlp.0.weight": torch.ones(3, 3)},
+        "teacher": teacher | {"head.mlp.0.weight": torch.ones(3, 3)},
     }
     for key, value in loaded("timm:test_vit", both, 160).items():
         assert torch.equal(value, tensors[key])
