@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_laye
 from delta_tune.data.images import Preprocessing
 from delta_tune.models.architectures import build_architecture, build_unfilled, replace_head
 from delta_tune.models.feature_maps import head_function
-from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers, first_line
+from delta_tune.models.hooked_layers import find_layers, first_line
 from delta_tune.models.input_channels import adapt_network, adapt_preprocessing, channels_note
+from delta_tune.models.map_layout import MapLayout
 from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
+from delta_tune.models.trace import STANDARD_SIZE
 
 _FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
 
@@ -49,6 +51,8 @@ class Backbone:
     """Why no classifier can be fitted to the network's features: its head cannot be cut out. Empty if it can."""
     source_head: dict[str, npt.NDArray[Any]] | None = None
     """The state dict of the network's own head; None if the weights bring none of the architecture's classes."""
+    layouts: dict[str, MapLayout] = field(default_factory=dict)
+    """Layouts of the outputs of these layers; one that is missing returns (B, C, H, W)."""
 
     @property
     def input_shape(self) -> dict[str, int]:
@@ -107,6 +111,7 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         head=anatomy.head,
         layers=anatomy.layers,
         channels=anatomy.channels,
+        layouts=anatomy.layouts,
         fingerprint=weights_digest(model, state),
         notes=tuple(notes),
         head_fault=_head_fault(module, anatomy.head, preprocessing),
