@@ -70,8 +70,8 @@ def _heat_maps(
     maps: list[Tensor] = []
     for member, view, is_mirrored in seen:
         method = LayerGradientXActivation(member, member.get_submodule(layer.name))
-        products = layer.layout.parts(method.attribute(view, target=classes).detach())[0]
-        found = products.relu().sum(1).view(-1, 1, layer.side, layer.side)
+        products = layer.maps(method.attribute(view, target=classes).detach())
+        found = products.relu().sum(1, keepdim=True)
         maps.append(found.flip(3) if is_mirrored else found)
     shares = 1.0 if len(maps) == 1 else _shares(seen, classes, kind)
     mean = (torch.stack(maps) * shares).sum(0)
