@@ -166,7 +166,7 @@ def _last_that_matters(model: nn.Module, layers: Sequence[MapLayer], images: Ten
 
 def _side(call: Call) -> int:
     """Positions of a side of a module's map; 0 if it returns none, runs more than once, or enlarges what it gets."""
-    if call.output is None or not call.alone or call.count > 1:
+    if call.output is None or not call.alone or call.count > 1 or not call.output.layout.in_order:
         return 0
     # VGG's pooling makes 7 × 7 of whatever it gets
     is_enlarged = call.input is not None and call.output.stride < call.input.stride
