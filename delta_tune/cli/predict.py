@@ -162,7 +162,7 @@ def _explain(
         model,
         names,
         predictions,
-        attention=attention_beside(given.folder),
+        attention=attention_beside(given.folder, model.backbone_label),
         nearest=nearest.of_each if nearest.are_known else nearest.note,
         typicality=nearest.typicality,
         sample=nearest.note if nearest.are_known else "",
