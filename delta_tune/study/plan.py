@@ -94,6 +94,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"Data      {data.name}: {len(data.classes)} {data.kind.noun}, {', '.join(sizes)}",
         *(f"          {line}" for line in class_lines(data, study.config.metric, checked.configs)),
         *(f"          {note}" for note in data.notes),
+        *([] if study.record.screening is None else study.record.screening.lines()),
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
         *(f"          {note}" for note in backbone.notes),
         f"Hooks     {layers}",

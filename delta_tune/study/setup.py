@@ -31,6 +31,7 @@ from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.study.backbones import choose_backbones
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
 from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
@@ -42,7 +43,7 @@ from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
 from delta_tune.study.trial_plan import plan_trials
 from delta_tune.tracking.trackers import check_trackers
-from delta_tune.training.task import Task, prepare
+from delta_tune.training.task import Task, prepare_several
 
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
@@ -117,6 +118,19 @@ def check_source_head(task: Task, checked: CheckedSpace) -> None:
         raise UserError(f"{fault.rstrip('.')}, or do without: {without}.")
 
 
+def check_task(task: Task, checked: CheckedSpace) -> None:
+    """Refuse a network that cannot do what a trial may be asked to.
+
+    Raises:
+        UserError: says what to do.
+    """
+    check_layers(task, checked)
+    check_head(task, checked)
+    check_early_size(task, checked)
+    check_drop_path(task, checked)
+    check_source_head(task, checked)
+
+
 def steps_of_epoch(task: Task, checked: CheckedSpace) -> int:
     """Steps of an epoch with the space's usual batch size."""
     return math.ceil(len(task.dataset.train) / checked.usual_batch_size)
@@ -175,10 +189,20 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     progress = Progress(verbose=config.verbose)
     left_open = settings_left_open(config, record, settings)
     trials = plan_trials(config, record, left_open)
-    task = prepare(
+    budget_s = config.time_budget_s
+    chosen, cut = choose_backbones(
+        config,
+        record,
+        left_open=left_open,
+        batch_size=trials.checked.usual_batch_size,
+        seconds_left=None if budget_s is None else budget_s - (time.monotonic() - started),
+        suits=lambda task: check_task(task, trials.checked),
+        progress=progress,
+    )
+    (task,) = prepare_several(
         config.data,
-        config.model,
-        config.weights,
+        chosen[:1],
+        cut=cut,
         image_size=config.image_size,
         channels=config.channels,
         seed=config.seed,
@@ -194,11 +218,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     config, decided = settings_for_labels(config, task.dataset, {*settings, *record.settled})
     checked, notes = trials.checked, (*decided, *trials.notes, *asked)
     check_terms(task.dataset, checked)
-    check_layers(task, checked)
-    check_head(task, checked)
-    check_early_size(task, checked)
-    check_drop_path(task, checked)
-    check_source_head(task, checked)
+    check_task(task, checked)
     if note := check_confirmation(config, task.dataset):
         notes += (note,)
     folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
