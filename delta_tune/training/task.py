@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES
-from delta_tune.config import Candidate, UserError
+from delta_tune.config import Candidate, UserError, names_several
 from delta_tune.data.dataset import Dataset
 from delta_tune.data.loading import load_datasets
 from delta_tune.filesystem.cache import Cache
@@ -103,6 +103,8 @@ def prepare(
     Raises:
         UserError: data, model or weights that cannot be used.
     """
+    if names_several(model):
+        raise UserError(f"model must be one network here, but got {model!r}; tune chooses among several.")
     (task,) = prepare_several(
         data,
         [Candidate(model, weights)],
