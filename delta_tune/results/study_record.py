@@ -16,6 +16,7 @@ from delta_tune.filesystem.atomic import write_json
 from delta_tune.filesystem.untrusted import read_json, refusing
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.scoring import Scoring
+from delta_tune.results.screening import Screening
 from delta_tune.results.study_schema import StudyContent
 from delta_tune.results.utilization import TimeUse
 
@@ -302,6 +303,16 @@ class StudyRecord:
     def attention_wall_seconds(self) -> float:
         """How long all sessions have measured attention."""
         return float(self.content.get("attention_wall_seconds", 0.0))
+
+    def set_screening(self, screening: Screening) -> None:
+        """Note what is known of the backbones that the study chose among."""
+        self.content["screening"] = screening.content()
+
+    @property
+    def screening(self) -> Screening | None:
+        """What is known of the backbones that the study chose among; None if there was no choice."""
+        found = self.content.get("screening")
+        return None if found is None else Screening.of_content(found)
 
     def set_sample(self, fraction: float | None) -> None:
         """Note that this part of the images stands for all, for which the budget is too short; None for all."""

@@ -1,4 +1,4 @@
-"""The networks of a study: what each is called, which of them trials have, and what is searched for each."""
+"""The networks of a study's trials: what each is called, which of them a trial has, what is searched for each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def used_tasks(tasks: Mapping[str, Task], checked: CheckedSpace) -> dict[str, Ta
     if strange := sorted(label for label in named if label is not None and label not in tasks):
         raise UserError(
             f"{checked.space.name} has trials of the backbone {strange[0]!r}{did_you_mean(strange[0], tasks)}, but the "
-            f"study has {' and '.join(tasks)}; name it with --model, or leave it out."
+            f"study has {' and '.join(tasks)}; name it alone with --model, or leave its trials out."
         )
     return {label: task for label, task in tasks.items() if label in named or (label == first and None in named)}
 

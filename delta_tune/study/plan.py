@@ -98,6 +98,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"Data      {data.name}: {len(data.classes)} {data.kind.noun}, {', '.join(sizes)}",
         *(f"          {line}" for line in class_lines(data, study.config.metric, checked.configs)),
         *(f"          {note}" for note in data.notes),
+        *([] if study.record.screening is None else study.record.screening.lines()),
         *(line for label in study.tasks for line in model_lines(study, label)),
         *space_lines(checked),
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from delta_tune.config import DATA_OPTIONS, StudyConfig, UserError, candidates_of, mask_secrets
+from delta_tune.config import DATA_OPTIONS, StudyConfig, UserError, mask_secrets
 from delta_tune.console.progress import Progress
 from delta_tune.data.dataset import Dataset
 from delta_tune.data.training_images import training_side
@@ -32,11 +32,12 @@ from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study.networks import label_tasks, space_of, used_tasks
+from delta_tune.study.backbones import choose_backbones
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
 from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.labels import check_terms, settings_for_labels
+from delta_tune.study.networks import label_tasks, space_of, used_tasks
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
 from delta_tune.study.schedule import epochs_of_steps, scaled_grace
 from delta_tune.study.settings import resolve_settings, settings_for_json, settings_left_open
@@ -119,6 +120,19 @@ def check_source_head(task: Task, checked: CheckedSpace) -> None:
         raise UserError(f"{fault.rstrip('.')}, or do without: {without}.")
 
 
+def check_task(task: Task, checked: CheckedSpace) -> None:
+    """Refuse a network that cannot do what a trial may be asked to.
+
+    Raises:
+        UserError: says what to do.
+    """
+    check_layers(task, checked)
+    check_head(task, checked)
+    check_early_size(task, checked)
+    check_drop_path(task, checked)
+    check_source_head(task, checked)
+
+
 def steps_of_epoch(dataset: Dataset, checked: CheckedSpace) -> int:
     """Steps of an epoch with the space's usual batch size."""
     return math.ceil(len(dataset.train) / checked.usual_batch_size)
@@ -182,9 +196,20 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     progress = Progress(verbose=config.verbose)
     left_open = settings_left_open(config, record, settings)
     trials = plan_trials(config, record, left_open)
+    budget_s = config.time_budget_s
+    chosen, cut = choose_backbones(
+        config,
+        record,
+        left_open=left_open,
+        batch_size=trials.checked.usual_batch_size,
+        seconds_left=None if budget_s is None else budget_s - (time.monotonic() - started),
+        suits=lambda task: check_task(task, trials.checked),
+        progress=progress,
+    )
     networks = prepare_several(
         config.data,
-        candidates_of(config.model, config.weights),
+        chosen,
+        cut=cut,
         image_size=config.image_size,
         channels=config.channels,
         seed=config.seed,
@@ -207,12 +232,7 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     progress.networks = tuple(tasks) if len(tasks) > 1 else ()
     check_terms(dataset, checked)
     for label, task in tasks.items():
-        own = space_of(tasks, label, checked)
-        check_layers(task, own)
-        check_head(task, own)
-        check_early_size(task, own)
-        check_drop_path(task, own)
-        check_source_head(task, own)
+        check_task(task, space_of(tasks, label, checked))
     if note := check_confirmation(config, dataset):
         notes += (note,)
     folder = study_folder(config, config.name or claim_new_name(config, list(tasks.values()), remote, claim))
