@@ -14,8 +14,8 @@ from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import compared
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.attention_phase import ATTENTION_SHARE
-from delta_tune.study.networks import space_of
 from delta_tune.study.confirmation_splits import split_growth
+from delta_tune.study.networks import space_of
 from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
 from delta_tune.study.schedule import SHORTEST, Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, steps_of_epoch, written_settings

@@ -22,8 +22,8 @@ from delta_tune.search.messages import is_worker_death
 from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished
 from delta_tune.spaces.l2_baseline import ARM, turn_of
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study.networks import space_of
 from delta_tune.study.known_studies import check_same_text
+from delta_tune.study.networks import space_of
 from delta_tune.training.task import Task
 
 

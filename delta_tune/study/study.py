@@ -27,8 +27,8 @@ from delta_tune.search.session import Session
 from delta_tune.spaces.l2_baseline import Groups, comparison_groups
 from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study.networks import space_of, task_of
 from delta_tune.study.confirmation_splits import split_growth
+from delta_tune.study.networks import space_of, task_of
 from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
     LEAST_RUNS,
