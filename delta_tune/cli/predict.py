@@ -162,7 +162,7 @@ def _explain(
         model,
         names,
         predictions,
-        attention=attention_beside(given.folder),
+        attention=attention_beside(given.folder, model.backbone_label),
         nearest=nearest,
         classes=max(FIRST_CLASSES, given.top),
     )

@@ -70,6 +70,13 @@ class Model:
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         self.preprocessing = Preprocessing(**stored)
 
+    @property
+    def backbone_label(self) -> str | None:
+        """The name of its network in the study that it comes from; None if that had one network."""
+        trial = self.config.get("config")
+        label = trial.get("backbone") if isinstance(trial, dict) else None
+        return label if isinstance(label, str) else None
+
     def predict(
         self,
         images: Images,
