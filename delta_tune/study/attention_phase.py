@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import pyarrow.parquet as pq
 
-from delta_tune.attention.layer_attention import LayerAttention, attention_table, noise_warning, read_layers
+from delta_tune.attention.layer_attention import LayerAttention, attention_table, read_layers, verdict
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES
 from delta_tune.cluster.measuring_workers import WorkerPool
 from delta_tune.cluster.shared_objects import put_shared
@@ -203,9 +203,7 @@ class AttentionPhase:
         """Write what was found; say what is missing."""
         self._is_over = True
         study, attention = self._study, self._measurements.attention
-        warnings = [
-            noise_warning({name: layer.reliability for name, layer in layers.items()}) for layers in attention.values()
-        ]
+        warnings = [verdict(layers) for layers in attention.values()]
         missing = self._measurements.missing_attention(study.configs)
         if missing:
             layers = ", ".join(dict.fromkeys(layer for each in missing.values() for layer in each))
