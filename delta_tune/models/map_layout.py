@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,6 +25,8 @@ class MapLayout:
     """Whether the channels are the last dimension, not the second."""
     prefix_tokens: int = 0
     """Tokens before those of the image in (B, T, C)."""
+    in_order: bool = True
+    """Whether the positions come row by row; those of (B, windows, positions of a window, C) do not."""
 
     @property
     def channel_dim(self) -> int:
@@ -47,6 +51,16 @@ class MapLayout:
         first = self.prefix_tokens
         return [tokens[:, :, first:], tokens[:, :, :first]] if first else [tokens]
 
+    def squares(self, output: Tensor) -> Tensor | None:
+        """The positions as squares (B, C, S, S) in the image's order; None if they are none."""
+        if not self.in_order:
+            return None
+        positions = self.parts(output)[0]
+        if self.channels_last and output.ndim == 3:
+            side = math.isqrt(positions.shape[2])
+            return positions.reshape(*positions.shape[:2], side, side) if side * side == positions.shape[2] else None
+        return positions if positions.shape[2] == positions.shape[3] else None
+
     def switch_off(self, output: Tensor, channel: int) -> Tensor:
         """A copy whose channel `channel` is 0 at all positions and prefix tokens."""
         copy = output.clone()
@@ -68,10 +82,10 @@ CHANNELS_FIRST = MapLayout()
 """(B, C, H, W), as convolutions return it."""
 
 
-def named_parts(outputs: dict[str, Tensor], layouts: dict[str, MapLayout]) -> dict[str, Tensor]:
+def named_parts(outputs: Mapping[str, Tensor], layouts: Mapping[str, MapLayout]) -> dict[str, Tensor]:
     """Part name → map (B, C, H, W) of layers' outputs; a layer without a layout returns (B, C, H, W)."""
     parts: dict[str, Tensor] = {}
     for layer, output in outputs.items():
         layout = layouts.get(layer, CHANNELS_FIRST)
-        parts |= zip(layout.part_names(layer), layout.parts(output), strict=True)
+        parts.update(zip(layout.part_names(layer), layout.parts(output), strict=True))
     return parts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 
 STANDARD_SIZE = 224  # at which networks for any image size are traced, so that strides do not depend on the user's
 MAX_PREFIX_TOKENS = 16
+PATCHES = (4, 8, 14, 16, 32)
+"""Usual sides of patches in pixels."""
 
 
 class Grid(NamedTuple):
@@ -110,52 +112,69 @@ class _Grids:
     size: int
     prefix_tokens: int
     """What the network itself says."""
-    sides: set[int] = field(default_factory=set)
+    sides: set[int]
     """Of maps that are known to be squares, and of such maps at half the resolution, and so on."""
+    windows: set[tuple[int, int]]
+    """Numbers of windows, and of positions in each, of images that were divided into windows."""
+    reorders: int | None
+    """When a module ran that puts tokens into another order."""
 
     @classmethod
     def of(cls, model: nn.Module, records: Any, size: int) -> _Grids:
-        sides = set()
-        least = max(2, size // 64)
-        for each in records:
-            shape = each.shape
-            if shape is None or len(shape) != 4 or shape[0] != 1:
-                continue
-            height, width = shape[1:3] if isinstance(each.module, nn.Linear) else shape[2:]
-            if height == width and isinstance(each.module, nn.Linear | nn.Conv2d):
-                while height >= least:
-                    sides.add(height)
-                    height = (height + 1) // 2
+        convolved = {
+            each.shape[2]
+            for each in records
+            if isinstance(each.module, nn.Conv2d) and _is_square(each.shape) and each.shape[2] >= max(2, size // 64)
+        }
+        embedded = {size // patch for patch in PATCHES}  # where no convolution tells: it ran on each patch alone
+        sides = {-(-side // 2**times) for side in convolved or embedded for times in range(6)} - {0, 1}
+        divided = [
+            (each.shape[1], each.shape[2])
+            for each in records
+            if isinstance(each.module, nn.Linear) and each.shape is not None and len(each.shape) == 4
+        ]
+        windows = {
+            (a, b) for a, b in divided if a != b and math.isqrt(a * b) in sides and math.isqrt(a * b) ** 2 == a * b
+        }
         said = getattr(model, "num_prefix_tokens", 0)
-        return cls(size, said if isinstance(said, int) else 0, sides)
+        reorders = next((each.order for each in records if _puts_in_another_order(each.module)), None)
+        return cls(size, said if isinstance(said, int) else 0, sides, windows, reorders)
 
     def call(self, record: _Record) -> Call:
-        given = next(((tensor, grid) for tensor in record.inputs if (grid := self.grid(tensor))), None)
+        given = next((tensor for tensor in record.inputs if self.grid(tensor)), None)
         if given is None:
-            given = next(((tensor, None) for tensor in record.inputs if tensor.ndim == 4), None)
+            given = next((tensor for tensor in record.inputs if tensor.ndim == 4), None)
         made, is_linear = record.output, isinstance(record.module, nn.Linear)
         return Call(
             module=record.module,
             order=record.order,
             count=record.count,
-            input_id=None if given is None else id(given[0]),
-            input=None if given is None else given[1],
+            input_id=None if given is None else id(given),
+            input=None if given is None else self.grid(given),
             output_id=None if made is None else (id(made), record.version),
             output_shape=record.shape,
-            output=None if made is None else self.grid(made, is_linear),
+            output=None if made is None else self._ordered(self.grid(made, is_linear), record.order),
             alone=record.shape is not None,
         )
 
-    def grid(self, tensor: Tensor, channels_last: bool = False) -> Grid | None:
+    def _ordered(self, grid: Grid | None, order: int) -> Grid | None:
+        if grid is None or self.reorders is None or order < self.reorders:
+            return grid
+        return grid._replace(layout=replace(grid.layout, in_order=False))
+
+    def grid(self, tensor: Tensor, is_linear: bool = False) -> Grid | None:
         shape = tensor.shape
         if shape[0] != 1 or 0 in shape:  # windows or heads in the dimension of the batch
             return None
         if tensor.ndim == 3:
             return self._tokens(shape[1], shape[2])
-        if shape[2] == shape[3] and not channels_last:
+        if shape[2] == shape[3] and not is_linear:
             return self._grid(shape[2], shape[1], CHANNELS_FIRST)
-        if shape[1] == shape[2] and (channels_last or shape[1] in self.sides):
+        if shape[1] == shape[2] and shape[1] in self.sides:
             return self._grid(shape[1], shape[3], MapLayout(channels_last=True))
+        if (shape[1], shape[2]) in self.windows:
+            side = math.isqrt(shape[1] * shape[2])
+            return self._grid(side, shape[3], MapLayout(channels_last=True, in_order=False))
         return None
 
     def _tokens(self, count: int, channels: int) -> Grid | None:
@@ -167,6 +186,15 @@ class _Grids:
 
     def _grid(self, side: int, channels: int, layout: MapLayout) -> Grid:
         return Grid(side, channels, layout, 1 << max(0, round(math.log2(self.size / side))))
+
+
+def _puts_in_another_order(module: nn.Module) -> bool:
+    """Hiera's tokens come by windows within windows; its class is not imported, for all of timm would come along."""
+    return (type(module).__module__, type(module).__name__) == ("timm.models.hiera", "Unroll")
+
+
+def _is_square(shape: tuple[int, ...] | None) -> TypeGuard[tuple[int, ...]]:
+    return shape is not None and len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3]
 
 
 def _is_tokens(value: Any) -> bool:
