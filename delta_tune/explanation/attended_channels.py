@@ -71,9 +71,7 @@ def attended_channels(network: nn.Module, attention: Attention, images: Tensor) 
     if not layers:
         return [() for _ in images]
     with torch.inference_mode(), feature_maps(member, list(layers), stop=True) as reader:
-        found = {
-            layer: layers[layer].maps(output).float().cpu().numpy() for layer, output in reader.run(images).items()
-        }
+        found = {layer: layers[layer].maps(output).float().cpu().numpy() for layer, output in reader.run(images).items()}
     chosen = {
         layer: np.argsort(-attention[layer], kind="stable")[:CHANNELS]
         for layer, maps in found.items()

@@ -161,9 +161,7 @@ def _last_that_matters(model: nn.Module, layers: Sequence[MapLayer], images: Ten
         None if gradient is None else layer.layout.parts(gradient)[0]
         for layer, gradient in zip(layers, found, strict=True)
     ]
-    return next(
-        (layer for layer, each in list(zip(layers, gradients))[::-1] if each is not None and each.any()), layers[0]
-    )
+    return next((layer for layer, each in list(zip(layers, gradients))[::-1] if each is not None and each.any()), layers[0])
 
 
 def _side(call: Call) -> int:
