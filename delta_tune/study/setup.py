@@ -29,6 +29,7 @@ from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
+from delta_tune.spaces.default_space import CONVOLUTIONAL, default_space, default_space_note
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
@@ -174,6 +175,9 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     storage = None if config.storage is None else open_storage(config.storage)
     progress = Progress(verbose=config.verbose)
     left_open = settings_left_open(config, record, settings)
+    by_network = config.space is None
+    if by_network:  # what can be refused is refused before the data is read
+        config = dataclasses.replace(config, space=CONVOLUTIONAL)
     trials = plan_trials(config, record, left_open)
     task = prepare(
         config.data,
@@ -188,11 +192,16 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         scratch=config.scratch,
         **{name: getattr(config, name) for name in DATA_OPTIONS},
     )
+    if by_network and (space := default_space(task.backbone)) != config.space:
+        config = dataclasses.replace(config, space=space)
+        trials = plan_trials(config, record, left_open)
     if config.max_steps is not None and "max_epochs" not in record.settled:
         config = with_epochs_of_steps(config, steps_of_epoch(task, trials.checked), "grace_period" in settings)
         trials = plan_trials(config, record, left_open)
     config, decided = settings_for_labels(config, task.dataset, {*settings, *record.settled})
     checked, notes = trials.checked, (*decided, *trials.notes, *asked)
+    if by_network and (why := default_space_note(task.backbone)):
+        checked = dataclasses.replace(checked, notes=(why, *checked.notes))
     check_terms(task.dataset, checked)
     check_layers(task, checked)
     check_head(task, checked)
