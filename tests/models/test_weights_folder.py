@@ -94,12 +94,7 @@ def test_preprocessing_of_transformers_is_understood(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "[1]",
-        "{",
-        '{"pretrained_cfg": {"mean": [1e999, 0, 0], "std": [0, 1, 1], "crop_pct": -1, "input_size": "x"}}',
-        "[" * 99999,
-    ],
+    ["[1]", "{", "[" * 99999, '{"pretrained_cfg": {"mean": [1e999, 0, 0], "std": [0, 1, 1], "crop_pct": -1}}'],
 )
 def test_strange_configuration_tells_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
