@@ -49,7 +49,7 @@ from delta_tune.data.cutting import cut_for_study
 from delta_tune.data.training_sample import TrainingSample
 from delta_tune.models.network_state import build_network
 from delta_tune.report.predictions import split_logits
-from delta_tune.results.screening import Screening
+from delta_tune.results.screened import Screening
 from delta_tune.study.screening import Machine, screen
 from delta_tune.study.screening_rules import Room
 from delta_tune.training.checkpoint import last_weights
@@ -177,7 +177,7 @@ def record(file: Path, sets: list[str], backbones: list[str], quick: bool, work:
 
 
 def log_evidence(features: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    """LogME (arXiv 2102.11005, algorithm 1): log evidence an image of a Bayesian linear model, mean over the classes."""
+    """LogME (arXiv 2102.11005, algorithm 1): log evidence an image of Bayesian linear models, mean over classes."""
     count, dims = features.shape
     u, scales, _ = np.linalg.svd(features, full_matrices=False)
     squares, found = scales**2, []

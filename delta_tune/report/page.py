@@ -147,6 +147,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "winner": winner,
         "plots": {name: plot for name, plot in plots.items() if plot is not None},
         "attention": attention,
+        "screening": record.screening,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
         "heat_maps": read_heat_map_images(folder / HEAT_MAPS_FILE) if predictions else {},
@@ -218,11 +219,19 @@ def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
     saved = f", {100 * (1 - bought / full):.0f} % fewer than without ASHA" if full and bought < full else ""
     return {
         "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record.images.items())} images",
-        "model": f"{record.backbone}, weights {settings['weights'] or 'the default'}",
+        "model": f"{record.backbone}, weights {network_of(record)['weights'] or 'the default'}",
         "trials": f"{counts or 'none yet'}{of}",
         "epochs": f"{sum(len(rows) for rows in tables.epochs.values())}{saved}",
         "time": format_duration(record.spent_seconds or 0.0),
     }
+
+
+def network_of(record: StudyRecord) -> dict[str, Any]:
+    """`--model` and `--weights` of the one network, or of the best of several by screening."""
+    if (screening := record.screening) is None or not screening.kept:
+        return {name: record.settings[name] for name in ("model", "weights")}
+    best = screening.kept[0]
+    return {"model": best.model, "weights": best.weights}
 
 
 def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> str:
@@ -235,7 +244,7 @@ def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None,
 
 def training_command(tables: StudyTables, record: StudyRecord, number: int) -> str:
     """The command that fine-tunes once with a trial's configuration."""
-    settings, defaults = record.settings, StudyConfig()
+    settings, defaults = {**record.settings, **network_of(record)}, StudyConfig()
     words = ["python", "launch.py"]
     for name in DATA_FLAGS:
         value = settings[name]

@@ -20,7 +20,7 @@ from delta_tune.data.training_sample import TrainingSample
 from delta_tune.labels.kinds import kind_of
 from delta_tune.models.availability import at_hand
 from delta_tune.models.device_check import gpu_device
-from delta_tune.results.screening import ScreenedNetwork, Screening
+from delta_tune.results.screened import ScreenedNetwork, Screening
 from delta_tune.study.schedule import epochs_of_set, epochs_of_steps
 from delta_tune.study.screening_pass import (
     TIMED_BATCH,
