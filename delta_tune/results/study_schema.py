@@ -57,6 +57,15 @@ class Fingerprints(BaseModel):
     source_head: Text = ""
 
 
+class BackboneRecord(BaseModel):
+    """The fields of `BackboneIdentity`."""
+
+    label: Text
+    model: Text
+    weights: Text
+    fingerprints: Fingerprints
+
+
 class DistributionRange(BaseModel):
     """The attributes of a distribution."""
 
@@ -210,6 +219,7 @@ class StudyContent(BaseModel):
     started: Text = ""
     backbone: Text = ""
     images: dict[Text, Images] = {}
+    backbones: list[BackboneRecord] = []
     distributions: dict[Text, Distribution] = {}
     git_commit: Text | None = None
     device: Text | None = None
