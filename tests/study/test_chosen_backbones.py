@@ -119,11 +119,11 @@ def test_study_goes_on_with_the_best_network_and_resumes_without_a_second_screen
 ):
     study = prepare_study(settings)
     open_study(study)
-    assert study.task.backbone.weights == str(tiny_weights)
+    assert study.first_task.backbone.weights == str(tiny_weights)
     assert [network.label for network in study.record.screening.kept] == ["timm:test_resnet (tiny.safetensors)"]
     monkeypatch.setattr(chosen_backbones, "screen", lambda *_, **__: pytest.fail("it is known"))
     again = prepare_study({"out": tmp_path / "results", "name": "two", "resume": True, "verbose": 0})
-    assert again.task.backbone.fingerprint == study.task.backbone.fingerprint
+    assert again.first_task.backbone.fingerprint == study.first_task.backbone.fingerprint
     assert again.record.screening == study.record.screening
 
 

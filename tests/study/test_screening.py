@@ -92,9 +92,19 @@ def test_same_seed_gives_the_same_result(image_folder, candidates, fast):
 
 def test_equal_networks_are_both_kept(image_folder, candidates, fast, tiny_weights, tmp_path):
     twin = tmp_path / "twin.safetensors"
-    twin.write_bytes(tiny_weights.read_bytes())
+    state = safetensors.torch.load_file(tiny_weights)
+    safetensors.torch.save_file(state | {"conv1.0.weight": state["conv1.0.weight"] * 1.0001}, twin)
     found = screened(image_folder, [candidates[1], Candidate(TINY, str(twin))])
     assert [network.kept for network in found.networks] == [True, True]
+
+
+def test_same_weights_under_two_names_are_refused(image_folder, candidates, tmp_path, tiny_weights):
+    twin = tmp_path / "twin.safetensors"
+    twin.write_bytes(tiny_weights.read_bytes())
+    with pytest.raises(
+        UserError, match=r"twice: .*tiny\.safetensors\) and .*twin\.safetensors\) have the same weights"
+    ):
+        screened(image_folder, [candidates[1], Candidate(TINY, str(twin))])
 
 
 def test_screening_costs_less_than_half_a_trial(image_folder, candidates):

@@ -52,6 +52,12 @@ def test_comparison_is_image_by_image():
     assert kept == [1]
 
 
+def test_difference_that_is_sure_but_tiny_drops_nobody():
+    hard = scores(-2, 2)
+    assert sorted(keep(NAMES[:2], [hard - 0.019, hard], [True] * 2)[0]) == [0, 1]
+    assert keep(NAMES[:2], [hard - 0.021, hard], [True] * 2)[0] == [1]
+
+
 def test_slow_one_is_the_best_only_if_it_is_clearly_likelier():
     close, far = scores(-1.0, 0.5, 1), scores(-0.3, 0.5, 2)
     kept, told = keep(NAMES[:2], [scores(-1.01, 0.5, 3), close], [True, False])
