@@ -113,8 +113,8 @@ def step(task: Task, method: str) -> str:
         | {"attention_estimator": "first_order"}
     )
     result = run_trial(task, config)
-    if result.status != "completed":
-        return f"{result.status}: {result.error}"
+    if result.state != "completed":
+        return f"{result.state}: {result.error}"
     wrong = [name for name, value in result.epochs[-1].items() if isinstance(value, float) and not np.isfinite(value)]
     return f"not finite: {', '.join(wrong)}" if wrong else ""
 
@@ -136,7 +136,7 @@ def attention(task: Task, layers: tuple[str, ...]) -> tuple[dict[str, str], floa
     network, images, labels = probe(task)
     notes: list[str] = []
     found = ablation_losses_per_image(network, images, labels, layers, notes=notes)
-    reasons = {layer: "" for layer in layers} | dict(note.split(": ", 1) for note in notes)
+    reasons = dict.fromkeys(layers, "") | dict(note.split(": ", 1) for note in notes)
     apart, largest = 0.0, 1e-6
     for layer in layers:
         count = task.backbone.channels[layer]
@@ -189,7 +189,9 @@ def export(model: Model, kind: str, folder: Path) -> str:
     if kind in FOLDERS:
         export_folder(model, kind, folder / FOLDERS[kind])
     else:
-        export_model(model, kind, folder / f"model{SUFFIXES[kind]}", inputs="pixels" if kind == "state_dict" else "normalized")
+        export_model(
+            model, kind, folder / f"model{SUFFIXES[kind]}", inputs="pixels" if kind == "state_dict" else "normalized"
+        )
     return ""
 
 
