@@ -24,8 +24,11 @@ NOISE = 0.5
 """Below this reliability a layer's weights are more noise than signal."""
 KEY = b"delta_tune.key"
 """Metadata key of a file of the cache: the key of what it was measured for."""
+BACKBONE = "backbone"
+"""The column of files of studies of several networks: its label."""
 COLUMNS: dict[str, Any] = {
     "layer": Text,
+    BACKBONE: Text | None,
     "estimator": AttentionEstimator,
     "images": Annotated[int, Field(ge=1)],
     "d": Annotated[list[Number], Field(min_length=1)],
@@ -108,32 +111,42 @@ def read_attention(file: Path) -> list[dict[str, Any]]:
         return rows
 
 
-def read_layers(file: Path) -> dict[AttentionEstimator, dict[str, LayerAttention]]:
-    """Estimator → layer → the attention that the rows of `read_attention` hold.
+def read_layers(file: Path, backbone: str | None = None) -> dict[AttentionEstimator, dict[str, LayerAttention]]:
+    """Estimator → layer → the attention of a network that the rows of `read_attention` hold.
+
+    Args:
+        file: as of `read_attention`.
+        backbone: label of the network; None in a study of one.
 
     Raises:
         UserError: the file is damaged.
     """
     found: dict[AttentionEstimator, dict[str, LayerAttention]] = {}
-    for row in read_attention(file):
+    for row in _of_backbone(read_attention(file), backbone):
         found.setdefault(row["estimator"], {})[row["layer"]] = _from_row(row)
     return found
 
 
-def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
-    """Layer → W (C,) of the rows of `read_attention`, preferring exact losses."""
-    rows = read_attention(file)
+def read_attention_weights(file: Path, backbone: str | None = None) -> dict[str, np.ndarray]:
+    """Layer → W (C,) of the rows of `read_attention`, preferring exact losses; arguments as of `read_layers`."""
+    rows = _of_backbone(read_attention(file), backbone)
     estimator = min((row["estimator"] for row in rows), key=lambda name: name != "exact", default=None)
     return {row["layer"]: np.array(row["W"], dtype=np.float32) for row in rows if row["estimator"] == estimator}
 
 
-def attention_table(measured: Iterable[tuple[str, LayerAttention]]) -> pa.Table:
-    """One row per layer and estimator: `d`, `W` at the default temperature, and their statistics."""
+def attention_table(measured: Iterable[tuple[str, LayerAttention]], backbones: Sequence[str] = ()) -> pa.Table:
+    """One row per layer and estimator: `d`, `W` at the default temperature, and their statistics.
+
+    Args:
+        measured: layers, by name, and their attention.
+        backbones: label of each one's network; empty in a study of one, which has no such column.
+    """
     rows = list(measured)
     vectors = pa.list_(pa.float32())
     figures = ("reliability", "perplexity", "negative_share", "first_order_agreement")
     return pa.table(
         {
+            **({BACKBONE: list(backbones)} if backbones else {}),
             "layer": [layer for layer, _ in rows],
             "estimator": [each.estimator for _, each in rows],
             "images": pa.array([each.images for _, each in rows], type=pa.int64()),
@@ -164,6 +177,10 @@ def from_bytes(content: bytes, key: str = "") -> LayerAttention:
     if metadata.get(KEY, b"") != key.encode():
         raise ValueError("it was measured for something else")
     return _from_row(rows[0])
+
+
+def _of_backbone(rows: Iterable[Mapping[str, Any]], backbone: str | None) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get(BACKBONE) == backbone]
 
 
 def _from_row(row: Mapping[str, Any]) -> LayerAttention:

@@ -37,11 +37,12 @@ class AttendedChannels:
     """(n, H, W)"""
 
 
-def attention_beside(folder: str | Path) -> Attention:
+def attention_beside(folder: str | Path, backbone: str | None = None) -> Attention:
     """The attention that the study of a model has measured; empty if it is not beside the model on this machine.
 
     Args:
         folder: of the study, or its `best`.
+        backbone: label of the model's network; None in a study of one.
 
     Raises:
         UserError: the file is damaged.
@@ -49,7 +50,7 @@ def attention_beside(folder: str | Path) -> Attention:
     if is_uri(folder):
         return {}
     is_best = (Path(folder) / CONFIG_FILE).exists()
-    return read_attention_weights((Path(folder).parent if is_best else Path(folder)) / ATTENTION_FILE)
+    return read_attention_weights((Path(folder).parent if is_best else Path(folder)) / ATTENTION_FILE, backbone)
 
 
 def attended_channels(network: nn.Module, attention: Attention, images: Tensor) -> list[tuple[AttendedChannels, ...]]:

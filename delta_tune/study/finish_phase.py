@@ -56,12 +56,13 @@ def conclude(study: Study, measuring: Measuring, *, interrupted: bool) -> int | 
     if winner is not None and not interrupted:
         with measuring.workplace() as place:
             score_final_model(
-                study.task,
+                study.task_of_trial(winner),
                 study.folder,
                 study.record,
                 place,
                 seen_val=study.record.has_seen_val,
                 say=study.progress.say,
+                backbone=study.tables.backbone(winner),
             )
     return winner
 
@@ -152,6 +153,7 @@ def score_final_model(
     *,
     seen_val: bool,
     say: Callable[[str], None] = print,
+    backbone: str | None = None,
 ) -> None:
     """Score the final model on test; if there is no test split, predict validation, unless it was trained on it.
 
@@ -159,12 +161,13 @@ def score_final_model(
     an earlier session did not write after its scoring is written now.
 
     Args:
-        task: of the study.
+        task: of the final model.
         folder: the study's folder, where predictions and feature-map images are saved.
         record: of the study; the scoring of a test split is added.
         workplace: where the model computes.
         seen_val: whether the model was trained on validation too.
         say: prints a sentence about predictions or images that cannot be written.
+        backbone: label of the model's network; None in a study of one.
     """
     name, best = "val" if task.dataset.test is None else "test", folder / BEST
     drawn = (folder / PICTURES_FILE).exists() or not (folder / ATTENTION_FILE).exists()
@@ -187,5 +190,5 @@ def score_final_model(
             file = folder / HEAT_MAPS_FILE
             save_heat_map_images(task, name, logits, model.network, file, workplace, thresholds=model.thresholds)
     with may_fail("The images of feature maps for the report", folder, say):
-        attention = read_attention_weights(folder / ATTENTION_FILE)
+        attention = read_attention_weights(folder / ATTENTION_FILE, backbone)
         save_feature_map_images(task, attention, model.network, folder / PICTURES_FILE, workplace)
