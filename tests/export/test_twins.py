@@ -19,7 +19,7 @@ def test_twins_compute_the_same(name):
     size = {"vit_h_14": 56, "swin_t": 224, "swin_s": 224, "swin_b": 224}.get(name, 96)
     network = draw_weights(torchvision.models.get_model(name, num_classes=3, **constructor_options(name, 3, size)))
     own, keywords = in_timm(name)
-    keywords |= constructor_options(f"timm:{own}", 3, size)
+    keywords = keywords | constructor_options(f"timm:{own}", 3, size)
     twin = timm.create_model(own, num_classes=3, **keywords).eval()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     images += torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
