@@ -16,13 +16,15 @@ from delta_tune.labels.kinds import Labels, kind_of
 from delta_tune.models.backbones import Backbone, build_source, build_target
 from delta_tune.models.devices import torch_threads
 from delta_tune.models.feature_maps import feature_maps, head_function, head_inputs
+from delta_tune.models.map_layout import named_parts
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 """Candidate penalties of the probe head, chosen on held-out images. Each fit begins where the one before ended."""
 
 
 SourcePass = tuple[np.ndarray, dict[str, list[float]]]
-"""The head's inputs, float32 (N, D) or (N, C, h, w); layer → for each batch its mean of FM_s² times its images."""
+"""The head's inputs, float32 (N, D) or (N, C, h, w); part of a layer → for each batch its mean of FM_s² times its
+images."""
 
 
 class FittedHead(NamedTuple):
@@ -40,14 +42,15 @@ def measure_features(
     """Run the source once over the un-augmented images of a split, or of a part of it."""
     source = build_source(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features: list[np.ndarray] = []
-    sums: dict[str, list[float]] = {layer: [] for layer in layers}
+    layouts = backbone.layouts_of(layers)
+    sums: dict[str, list[float]] = {name: [] for name in backbone.part_names(layers)}
     indices = np.arange(len(split)) if part is None else np.array(part)
     with torch.inference_mode(), feature_maps(source, layers) as maps:
         for images in evaluation_batches(split, backbone.preprocessing, device, indices):
             features.append(head_inputs(source, backbone.head, images).float().cpu().numpy())
             with torch_threads(1):
-                for layer in layers:
-                    sums[layer].append(maps[layer].float().square().mean().item() * len(images))
+                for name, each in named_parts(maps, layouts).items():
+                    sums[name].append(each.float().square().mean().item() * len(images))
     return np.concatenate(features), sums
 
 
@@ -55,16 +58,16 @@ def join_passes(passes: Sequence[SourcePass]) -> tuple[np.ndarray, dict[str, flo
     """Join the parts of a split, in order.
 
     Returns:
-        The head's inputs of all images, and for each layer the mean of FM_s² over images, channels and positions (for
-        the `relative` behaviour scale).
+        The head's inputs of all images, and for each part of a layer the mean of FM_s² over images, channels and
+        positions (for the `relative` behaviour scale).
     """
     features = np.concatenate([each for each, _ in passes])
     totals = dict.fromkeys(passes[0][1], 0.0)
     for _, sums in passes:
-        for layer, of_batches in sums.items():
+        for name, of_batches in sums.items():
             for value in of_batches:  # one by one: sum() rounds otherwise from Python 3.12 on
-                totals[layer] += value
-    return features, {layer: total / len(features) for layer, total in totals.items()}
+                totals[name] += value
+    return features, {name: total / len(features) for name, total in totals.items()}
 
 
 def fit_probe_head(

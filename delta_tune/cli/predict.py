@@ -163,9 +163,7 @@ def _explain(
         names,
         predictions,
         attention=attention_beside(given.folder, model.backbone_label),
-        nearest=nearest.of_each if nearest.are_known else nearest.note,
-        typicality=nearest.typicality,
-        sample=nearest.note if nearest.are_known else "",
+        nearest=nearest,
         classes=max(FIRST_CLASSES, given.top),
     )
     if not given.json:

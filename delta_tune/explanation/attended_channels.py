@@ -15,6 +15,7 @@ from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.inference.ensemble import members_of
 from delta_tune.models.feature_maps import feature_maps
+from delta_tune.models.hooked_layers import map_layers
 from delta_tune.results.layout import ATTENTION_FILE, CONFIG_FILE
 
 CHANNELS = 4
@@ -55,6 +56,8 @@ def attention_beside(folder: str | Path, backbone: str | None = None) -> Attenti
 def attended_channels(network: nn.Module, attention: Attention, images: Tensor) -> list[tuple[AttendedChannels, ...]]:
     """What the most attended channels see in each image; of several networks, the first.
 
+    Of a layer of tokens, what its channels are at those of the image; class tokens have no place in it.
+
     Args:
         network: what `combine` returns.
         attention: of its source; a layer that the network lacks, or that has other channels, is left out.
@@ -64,15 +67,15 @@ def attended_channels(network: nn.Module, attention: Attention, images: Tensor) 
         Of each image, the layers in execution order.
     """
     member = members_of(network)[0]
-    layers = [layer for layer in attention if layer in dict(member.named_modules())]
-    if not layers or not len(images):
+    layers = map_layers(member, attention, images.shape[3], images.shape[1]) if len(images) else {}
+    if not layers:
         return [() for _ in images]
-    with torch.inference_mode(), feature_maps(member, layers, stop=True) as reader:
-        found = {layer: maps.float().cpu().numpy() for layer, maps in reader.run(images).items()}
+    with torch.inference_mode(), feature_maps(member, list(layers), stop=True) as reader:
+        found = {layer: layers[layer].maps(output).float().cpu().numpy() for layer, output in reader.run(images).items()}
     chosen = {
         layer: np.argsort(-attention[layer], kind="stable")[:CHANNELS]
         for layer, maps in found.items()
-        if maps.ndim == 4 and maps.shape[1] == len(attention[layer])
+        if maps.shape[1] == len(attention[layer])
     }
     return [
         tuple(

@@ -1,15 +1,16 @@
 """Find a network's head and the layers to hook, from one forward pass.
 
-The rule extends the paper's layers (arXiv 1901.09229) to other families: the last convolution inside the last block
-whose output has stride 4, 8, 16 and 32, never one in the block that strides.
+The rule extends the paper's layers (arXiv 1901.09229) to other families: the last convolution, or Linear over all
+positions, inside the last block whose output has stride 4, 8, 16 and 32, never one in the block that strides. Of a
+network whose blocks all have the same stride, such as a vision transformer, those of the blocks at a quarter, half,
+three quarters and the end.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -17,30 +18,12 @@ from torch import Tensor, nn
 
 from delta_tune.config import UserError
 from delta_tune.models.feature_maps import forward_hooks
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
+from delta_tune.models.trace import STANDARD_SIZE, Call, trace
 
-STANDARD_SIZE = 224  # strides are always read at this input size, so that they do not depend on the user's
 STRIDES = (4, 8, 16, 32)
 HEAT_MAP_SIDE = 10
 """Positions of a side of a heat map at least, where there are so many."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """The last call of one module in a forward pass of a single square image."""
-
-    module: nn.Module
-    order: int
-    """Index in the order in which modules finish: children before parents."""
-    count: int
-    """How often the module ran."""
-    input_id: int | None
-    """Identity of the first map among its inputs; None if there was none."""
-    input_stride: int | None
-    output_id: tuple[int, int] | None
-    """Identity and version of the returned map; a later in-place operation changes the version."""
-    output_shape: tuple[int, ...] | None
-    output_stride: int | None
-    """None if the output is not a (B, C, S, S) map."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,46 +33,53 @@ class NetworkLayers:
     head: str
     """Path of the Linear or 1×1 Conv2d that computes the logits."""
     layers: tuple[str, ...]
-    """Hooked layers in execution order, at most one per stride."""
+    """Hooked layers in execution order, at most four."""
     channels: dict[str, int]
-    """Channels of each module before the head that runs once and returns a (B, C, S, S) map, in execution order."""
+    """Channels of each module before the head that runs once and returns a square map, in execution order."""
+    layouts: dict[str, MapLayout] = field(default_factory=dict)
+    """Layouts of these modules' outputs."""
     stride: int
     """Stride of the last hooked layer: the smallest sensible image size."""
 
 
-def find_layers(model: nn.Module, name: str) -> NetworkLayers:
-    """Find head and hooked layers of a classification network in eval mode, with one forward pass at 224 pixels.
+def find_layers(model: nn.Module, name: str, size: int = STANDARD_SIZE) -> NetworkLayers:
+    """Find head and hooked layers of a classification network in eval mode, with one forward pass.
+
+    Args:
+        model: the network.
+        name: of it, for messages.
+        size: side of the image in pixels, at which it runs; strides refer to it.
 
     Raises:
-        UserError: the network does not run at that size, has no replaceable head, or no convolutional stages.
+        UserError: the network does not run at that size, has no replaceable head, or no maps to compare.
     """
     try:
-        calls, logits = _trace(model, torch.zeros(1, 3, STANDARD_SIZE, STANDARD_SIZE))
+        calls, logits = trace(model, torch.zeros(1, 3, size, size), size)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UserError(
-            f"The model {name} does not run on a square RGB image of {STANDARD_SIZE} pixels ({first_line(error)}); "
-            "name a convolutional classification network that takes any image size, such as resnet50."
+            f"The model {name} does not run on a square RGB image of {size} pixels ({first_line(error)}); "
+            "name a classification network that does, such as resnet50."
         ) from error
     head = _find_head(calls, logits, name)
     blocks = sorted(_blocks(model, "", calls), key=lambda block: calls[block].order)
-    layers = tuple(_hooks(calls, blocks, head))
+    grids = {
+        path: call.output
+        for path, call in calls.items()
+        if call.output is not None and call.alone and call.count == 1 and call.order < calls[head].order
+    }
+    layers = tuple(layer for layer in _hooks(calls, blocks, head) if layer in grids)
     if not layers:
         raise UserError(
-            f"The model {name} has no convolutional stages of stride 4 to 32, so no feature maps to compare; "
-            "name a convolutional network such as resnet50."
+            f"The model {name} has no blocks of stride 4 to 32 that return a square of positions, so no feature maps "
+            "to compare; name a network such as resnet50 or timm:vit_small_patch16_224."
         )
-    channels = {
-        path: call.output_shape[1]
-        for path, call in calls.items()
-        if call.output_stride is not None
-        and call.output_shape is not None
-        and call.count == 1
-        and call.order < calls[head].order
-        and not isinstance(call.module, nn.Linear)
-    }
-    stride = calls[layers[-1]].output_stride
-    assert stride is not None
-    return NetworkLayers(head=head, layers=layers, channels=channels, stride=stride)
+    return NetworkLayers(
+        head=head,
+        layers=layers,
+        channels={path: grid.channels for path, grid in grids.items()},
+        layouts={path: grid.layout for path, grid in grids.items()},
+        stride=grids[layers[-1]].stride,
+    )
 
 
 class MapLayer(NamedTuple):
@@ -98,6 +88,11 @@ class MapLayer(NamedTuple):
     name: str
     side: int
     """Positions of a side of its map."""
+    layout: MapLayout = CHANNELS_FIRST
+
+    def maps(self, output: Tensor) -> Tensor:
+        """The layer's output as maps (B, C, side, side), without tokens that have no place in the image."""
+        return self.layout.parts(output)[0].unflatten(2, (self.side, -1)).flatten(3)
 
 
 def heat_map_layer(
@@ -107,10 +102,11 @@ def heat_map_layer(
 
     It is the last block whose output has at least 10 × 10 positions, or the last of those that have most; of a network
     without blocks, the last such layer. The very last map of a network has fewer positions, 3 × 3 at 96 pixels, and
-    tells next to nothing (benchmarks/heat_maps.py).
+    tells next to nothing (benchmarks/heat_maps.py). Where a network answers by a class token, nothing depends on the
+    last block's other tokens: it is then the last block before, whose tokens the class token has still seen.
 
     Args:
-        model: in eval mode; it runs once.
+        model: in eval mode; it runs once, or twice.
         head: module path of its head.
         image_size: side of its input, in pixels.
         channels: of its input.
@@ -119,8 +115,8 @@ def heat_map_layer(
     Raises:
         UserError: all its maps have a single position at this size.
     """
-    device = next(model.parameters()).device
-    calls, _ = _trace(model, torch.zeros(1, channels, image_size, image_size, device=device))
+    images = torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device)
+    calls, _ = trace(model, images)
     sides = {path: side for path, call in calls.items() if call.order < calls[head].order and (side := _side(call)) > 1}
     if not sides:
         raise UserError(
@@ -129,64 +125,52 @@ def heat_map_layer(
         )
     candidates = [path for path in _blocks(model, "", calls) if path in sides] or list(sides)
     enough = min(least, max(sides[path] for path in candidates))
-    name = max((path for path in candidates if sides[path] >= enough), key=lambda path: calls[path].order)
-    return MapLayer(name, sides[name])
+    large = sorted((path for path in candidates if sides[path] >= enough), key=lambda path: calls[path].order)
+    layers = [MapLayer(path, sides[path], _layout(calls[path])) for path in large]
+    if layers[-1].layout.prefix_tokens:
+        return _last_that_matters(model, layers, images)
+    return layers[-1]
+
+
+def map_layers(model: nn.Module, layers: Iterable[str], image_size: int, channels: int = 3) -> dict[str, MapLayer]:
+    """Those of some layers that return a map, by name; `model` is in eval mode and runs once."""
+    calls, _ = trace(model, torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device))
+    return {
+        path: MapLayer(path, call.output.side, call.output.layout)
+        for path in layers
+        if (call := calls.get(path)) is not None and call.output is not None and call.alone
+    }
+
+
+def _layout(call: Call) -> MapLayout:
+    assert call.output is not None
+    return call.output.layout
+
+
+def _last_that_matters(model: nn.Module, layers: Sequence[MapLayer], images: Tensor) -> MapLayer:
+    """The last layer on whose positions the logits depend, not on its class token alone; the first if none is."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(path: str, inputs: Any, output: Tensor) -> None:
+        outputs[path] = output
+
+    with torch.enable_grad(), forward_hooks(model, [layer.name for layer in layers], keep):
+        logits = model(images.clone().requires_grad_()).sum()
+        found = torch.autograd.grad(logits, [outputs[layer.name] for layer in layers], allow_unused=True)
+    gradients = [
+        None if gradient is None else layer.layout.parts(gradient)[0]
+        for layer, gradient in zip(layers, found, strict=True)
+    ]
+    return next((layer for layer, each in list(zip(layers, gradients))[::-1] if each is not None and each.any()), layers[0])
 
 
 def _side(call: Call) -> int:
     """Positions of a side of a module's map; 0 if it returns none, runs more than once, or enlarges what it gets."""
-    if call.output_stride is None or call.output_shape is None or call.count > 1:
+    if call.output is None or not call.alone or call.count > 1 or not call.output.layout.in_order:
         return 0
     # VGG's pooling makes 7 × 7 of whatever it gets
-    is_enlarged = call.input_stride is not None and call.output_stride < call.input_stride
-    return 0 if is_enlarged else call.output_shape[2]
-
-
-def _trace(model: nn.Module, images: Tensor) -> tuple[dict[str, Call], Any]:
-    """The last call of every module, in finishing order, and the network's output."""
-    modules = {path: module for path, module in model.named_modules() if path}
-    calls: dict[str, Call] = {}
-    clock = itertools.count()
-    alive: list[Tensor] = []  # an id is unique only while its tensor is alive
-
-    def record(path: str, inputs: Any, output: Any) -> None:
-        given = next(_maps(inputs), None)
-        made = output if isinstance(output, Tensor) and output.ndim == 4 else None
-        earlier = calls.pop(path, None)
-        alive.extend(tensor for tensor in (given, made) if tensor is not None)
-        calls[path] = Call(
-            module=modules[path],
-            order=next(clock),
-            count=1 if earlier is None else earlier.count + 1,
-            input_id=None if given is None else id(given),
-            input_stride=_stride(given),
-            output_id=None if made is None else (id(made), made._version),
-            output_shape=tuple(output.shape) if isinstance(output, Tensor) else None,
-            output_stride=_stride(made),
-        )
-
-    with forward_hooks(model, modules, record), torch.no_grad():
-        logits = model(images)
-    return calls, logits
-
-
-def _maps(value: Any) -> Iterator[Tensor]:
-    """The 4-D tensors in a module's arguments (a dense layer gets a list of them)."""
-    if isinstance(value, Tensor):
-        if value.ndim == 4:
-            yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _maps(item)
-    elif isinstance(value, dict):
-        yield from _maps(list(value.values()))
-
-
-def _stride(tensor: Tensor | None) -> int | None:
-    # Channels-last maps (B, S, S, C) inside some blocks are recognised by their unequal last sides.
-    if tensor is None or tensor.shape[2] != tensor.shape[3] or tensor.shape[2] == 0:
-        return None
-    return 1 << max(0, round(math.log2(STANDARD_SIZE / tensor.shape[2])))
+    is_enlarged = call.input is not None and call.output.stride < call.input.stride
+    return 0 if is_enlarged else call.output.side
 
 
 def _find_head(calls: dict[str, Call], logits: Any, name: str) -> str:
@@ -217,7 +201,11 @@ def _blocks(module: nn.Module, path: str, calls: dict[str, Call]) -> list[str]:
         ends_with_it = calls[last].output_id == call.output_id
         # Cross-stage partial networks: a stage that strides, then runs a chain of blocks, then merges.
         holds_chain = any(_is_chain(child) and _starts(inner, p) for p, child in _descendants(module, path))
-        if ends_with_it or (call.input_stride != call.output_stride and holds_chain):
+        if (
+            ends_with_it
+            or (call.input_stride != call.output_stride and holds_chain)
+            or (len(call.output_shape or ()) == 3 and _is_encoder(module, path, inner))
+        ):
             return inner
         return [path]
     return [path] if sum(_is_parametrised(c) for p, c in calls.items() if p.startswith(f"{path}.")) >= 2 else []
@@ -238,30 +226,87 @@ def _starts(paths: list[str], parent: str) -> bool:
     return any(path.rpartition(".")[0] == parent for path in paths)
 
 
+def _is_encoder(module: nn.Module, path: str, blocks: list[str]) -> bool:
+    """Whether the module runs a chain of whole blocks, and something like a norm after them."""
+    return any(
+        _is_chain(child)
+        and len(names := [f"{p}.{name}" for name, _ in child.named_children()]) > 1
+        and set(names) <= set(blocks)
+        for p, child in _descendants(module, path)
+    )
+
+
 def _is_parametrised(call: Call) -> bool:
     """Convolutions and channels-last linear layers over more than one pixel; excludes squeeze-and-excitation."""
     shape = call.output_shape
-    return isinstance(call.module, nn.Conv2d | nn.Linear) and shape is not None and len(shape) == 4 and shape[2] > 1
+    if not isinstance(call.module, nn.Conv2d | nn.Linear) or shape is None:
+        return False
+    return shape[2] > 1 if len(shape) == 4 else call.output is not None
 
 
 def _hooks(calls: dict[str, Call], blocks: list[str], head: str) -> Iterator[str]:
+    linear = [block for block in blocks if _keeps_stride(calls[block]) and _last_linear(calls, blocks, block)]
+    strides = {calls[block].output_stride for block in blocks if _keeps_stride(calls[block])}
+    if linear and len(strides) == 1:
+        quarters = [math.ceil(len(linear) * part / 4) - 1 for part in (1, 2, 3, 4)]
+        yield from (_last_layer(calls, blocks, linear[index]) for index in sorted(set(quarters)))
+        return
     for stride in STRIDES:
         of_stride = [block for block in blocks if calls[block].output_stride == stride]
         keeping = [block for block in of_stride if calls[block].input_stride == stride]
         if keeping:
-            yield _last_convolution(calls, keeping[-1])
+            yield _last_layer(calls, blocks, keeping[-1])
         elif not of_stride:  # a plain chain
             yield from _plain_convolutions(calls, blocks, head, stride)[-1:]
 
 
-def _last_convolution(calls: dict[str, Call], block: str) -> str:
-    """The last convolution in the block whose output has the block's shape; the block itself if it concatenates."""
+def _keeps_stride(call: Call) -> bool:
+    return call.output is not None and call.input_stride == call.output_stride
+
+
+def _last_layer(calls: dict[str, Call], blocks: list[str], block: str) -> str:
+    """The block's last convolution or Linear that returns as many positions and channels; else the block itself."""
+    linear = _last_linear(calls, blocks, block)
+    convolution = _last_convolution(calls, block, is_dense=linear is not None)
+    return max((path for path in (convolution, linear) if path), key=lambda path: calls[path].order, default=block)
+
+
+def _last_linear(calls: dict[str, Call], blocks: list[str], block: str) -> str | None:
+    """The last Linear of as many channels as the block, if it returns all the block's positions.
+
+    One that works on windows of the image returns them all only where the image is a single window.
+    """
+    given = calls[block].output
+    assert given is not None
+    found = [
+        path
+        for path, call in calls.items()
+        if path.startswith(f"{block}.") and isinstance(call.module, nn.Linear) and _width(call) == given.channels
+    ]
+    if not found or (grid := calls[found[-1]].output) is None or grid[:2] != given[:2]:
+        return None
+    end = found[-1][len(block) :]
+    alike = [calls[path] for other in blocks if (path := f"{other}{end}") in calls]
+    is_of_windows = any(call.output_shape is not None and call.output_shape[0] > 1 for call in alike)
+    return None if is_of_windows or calls[found[-1]].count > 1 else found[-1]
+
+
+def _width(call: Call) -> int | None:
+    return call.output_shape[-1] if call.output_shape else None
+
+
+def _last_convolution(calls: dict[str, Call], block: str, is_dense: bool) -> str | None:
+    """The last convolution in the block whose output has the block's shape.
+
+    With `is_dense`, none that works channel by channel: ConvNeXt's blocks begin with one and end in a Linear.
+    """
     convolutions = [
         path
         for path, call in calls.items()
         if path.startswith(f"{block}.")
         and isinstance(call.module, nn.Conv2d)
         and call.output_shape == calls[block].output_shape
+        and not (is_dense and call.module.groups > 1)
     ]
 
     def is_projection(path: str) -> bool:
@@ -270,7 +315,7 @@ def _last_convolution(calls: dict[str, Call], block: str) -> str:
         return child in calls and calls[child].input_id == calls[block].input_id
 
     main = [path for path in convolutions if not is_projection(path)] or convolutions
-    return main[-1] if main else block
+    return main[-1] if main else None
 
 
 def _plain_convolutions(calls: dict[str, Call], blocks: list[str], head: str, stride: int) -> list[str]:

@@ -85,7 +85,7 @@ def save_feature_map_images(
     rows = []
     for position, index in enumerate(chosen.tolist()):
         photo = thumbnail(pixels[position], task.backbone.preprocessing, 2 * TILE + GAP)
-        for layer in layers:
+        for layer in maps[0]:
             weights = attention[layer]
             order = np.argsort(-weights, kind="stable")
             many = min(CHANNELS, len(order) // 2)
@@ -101,6 +101,8 @@ def save_feature_map_images(
                     "picture": stack_tiles(selected),
                 }
             )
+    if not rows:
+        return
     file.parent.mkdir(exist_ok=True)
     with atomic_write(file) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)
@@ -109,11 +111,17 @@ def save_feature_map_images(
 def _maps(
     backbone: Backbone, state: Mapping[str, np.ndarray], pixels: Pixels, layers: list[str], device: torch.device
 ) -> list[dict[str, np.ndarray]]:
-    """Layer → maps (N, C, H, W) of the source, then of the final model; on the CPU, for they are few."""
+    """Layer → maps (N, C, S, S) of the source, then of the final model; on the CPU, for they are few.
+
+    A layer whose positions are no square is left out.
+    """
+    layouts = backbone.layouts_of(layers)
     images, found = center_crop(torch.from_numpy(pixels.copy()), backbone.preprocessing), []
     for network in (build_source(backbone), rebuild(backbone, state, torch.device("cpu"))):
         with torch.inference_mode(), feature_maps(network, layers, stop=True) as reader:
-            found.append({layer: values.float().numpy() for layer, values in reader.run(images).items()})
+            outputs = reader.run(images)
+            squares = {layer: layout.squares(outputs[layer]) for layer, layout in layouts.items()}
+            found.append({layer: values.float().numpy() for layer, values in squares.items() if values is not None})
     return found
 
 

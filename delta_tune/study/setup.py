@@ -104,7 +104,7 @@ def check_drop_path(task: Task, checked: CheckedSpace) -> None:
     configs = checked.configs
     rates = [config.drop_path for config in configs if config.drop_path and config.method.trains_backbone]
     if rates:
-        build_unfilled(task.backbone.model, max(rates), task.backbone.preprocessing.channels)
+        build_unfilled(task.backbone.model, max(rates), **task.backbone.input_shape)
 
 
 def check_source_head(task: Task, checked: CheckedSpace) -> None:

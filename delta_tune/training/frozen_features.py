@@ -42,5 +42,6 @@ class FrozenFeatures:
     def _vector(self, images: Tensor, maps: dict[str, Tensor]) -> Tensor:
         last = head_inputs(self._source, self._backbone.head, images)
         means = [last.mean((2, 3)) if last.ndim == 4 else last.flatten(1)]
-        found = [maps[layer].float() for layer in self._backbone.layers]
+        layouts = self._backbone.layouts_of(self._backbone.layers)
+        found = [layout.parts(maps[layer])[0].float() for layer, layout in layouts.items()]
         return torch.cat([*means, *(m.mean((2, 3)) for m in found), *(m.std((2, 3), correction=0) for m in found)], 1)

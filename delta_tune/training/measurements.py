@@ -64,7 +64,7 @@ class Measurements:
     features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Split → the head's inputs for its un-augmented images, float32 (N, D) or (N, C, h, w)."""
     mean_squares: dict[str, float] = field(default_factory=dict)
-    """Layer → mean FM_s² over un-augmented training images."""
+    """Part of a layer → mean FM_s² over un-augmented training images."""
     head: FittedHead | None = field(default=None, repr=False)
     """A classifier fitted to the features of train."""
     relationship: np.ndarray | None = field(default=None, repr=False)
@@ -100,7 +100,7 @@ class Measurements:
         """Measure all that is missing of what these configurations need, but attention; arguments as of `measure`."""
         configs = list(configs)
         relative = self._layers(c for c in configs if c.uses_behavior and c.behavior_scale == "relative")
-        if relative - set(self.mean_squares):
+        if set(self.backbone.part_names(relative)) - set(self.mean_squares):
             self._measure_source("train", tuple(sorted(relative)), workplace, say)
         if not all(c.method.trains_backbone for c in configs):
             for split in ("train", "val"):
@@ -175,17 +175,22 @@ class Measurements:
         return self.relationship
 
     def channel_factors(self, config: TrialConfig, device: torch.device) -> dict[str, Tensor]:
-        """Layer → factor of each channel in the behaviour term of a measured configuration, float32 (C,)."""
+        """Part of a layer → factor of each channel in the behaviour term of a measured configuration, float32 (C,).
+
+        A layer's term is the mean over its parts, so that alpha means the same with and without a class token.
+        """
         factors = {}
-        for layer in resolve_layers(self.backbone, config.layers):
+        for layer, layout in self.backbone.layouts_of(resolve_layers(self.backbone, config.layers)).items():
             if config.method.uses_attention:
                 losses = torch.tensor(self.attention[config.attention_estimator][layer].losses)
                 weights = attention_weights(losses, config.attention_temperature)
             else:
                 channels = self.backbone.channels[layer]
                 weights = torch.full((channels,), 1 / channels)
-            mean_square = self.mean_squares[layer] if config.behavior_scale == "relative" else None
-            factors[layer] = channel_factors(weights, mean_square).to(device)
+            names = layout.part_names(layer)
+            for name in names:
+                mean_square = self.mean_squares[name] if config.behavior_scale == "relative" else None
+                factors[name] = (channel_factors(weights, mean_square) / len(names)).to(device)
         return factors
 
     def source_key(self, split: str) -> str:
@@ -213,14 +218,14 @@ class Measurements:
     def _measure_source(self, split: str, layers: tuple[str, ...], workplace: Workplace, say: Say) -> None:
         """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
         arrays = self._cached_pass(split, say)
-        wanted = {f"mean_square/{layer}" for layer in layers}
+        wanted = {f"mean_square/{name}" for name in self.backbone.part_names(layers)}
         if not wanted | {"features"} <= set(arrays):
             images = self.dataset.for_name(split)
             say(f"Source: one pass over the {len(images)} un-augmented {split} images.")
             pieces = split_pieces(len(images))
             passes = [self._measure_piece(split, piece, layers, workplace, say) for piece in pieces]
             features, mean_squares = join_passes(passes)
-            arrays |= {f"mean_square/{layer}": np.array(value) for layer, value in mean_squares.items()}
+            arrays |= {f"mean_square/{name}": np.array(value) for name, value in mean_squares.items()}
             arrays |= {"features": features, "key": key_array(self.source_key(split))}
             self._write_to_cache(f"{self.source_key(split)}.safetensors", safetensors.numpy.save(arrays), say)
             if len(pieces) > 1:
@@ -241,15 +246,16 @@ class Measurements:
         whole, name = self.dataset.for_name(split), self._piece_name(split, piece)
         alone = len(piece) == len(whole)
         arrays = {} if alone else self._cached_source(split, name, len(piece), say)
-        if {"features", *(f"sums/{layer}" for layer in layers)} <= set(arrays):
-            return arrays["features"], {layer: arrays[f"sums/{layer}"].tolist() for layer in layers}
+        names = self.backbone.part_names(layers)
+        if {"features", *(f"sums/{name}" for name in names)} <= set(arrays):
+            return arrays["features"], {name: arrays[f"sums/{name}"].tolist() for name in names}
         # Not all of the split's images: what computes may be a process of its own
         parts, images = split_parts(len(piece), workplace.slots), whole if alone else whole.taken(piece)
         passes = workplace.map(measure_features, parts, self.backbone, images, layers)
         features = np.concatenate([each for each, _ in passes])
-        sums = {layer: [value for _, of in passes for value in of[layer]] for layer in layers}
+        sums = {name: [value for _, of in passes for value in of[name]] for name in names}
         if not alone:
-            arrays = {f"sums/{layer}": np.array(values) for layer, values in sums.items()}
+            arrays = {f"sums/{name}": np.array(values) for name, values in sums.items()}
             arrays |= {"features": features, "key": key_array(self.source_key(split))}
             self._write_to_cache(name, safetensors.numpy.save(arrays), say)
         return features, sums

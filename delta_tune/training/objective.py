@@ -12,6 +12,7 @@ from delta_tune.config import TrialConfig
 from delta_tune.labels.kinds import LabelKind
 from delta_tune.labels.one_label import ONE_LABEL
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout, named_parts
 from delta_tune.training.co_tuning import SourceHead
 from delta_tune.training.regularizers import WEIGHT_PENALTIES, behavior, head_l2, supervised_contrast
 from delta_tune.training.source_map_index import StepKey
@@ -32,6 +33,7 @@ class Objective:
         source_head: SourceHead | None = None,
         kind: LabelKind = ONE_LABEL,
         logit_offsets: Tensor | None = None,
+        layouts: Mapping[str, MapLayout] | None = None,
     ) -> None:
         """Take the target before its first step: l2_sp measures distances from the weights that it has now.
 
@@ -40,12 +42,13 @@ class Objective:
             target: the network that is trained.
             head: its new head.
             source: the source's feature maps, for methods that compare them.
-            factors: layer → factor of each channel in the behaviour term, (C,), for the same methods.
+            factors: part of a layer → factor of each channel in the behaviour term, (C,), for the same methods.
             class_weights: of the cross entropy, as `kind.balanced_weights` returns them, on the target's device; None
                 weighs all classes alike.
             source_head: the source's own head, if it is trained along.
             kind: of the labels.
             logit_offsets: what is added to the logits before their cross entropy, (K,) on the target's device.
+            layouts: of the outputs of the hooked layers; None is that of convolutions, of the layers with factors.
         """
         assert (source is not None) == config.uses_behavior
         assert (source_head is not None) == (config.effective_co_tuning > 0)
@@ -53,6 +56,7 @@ class Objective:
         self._source, self._factors, self._source_head = source, factors or {}, source_head
         self._class_weights, self._kind = class_weights, kind
         self._logit_offsets = logit_offsets
+        self._layouts = dict.fromkeys(self._factors, CHANNELS_FIRST) if layouts is None else layouts
         self._maps: FeatureMaps | None = None
         self._features: list[Tensor] = []  # the head's inputs in the most recent forward pass
         self._is_hooked = False
@@ -75,7 +79,7 @@ class Objective:
         with ExitStack() as hooks:
             self._is_hooked = True
             if self._source is not None:
-                self._maps = hooks.enter_context(feature_maps(self._target, list(self._factors)))
+                self._maps = hooks.enter_context(feature_maps(self._target, list(self._layouts)))
                 hooks.enter_context(self._source.hooked())
             if self.config.effective_contrast or self._source_head is not None:
                 hooks.enter_context(self._head.register_forward_pre_hook(self._keep_features))
@@ -106,7 +110,8 @@ class Objective:
         parts = {"cross_entropy": cross_entropy}
         loss = parts["cross_entropy"]
         if self._source is not None and self._maps is not None:
-            parts["behavior"] = behavior(self._maps, self._source.after(images, key), self._factors)
+            maps = named_parts(self._maps, self._layouts)
+            parts["behavior"] = behavior(maps, self._source.after(images, key), self._factors)
             loss = loss + config.alpha * parts["behavior"]
         elif method.penalty is not None and not method.uses_behavior:
             parts[method.penalty] = self._weight_penalty(self._aliases, self._start)

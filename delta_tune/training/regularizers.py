@@ -76,9 +76,9 @@ def behavior(
     """½ · mean over images of Σ_layers Σ_channels factor_lj · ‖FM_t[j] − FM_s[j]‖² / (H·W), eq. 4 and 6.
 
     Args:
-        target_maps: layer → (B, C, H, W), with gradient.
+        target_maps: layer, or part of one, → (B, C, H, W), with gradient.
         source_maps: the frozen source's, of the same shapes.
-        factors: layer → (C,), see `channel_factors`; its keys are the layers used.
+        factors: the same names → (C,), see `channel_factors`; its keys are the maps used.
 
     Returns:
         A float32 scalar: a mean per image, so that alpha has the same meaning at every batch size (the reference sums).

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from delta_tune.models.cuda_graph import GraphedForward
 from delta_tune.models.feature_maps import FeatureMaps, feature_maps
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout, named_parts
 from delta_tune.training.source_map_index import StepKey
 
 
 class SourceMapStore(Protocol):
-    """Where trials share maps. A map (B, C, H, W) comes back bit-identical."""
+    """Where trials share maps, by the names of `MapLayout.part_names`. A map (B, C, H, W) comes back bit-identical."""
 
-    def ask(self, key: StepKey, layers: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
-        """The maps of at least these layers if they are stored; else whether the caller is the first to ask."""
+    def ask(self, key: StepKey, names: tuple[str, ...]) -> tuple[dict[str, Tensor] | None, bool]:
+        """The maps of at least these names if they are stored; else whether the caller is the first to ask."""
 
     def leave(self, key: StepKey, maps: Mapping[str, Tensor]) -> None:
         """Store maps for other trials."""
@@ -34,8 +35,17 @@ class SourceMapStore(Protocol):
 class SourceMaps:
     """The source's maps, step by step."""
 
-    def __init__(self, source: nn.Module, layers: tuple[str, ...], store: SourceMapStore | None = None) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        layers: tuple[str, ...],
+        store: SourceMapStore | None = None,
+        layouts: Mapping[str, MapLayout] | None = None,
+    ) -> None:
+        """Take the source and the layers whose outputs are compared; those without a layout return (B, C, H, W)."""
         self._source, self._layers, self._store = source, layers, store
+        self._layouts = {layer: (layouts or {}).get(layer, CHANNELS_FIRST) for layer in layers}
+        self._names = tuple(name for layer, layout in self._layouts.items() for name in layout.part_names(layer))
         self._hooks: FeatureMaps | None = None
         # Another trial may still read what is in the store: only maps that stay here may lie in a graph's memory
         self._graphed = GraphedForward() if store is None else None
@@ -56,13 +66,13 @@ class SourceMaps:
         self._found = None
         if self._store is None:
             return
-        self._found, first = self._store.ask(key, self._layers)
+        self._found, first = self._store.ask(key, self._names)
         if first:
             self._found = self._compute(images)
             self._store.leave(key, self._found)
 
     def after(self, images: Tensor, key: StepKey) -> Mapping[str, Tensor]:
-        """{layer: (B, C, H, W)}, without gradient; called after it."""
+        """{name: (B, C, H, W)} of all layers' parts, without gradient; called after it."""
         if self._found is None and self._store is not None:
             self._found = self._wait(key, self._store)
             if self._found is None:
@@ -73,7 +83,7 @@ class SourceMaps:
     def _wait(self, key: StepKey, store: SourceMapStore) -> Mapping[str, Tensor] | None:
         deadline = time.perf_counter() + self._patience_s
         while True:
-            found, first = store.ask(key, self._layers)
+            found, first = store.ask(key, self._names)
             if found is not None or first or time.perf_counter() >= deadline:
                 return found
             time.sleep(self._patience_s / 50)
@@ -87,4 +97,4 @@ class SourceMaps:
 
     def _run(self, images: Tensor) -> Mapping[str, Tensor]:
         assert self._hooks is not None, "maps are asked for within hooked()"
-        return dict(self._hooks.run(images))
+        return named_parts(self._hooks.run(images), self._layouts)

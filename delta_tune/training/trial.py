@@ -24,7 +24,7 @@ from delta_tune.data.batches import eval_batch_size, read_ahead, shuffled_batche
 from delta_tune.data.device_copies import pinned
 from delta_tune.data.mixing import mix
 from delta_tune.data.training_images import training_images
-from delta_tune.models.backbones import build_target
+from delta_tune.models.backbones import build_target, resolve_layers
 from delta_tune.models.devices import autocast, fork_rng, half_precision, synchronize, to_device
 from delta_tune.models.feature_maps import head_function
 from delta_tune.results.columns import SCORES
@@ -215,11 +215,13 @@ class _Run:
             weights = self.kind.balanced_weights(task.dataset.train.labels, len(task.dataset.classes)).to(device)
         if config.uses_behavior:
             factors = task.measurements.channel_factors(config, device)
-            layers = tuple(factors)
-            source = SourceMaps(task.source_model(device, layers), layers, maps)
+            layouts = backbone.layouts_of(resolve_layers(backbone, config.layers))
+            source = SourceMaps(task.source_model(device, tuple(layouts)), tuple(layouts), maps, layouts)
         else:
-            source, factors = None, None
-        self.objective = Objective(config, self.model, head, source, factors, weights, source_head, self.kind, offsets)
+            source, factors, layouts = None, None, None
+        self.objective = Objective(
+            config, self.model, head, source, factors, weights, source_head, self.kind, offsets, layouts
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
         self.average: WeightAverage | None = None
         if config.average_epochs and not self.frozen_features:
