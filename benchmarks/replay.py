@@ -243,7 +243,7 @@ class OurSearch:
             grace_period=ours.grace_period,
             reduction_factor=ours.reduction_factor,
             num_val=ours.num_val,
-            group_of=(lambda method: method) if ours.by_method else None,
+            group_of=(lambda config: config.regularizer) if ours.by_method else None,
         )
         self._trials: dict[str, SimpleNamespace] = {}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from delta_tune.config import TrialConfig
 from delta_tune.search.asha import AshaScheduler
 from selection_parts.arms import Arm, Indices
 from selection_parts.pool import Floats, Pool
@@ -67,8 +68,9 @@ def run_of(pool: Pool, order: Indices, rungs: Rungs | None = OURS) -> Run:
     )
 
     def length(number: int, index: int) -> int:
+        config = TrialConfig.from_record({"regularizer": pool.methods[index]})
         for epoch, score in enumerate(pool.accuracy[index].tolist(), 1):
-            if scheduler.replay(pool.methods[index], number, [{"epoch": epoch, "val_accuracy": score}]):
+            if scheduler.replay(config, number, [{"epoch": epoch, "val_accuracy": score}]):
                 return epoch
         return epochs
 

@@ -19,26 +19,35 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from delta_tune.models.channel_axis import unchanged
 from delta_tune.models.fused_convolution import Activation, Conv
-from delta_tune.models.graph import Op
+from delta_tune.models.operations import Op
+
+_VIEWS = ("move", "flatten", "opaque", "hook")  # their values may lie in the memory of their operands
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Channels [start, start + count) of a value's `total` depend on the layer, each on one of its channels, in order.
 
-    A flat value is (B, total · positions), the output of `flatten`.
+    A flat value is (B, total · positions), the output of `flatten`. `axis` is that of the channels; 0 is the batch.
     """
 
     start: int
     count: int
     total: int
     flat: bool = False
+    axis: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether the value has no other channels."""
+        return self.count == self.total and not self.flat
 
     def of(self, value: Tensor) -> Tensor:
-        """The channels that depend on the layer: (B, count, ...)."""
+        """The channels that depend on the layer: (B, count, ...), or with channels on another axis (B, ..., count)."""
         value = torch.unflatten(value, 1, (self.total, -1)) if self.flat else value
-        return value[:, self.start : self.start + self.count]
+        return value.narrow(self.axis, self.start, self.count)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +58,7 @@ class Step:
         rank_1: the slice of its input that depends on the layer, if this operation is the first to mix channels.
         intact: the operation whose intact value the rank-1 change is added to.
         release: values that no later step reads.
+        overwrites: whether the result may take the memory of the addend.
     """
 
     op: Op
@@ -59,12 +69,14 @@ class Step:
     addend: Op | None = None
     activation: Activation | None = None
     release: tuple[Op, ...] = ()
+    overwrites: bool = False
 
 
 class Plan:
     """How to compute the logits without channel j of one layer from intact values.
 
     Attributes:
+        axis: that of the layer's channels in its output.
         slices: operations that keep the layer's channels separate, in order.
         steps: operations that run per channel, in order.
         needs: operations whose intact values are read.
@@ -72,9 +84,10 @@ class Plan:
         largest: numbers in the largest value of a step, per variant and image.
     """
 
-    def __init__(self, program: Sequence[Op], layer: str) -> None:
+    def __init__(self, program: Sequence[Op], layer: str, channels_last: bool = False) -> None:
         hooks = [op for op in program if op.layer == layer]
-        self.channels = hooks[0].shape[0]
+        self.axis = len(hooks[0].shape) if channels_last else 1
+        self.channels = hooks[0].shape[self.axis - 1]
         self.inputs: dict[Op, tuple[Op, ...]] = {}
         self.slices: dict[Op, Slice] = {}
         aliases: dict[Op, Op] = {}
@@ -84,10 +97,12 @@ class Plan:
             inputs = self.inputs[op] = tuple(aliases.get(i, i) for i in op.inputs)
             if op.kind == "hook" and op.layer != layer:
                 aliases[op] = inputs[0]
-            elif op.layer == layer and not dependent.intersection(inputs):
-                self.slices[op] = Slice(0, self.channels, self.channels)
+            elif op.static:  # computed for the stacked shapes when it is read
+                continue
+            elif op.layer == layer and op.rows == 1 and not dependent.intersection(inputs):
+                self.slices[op] = Slice(0, self.channels, self.channels, axis=self.axis)
                 dependent.add(op)
-            elif dependent.intersection(inputs):
+            elif op.layer == layer or dependent.intersection(inputs):
                 dependent.add(op)
                 if (where := self._slice_after(op, dependent)) is not None:
                     self.slices[op] = where
@@ -98,7 +113,7 @@ class Plan:
         self.steps = self._fuse(stacked, readers)
         self.needs = self._needs(dependent)
         self.floats = self._release()
-        self.largest = max((step.result.shape.numel() for step in self.steps), default=1)
+        self.largest = max((step.result.numbers for step in self.steps), default=1)
 
     def _slice_after(self, op: Op, dependent: set[Op]) -> Slice | None:
         """The layer's channels after `op`; None if `op` mixes them."""
@@ -109,11 +124,13 @@ class Plan:
             return None
         where = self.slices[sliced[0]]
         others = [i for i in self.inputs[op] if i not in sliced]
-        if op.kind == "elementwise":
+        if op.kind == "elementwise" or op.axis_after is unchanged:
             return where
-        if op.kind == "flatten":
+        if where.whole and op.rows == 1 and (axis := self._axis_after(op, where.axis, sliced)) is not None:
+            return replace(where, axis=axis)
+        if op.kind == "flatten" and where.axis == 1:
             return replace(where, flat=True)
-        if where.flat or len(op.shape) != 3:
+        if where.flat or where.axis != 1 or len(op.shape) != 3:
             return None
         if op.kind in ("affine", "pool") or (op.conv is not None and op.conv.depthwise):
             return where
@@ -124,6 +141,13 @@ class Plan:
             before = sum(i.shape[0] for i in self.inputs[op][: self.inputs[op].index(sliced[0])])
             return Slice(before + where.start, where.count, op.shape[0])
         return None
+
+    def _axis_after(self, op: Op, axis: int, sliced: Sequence[Op]) -> int | None:
+        """The axis of the channels after an operation on all of them; None if the kind of operation does not say."""
+        if op.axis_after is not None:
+            return op.axis_after(sliced[0].shape, op.shape, axis)
+        keeps = op.kind == "scale" or (op.kind == "binary" and all(i.shape == op.shape for i in sliced))
+        return axis if keeps else None
 
     def _fuse(self, stacked: Sequence[Op], readers: Mapping[Op, int]) -> list[Step]:
         steps: list[Step] = []
@@ -166,7 +190,7 @@ class Plan:
         where = self.slices.get(self.inputs[op][0])
         if where is None or len(self.inputs[op]) != 1:
             return None
-        if op.conv is not None and op.conv.groups == 1 and not where.flat:
+        if op.conv is not None and op.conv.groups == 1 and not where.flat and where.axis == 1:
             return where
         return where if op.linear is not None and len(self.inputs[op][0].shape) == 1 else None
 
@@ -186,12 +210,15 @@ class Plan:
 
     def _release(self) -> int:
         last = {i: step for step in self.steps for i in self.operands(step)}
+        viewed = {i for step in self.steps if step.op.kind in _VIEWS for i in (step.op, *self.inputs[step.op])}
         last.pop(self.output, None)
         alive: set[Op] = set()
         most = 1
         for step in self.steps:
             alive.update((*self.operands(step), step.result))
-            most = max(most, sum(op.shape.numel() for op in alive))
+            most = max(most, sum(op.numbers for op in alive))
             step.release = tuple(op for op, reader in last.items() if reader is step)
             alive.difference_update(step.release)
+            alone = step.addend not in viewed and step.addend not in self.inputs[step.op]
+            step.overwrites = alone and step.addend in step.release
         return most

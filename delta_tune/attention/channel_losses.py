@@ -7,7 +7,7 @@ softmax of the z-scored d.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from delta_tune.attention.ablation import Ablation
 from delta_tune.config import UserError, did_you_mean
 from delta_tune.labels.kinds import kind_of
 from delta_tune.models.feature_maps import forward_hooks
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 
 
 def ablation_losses(
@@ -24,13 +25,14 @@ def ablation_losses(
     labels: Tensor,
     layers: Sequence[str],
     *,
+    layouts: Mapping[str, MapLayout] | None = None,
     byte_budget: int = 2**30,
     progress: Callable[[int, int], None] | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, Tensor]:
     """`d` of every channel: {layer: float32 (C,)}, on CPU; the mean of `ablation_losses_per_image`."""
     losses = ablation_losses_per_image(
-        model, images, labels, layers, byte_budget=byte_budget, progress=progress, notes=notes
+        model, images, labels, layers, layouts=layouts, byte_budget=byte_budget, progress=progress, notes=notes
     )
     return {layer: each.double().mean(0).float() for layer, each in losses.items()}
 
@@ -41,6 +43,7 @@ def ablation_losses_per_image(
     labels: Tensor,
     layers: Sequence[str],
     *,
+    layouts: Mapping[str, MapLayout] | None = None,
     byte_budget: int = 2**30,
     progress: Callable[[int, int], None] | None = None,
     notes: list[str] | None = None,
@@ -51,7 +54,8 @@ def ablation_losses_per_image(
         model: in eval mode, with a trained head; not changed.
         images: float (N, 3, H, W), normalised, on the model's device.
         labels: int64 (N,), in [0, K); or, with several labels an image, float32 (N, K) of 0 and 1.
-        layers: names of modules with output (B, C, H, W).
+        layers: names of modules with output (B, C, H, W), or (B, T, C) or (B, H, W, C) where `layouts` says so.
+        layouts: layer → where its channels are; those that are not named have theirs first.
         byte_budget: bound on the memory of stacked variants.
         progress: called with (done, total), in channels × images.
         notes: called with a sentence for each layer without shortcuts, and why.
@@ -61,7 +65,7 @@ def ablation_losses_per_image(
         ValueError: the model is in training mode, shapes do not match, or the forward pass does not reach a layer.
     """
     _check(model, images, labels, layers)
-    ablation = Ablation(model, images[:2], layers)
+    ablation = Ablation(model, images[:2], layers, layouts)
     if notes is not None:
         notes += ablation.notes
     total, done = sum(ablation.channels.values()) * len(images), 0
@@ -75,14 +79,27 @@ def ablation_losses_per_image(
     return ablation.losses(images, labels, layers, byte_budget, advance)
 
 
-def first_order_losses(model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+def first_order_losses(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    layers: Sequence[str],
+    *,
+    layouts: Mapping[str, MapLayout] | None = None,
+) -> dict[str, Tensor]:
     """First-order estimate −Σ z · ∂CE/∂z of `ablation_losses`, z the layer's output: {layer: float32 (C,)}, on CPU."""
-    losses = first_order_losses_per_image(model, images, labels, layers)
+    losses = first_order_losses_per_image(model, images, labels, layers, layouts=layouts)
     return {layer: each.double().mean(0).float() for layer, each in losses.items()}
 
 
 def first_order_losses_per_image(
-    model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str], *, batch_size: int = 32
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    layers: Sequence[str],
+    *,
+    layouts: Mapping[str, MapLayout] | None = None,
+    batch_size: int = 32,
 ) -> dict[str, Tensor]:
     """`first_order_losses` per image: {layer: float32 (N, C)}, on CPU; one forward and backward pass for all layers.
 
@@ -104,7 +121,8 @@ def first_order_losses_per_image(
                 gradients = torch.autograd.grad(loss, [outputs[layer] for layer in losses])
             for layer, gradient in zip(losses, gradients, strict=True):
                 product = outputs[layer].detach() * gradient
-                losses[layer].append(-product.flatten(2).sum(2) if product.dim() > 2 else -product)
+                layout = (layouts or {}).get(layer, CHANNELS_FIRST)
+                losses[layer].append(-layout.sum_positions(product) if product.dim() > 2 else -product)
     return {layer: torch.cat(blocks).float().cpu() for layer, blocks in losses.items()}
 
 

@@ -22,10 +22,17 @@ from delta_tune.filesystem.untrusted import Number, Share, Text, check_rows, ref
 
 NOISE = 0.5
 """Below this reliability a layer's weights are more noise than signal."""
+FLAT = 0.98
+"""From this perplexity on, as a share of C, no channel stands out: it is exp(−1/(2·5²)), that of normally distributed
+losses at the default temperature. A typical channel then has 0.8 to 1.2 times the alpha of uniform weights, a step of
+2.5 % of the range in which alpha is searched."""
 KEY = b"delta_tune.key"
 """Metadata key of a file of the cache: the key of what it was measured for."""
+BACKBONE = "backbone"
+"""The column of files of studies of several networks: its label."""
 COLUMNS: dict[str, Any] = {
     "layer": Text,
+    BACKBONE: Text | None,
     "estimator": AttentionEstimator,
     "images": Annotated[int, Field(ge=1)],
     "d": Annotated[list[Number], Field(min_length=1)],
@@ -83,14 +90,32 @@ def noise_warning(measured: Mapping[str, float]) -> str | None:
     return f"Attention is no better than noise in {', '.join(noisy)} (reliability below {NOISE})."
 
 
+def flatness_warning(measured: Mapping[str, LayerAttention]) -> str | None:
+    """A sentence naming layers whose weights are reliable, but prefer no channel; None if none."""
+    flat = [layer for layer, each in measured.items() if each.reliability >= NOISE and each.perplexity >= FLAT]
+    if not flat:
+        return None
+    where = "every layer" if len(flat) == len(measured) else ", ".join(flat)
+    return (
+        f"Attention prefers no channel in {where} (perplexity of W at least {FLAT:.0%} of the channels): "
+        f"use delta_uniform, which does the same there without attention."
+    )
+
+
+def verdict(measured: Mapping[str, LayerAttention]) -> str:
+    """What the study says about weights that are noise or flat, in one or two sentences; empty if all is well."""
+    noise = noise_warning({layer: each.reliability for layer, each in measured.items()})
+    return " ".join(sentence for sentence in (noise, flatness_warning(measured)) if sentence)
+
+
 def reliability_messages(measured: Mapping[str, LayerAttention]) -> list[str]:
     """Sentences on how reliable the weights are."""
     figures = ", ".join(
         f"{layer} {each.reliability:.2f} ({each.images} images)".replace("nan", "unknown")
         for layer, each in measured.items()
     )
-    verdict = noise_warning({layer: each.reliability for layer, each in measured.items()})
-    said = [f"Split-half reliability of W: {figures}.", *([verdict] if verdict else [])]
+    judged = verdict(measured)
+    said = [f"Split-half reliability of W: {figures}.", *([judged] if judged else [])]
     return [f"          {sentence}" for sentence in said]
 
 
@@ -108,32 +133,42 @@ def read_attention(file: Path) -> list[dict[str, Any]]:
         return rows
 
 
-def read_layers(file: Path) -> dict[AttentionEstimator, dict[str, LayerAttention]]:
-    """Estimator → layer → the attention that the rows of `read_attention` hold.
+def read_layers(file: Path, backbone: str | None = None) -> dict[AttentionEstimator, dict[str, LayerAttention]]:
+    """Estimator → layer → the attention of a network that the rows of `read_attention` hold.
+
+    Args:
+        file: as of `read_attention`.
+        backbone: label of the network; None in a study of one.
 
     Raises:
         UserError: the file is damaged.
     """
     found: dict[AttentionEstimator, dict[str, LayerAttention]] = {}
-    for row in read_attention(file):
+    for row in _of_backbone(read_attention(file), backbone):
         found.setdefault(row["estimator"], {})[row["layer"]] = _from_row(row)
     return found
 
 
-def read_attention_weights(file: Path) -> dict[str, np.ndarray]:
-    """Layer → W (C,) of the rows of `read_attention`, preferring exact losses."""
-    rows = read_attention(file)
+def read_attention_weights(file: Path, backbone: str | None = None) -> dict[str, np.ndarray]:
+    """Layer → W (C,) of the rows of `read_attention`, preferring exact losses; arguments as of `read_layers`."""
+    rows = _of_backbone(read_attention(file), backbone)
     estimator = min((row["estimator"] for row in rows), key=lambda name: name != "exact", default=None)
     return {row["layer"]: np.array(row["W"], dtype=np.float32) for row in rows if row["estimator"] == estimator}
 
 
-def attention_table(measured: Iterable[tuple[str, LayerAttention]]) -> pa.Table:
-    """One row per layer and estimator: `d`, `W` at the default temperature, and their statistics."""
+def attention_table(measured: Iterable[tuple[str, LayerAttention]], backbones: Sequence[str] = ()) -> pa.Table:
+    """One row per layer and estimator: `d`, `W` at the default temperature, and their statistics.
+
+    Args:
+        measured: layers, by name, and their attention.
+        backbones: label of each one's network; empty in a study of one, which has no such column.
+    """
     rows = list(measured)
     vectors = pa.list_(pa.float32())
     figures = ("reliability", "perplexity", "negative_share", "first_order_agreement")
     return pa.table(
         {
+            **({BACKBONE: list(backbones)} if backbones else {}),
             "layer": [layer for layer, _ in rows],
             "estimator": [each.estimator for _, each in rows],
             "images": pa.array([each.images for _, each in rows], type=pa.int64()),
@@ -164,6 +199,10 @@ def from_bytes(content: bytes, key: str = "") -> LayerAttention:
     if metadata.get(KEY, b"") != key.encode():
         raise ValueError("it was measured for something else")
     return _from_row(rows[0])
+
+
+def _of_backbone(rows: Iterable[Mapping[str, Any]], backbone: str | None) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get(BACKBONE) == backbone]
 
 
 def _from_row(row: Mapping[str, Any]) -> LayerAttention:

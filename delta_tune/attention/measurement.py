@@ -82,7 +82,8 @@ class ProbeWorker:
 
     @cached_property
     def _ablation(self) -> Ablation:
-        return Ablation(self.model, self._batch(range(min(2, len(self._prober.labels))))[0], self._prober.layers)
+        example, _ = self._batch(range(min(2, len(self._prober.labels))))
+        return Ablation(self.model, example, self._prober.layers, self._prober.backbone.layouts)
 
     @property
     def notes(self) -> list[str]:
@@ -97,7 +98,10 @@ class ProbeWorker:
 
     def first_order(self, positions: range, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """The first-order estimate of the same losses."""
-        return first_order_losses_per_image(self.model, *self._batch(positions), layers, batch_size=IMAGES_AT_ONCE)
+        layouts = self._prober.backbone.layouts
+        return first_order_losses_per_image(
+            self.model, *self._batch(positions), layers, layouts=layouts, batch_size=IMAGES_AT_ONCE
+        )
 
     def _batch(self, positions: range) -> tuple[Tensor, Tensor]:
         where = slice(positions.start, positions.stop)

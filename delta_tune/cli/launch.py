@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from delta_tune.cli.signals import signals_like_ctrl_c
-from delta_tune.config import StudyConfig, UserError, fields_of, mask_secrets, parse_setting, visible
+from delta_tune.config import SIZES, StudyConfig, UserError, fields_of, mask_secrets, parse_setting, visible
 from delta_tune.config.fields import Field
 from delta_tune.console.streams import tolerant_output
 
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
             "Find the best way to fine-tune a pretrained CNN: DELTA, L2-SP and L2, searched with Ray.\n"
             "Defaults are in parentheses."
         ),
-        epilog=EPILOG,
+        epilog=EPILOG + models_of_sizes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         groups[field.group].add_argument(field.flag, **_argument(field))
     groups["study"].add_argument("--dry-run", action="store_true", help="Print the plan and stop")
     return p
+
+
+def models_of_sizes() -> str:
+    """The lists that `--model` knows by size."""
+    lists = [f"--model {size}:".ljust(19) + ("\n" + " " * 19).join(names) + "\n" for size, names in SIZES.items()]
+    return "".join(lists)
 
 
 def _argument(field: Field) -> dict[str, Any]:

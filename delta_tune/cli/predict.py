@@ -162,10 +162,8 @@ def _explain(
         model,
         names,
         predictions,
-        attention=attention_beside(given.folder),
-        nearest=nearest.of_each if nearest.are_known else nearest.note,
-        typicality=nearest.typicality,
-        sample=nearest.note if nearest.are_known else "",
+        attention=attention_beside(given.folder, model.backbone_label),
+        nearest=nearest,
         classes=max(FIRST_CLASSES, given.top),
     )
     if not given.json:

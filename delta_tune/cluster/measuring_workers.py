@@ -121,7 +121,8 @@ class WorkerPool:
     ) -> None:
         self._resources, self._say, self._bar, self._at_once = resources, say, bar, at_once
         self.slots = resources.slots if slots is None else slots
-        self._until = until
+        self.until = until
+        """When losses of probe images are computed no more, by `time.monotonic`."""
         self._lock = threading.Lock()
         self._closed = False
         self._actors: dict[Any, Any] = {}
@@ -155,7 +156,7 @@ class WorkerPool:
         """
         shelf = f"probe-job-{uuid.uuid4().hex}"
         with put_shared(job, shelf), self._failures_in_a_sentence():
-            actors = self._started(self.slots, self._until)
+            actors = self._started(self.slots, self.until)
             try:
                 for actor in actors[:1]:
                     for note in ray.get(actor.notes.remote(shelf), timeout=self.seconds_left):
@@ -167,7 +168,7 @@ class WorkerPool:
     @property
     def seconds_left(self) -> float | None:
         """Seconds until no more losses are computed, ≥ 0; None for no limit."""
-        return None if self._until == math.inf else max(0.0, self._until - time.monotonic())
+        return None if self.until == math.inf else max(0.0, self.until - time.monotonic())
 
     def use_slots(self, slots: int) -> None:
         """Have so many workers from now on; they join what is under way."""

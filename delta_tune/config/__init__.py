@@ -1,6 +1,7 @@
 """What a user can ask for: a trial's configuration, a study's settings, the methods. Standard library only."""
 
 from delta_tune.config.addresses import refuse_secret
+from delta_tune.config.candidates import SIZES, Candidate, candidates_of, labels_of, names_several
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
 from delta_tune.config.image_settings import Augmentation, ImageSettings, Sampling
@@ -36,11 +37,13 @@ __all__ = [
     "METHODS",
     "METRICS",
     "MULTILABEL_METRIC",
+    "SIZES",
     "TRIAL_FIELDS",
     "AttentionEstimator",
     "Augmentation",
     "BatchNorm",
     "BehaviorScale",
+    "Candidate",
     "ImageSettings",
     "Method",
     "Metric",
@@ -54,10 +57,13 @@ __all__ = [
     "TrialConfig",
     "UserError",
     "as_utf8",
+    "candidates_of",
     "check_names",
     "did_you_mean",
     "fields_of",
+    "labels_of",
     "mask_secrets",
+    "names_several",
     "parse_layers",
     "parse_setting",
     "refuse_secret",

@@ -92,17 +92,19 @@ class StudyConfig:
     )
     model: str | None = field(
         None,
-        "`NAME` in torchvision.models, or `timm:NAME`",
+        "`NAME` in torchvision.models, or `timm:NAME`; of several, separated by commas, or of a list, which is "
+        "`small`, `medium` or `large`, the study keeps the best two",
         unset="the demo's EfficientNet-Lite0",
         group="model",
-        metavar="NAME",
+        metavar="NAME[,NAME]",
     )
     weights: str | None = field(
         None,
-        "Pretrained weights: `default` (the library's own), a local .pth or .safetensors file, or `demo`",
+        "Pretrained weights: `default` (the library's own), a local .pth or .safetensors file, or `demo`; with several "
+        "models one for all, or one each, separated by commas",
         unset="default; without --model: demo",
         group="model",
-        metavar="FILE",
+        metavar="FILE[,FILE]",
     )
     image_size: int | None = field(
         None,
@@ -120,7 +122,11 @@ class StudyConfig:
         metavar="N",
     )
     space: Any = field(
-        "search_spaces/delta.py", "Python file that defines the search space", group="search", metavar="FILE"
+        None,
+        "Python file that defines the search space",
+        unset="search_spaces/delta.py; transformer.py for networks with layer norms and no batch norms",
+        group="search",
+        metavar="FILE",
     )
     set: Mapping[str, Any] = field({}, "Fix a hyperparameter; may be repeated", group="search", metavar="KEY=VALUE")
     num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")

@@ -174,6 +174,11 @@ class TrialConfig:
         "resizing)",
         range=Range(0, 1, low_open=True),
     )
+    backbone: str | None = field(
+        None,
+        "The pretrained network, by its name in the study",
+        unset="the study's only one; of several, the one that was screened best",
+    )
     max_epochs: int = field(6, "Epochs of a full trial", range=Range(1, 1_000_000))
     seed: int = field(
         0, "Seed of data order, augmentation and head; a study gives all its trials the same one", range=Range(0)
@@ -187,6 +192,8 @@ class TrialConfig:
             object.__setattr__(self, name, parse_layers(value) if name == "layers" else value)
         if isinstance(self.layers, tuple) and not self.layers:
             raise UserError(f"layers must be one of {', '.join(LAYER_CHOICES)}, or module names, but got none.")
+        if self.backbone is not None and (not isinstance(self.backbone, str) or not self.backbone):
+            raise UserError(f"backbone must be the name of one of the study's networks, but got {self.backbone!r}.")
         if self.image_settings(1).mixes and self.effective_contrast:
             raise UserError(
                 f"contrast must be 0 with mixup or cutmix, whose images are of two classes, but {self.regularizer} has "
@@ -257,8 +264,10 @@ class TrialConfig:
         return self.method.unused_fields | (frozenset() if self.optimizer == "sgd" else {"momentum", "nesterov"})
 
     def resolved(self) -> dict[str, Any]:
-        """All fields by name; those whose default the method decides have its value."""
+        """All fields by name, `backbone` if it is given; those whose default the method decides have its value."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.backbone is None:  # a study of one network says nothing of it in its trials
+            del values["backbone"]
         return values | {name: getattr(self, f"effective_{name}") for name in _BY_METHOD}
 
     def record(self) -> dict[str, Any]:
@@ -273,7 +282,7 @@ class TrialConfig:
         """Whether this is the configuration that `record` was made of; fields that do not apply do not count."""
         ours = self.record()
         known = {name: None if name in self.unused_fields else was for name, was in BEFORE.items()} | dict(record)
-        return ours == known
+        return {"backbone": None} | ours == {"backbone": None} | known
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> TrialConfig:

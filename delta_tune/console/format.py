@@ -36,6 +36,6 @@ def format_score(metric: Metric, value: float) -> str:
 
 
 def format_params(params: Mapping[str, Any]) -> str:
-    """The sampled hyperparameters of a trial in one line; its method is shown beside them."""
-    others = {name: value for name, value in params.items() if name != "regularizer"}
+    """The sampled hyperparameters of a trial in one line; its method and network are shown beside them."""
+    others = {name: value for name, value in params.items() if name not in ("regularizer", "backbone")}
     return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in others.items())

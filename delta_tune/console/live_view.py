@@ -132,8 +132,8 @@ class RunProgress:
 
     def _update_best(self) -> None:
         if (leader := self._tables.leader) is not None:
-            score, trial = self._tables.best_row(leader)[self._tables.metric], self._tables.trials[leader]
-            self.best = f"{format_score(self._tables.metric, score)} (trial {leader}, {trial['config.regularizer']})"
+            score = self._tables.best_row(leader)[self._tables.metric]
+            self.best = f"{format_score(self._tables.metric, score)} (trial {leader}, {self._tables.method(leader)})"
 
 
 def render_progress(progress: RunProgress, metric: Metric, title: str, gpus: int) -> RenderableType:

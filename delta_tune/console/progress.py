@@ -47,6 +47,8 @@ class Progress:
         self._live: Live | None = None
         self._start = time.monotonic()
         self._has_header = False
+        self.networks: tuple[str, ...] = ()
+        """Labels of the networks that trials choose from; then each line names its own."""
 
     def say(self, text: str) -> None:
         """Print a message of the study, in one line."""
@@ -127,23 +129,31 @@ class Progress:
         if not self._has_header:
             self._has_header = True
             far = "" if self._live else f"   so far ({tables.metric})"
-            self.say("  ".join(name.rjust(width) for name, width in COLUMNS) + far)
+            self.say("  ".join(name.rjust(width) for name, width in self._columns) + far)
         trial = tables.trials[number]
         best = trial.get(f"best_{tables.metric}")
         values = (
             str(number),
             trial["state"],
             trial["config.regularizer"],
+            *([tables.backbone(number) or ""] if self.networks else []),
             "" if trial["config.lr"] is None else f"{trial['config.lr']:.2g}",
             "" if trial["config.alpha"] is None else f"{trial['config.alpha']:.2g}",
             str(trial["epochs"]),
             "" if best is None else format_score(tables.metric, best),
             f"{trial['train_seconds']:.0f} s",
         )
-        line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, COLUMNS, strict=True))
+        line = "  ".join(value.rjust(width) for value, (_, width) in zip(values, self._columns, strict=True))
         self.say(line if self._live else f"{line}   {self._so_far(tables, total, left)}")
         if trial.get("error"):
             self.say(f"         {trial['error']}")
+
+    @property
+    def _columns(self) -> tuple[tuple[str, int], ...]:
+        if not self.networks:
+            return COLUMNS
+        widest = max(map(len, ("network", *self.networks)))
+        return *COLUMNS[:3], ("network", widest), *COLUMNS[3:]
 
     def _so_far(self, tables: StudyTables, total: int | None, left: float | None) -> str:
         leader = "–"
@@ -157,15 +167,16 @@ class Progress:
         return f"best {leader}, {trials}, {format_duration(time.monotonic() - self._start)}{rest}"
 
     def methods(self, tables: StudyTables) -> None:
-        """Print the best trial of each method as a table."""
+        """Print the best trial of each method, and network if there are several, as a table."""
         if not self.verbose:
             return
         table = Table("method", "trials", "full", "best", "epoch", "configuration", title=f"Best by {tables.metric}")
-        methods = list(dict.fromkeys(t["config.regularizer"] for t in tables.trials.values()))
-        leaders = {method: tables.ranked(method) for method in methods}
-        order = {number: rank for rank, number in enumerate(tables.ranked())}
+        method_of = {number: tables.method(number) for number in tables.trials}
+        methods, ranked = list(dict.fromkeys(method_of.values())), tables.ranked()
+        leaders = {method: [number for number in ranked if method_of[number] == method] for method in methods}
+        order = {number: rank for rank, number in enumerate(ranked)}
         for method in sorted(methods, key=lambda m: order[leaders[m][0]] if leaders[m] else len(order)):
-            tried = sum(t["config.regularizer"] == method for t in tables.trials.values())
+            tried = sum(each == method for each in method_of.values())
             if leaders[method]:
                 number = leaders[method][0]
                 row = tables.best_row(number)

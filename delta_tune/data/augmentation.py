@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from delta_tune.config import Augmentation
 from delta_tune.data.device_copies import to_device
+from delta_tune.data.fitting import center_offset
 from delta_tune.data.images import Preprocessing
 from delta_tune.data.random_boxes import DRAWS as BOX_DRAWS
 from delta_tune.data.random_boxes import random_boxes
@@ -70,11 +71,6 @@ def center_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     size = preprocessing.image_size
     start = center_offset(images.shape[1], size)
     return _normalise(images[:, start : start + size, start : start + size], preprocessing)
-
-
-def center_offset(stored: int, size: int) -> int:
-    """Pixels above and left of the central `size` × `size` crop of a `stored` × `stored` square."""
-    return round((stored - size) / 2)  # rounds half to even, as torchvision's CenterCrop
 
 
 def _crop(images: Tensor, corners: Tensor, flipped: Tensor, size: int) -> Tensor:

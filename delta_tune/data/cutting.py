@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from delta_tune.config import TaskName
+from delta_tune.config import StudyConfig, TaskName, TrialConfig, UserError, fields_of
 from delta_tune.data.class_labels import number_labels
 from delta_tune.data.groups import group_notes, number_groups
-from delta_tune.data.label_map import apply_label_map
+from delta_tune.data.label_map import apply_label_map, read_label_map
 from delta_tune.data.reading_notes import too_few_notes
 from delta_tune.data.sources.base import Examples, Source
 from delta_tune.data.sources.find import find_source
 from delta_tune.data.splits import Indices, cut_splits, size_notes, training_subset
 from delta_tune.labels.kinds import Labels
+
+_DEMO_PER_CLASS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,3 +131,43 @@ def with_less_train(cut: CutData, fraction: float | None, per_class: int | None,
     notes = too_few_notes(labels, cut.classes, per_class)
     train = cut.chosen["train"][part]
     return replace(cut, chosen={**cut.chosen, "train": train}, cut_notes=(*cut.cut_notes, *notes))
+
+
+def cut_for_study(
+    data: str | Path,
+    *,
+    task: Literal["auto"] | TaskName = "auto",
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    train_fraction: float | None = None,
+    train_per_class: int | None = None,
+    label_map: str | Path | None = None,
+    seed: int = 0,
+) -> CutData:
+    """The examples of a study's splits, before an image is read; arguments as of `loading.load_dataset`.
+
+    Raises:
+        UserError: the data or an argument is unusable.
+    """
+    _check_arguments(val_fraction, test_fraction, train_fraction, train_per_class, seed)
+    if data == "demo" and train_fraction is None and train_per_class is None:
+        train_per_class = _DEMO_PER_CLASS
+    mapping = None if label_map is None else read_label_map(label_map)
+    cut = cut_data(data, task=task, val_fraction=val_fraction, test_fraction=test_fraction, mapping=mapping, seed=seed)
+    return with_less_train(cut, train_fraction, train_per_class, seed)
+
+
+def _check_arguments(
+    val_fraction: float, test_fraction: float, train_fraction: float | None, train_per_class: int | None, seed: int
+) -> None:
+    allowed = fields_of(StudyConfig)
+    allowed["val_fraction"].check_range(val_fraction)
+    allowed["test_fraction"].check_range(test_fraction)
+    allowed["train_fraction"].check_range(train_fraction)
+    allowed["train_per_class"].check_range(train_per_class)
+    fields_of(TrialConfig)["seed"].check_range(seed)
+    if train_fraction is not None and train_per_class is not None:
+        raise UserError(
+            f"Only one of train_fraction and train_per_class may be given, but got {train_fraction!r} and "
+            f"{train_per_class!r}; leave one out."
+        )

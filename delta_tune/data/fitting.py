@@ -75,6 +75,22 @@ def surround(pixels: Pixels, inner: int, size: int, colour: tuple[int, ...]) -> 
     return square
 
 
+def center_offset(stored: int, size: int) -> int:
+    """Pixels above and left of the central `size` × `size` crop of a `stored` × `stored` square."""
+    return round((stored - size) / 2)  # rounds half to even, as torchvision's CenterCrop
+
+
+def unbordered(squares: Pixels, size: int, resize: Resize) -> Pixels:
+    """What an exported file that takes pixels does not resize again of stored squares (N, R, R, C).
+
+    A cropped square is resized as it is; a whole image is the central `size` × `size` pixels, without their border.
+    """
+    if resize == "crop":
+        return squares
+    start = center_offset(squares.shape[1], size)
+    return np.ascontiguousarray(squares[:, start : start + size, start : start + size])
+
+
 def _resized(
     picture: Picture,
     size: tuple[int, int],

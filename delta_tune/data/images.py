@@ -67,6 +67,12 @@ class Preprocessing:
                 f"mean and std must have {self.channels} numbers, as channels says, but got {self.mean} and {self.std}."
             )
 
+    @property
+    def square(self) -> tuple[Any, ...]:
+        """Equal for those that keep the same square of an image."""
+        whole = () if self.resize == "crop" else (self.resize, self.image_size, self.mean_colour)
+        return self.stored_size, self.interpolation, self.channels, self.white, *whole
+
     def for_fingerprint(self) -> dict[str, Any]:
         """The fields by name; without those added later that are as they were before."""
         added = {field.name: field.default for field in dataclasses.fields(self)}

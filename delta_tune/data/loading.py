@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from delta_tune.config import StudyConfig, TaskName, TrialConfig, UserError, fields_of
+from delta_tune.config import TaskName, UserError
 from delta_tune.console.format import format_count
-from delta_tune.data.cutting import cut_data, list_examples, with_less_train
+from delta_tune.data.cutting import CutData, cut_for_study, list_examples
 from delta_tune.data.dataset import Dataset, Split
 from delta_tune.data.encoding import Digests
 from delta_tune.data.file_keeper import FileKeeper, MemoryBudget
@@ -37,8 +37,6 @@ from delta_tune.labels.kinds import kind_of
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: takes text and total; yields a function to call with each amount done."""
-
-_DEMO_PER_CLASS = 10
 
 
 def load_dataset(
@@ -88,23 +86,74 @@ def load_dataset(
     Raises:
         UserError: the data or an argument is unusable.
     """
-    _check_arguments(val_fraction, test_fraction, train_fraction, train_per_class, seed)
-    if data == "demo" and train_fraction is None and train_per_class is None:
-        train_per_class = _DEMO_PER_CLASS
+    (found,) = load_datasets(
+        data,
+        preprocessings=[preprocessing],
+        task=task,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        train_fraction=train_fraction,
+        train_per_class=train_per_class,
+        skip_damaged=skip_damaged,
+        drop_duplicates=drop_duplicates,
+        label_map=label_map,
+        seed=seed,
+        progress=progress,
+        memory_limit=memory_limit,
+        scratch=scratch,
+        resize=resize,
+        white=white,
+    )
+    return found
+
+
+def load_datasets(
+    data: str | Path,
+    *,
+    preprocessings: Sequence[Preprocessing],
+    skip_damaged: bool = False,
+    drop_duplicates: bool = False,
+    label_map: str | Path | None = None,
+    seed: int = 0,
+    progress: Bar | None = None,
+    memory_limit: int | None = None,
+    scratch: str | None = None,
+    resize: AskedResize = "auto",
+    white: float | None = None,
+    cut: CutData | None = None,
+    **cutting: Any,
+) -> list[Dataset]:
+    """Read the same splits for several backbones; those that store the same squares share them.
+
+    Args:
+        data: as of `load_dataset`, as are all arguments that are not named here.
+        preprocessings: of the backbones, ≥ 1.
+        cut: what `cut_for_study` returned for the same arguments, if that has been called.
+        **cutting: further arguments of `cut_for_study`.
+
+    Returns:
+        A data set for each backbone, in order.
+
+    Raises:
+        UserError: the data or an argument is unusable.
+    """
+    cut = cut or cut_for_study(data, label_map=label_map, seed=seed, **cutting)
     mapping = None if label_map is None else read_label_map(label_map)
-    cut = cut_data(data, task=task, val_fraction=val_fraction, test_fraction=test_fraction, mapping=mapping, seed=seed)
-    cut = with_less_train(cut, train_fraction, train_per_class, seed)
     classes, chosen, notes = cut.classes, cut.chosen, [*cut.notes, *cut.cut_notes]
     examples = {split: cut.examples(split) for split in chosen}
-    preprocessing, told = settle_preprocessing(
-        dataclasses.replace(preprocessing, white=white), resize, examples["train"], chosen["train"]
+    first, told = settle_preprocessing(
+        dataclasses.replace(preprocessings[0], white=white), resize, examples["train"], chosen["train"]
     )
     notes += told if data != "demo" else []  # whose digits are grey
+    settled = [dataclasses.replace(each, white=white, resize=first.resize) for each in preprocessings]
+    distinct = {each.square: each for each in reversed(settled)}  # of equal ones the first
     num_images = sum(len(indices) for indices in chosen.values())
-    decoded_size = num_images * preprocessing.stored_size**2 * preprocessing.channels
+    decoded_size = num_images * sum(each.stored_size**2 * each.channels for each in distinct.values())
     limit = memory_for_images(memory_limit)
-    with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
-        budget, folder = MemoryBudget(limit), pack_folder(data, preprocessing, scratch)
+    budget = MemoryBudget(limit)
+
+    def read(preprocessing: Preprocessing) -> dict[str, ReadExamples]:
+        folder = pack_folder(data, preprocessing, scratch)
 
         def keeper(split: str) -> FileKeeper | None:
             if decoded_size <= limit:
@@ -113,16 +162,47 @@ def load_dataset(
             copy = scratch is not None
             return FileKeeper(budget, find, cut.origin(split), len(chosen[split]), preprocessing, folder, copy)
 
-        found = _read_splits(
-            examples,
-            chosen,
-            preprocessing,
-            keeper=keeper,
-            drop_duplicates=drop_duplicates,
-            advance=lambda: advance(1),
-        )
+        with progress("Reading images", num_images) if progress else nullcontext(lambda count: None) as advance:
+            return _read_splits(
+                examples,
+                chosen,
+                preprocessing,
+                keeper=keeper,
+                drop_duplicates=drop_duplicates,
+                advance=lambda: advance(1),
+            )
+
+    squares = {key: read(preprocessing) for key, preprocessing in distinct.items()}
+    found = squares[first.square]
     notes += _left_out_notes(found, skip_damaged)
-    splits, digests = {}, {split: read.digests for split, read in found.items()}
+    digests = {split: read.digests for split, read in found.items()}
+    splits = {key: _splits(cut, read) for key, read in squares.items()}
+    of_first = splits[first.square]
+    _check_filled(of_first, classes)
+    notes += duplicate_notes(digests, drop_duplicates)
+    notes += near_duplicate_notes(found, data)
+    notes += contradiction_notes(of_first, digests, classes)
+    notes += kind_of(of_first["train"].labels).notes([split.labels for split in of_first.values()])
+    notes += class_notes({name: split.labels for name, split in of_first.items()}, classes)
+    notes += memory_notes(of_first, decoded_size, limit)
+    return [
+        Dataset(
+            name=cut.source.name,
+            classes=classes,
+            train=splits[each.square]["train"],
+            val=splits[each.square]["val"],
+            test=splits[each.square].get("test"),
+            fingerprint=_fingerprint(classes, each, splits[each.square], digests),
+            notes=tuple(notes),
+            preprocessing=each,
+        )
+        for each in settled
+    ]
+
+
+def _splits(cut: CutData, found: Mapping[str, ReadExamples]) -> dict[str, Split]:
+    """The splits of what was read."""
+    splits = {}
     for split, read in found.items():
         groups = cut.groups_of(split)
         splits[split] = Split(
@@ -131,23 +211,7 @@ def load_dataset(
             names=read.names,
             groups=None if groups is None else groups[read.kept],
         )
-    _check_filled(splits, classes)
-    notes += duplicate_notes(digests, drop_duplicates)
-    notes += near_duplicate_notes(found, data)
-    notes += contradiction_notes(splits, digests, classes)
-    notes += kind_of(splits["train"].labels).notes([split.labels for split in splits.values()])
-    notes += class_notes({name: split.labels for name, split in splits.items()}, classes)
-    notes += memory_notes(splits, decoded_size, limit)
-    return Dataset(
-        name=cut.source.name,
-        classes=classes,
-        train=splits["train"],
-        val=splits["val"],
-        test=splits.get("test"),
-        fingerprint=_fingerprint(classes, preprocessing, splits, digests),
-        notes=tuple(notes),
-        preprocessing=preprocessing,
-    )
+    return splits
 
 
 def _read_splits(
@@ -170,22 +234,6 @@ def _read_splits(
                 examples[split], chosen[split], preprocessing, keeper=files, leave_out=leave_out, advance=advance
             )
     return found
-
-
-def _check_arguments(
-    val_fraction: float, test_fraction: float, train_fraction: float | None, train_per_class: int | None, seed: int
-) -> None:
-    allowed = fields_of(StudyConfig)
-    allowed["val_fraction"].check_range(val_fraction)
-    allowed["test_fraction"].check_range(test_fraction)
-    allowed["train_fraction"].check_range(train_fraction)
-    allowed["train_per_class"].check_range(train_per_class)
-    fields_of(TrialConfig)["seed"].check_range(seed)
-    if train_fraction is not None and train_per_class is not None:
-        raise UserError(
-            f"Only one of train_fraction and train_per_class may be given, but got {train_fraction!r} and "
-            f"{train_per_class!r}; leave one out."
-        )
 
 
 def _fingerprint(

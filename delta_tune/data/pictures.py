@@ -6,8 +6,7 @@ import io
 
 from PIL import Image
 
-from delta_tune.data.augmentation import center_offset
-from delta_tune.data.fitting import Pixels
+from delta_tune.data.fitting import Pixels, center_offset
 from delta_tune.data.images import Preprocessing
 
 THUMBNAIL_SIZE = 112

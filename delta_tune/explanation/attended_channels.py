@@ -15,6 +15,7 @@ from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.inference.ensemble import members_of
 from delta_tune.models.feature_maps import feature_maps
+from delta_tune.models.hooked_layers import find_layouts
 from delta_tune.results.layout import ATTENTION_FILE, CONFIG_FILE
 
 CHANNELS = 4
@@ -36,11 +37,12 @@ class AttendedChannels:
     """(n, H, W)"""
 
 
-def attention_beside(folder: str | Path) -> Attention:
+def attention_beside(folder: str | Path, backbone: str | None = None) -> Attention:
     """The attention that the study of a model has measured; empty if it is not beside the model on this machine.
 
     Args:
         folder: of the study, or its `best`.
+        backbone: label of the model's network; None in a study of one.
 
     Raises:
         UserError: the file is damaged.
@@ -48,11 +50,13 @@ def attention_beside(folder: str | Path) -> Attention:
     if is_uri(folder):
         return {}
     is_best = (Path(folder) / CONFIG_FILE).exists()
-    return read_attention_weights((Path(folder).parent if is_best else Path(folder)) / ATTENTION_FILE)
+    return read_attention_weights((Path(folder).parent if is_best else Path(folder)) / ATTENTION_FILE, backbone)
 
 
 def attended_channels(network: nn.Module, attention: Attention, images: Tensor) -> list[tuple[AttendedChannels, ...]]:
     """What the most attended channels see in each image; of several networks, the first.
+
+    Of a layer of tokens, what its channels are at those of the image; class tokens have no place in it.
 
     Args:
         network: what `combine` returns.
@@ -63,15 +67,17 @@ def attended_channels(network: nn.Module, attention: Attention, images: Tensor) 
         Of each image, the layers in execution order.
     """
     member = members_of(network)[0]
-    layers = [layer for layer in attention if layer in dict(member.named_modules())]
-    if not layers or not len(images):
+    layouts = find_layouts(member, attention, images.shape[3], images.shape[1]) if len(images) else {}
+    if not layouts:
         return [() for _ in images]
-    with torch.inference_mode(), feature_maps(member, layers, stop=True) as reader:
-        found = {layer: maps.float().cpu().numpy() for layer, maps in reader.run(images).items()}
+    with torch.inference_mode(), feature_maps(member, list(layouts), stop=True) as reader:
+        outputs = dict(reader.run(images))
+    squares = {layer: layouts[layer].squares(output) for layer, output in outputs.items()}
+    found = {layer: maps.float().cpu().numpy() for layer, maps in squares.items() if maps is not None}
     chosen = {
         layer: np.argsort(-attention[layer], kind="stable")[:CHANNELS]
         for layer, maps in found.items()
-        if maps.ndim == 4 and maps.shape[1] == len(attention[layer])
+        if maps.shape[1] == len(attention[layer])
     }
     return [
         tuple(

@@ -86,7 +86,7 @@ def explain(
     ]
     number = {label: index for index, label in enumerate(model.classes)}
     positions = torch.tensor([position for position, _ in wanted], device=device)
-    maps = heat_maps(model.network, layer.name, images[positions], [number[label] for _, label in wanted], model.kind)
+    maps = heat_maps(model.network, layer, images[positions], [number[label] for _, label in wanted], model.kind)
     of_image: list[dict[str, np.ndarray]] = [{} for _ in predictions]
     for (position, label), found in zip(wanted, maps, strict=True):
         of_image[position][label] = found

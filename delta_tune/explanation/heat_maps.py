@@ -14,6 +14,7 @@ from torch.nn import functional
 from delta_tune.config import UserError
 from delta_tune.inference.ensemble import Flipped, members_of
 from delta_tune.labels.kinds import LabelKind
+from delta_tune.models.hooked_layers import MapLayer
 
 HeatMap = npt.NDArray[np.float32]
 """(S, S) in [0, 1]: 0 where nothing speaks for the class, 1 where most does; all 0 if nothing does anywhere."""
@@ -33,14 +34,16 @@ def check_package() -> None:
 
 
 def heat_maps(
-    network: nn.Module, layer: str, images: Tensor, classes: Sequence[int], kind: LabelKind
+    network: nn.Module, layer: MapLayer, images: Tensor, classes: Sequence[int], kind: LabelKind
 ) -> npt.NDArray[np.float32]:
     """Where in each image the network finds evidence for a class.
 
     Of one network it is Σ_k relu(A_k · ∂y/∂A_k), with A_k the maps of a layer and y the logit of the class: LayerCAM,
-    whose relu(∂y/∂A_k) · A_k it is where maps are not negative, and with an equal meaning where they may be. Of several
-    networks, and of an image and its mirror image, it is the mean of their maps, each weighted by its share of the
-    class's mean probability. It is enlarged to the input (bilinear) and divided by its highest value.
+    whose relu(∂y/∂A_k) · A_k it is where maps are not negative, and with an equal meaning where they may be. Of a layer
+    that returns tokens, k is the embedding dimension and each token of the image is a place; class tokens have none and
+    are left out. Of several networks, and of an image and its mirror image, it is the mean of their maps, each weighted
+    by its share of the class's mean probability. It is enlarged to the input (bilinear) and divided by its highest
+    value.
 
     Args:
         network: what `combine` returns, in eval mode; neither hooks nor gradients stay behind.
@@ -58,7 +61,7 @@ def heat_maps(
 
 
 def _heat_maps(
-    network: nn.Module, layer: str, images: Tensor, classes: list[int], kind: LabelKind
+    network: nn.Module, layer: MapLayer, images: Tensor, classes: list[int], kind: LabelKind
 ) -> npt.NDArray[np.float32]:
     from captum.attr import LayerGradientXActivation
 
@@ -67,8 +70,10 @@ def _heat_maps(
     seen = [(member, view, view is not images) for member in members for view in views]
     maps: list[Tensor] = []
     for member, view, is_mirrored in seen:
-        method = LayerGradientXActivation(member, member.get_submodule(layer))
-        found = method.attribute(view, target=classes).detach().relu().sum(1, keepdim=True)
+        method = LayerGradientXActivation(member, member.get_submodule(layer.name))
+        products = layer.layout.squares(method.attribute(view, target=classes).detach())
+        assert products is not None, "heat_map_layer returns a layer of squares"
+        found = products.relu().sum(1, keepdim=True)
         maps.append(found.flip(3) if is_mirrored else found)
     shares = 1.0 if len(maps) == 1 else _shares(seen, classes, kind)
     mean = (torch.stack(maps) * shares).sum(0)

@@ -10,12 +10,11 @@ import numpy as np
 from delta_tune.config import UserError
 from delta_tune.data.cutting import list_examples
 from delta_tune.data.images import DamagedImage, Preprocessing, read_square
-from delta_tune.data.reader import read_examples
 from delta_tune.data.sources.base import Examples
 from delta_tune.data.sources.image_folder import list_images
-from delta_tune.data.splits import format_list, training_subset
-from delta_tune.export.evidence import ScoredImages
-from delta_tune.export.study_images import MOST_IMAGES
+from delta_tune.data.splits import format_list
+from delta_tune.export.evidence import ScoredImages, SplitOfImages
+from delta_tune.export.study_images import MOST_IMAGES, read_part
 from delta_tune.inference.model import Model
 from delta_tune.labels.kinds import Labels
 
@@ -45,14 +44,11 @@ def read_calibration(model: Model, folder: Path) -> list[ScoredImages]:
     for name in names:
         examples = source.splits[name]
         labels = _numbered(examples, model.classes, model.thresholds is not None, folder)
-        part = np.arange(len(labels))
-        if len(part) > MOST_IMAGES:
-            part = training_subset(labels, fraction=MOST_IMAGES / len(part), per_class=None, seed=0)
-        read = read_examples(examples, part, model.preprocessing, keeper=None, leave_out=None, advance=lambda: None)
-        if not len(read.kept):
-            raise UserError(f"No image in --calibration {folder} can be read; give others.")
-        pixels = read.images.batch(np.arange(len(read.kept)))
-        found.append(ScoredImages("test" if name == "test" else "calibration", pixels, labels[part[read.kept]]))
+        told: SplitOfImages = "test" if name == "test" else "calibration"
+        try:
+            found.append(read_part(told, examples, np.arange(len(labels)), labels, model.preprocessing))
+        except UserError as error:
+            raise _none_readable(folder) from error
     return found
 
 
@@ -66,8 +62,12 @@ def _without_labels(folder: Path, preprocessing: Preprocessing) -> ScoredImages:
         except DamagedImage:  # others are enough
             continue
     if not squares:
-        raise UserError(f"No image in --calibration {folder} can be read; give others.")
+        raise _none_readable(folder)
     return ScoredImages("calibration", np.stack(squares), None)
+
+
+def _none_readable(folder: Path) -> UserError:
+    return UserError(f"No image in --calibration {folder} can be read; give others.")
 
 
 def _numbered(examples: Examples, classes: tuple[str, ...], several: bool, folder: Path) -> Labels:

@@ -28,11 +28,14 @@ TINIEST = 1e-7
 """Probabilities below count as this much in a logarithm."""
 
 
+SplitOfImages = Literal["val", "test", "calibration"]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredImages:
     """Images that a file is calibrated or scored on."""
 
-    split: Literal["val", "test", "calibration"]
+    split: SplitOfImages
     """What they are: val, test, or calibration, the images that the user named."""
     pixels: Pixels
     """Stored squares, uint8 (N, stored_size, stored_size, C)."""
@@ -46,7 +49,7 @@ class ScoredImages:
 class SplitEvidence:
     """The two files on the same images."""
 
-    split: Literal["val", "test", "calibration"]
+    split: SplitOfImages
     images: int
     trained_on: bool
     agreement: float

@@ -14,6 +14,7 @@ from delta_tune.config import UserError
 from delta_tune.export.state_dict import check_one_network
 from delta_tune.export.twins import copy_weights, in_timm, in_torchvision
 from delta_tune.inference.model import Model
+from delta_tune.inference.model_folder import built_size
 from delta_tune.models.architectures import constructor_options
 
 Library = Literal["timm", "torchvision"]
@@ -57,10 +58,11 @@ def library_network(model: Model, library: Library, format_name: str) -> Library
     name = named.removeprefix("timm:")
     if named.startswith("timm:") == (library == "timm"):
         architecture = name.partition(".")[0] if library == "timm" else name
-        return LibraryNetwork(name=architecture, keywords=constructor_options(named, channels), state=state)
+        options = constructor_options(named, channels, built_size(model.config))
+        return LibraryNetwork(name=architecture, keywords=options, state=state)
     twin, keywords = _twin(name, library, format_name)
-    if channels != 3:
-        keywords = keywords | {"in_chans": channels}
+    size = built_size(model.config) or model.preprocessing.image_size
+    keywords = keywords | constructor_options(f"timm:{twin}" if library == "timm" else twin, channels, size)
     network = build(library, twin, len(model.classes), keywords)
     try:
         copy_weights(state, network)

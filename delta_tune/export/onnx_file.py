@@ -6,9 +6,12 @@ import importlib.util
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from delta_tune.config import UserError
 from delta_tune.console.format import format_bytes
@@ -43,7 +46,7 @@ def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) ->
             "torchscript or torch_export."
         )
     graph = graph_of(model, inputs, embeddings=embeddings)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _PoolingAsMean():
         warnings.simplefilter("ignore")  # deprecations inside the exporter and onnxscript
         program = torch.onnx.export(
             graph.module,
@@ -65,3 +68,18 @@ def write_onnx(model: Model, file: Path, inputs: Inputs, *, embeddings: bool) ->
         return [torch.from_numpy(each) for each in session.run(graph.outputs, {"images": images.numpy()})]
 
     check_graph(model, graph, run)
+
+
+class _PoolingAsMean(TorchFunctionMode):
+    """Computes pooling to a single position as the mean that it is.
+
+    The exporter makes a table of memory addresses of it where maps are channels last, as ConvNeXt's are.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.adaptive_avg_pool2d:
+            images, size = [*args, *kwargs.values()]
+            if size in (1, (1, 1), [1, 1]):
+                return images.mean((-2, -1), keepdim=True)
+        return func(*args, **kwargs)

@@ -4,7 +4,7 @@ import PIL
 import torch  # no postponed annotations: TorchScript reads them
 from torch import Tensor, nn
 
-from delta_tune.data.augmentation import center_offset
+from delta_tune.data.fitting import center_offset
 from delta_tune.data.images import Preprocessing
 from delta_tune.export.resampling import SUPPORT, as_size, blocks_of, rounded_sum, windows
 

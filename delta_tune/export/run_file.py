@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import torch
 
-from delta_tune.data.augmentation import center_crop, center_offset
-from delta_tune.data.fitting import Pixels
+from delta_tune.data.augmentation import center_crop
+from delta_tune.data.fitting import Pixels, unbordered
 from delta_tune.export.onnx_session import open_session
 from delta_tune.inference.model import Model
 
@@ -40,12 +40,7 @@ class OnnxRunner:
         preprocessing = self._model.preprocessing
         if self._input.type != "tensor(uint8)":
             return {self._input.name: center_crop(torch.from_numpy(pixels), preprocessing).contiguous().numpy()}
-        if preprocessing.resize == "crop":
-            return {self._input.name: pixels}
-        # Where the whole image is squeezed into the input, the input itself is what passes unchanged
-        size = preprocessing.image_size
-        start = center_offset(preprocessing.stored_size, size)
-        return {self._input.name: np.ascontiguousarray(pixels[:, start : start + size, start : start + size])}
+        return {self._input.name: unbordered(pixels, preprocessing.image_size, preprocessing.resize)}
 
     def answer(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         """Probabilities or logits for what `feed` made."""

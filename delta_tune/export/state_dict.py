@@ -14,6 +14,7 @@ from delta_tune.config import UserError
 from delta_tune.export.check import check_file
 from delta_tune.inference.ensemble import Flipped, members_of
 from delta_tune.inference.model import Model
+from delta_tune.inference.model_folder import built_size
 from delta_tune.models.architectures import (
     build_unfilled,
     constructor_options,
@@ -49,14 +50,14 @@ def constructor_of(model: Model) -> dict[str, Any]:
 
     Of torchvision's networks for other channels than RGB, the convolution `input_convolution` has then to be replaced.
     """
-    name, channels = model.config["backbone"]["model"], model.preprocessing.channels
+    name, channels, size = model.config["backbone"]["model"], model.preprocessing.channels, built_size(model.config)
     replaced = {}
     if channels != 3 and not name.startswith("timm:"):
-        module = input_convolution(build_unfilled(name))
+        module = input_convolution(build_unfilled(name, image_size=size))
         replaced = {"input_convolution": {"module": module, "in_channels": channels}}
     return {
         "call": "timm.create_model" if name.startswith("timm:") else "torchvision.models.get_model",
         "arguments": [name.removeprefix("timm:")],
-        "keywords": {"num_classes": len(model.classes), **constructor_options(name, channels)},
+        "keywords": {"num_classes": len(model.classes), **constructor_options(name, channels, size)},
         **replaced,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -9,12 +10,15 @@ import numpy as np
 
 from delta_tune.config import Metric, UserError, visible
 from delta_tune.data.cutting import CutData, cut_data
+from delta_tune.data.images import Preprocessing
 from delta_tune.data.label_map import read_label_map
 from delta_tune.data.reader import read_examples
+from delta_tune.data.sources.base import Examples
 from delta_tune.data.splits import training_subset
-from delta_tune.export.evidence import ScoredImages
+from delta_tune.export.evidence import ScoredImages, SplitOfImages
 from delta_tune.inference.model import Model
 from delta_tune.inference.study_of_model import study_of_model
+from delta_tune.labels.kinds import Labels
 from delta_tune.results.remembered_studies import say_places, strange_places
 from delta_tune.results.study_record import StudyRecord
 
@@ -87,14 +91,29 @@ def _check_same(record: StudyRecord, cut: CutData, classes: tuple[str, ...]) -> 
 
 
 def _read(cut: CutData, name: Literal["val", "test"], model: Model, trained_on: bool) -> ScoredImages:
-    labels, chosen = cut.labels_of(name), cut.chosen[name]
-    part = np.arange(len(chosen))
-    if len(chosen) > MOST_IMAGES:
-        part = training_subset(labels, fraction=MOST_IMAGES / len(chosen), per_class=None, seed=0)
-    read = read_examples(
-        cut.examples(name), chosen[part], model.preprocessing, keeper=None, leave_out=None, advance=lambda: None
-    )
+    part = read_part(name, cut.examples(name), cut.chosen[name], cut.labels_of(name), model.preprocessing)
+    return dataclasses.replace(part, trained_on=trained_on)
+
+
+def read_part(
+    name: SplitOfImages, examples: Examples, numbers: np.ndarray, labels: Labels, preprocessing: Preprocessing
+) -> ScoredImages:
+    """A stratified part of images with labels; those that cannot be read are left out.
+
+    Args:
+        name: of the split.
+        examples: hold the images.
+        numbers: which of them, (N,).
+        labels: of these, in the same order.
+        preprocessing: of the network.
+
+    Raises:
+        UserError: none can be read.
+    """
+    part = np.arange(len(numbers))
+    if len(numbers) > MOST_IMAGES:
+        part = training_subset(labels, fraction=MOST_IMAGES / len(numbers), per_class=None, seed=0)
+    read = read_examples(examples, numbers[part], preprocessing, keeper=None, leave_out=None, advance=lambda: None)
     if not len(read.kept):
         raise UserError(f"No image of {name} can be read ({str(read.damaged[0]).rstrip('.')}).")
-    pixels = read.images.batch(np.arange(len(read.kept)))
-    return ScoredImages(name, pixels, labels[part][read.kept], trained_on)
+    return ScoredImages(name, read.images.batch(np.arange(len(read.kept))), labels[part][read.kept])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from delta_tune.inference.embeddings import embed_squares, embedding_size
 from delta_tune.inference.ensemble import Flipped
 from delta_tune.inference.inputs import Images, open_each
 from delta_tune.inference.model_folder import model_thresholds, read_model
+from delta_tune.labels.answer import answer_of
 from delta_tune.labels.kinds import kind_named
 from delta_tune.labels.one_label import ONE_LABEL
 
@@ -68,6 +69,13 @@ class Model:
         self.thresholds = model_thresholds(config)
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         self.preprocessing = Preprocessing(**stored)
+
+    @property
+    def backbone_label(self) -> str | None:
+        """The name of its network in the study that it comes from; None if that had one network."""
+        trial = self.config.get("config")
+        label = trial.get("backbone") if isinstance(trial, dict) else None
+        return label if isinstance(label, str) else None
 
     def predict(
         self,
@@ -158,19 +166,14 @@ class Model:
         return min_confidence
 
     def _prediction(self, row: np.ndarray, least: float) -> Prediction:
-        probability, label = float(row.max()), self.classes[int(row.argmax())]
-        labels = (label,) if self.thresholds is None else self._labels(row, self.thresholds)
+        answer = answer_of(row, self.thresholds, least)
         return Prediction(
-            label,
-            probability,
+            self.classes[answer.best],
+            answer.probability,
             dict(zip(self.classes, map(float, row), strict=True)),
-            unsure=(probability if labels else 1 - probability) < least,
-            labels=labels,
+            unsure=answer.unsure,
+            labels=tuple(self.classes[number] for number in answer.there),
         )
-
-    def _labels(self, row: np.ndarray, thresholds: Sequence[float]) -> tuple[str, ...]:
-        there = [number for number in np.argsort(-row, kind="stable").tolist() if row[number] >= thresholds[number]]
-        return tuple(self.classes[number] for number in there)
 
     def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device

@@ -79,6 +79,7 @@ class ModelBackbone(BaseModel):
 
     model: Text
     head: Annotated[Text, AfterValidator(_not_empty)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
 
 
 class ModelPreprocessing(BaseModel, extra="forbid"):
@@ -221,7 +222,10 @@ def save_model(
         {
             **origin,
             **({"networks": len(sums), "sha256": sums} if sums else {}),
-            "backbone": {"model": backbone.model, "head": backbone.head, "fingerprint": backbone.fingerprint},
+            "backbone": {
+                **{"model": backbone.model, "head": backbone.head, "fingerprint": backbone.fingerprint},
+                **({} if backbone.built_size is None else {"image_size": backbone.built_size}),
+            },
             **({"task": kind.name} if kind is not ONE_LABEL else {}),
             "classes": list(classes),
             "preprocessing": dataclasses.asdict(backbone.preprocessing),
@@ -307,7 +311,9 @@ def _read_networks(filesystem: fs.FileSystem, root: str, config: dict[str, Any])
     size, channels = config["preprocessing"]["image_size"], config["preprocessing"].get("channels", 3)
     for number, expected in enumerate(_sums(config), 1):
         name = weights_file(number)
-        network = build_architecture(backbone["model"], backbone["head"], classes, channels=channels).eval()
+        network = build_architecture(
+            backbone["model"], backbone["head"], classes, channels=channels, image_size=built_size(config)
+        ).eval()
         most = sum(value.nbytes for value in network.state_dict().values()) + HEADER_BYTES
         content = _read(filesystem, f"{root}/{name}", most)
         if expected is not None and hashlib.sha256(content).hexdigest() != expected:
@@ -316,6 +322,12 @@ def _read_networks(filesystem: fs.FileSystem, root: str, config: dict[str, Any])
         check_output(network, classes, size, channels)
         networks.append(network)
     return combine(networks, kind_named(config.get("task", ONE_LABEL.name)))
+
+
+def built_size(config: Mapping[str, Any]) -> int | None:
+    """The image size that a model's network was built for; None if it takes any, or an early version built it."""
+    size: int | None = config["backbone"].get("image_size")
+    return size
 
 
 def _sums(config: dict[str, Any]) -> list[str | None]:

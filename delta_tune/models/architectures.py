@@ -23,7 +23,12 @@ _TORCHVISION_OPTIONS: dict[str, dict[str, bool]] = {
     for name in ("googlenet", "inception_v3")
 }
 # Networks of timm that average the logits of two heads unless they are built for training without a teacher
-_TIMM_DISTILLED = ("repvit_", "efficientformerv2_", "iformer_")
+_TIMM_DISTILLED = {"repvit_": "distillation", "efficientformerv2_": "distillation", "iformer_": "distillation"}
+_TIMM_DISTILLED |= {f"levit_{conv}{width}": "distilled" for conv in ("", "conv_") for width in (128, 192, 256, 384)}
+_LEVIT_OF_ONE_HEAD = ("levit_256d", "levit_conv_256d")
+_TORCHVISION_SIZES = {"vit_": "image_size", "maxvit_t": "input_size"}
+_NEW_CLASSES = 1000
+"""Outputs of the head, which is replaced, of networks that are pretrained without one."""
 _RANDOM_INITIALISERS: tuple[Callable[..., Any], ...] = (
     init.uniform_,
     init.normal_,
@@ -36,7 +41,9 @@ _RANDOM_INITIALISERS: tuple[Callable[..., Any], ...] = (
 )
 
 
-def build_unfilled(model: str, drop_path: float | None = None, channels: int = 3) -> nn.Module:
+def build_unfilled(
+    model: str, drop_path: float | None = None, channels: int = 3, image_size: int | None = None
+) -> nn.Module:
     """Build the architecture with uninitialised parameters, without in-place activations or auxiliary heads.
 
     Args:
@@ -44,14 +51,17 @@ def build_unfilled(model: str, drop_path: float | None = None, channels: int = 3
         drop_path: the largest probability with which a residual branch is dropped in train mode; None leaves them to
             the library's constructor.
         channels: of its input.
+        image_size: side of its input in pixels, for networks that are built for one (`size_keyword`); None is that of
+            the library's weights.
 
     Raises:
         UserError: the model is unknown, takes RGB only, or has no such branches and `drop_path` is not 0.
+        RuntimeError, ValueError, AssertionError: such a network cannot be built for this size.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutRandomInit():
         warnings.simplefilter("ignore")  # deprecated aliases
         build = _build_timm if model.startswith("timm:") else _build_torchvision
-        module = build(model, drop_path, channels)
+        module = build(model, drop_path, channels, image_size)
     for part in module.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]  # would overwrite feature maps
@@ -67,23 +77,58 @@ def build_architecture(
     generator: torch.Generator | None = None,
     drop_path: float | None = None,
     channels: int = 3,
+    image_size: int | None = None,
 ) -> nn.Module:
     """Build the network with a head of `num_classes` outputs; all parameters except the head's must still be loaded."""
-    module = build_unfilled(model, drop_path, channels)
+    module = build_unfilled(model, drop_path, channels, image_size)
     replace_head(module, head, num_classes, generator or torch.Generator().manual_seed(0))
     return module
 
 
-def constructor_options(model: str, channels: int = 3) -> dict[str, Any]:
+def constructor_options(model: str, channels: int = 3, image_size: int | None = None) -> dict[str, Any]:
     """Keywords, besides the number of classes, with which the library's own constructor builds the same network.
 
     torchvision's constructors know no `channels`: see `with_input_channels`.
     """
+    options: dict[str, Any] = {}
     if model.startswith("timm:"):
-        distilled = model.removeprefix("timm:").startswith(_TIMM_DISTILLED)
-        return ({"distillation": False} if distilled else {}) | ({} if channels == 3 else {"in_chans": channels})
-    options: dict[str, Any] = _TORCHVISION_OPTIONS.get(model, {})
-    return options | {"transform_input": channels == 3} if "transform_input" in options else options
+        name = model.removeprefix("timm:").partition(".")[0]
+        if name not in _LEVIT_OF_ONE_HEAD:
+            options |= {keyword: False for start, keyword in _TIMM_DISTILLED.items() if name.startswith(start)}
+        if channels != 3:
+            options["in_chans"] = channels
+    else:
+        options |= _TORCHVISION_OPTIONS.get(model, {})
+        if "transform_input" in options:
+            options["transform_input"] = channels == 3
+    if image_size is not None and (keyword := size_keyword(model)):
+        options[keyword] = (image_size, image_size) if keyword == "input_size" else image_size
+    return options
+
+
+def size_keyword(model: str) -> str:
+    """The constructor's keyword for the side of its images; empty if the network takes images of any size.
+
+    Networks with position embeddings, or with windows that follow the size, are built for one size.
+    """
+    if not model.startswith("timm:"):
+        return next((keyword for start, keyword in _TORCHVISION_SIZES.items() if model.startswith(start)), "")
+    config = _timm_config(model)
+    return "img_size" if config is not None and config.fixed_input_size else ""
+
+
+def _timm_config(model: str) -> Any:
+    """timm's account of the weights of a network, whose name may have a tag; None if there is none.
+
+    Raises:
+        UserError: the architecture has no weights of this tag.
+    """
+    from timm.models import get_pretrained_cfg
+
+    try:
+        return get_pretrained_cfg(model.removeprefix("timm:"))
+    except RuntimeError as error:
+        raise UserError(f"timm cannot build {model!r} ({error}); leave the part after the dot out.") from error
 
 
 def input_convolution(module: nn.Module) -> str:
@@ -127,7 +172,7 @@ def replace_head(module: nn.Module, head: str, num_classes: int, generator: torc
     module.set_submodule(head, new)
 
 
-def _build_torchvision(model: str, _: float | None, channels: int) -> nn.Module:
+def _build_torchvision(model: str, _: float | None, channels: int, image_size: int | None) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -140,7 +185,7 @@ def _build_torchvision(model: str, _: float | None, channels: int) -> nn.Module:
             f"The model {model!r} is unknown{did_you_mean(model, known)}; give a classification network of "
             "torchvision.models by its name, or timm:NAME."
         )
-    module: nn.Module = models.get_model(model, weights=None, **constructor_options(model, channels))
+    module: nn.Module = models.get_model(model, weights=None, **constructor_options(model, channels, image_size))
     if channels != 3:
         if not (name := input_convolution(module)):
             raise UserError(f"The network {model} takes RGB images only; leave --channels out, or name another.")
@@ -148,7 +193,7 @@ def _build_torchvision(model: str, _: float | None, channels: int) -> nn.Module:
     return module
 
 
-def _build_timm(model: str, drop_path: float | None, channels: int) -> nn.Module:
+def _build_timm(model: str, drop_path: float | None, channels: int, image_size: int | None) -> nn.Module:
     import timm
 
     name = model.removeprefix("timm:")
@@ -157,17 +202,15 @@ def _build_timm(model: str, drop_path: float | None, channels: int) -> nn.Module
         raise UserError(
             f"The model {model!r} is unknown{did_you_mean(model, known)}; timm.list_models() has the names."
         )
-    options = constructor_options(model, channels)
+    config = _timm_config(model)
+    options = constructor_options(model, channels, image_size)
+    if config is not None and config.num_classes == 0:
+        options["num_classes"] = _NEW_CLASSES
     rate: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
-        try:
-            module: nn.Module = timm.create_model(
-                name, pretrained=False, **constructor_options(model, channels), **rate
-            )
-        except TypeError:  # its constructor takes no rate
-            module = timm.create_model(name, pretrained=False, **options)
-    except RuntimeError as error:  # a tag that the architecture does not have
-        raise UserError(f"timm cannot build {model!r} ({error}); leave the part after the dot out.") from error
+        module: nn.Module = timm.create_model(name, pretrained=False, **options, **rate)
+    except TypeError:  # its constructor takes no rate
+        module = timm.create_model(name, pretrained=False, **options)
     return module
 
 

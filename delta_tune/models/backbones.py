@@ -15,15 +15,23 @@ from torch import Tensor, nn
 
 from delta_tune.config import LAYER_CHOICES, UserError, did_you_mean, parse_layers
 from delta_tune.data.images import Preprocessing
-from delta_tune.models.architectures import build_architecture, build_unfilled, replace_head
+from delta_tune.models.architectures import build_architecture, build_unfilled, replace_head, size_keyword
 from delta_tune.models.feature_maps import head_function
-from delta_tune.models.hooked_layers import find_layers, first_line
+from delta_tune.models.hooked_layers import NetworkLayers, find_layers, first_line
 from delta_tune.models.input_channels import adapt_network, adapt_preprocessing, channels_note
+from delta_tune.models.input_size import FORWARD_ERRORS, build_for_size, size_fault, size_note
 from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
-from delta_tune.models.pretrained_weights import DEMO_MODEL, fit_weights, preprocessing_for, read_weights
+from delta_tune.models.normalisation import normalises_images
+from delta_tune.models.pretrained_weights import (
+    DEMO_MODEL,
+    check_image_size,
+    fit_weights,
+    is_embedding,
+    preprocessing_for,
+    read_weights,
+)
 from delta_tune.models.trace import STANDARD_SIZE
-
-_FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError)
+from delta_tune.models.weight_formats import resized_note
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -33,7 +41,7 @@ class Backbone:
     model: str
     """`NAME` of torchvision.models or `timm:NAME`."""
     weights: str
-    """`default`, `demo` or a file, as the user gave it."""
+    """`default`, `demo`, a file or a folder, as the user gave it."""
     preprocessing: Preprocessing
     state: dict[str, npt.NDArray[Any]]
     """The state dict without the head's tensors; arrays may be read-only."""
@@ -51,6 +59,8 @@ class Backbone:
     """Why no classifier can be fitted to the network's features: its head cannot be cut out. Empty if it can."""
     source_head: dict[str, npt.NDArray[Any]] | None = None
     """The state dict of the network's own head; None if the weights bring none of the architecture's classes."""
+    prefers_adamw: bool = False
+    """Whether such networks are fine-tuned with AdamW: they have layer norms and no batch norms."""
     layouts: dict[str, MapLayout] = field(default_factory=dict)
     """Layouts of the outputs of these layers; one that is missing returns (B, C, H, W)."""
 
@@ -68,13 +78,18 @@ class Backbone:
         return tuple(name for layer, layout in self.layouts_of(layers).items() for name in layout.part_names(layer))
 
     @property
+    def built_size(self) -> int | None:
+        """The image size that the network is built for; None if it takes any."""
+        return self.preprocessing.image_size if size_keyword(self.model) else None
+
+    @property
     def source_head_fault(self) -> str:
         """Why the network's own head cannot be trained along, in a sentence; empty if it can."""
         if self.source_head is not None:
             return self.head_fault
         return (
             f"The weights {self.weights} bring no classifier that fits {self.model}, and Co-Tuning trains the source's "
-            "own along; give weights that have it."
+            "own along (attention's probe needs none); give weights that have it."
         )
 
     @property
@@ -88,23 +103,26 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
 
     Args:
         model: `NAME` of torchvision.models or `timm:NAME`; None is the demo's tf_efficientnet_lite0.
-        weights: default (the library's own), demo, or a local .pth, .pt or .safetensors file; None is demo without a
-            model, else default.
-        image_size: side of the square input in pixels; None is the weights' own.
+        weights: default (the library's own), demo, a local .pth, .pt or .safetensors file, or a folder of the Hugging
+            Face Hub with one; None is demo without a model, else default.
+        image_size: side of the square input in pixels; None is the weights' own. Position embeddings are resized to it.
         channels: of the input; weights for RGB are adapted, those for so many channels taken as they are.
 
     Raises:
-        UserError: the model is unknown, its weights are unavailable or do not fit, it has no convolutional stages, or
-            the image size is too small.
+        UserError: the model is unknown, its weights are unavailable or do not fit, it has no layers to hook, or the
+            image size is too small, or one that its patches do not divide.
     """
     if weights is None:
         weights = "demo" if model is None else "default"
     model = DEMO_MODEL if model is None else model
-    module = build_unfilled(model).eval()
+    check_image_size(image_size)
+    module = build_for_size(model, image_size)
     preprocessing = preprocessing_for(model, weights, module, image_size)
-    anatomy = find_layers(module, model)
-    module, note, has_head = _with_weights(module, anatomy.head, model, weights, channels)
-    notes = [note] if note else []
+    side = preprocessing.image_size
+    anatomy = _layers(module, model, side)
+    module, notes, has_head = _with_weights(module, anatomy.head, model, weights, channels, side)
+    if image_size is None and (note := size_note(model, module, side)):
+        notes.append(note)
     if channels != 3:
         preprocessing = adapt_preprocessing(preprocessing, model, channels)
         notes.append(channels_note(channels))
@@ -123,13 +141,14 @@ def load_backbone(model: str | None, weights: str | None, image_size: int | None
         fingerprint=weights_digest(model, state),
         notes=tuple(notes),
         head_fault=_head_fault(module, anatomy.head, preprocessing),
-        source_head=own_head if has_head else None,
+        source_head=own_head if has_head and not is_embedding(model, module) else None,
+        prefers_adamw=normalises_images(module),
     )
 
 
 def build_source(backbone: Backbone) -> nn.Module:
     """Build the frozen pretrained network in eval mode, with an Identity as its head."""
-    module = build_unfilled(backbone.model, channels=backbone.preprocessing.channels)
+    module = build_unfilled(backbone.model, **backbone.input_shape)
     module.set_submodule(backbone.head, nn.Identity())
     _copy_state(module, backbone)
     return module.eval().requires_grad_(False)
@@ -147,8 +166,9 @@ def build_target(
     Raises:
         UserError: the network has no branches to drop, and `drop_path` is not 0.
     """
-    channels = backbone.preprocessing.channels
-    module = build_architecture(backbone.model, backbone.head, num_classes, generator, drop_path, channels)
+    module = build_architecture(
+        backbone.model, backbone.head, num_classes, generator, drop_path, **backbone.input_shape
+    )
     _copy_state(module, backbone)
     return module.train().requires_grad_(True)
 
@@ -163,7 +183,7 @@ def build_source_head(backbone: Backbone, device: torch.device) -> tuple[nn.Modu
     """
     if backbone.source_head is None:
         raise UserError(backbone.source_head_fault)
-    module = build_unfilled(backbone.model, channels=backbone.preprocessing.channels).eval()
+    module = build_unfilled(backbone.model, **backbone.input_shape).eval()
     _copy_state(module, backbone)
     head = module.get_submodule(backbone.head)
     load_state(head, {name: torch.from_numpy(np.array(value)) for name, value in backbone.source_head.items()})
@@ -225,7 +245,7 @@ def can_be_negative(backbone: Backbone) -> bool:
 
 def head_inputs_shape(backbone: Backbone) -> tuple[int, int]:
     """Channels of the head's input, and at most how many positions it has: 1 if the head is a Linear."""
-    head = build_unfilled(backbone.model).get_submodule(backbone.head)
+    head = build_unfilled(backbone.model, image_size=backbone.preprocessing.image_size).get_submodule(backbone.head)
     if isinstance(head, nn.Conv2d):
         return head.in_channels, backbone.preprocessing.image_size**2
     assert isinstance(head, nn.Linear)
@@ -259,19 +279,56 @@ def _copy_state(module: nn.Module, backbone: Backbone) -> None:
         value.numpy()[...] = backbone.state[key]
 
 
-def _with_weights(module: nn.Module, head: str, model: str, weights: str, channels: int) -> tuple[nn.Module, str, bool]:
-    """The network with its weights, adapted to images of `channels` channels; the rest is as from `fit_weights`."""
-    content = read_weights(model, weights)
+def _check_own_size(model: str, content: object, head: str, weights: str, image_size: int) -> None:
+    """Raise UserError if the weights fit the network as its library builds it, and cannot be resized."""
+    if not size_keyword(model):
+        return
+    usual = build_unfilled(model).eval()
+    own = getattr(usual, "pretrained_cfg", {}).get("input_size", (image_size,))[-1]
+    if own == image_size:
+        return
+    try:
+        fit_weights(usual, content, head, model, weights)
+    except UserError:  # they do not belong to this network at all
+        return
+    raise UserError(
+        f"The weights {weights} are those of {own} pixels, and what depends on the image size in {model} cannot be "
+        f"resized; give --image-size {own}, or another network."
+    )
+
+
+def _layers(module: nn.Module, model: str, image_size: int) -> NetworkLayers:
+    """Head and hooked layers, at the user's image size if the network is built for it."""
+    if not size_keyword(model):
+        return find_layers(module, model)
+    try:
+        return find_layers(module, model, image_size)
+    except UserError as error:
+        if error.__cause__ is None:  # it runs, and is another network than can be used
+            raise
+        raise UserError(size_fault(model, image_size, str(error.__cause__))) from error
+
+
+def _with_weights(
+    module: nn.Module, head: str, model: str, weights: str, channels: int, image_size: int
+) -> tuple[nn.Module, list[str], bool]:
+    """The network with its weights, adapted to images of `channels` channels, sentences on them, and `fit_weights`'."""
+    content = read_weights(model, weights, image_size)
     try:
         note, has_head = fit_weights(module, content, head, model, weights)
     except UserError:
         if channels == 3:
+            _check_own_size(model, content, head, weights, image_size)
             raise
-        fitting = build_unfilled(model, channels=channels).eval()
+        fitting = build_unfilled(model, channels=channels, image_size=image_size).eval()
         with suppress(UserError):
-            return fitting, *fit_weights(fitting, content, head, model, weights)
+            note, has_head = fit_weights(fitting, content, head, model, weights)
+            return fitting, [note] if note else [], has_head
         raise
-    return module if channels == 3 else adapt_network(module, model, channels), note, has_head
+    resized = resized_note(module, content, image_size) if size_keyword(model) else ""
+    if channels != 3:
+        module = adapt_network(module, model, channels, image_size)
+    return module, [text for text in (note, resized) if text], has_head
 
 
 def _check_forward(module: nn.Module, model: str, head: str, preprocessing: Preprocessing, stride: int) -> None:
@@ -286,7 +343,7 @@ def _check_forward(module: nn.Module, model: str, head: str, preprocessing: Prep
     replace_head(module, head, 2, torch.Generator().manual_seed(0))
     try:
         logits = _run(module, image_size, channels)
-    except _FORWARD_ERRORS:
+    except FORWARD_ERRORS:
         module.set_submodule(head, old)
         _check_image_size(module, model, image_size, channels)
         logits = None  # only the new head does not fit
@@ -318,10 +375,12 @@ def _run(module: nn.Module, image_size: int, channels: int) -> Tensor:
 def _check_image_size(module: nn.Module, model: str, image_size: int, channels: int) -> None:
     try:
         _run(module, image_size, channels)
-    except _FORWARD_ERRORS as error:
+    except FORWARD_ERRORS as error:
+        if size_keyword(model):
+            raise UserError(size_fault(model, image_size, str(error), channels)) from error
         usable = STANDARD_SIZE
         larger = (image_size // 32 + 1) * 32  # networks with windows or several scales take multiples of 32
-        with suppress(*_FORWARD_ERRORS):
+        with suppress(*FORWARD_ERRORS):
             _run(module, larger, channels)
             usable = larger
         raise UserError(

@@ -9,7 +9,7 @@ three quarters and the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from delta_tune.config import UserError
-from delta_tune.models.map_layout import MapLayout
+from delta_tune.models.feature_maps import forward_hooks
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 from delta_tune.models.trace import STANDARD_SIZE, Call, trace
 
 STRIDES = (4, 8, 16, 32)
@@ -87,6 +88,7 @@ class MapLayer(NamedTuple):
     name: str
     side: int
     """Positions of a side of its map."""
+    layout: MapLayout = CHANNELS_FIRST
 
 
 def heat_map_layer(
@@ -96,10 +98,11 @@ def heat_map_layer(
 
     It is the last block whose output has at least 10 × 10 positions, or the last of those that have most; of a network
     without blocks, the last such layer. The very last map of a network has fewer positions, 3 × 3 at 96 pixels, and
-    tells next to nothing (benchmarks/heat_maps.py).
+    tells next to nothing (benchmarks/heat_maps.py). Where a network answers by a class token, nothing depends on the
+    last block's other tokens: it is then the last block before, whose tokens the class token has still seen.
 
     Args:
-        model: in eval mode; it runs once.
+        model: in eval mode; it runs once, or twice.
         head: module path of its head.
         image_size: side of its input, in pixels.
         channels: of its input.
@@ -108,8 +111,8 @@ def heat_map_layer(
     Raises:
         UserError: all its maps have a single position at this size.
     """
-    device = next(model.parameters()).device
-    calls, _ = trace(model, torch.zeros(1, channels, image_size, image_size, device=device))
+    images = torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device)
+    calls, _ = trace(model, images)
     sides = {path: side for path, call in calls.items() if call.order < calls[head].order and (side := _side(call)) > 1}
     if not sides:
         raise UserError(
@@ -118,8 +121,42 @@ def heat_map_layer(
         )
     candidates = [path for path in _blocks(model, "", calls) if path in sides] or list(sides)
     enough = min(least, max(sides[path] for path in candidates))
-    name = max((path for path in candidates if sides[path] >= enough), key=lambda path: calls[path].order)
-    return MapLayer(name, sides[name])
+    large = sorted((path for path in candidates if sides[path] >= enough), key=lambda path: calls[path].order)
+    layers = [MapLayer(path, sides[path], _layout(calls[path])) for path in large]
+    if layers[-1].layout.prefix_tokens:
+        return _last_that_matters(model, layers, images)
+    return layers[-1]
+
+
+def find_layouts(model: nn.Module, layers: Iterable[str], image_size: int, channels: int = 3) -> dict[str, MapLayout]:
+    """The layouts of those of some layers that return a map; `model` is in eval mode and runs once."""
+    calls, _ = trace(model, torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device))
+    return {
+        path: call.output.layout
+        for path in layers
+        if (call := calls.get(path)) is not None and call.output is not None and call.alone
+    }
+
+
+def _layout(call: Call) -> MapLayout:
+    assert call.output is not None
+    return call.output.layout
+
+
+def _last_that_matters(model: nn.Module, layers: Sequence[MapLayer], images: Tensor) -> MapLayer:
+    """The last layer on whose positions the logits depend, not on its class token alone; the first if none is."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(path: str, inputs: Any, output: Tensor) -> None:
+        outputs[path] = output
+
+    with torch.enable_grad(), forward_hooks(model, [layer.name for layer in layers], keep):
+        logits = model(images.clone().requires_grad_()).sum()
+        found = torch.autograd.grad(logits, [outputs[layer.name] for layer in layers], allow_unused=True)
+    for layer, gradient in zip(layers[::-1], found[::-1], strict=True):
+        if gradient is not None and layer.layout.parts(gradient)[0].any():
+            return layer
+    return layers[0]
 
 
 def _side(call: Call) -> int:

@@ -11,11 +11,11 @@ from delta_tune.data.images import Preprocessing
 from delta_tune.models.architectures import build_unfilled, constructor_options
 
 
-def adapt_network(module: nn.Module, model: str, channels: int) -> nn.Module:
+def adapt_network(module: nn.Module, model: str, channels: int, image_size: int | None = None) -> nn.Module:
     """The network for images of `channels` channels, in eval mode, with the weights of `module`, which takes RGB.
 
     Of one channel, the first convolution's weights for red, green and blue are added; of others they are repeated in
-    turn and scaled by 3 / channels.
+    turn and scaled by 3 / channels. `image_size` is that for which the network was built, as in `build_unfilled`.
 
     Raises:
         UserError: the network takes RGB only.
@@ -23,7 +23,7 @@ def adapt_network(module: nn.Module, model: str, channels: int) -> nn.Module:
     from timm.models import adapt_input_conv  # takes seconds, which networks of torchvision for RGB need not wait for
 
     try:
-        adapted = build_unfilled(model, channels=channels).eval()
+        adapted = build_unfilled(model, channels=channels, image_size=image_size).eval()
         own, given = adapted.state_dict(), module.state_dict()
         for key, value in own.items():
             same = value.shape == given[key].shape

@@ -24,7 +24,8 @@ def rebuild(backbone: Backbone, state: Mapping[str, np.ndarray], device: torch.d
 
 def build_network(backbone: Backbone, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> nn.Module:
     """Build the network of this backbone with these weights, in eval mode."""
-    classes, channels = len(tensors[f"{backbone.head}.weight"]), backbone.preprocessing.channels
-    network = build_architecture(backbone.model, backbone.head, classes, channels=channels)
+    classes = len(tensors[f"{backbone.head}.weight"])
+    size, channels = backbone.preprocessing.image_size, backbone.preprocessing.channels
+    network = build_architecture(backbone.model, backbone.head, classes, channels=channels, image_size=size)
     load_state(network, tensors)
     return network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from delta_tune.config import UserError
 from delta_tune.data.fitting import Interpolation
 from delta_tune.data.images import Preprocessing
+from delta_tune.models.architectures import size_keyword
 from delta_tune.models.state_dicts import find_state_dict
+from delta_tune.models.weight_formats import converter
+from delta_tune.models.weights_folder import TrainingImages, named_architecture, training_images, weights_in
 
 DEMO_MODEL = "timm:tf_efficientnet_lite0"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,8 +29,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_PCT = 0.875  # input size / stored size, if the weights do not say
 
 # Parts that `build_unfilled` leaves out: auxiliary heads of Inception-v3 and GoogLeNet, second heads of distilled
-# networks. Also AveragedModel's counter.
-_NOT_USED = ("AuxLogits.", "aux1.", "aux2.", "head_dist.", "head.head_dist.", "n_averaged")
+# networks, what self-supervised training alone needs. Also AveragedModel's counter.
+_NOT_USED = ("AuxLogits.", "aux1.", "aux2.", "head_dist.", "head.head_dist.", "n_averaged", "mask_token", "decoder_")
+_EMBEDDED = re.compile(r"clip|coca|siglip")
 _UNUSABLE_FILES = {
     b"version https://git-lfs": "it is a pointer of Git LFS; run git lfs pull",
     b"<": "it is a web page, so its download failed; download it again",
@@ -35,8 +40,13 @@ _UNUSABLE_FILES = {
 """First bytes of files that are given for weights, and what they are."""
 
 
-def read_weights(model: str, weights: str) -> object:
-    """Read what `weights` (`default`, `demo` or a local file) holds for `model`.
+def read_weights(model: str, weights: str, image_size: int | None = None) -> object:
+    """Read what `weights` (`default`, `demo`, a local file or a folder of the Hugging Face Hub) holds for `model`.
+
+    Args:
+        model: `NAME` of torchvision.models or `timm:NAME`.
+        weights: as the user gave them.
+        image_size: for which a download by timm resizes position embeddings; None is that of the weights.
 
     Raises:
         UserError: the file, package or download is unavailable, damaged, or would run code.
@@ -44,11 +54,15 @@ def read_weights(model: str, weights: str) -> object:
     if weights == "demo":
         return _read_demo(model)
     if weights == "default":
-        return _download(model)
+        return _download(model, image_size)
     path = Path(weights).expanduser()
+    if path.is_dir():
+        contents = [_read_file(file) for file in weights_in(path)]
+        return contents[0] if len(contents) == 1 else {k: v for content in contents for k, v in content.items()}
     if not path.is_file():
         raise UserError(
-            f"--weights takes default, demo or a local .pth or .safetensors file, but {weights!r} is no file."
+            f"--weights takes default, demo or a local .pth or .safetensors file, or a folder of the Hugging Face Hub "
+            f"that has one, but {weights!r} is no file."
         )
     return _read_file(path)
 
@@ -56,7 +70,14 @@ def read_weights(model: str, weights: str) -> object:
 def fit_weights(module: nn.Module, content: object, head: str, model: str, weights: str) -> tuple[str, bool]:
     """Copy the tensors in `content` into `module`; those of its head may have any size or be missing.
 
-    `model` and `weights` are only used in messages.
+    Tensors of another format or image size are converted as timm or torchvision do it.
+
+    Args:
+        module: built for the user's image size.
+        content: what `read_weights` returned.
+        head: module path of its head.
+        model: `NAME` of torchvision.models or `timm:NAME`.
+        weights: as the user gave them, for messages.
 
     Returns:
         A sentence on other weights that the content has, or an empty one; and whether the head's fit and were copied.
@@ -69,9 +90,14 @@ def fit_weights(module: nn.Module, content: object, head: str, model: str, weigh
     # Files from before PyTorch 0.4.1 lack step counters, which are unused if momentum is set.
     needed = {key: value for key, value in backbone.items() if not key.endswith(".num_batches_tracked")}
     shapes = {key: value.shape for key, value in needed.items()}
-    tensors, note = find_state_dict(content, shapes, model if weights in ("default", "demo") else weights)
-    if faults := _faults(module, tensors, needed, head):
-        raise UserError(f"The weights {weights} do not fit {model}: {faults}.")
+    convert = converter(model, module)
+    tensors, note = find_state_dict(content, shapes, model if weights in ("default", "demo") else weights, convert)
+    if (faults := _faults(module, tensors, needed, head)) and convert is not None:
+        with suppress(Exception):  # a converter that meets names or shapes that are not those of its formats
+            if not _faults(module, converted := convert(tensors), needed, head):
+                tensors, faults = converted, ""
+    if faults:
+        raise UserError(f"The weights {weights} do not fit {model}: {faults}{_other_network(model, weights)}.")
     for key, value in backbone.items():
         value.copy_(tensors[key]) if key in tensors else value.zero_()
     if infinite := [key for key, value in needed.items() if not value.isfinite().all()]:
@@ -84,6 +110,23 @@ def fit_weights(module: nn.Module, content: object, head: str, model: str, weigh
     for key, value in own_head.items() if has_head else ():
         value.copy_(tensors[key])
     return note, has_head
+
+
+def is_embedding(model: str, module: nn.Module) -> bool:
+    """Whether the head of the weights of timm's own gives no classes but an image's place beside texts, as CLIP's."""
+    if not model.startswith("timm:"):
+        return False
+    tag = str(getattr(module, "pretrained_cfg", {}).get("tag") or "")
+    return bool(_EMBEDDED.search(f"{model} {tag}")) and "ft" not in re.split(r"[_.]", tag)
+
+
+def _other_network(model: str, weights: str) -> str:
+    """What the folder of the weights says that it holds, if that is another network."""
+    path = Path(weights).expanduser()
+    if weights in ("default", "demo") or not path.is_dir():
+        return ""
+    named = named_architecture(path)
+    return f" ({path.name}/config.json names {named})" if named and named != model.partition(".")[0] else ""
 
 
 def _is_like(tensor: Tensor, own: Tensor) -> bool:
@@ -120,8 +163,19 @@ def _faults(module: nn.Module, tensors: Mapping[str, Tensor], needed: Mapping[st
     return f"{', '.join(faults)}; {advice}"
 
 
+def check_image_size(image_size: int | None) -> None:
+    """Raise UserError unless the side is a whole number of pixels, or None."""
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
+        raise UserError(f"image_size must be a whole number of pixels ≥ 1, but got {image_size!r}.")
+
+
 def preprocessing_for(model: str, weights: str, module: nn.Module, image_size: int | None) -> Preprocessing:
-    """The preprocessing of the weights' training; `image_size` overrides the input size and scales the stored size."""
+    """The preprocessing of the weights' training; `image_size` overrides the input size and scales the stored size.
+
+    It is that of the library's own weights, of which timm has one set for each tag, or what a folder with the weights
+    tells.
+    """
+    check_image_size(image_size)
     mean, std, crop_pct = IMAGENET_MEAN, IMAGENET_STD, CROP_PCT
     interpolation: Interpolation = "bilinear"
     if model.startswith("timm:"):
@@ -140,15 +194,18 @@ def preprocessing_for(model: str, weights: str, module: nn.Module, image_size: i
             crop_pct = own_size / preset.resize_size[0]
             mean, std = _three(preset.mean), _three(preset.std)
             interpolation = _interpolation(preset.interpolation.value)
+    path = Path(weights).expanduser()
+    told = training_images(path) if weights not in ("default", "demo") and path.is_dir() else TrainingImages()
+    crop_pct = told.crop_pct or crop_pct
+    if not size_keyword(model):  # else the network was built for its size
+        own_size = told.size or own_size
     side = own_size if image_size is None else image_size
-    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-        raise UserError(f"image_size must be a whole number of pixels ≥ 1, but got {side!r}.")
     return Preprocessing(
         image_size=side,
         stored_size=max(side, round(side / crop_pct)),
-        mean=mean,
-        std=std,
-        interpolation=interpolation,
+        mean=mean if told.mean is None else _three(told.mean),
+        std=std if told.std is None else _three(told.std),
+        interpolation=interpolation if told.interpolation is None else _interpolation(told.interpolation),
     )
 
 
@@ -170,7 +227,7 @@ def _read_demo(model: str) -> dict[str, Tensor]:
     return dict(zip(names, tensors.values(), strict=True))
 
 
-def _download(model: str) -> Mapping[str, Any]:
+def _download(model: str, image_size: int | None) -> Mapping[str, Any]:
     advice = "give --weights a local .pth or .safetensors file."
     if not model.startswith("timm:"):
         from torchvision.models import get_model_weights
@@ -183,7 +240,11 @@ def _download(model: str) -> Mapping[str, Any]:
     import timm
 
     try:
-        tensors: dict[str, Tensor] = timm.create_model(model.removeprefix("timm:"), pretrained=True).state_dict()
+        keyword = size_keyword(model)
+        options: dict[str, Any] = {} if image_size is None or not keyword else {keyword: image_size}
+        tensors: dict[str, Tensor] = timm.create_model(
+            model.removeprefix("timm:"), pretrained=True, **options
+        ).state_dict()
     except Exception as error:  # timm, the hub and its HTTP client raise different exceptions
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The default weights of {model} could not be downloaded ({reason}); {advice}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ _USUAL_KEYS = frozenset(
 )
 # Words in the names of averages and of an optimizer's state, which are not the trained weights themselves
 _SECONDARY = frozenset({"ema", "swa", "avg", "average", "averaged", "shadow", "optim", "optimizer", "optimizers"})
+_DEPTH = 4
+"""Words of a prefix at most before the names of another format."""
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 
 
@@ -42,13 +45,21 @@ class FoundStateDict:
         return repr(".".join((*self.place, self.prefix.rstrip("."))).strip(".")[:80])
 
     @property
-    def rank(self) -> tuple[bool, bool]:
-        """Sorts the trained weights first, then what stands at an unusual key, then averages."""
+    def rank(self) -> tuple[bool, bool, bool]:
+        """Sorts the trained weights first, then what stands at an unusual key, then averages.
+
+        Of a teacher and its student (self-distillation), the teacher is what its authors evaluate.
+        """
         words = re.split(r"[^a-z]+", ".".join((*self.place, self.prefix)).lower())
-        return not _SECONDARY.isdisjoint(words), not _USUAL_KEYS.issuperset(self.place)
+        return not _SECONDARY.isdisjoint(words), not _USUAL_KEYS.issuperset(self.place), "student" in words
 
 
-def find_state_dict(content: object, shapes: Mapping[str, torch.Size], file: str) -> tuple[dict[str, Tensor], str]:
+def find_state_dict(
+    content: object,
+    shapes: Mapping[str, torch.Size],
+    file: str,
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> tuple[dict[str, Tensor], str]:
     """Find the tensors of a network in the content of a file.
 
     Dictionaries and lists in one another, prefixes and the names that wrappers insert are seen through. If the file
@@ -58,6 +69,7 @@ def find_state_dict(content: object, shapes: Mapping[str, torch.Size], file: str
         content: of the file.
         shapes: name → shape of each tensor that is needed.
         file: its name, for messages.
+        convert: makes the network's own tensors of those of other formats and image sizes, where it can.
 
     Returns:
         Name → tensor, and a sentence on what the file has besides, or an empty one. If no part has all names, the one
@@ -73,7 +85,11 @@ def find_state_dict(content: object, shapes: Mapping[str, torch.Size], file: str
             "give that file."
         )
     found = [each for place, tensors in parts for each in _complete(place, tensors, shapes, file)]
-    fitting = [each for each in found if all(each.tensors[k].shape == shape for k, shape in shapes.items())] or found
+    fitting = _fitting(found, shapes)
+    if convert is not None and not fitting:
+        others = [each for place, tensors in parts for each in _converted(place, tensors, shapes, convert)]
+        fitting = _fitting(others, shapes)
+    fitting = fitting or found
     if not fitting:
         return _closest(parts, shapes), ""
     unlike: list[FoundStateDict] = []
@@ -93,6 +109,12 @@ def find_state_dict(content: object, shapes: Mapping[str, torch.Size], file: str
         first.tensors,
         f"{file} holds other weights of this network too ({besides}); those at {first.label} are used.",
     )
+
+
+def all_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a file, with its name there."""
+    for _, tensors in _dictionaries(content):
+        yield from tensors.items()
 
 
 def _dictionaries(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
@@ -126,6 +148,37 @@ def _complete(
     for prefix, names in _prefixes(tensors, shapes).items():
         if len(names) == len(shapes):
             yield FoundStateDict(place, prefix, _under(prefix, tensors, shapes, file))
+
+
+def _fitting(found: list[FoundStateDict], shapes: Mapping[str, torch.Size]) -> list[FoundStateDict]:
+    return [each for each in found if all(each.tensors[name].shape == shape for name, shape in shapes.items())]
+
+
+def _converted(
+    place: tuple[str, ...],
+    tensors: Mapping[str, Tensor],
+    names: Collection[str],
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+) -> Iterator[FoundStateDict]:
+    """The prefixes in one dictionary under which `convert` makes all names, the shortest of those that nest."""
+    wrappers = _wrappers(names)
+    plain = {".".join(part for part in key.split(".") if part not in wrappers): value for key, value in tensors.items()}
+    counts: Counter[str] = Counter()
+    for key in plain:
+        parts = key.split(".")
+        counts.update("".join(f"{part}." for part in parts[:depth]) for depth in range(min(len(parts), _DEPTH + 1)))
+    done: list[str] = []
+    for prefix, count in sorted(counts.items(), key=lambda each: each[0].count(".")):
+        if 2 * count < len(names) or any(prefix.startswith(each) for each in done):
+            continue
+        given = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+        try:
+            made = convert(given)
+        except Exception:  # a converter that meets names or shapes that are not those of its formats
+            continue
+        if made.keys() >= set(names):
+            done.append(prefix)
+            yield FoundStateDict(place, prefix, made)
 
 
 def _prefixes(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, set[str]]:

@@ -17,7 +17,7 @@ from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation.attended_channels import Attention
 from delta_tune.explanation.explain import Explanation, explain, layer_of
 from delta_tune.explanation.heat_maps import BATCH_SIZE
-from delta_tune.explanation.nearest import NearestImage
+from delta_tune.explanation.nearest import NearestImage, NearestImages
 from delta_tune.explanation.similarity import UNLIKE
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.model import Model, Prediction
@@ -96,9 +96,7 @@ def write_explanations(
     predictions: Sequence[Prediction],
     *,
     attention: Attention,
-    nearest: Sequence[Sequence[NearestImage]] | str,
-    typicality: Sequence[float | None] = (),
-    sample: str = "",
+    nearest: NearestImages,
     classes: int = FIRST_CLASSES,
 ) -> None:
     """Write a self-contained page that explains predictions, of the first 200 images.
@@ -109,22 +107,19 @@ def write_explanations(
         names: paths of the images, (N,).
         predictions: of them, (N,).
         attention: of the model's source; empty without.
-        nearest: training images that are like each image, (N,), or a sentence on why there are none.
-        typicality: of each image, as in `NearestImages`; empty if it is not known.
-        sample: a sentence if the nearest images are those of a sample.
+        nearest: training images that are like these images.
         classes: of an image, whose probabilities are shown, ≥ 1.
 
     Raises:
         UserError: no map of the model's network tells places apart.
     """
     layer, shown = layer_of(model), slice(0, MOST_IMAGES)
-    entries = list(_entries(model, names[shown], predictions[shown], layer, attention, classes))
-    if not isinstance(nearest, str):
-        found = (tuple(each) for each in nearest[shown])
-        entries = [dataclasses.replace(entry, nearest=each) for entry, each in zip(entries, found, strict=True)]
-    if typicality:
-        each_typicality = zip(entries, typicality[shown], strict=True)
-        entries = [dataclasses.replace(entry, typicality=each) for entry, each in each_typicality]
+    found = _entries(model, names[shown], predictions[shown], layer, attention, classes)
+    alike = zip(nearest.of_each[shown], nearest.typicality[shown], strict=True)
+    entries = [
+        dataclasses.replace(entry, nearest=images, typicality=typicality)
+        for entry, (images, typicality) in zip(found, alike, strict=True)
+    ]
     text = (
         page_templates()
         .get_template(TEMPLATE)
@@ -142,7 +137,7 @@ def write_explanations(
             is_calibrated="temperature" in model.config,
             several=model.thresholds is not None,
             has_attention=bool(attention),
-            nearest_sentence=nearest if isinstance(nearest, str) else sample,
+            nearest_sentence=nearest.note,
         )
     )
     with atomic_write(file) as partial:

@@ -19,6 +19,8 @@ from delta_tune.results.tables import StudyTables
 OTHER_COLOURS: Final = ("#f0e442", "#8c564b", "#7f5fc9", "#17becf", "#bcbd22")
 """Colours for methods that `METHODS` lacks, from a study of another version."""
 GREY, LINE = "#9a9a9a", "rgba(140, 140, 140, 0.3)"
+DASHES: Final = ("dash", "dot", "dashdot")
+"""Of the learning curves of other networks than the first."""
 SCALE = "Viridis"
 LAYOUT: Final = {
     "template": "none",
@@ -43,15 +45,34 @@ def method_colours(tables: StudyTables) -> dict[str, str]:
     return known | dict(zip(sorted(tried - known.keys()), itertools.cycle(OTHER_COLOURS), strict=False))
 
 
+def kinds_of_trials(tables: StudyTables) -> dict[str, tuple[str, int, list[int]]]:
+    """Method, in a study of several networks with the network → its colour, the network's place, and its trials.
+
+    The trials are those that completed, best first.
+    """
+    networks, ranked = list(dict.fromkeys(map(tables.backbone, sorted(tables.trials)))), tables.ranked()
+    found: dict[str, tuple[str, int, list[int]]] = {}
+    for method, colour in method_colours(tables).items():
+        for place, network in enumerate(networks):
+            tried = [
+                number
+                for number, row in tables.trials.items()
+                if row["config.regularizer"] == method and tables.backbone(number) == network
+            ]
+            if tried:
+                found[tables.method(tried[0])] = colour, place, [number for number in ranked if number in set(tried)]
+    return found
+
+
 def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | None:
     """Learning curves of all trials; trials that did not complete are grey."""
     if not any(tables.epochs.values()):
         return None
     figure, metric, colours = empty_figure(), tables.metric, method_colours(tables)
     rest = [n for n, row in tables.trials.items() if row["state"] != "completed"]
-    groups = [("not completed", rest, GREY)]
-    groups += [(method, tables.ranked(method), colour) for method, colour in colours.items()]
-    for name, numbers, colour in groups:
+    groups = [("not completed", rest, GREY, 0)]
+    groups += [(name, numbers, colour, place) for name, (colour, place, numbers) in kinds_of_trials(tables).items()]
+    for name, numbers, colour, place in groups:
         x: list[int | None] = []
         y: list[float | None] = []
         said: list[str] = []
@@ -61,7 +82,8 @@ def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | No
             y += [*(_finite(row[metric]) for row in rows), None]
             said += [f"trial {number} ({tables.trials[number]['state']})"] * (len(rows) + 1)
         if said:
-            thin = {"mode": "lines+markers", "line": {"color": colour, "width": 1.2}, "marker": {"size": 4}}
+            line = {"color": colour, "width": 1.2} | ({"dash": DASHES[(place - 1) % len(DASHES)]} if place else {})
+            thin = {"mode": "lines+markers", "line": line, "marker": {"size": 4}}
             figure.add_scatter(
                 x=x, y=y, text=said, name=name, hovertemplate="%{text}<br>epoch %{x}: %{y}", opacity=0.75, **thin
             )
@@ -80,19 +102,22 @@ def learning_curves(tables: StudyTables, rungs: Sequence[int]) -> go.Figure | No
 
 
 def methods(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> go.Figure | None:
-    """One point per run and method: the confirmation's runs, or the search's completed trials.
+    """One point per run and method: the confirmation's runs, or the search's completed trials, by network too.
 
     Args:
         tables: the study's tables.
         confirmation: as in `study.json`.
         num_val: images in the validation split, for the interval of the best trial.
     """
-    figure, colours = empty_figure(), method_colours(tables)
+    figure, colours, scores_of = empty_figure(), dict[str, str](), dict[str, Sequence[float]]()
+    if confirmation:
+        colours = method_colours(tables)
+        scores_of = {method: confirmation["scores"].get(method, []) for method in colours}
+    else:
+        for kind, (colour, _, numbers) in kinds_of_trials(tables).items():
+            colours[kind], scores_of[kind] = colour, [tables.best_row(n)[tables.metric] for n in numbers]
     for place, (method, colour) in enumerate(colours.items()):
-        if confirmation:
-            scores = confirmation["scores"].get(method, [])
-        else:
-            scores = [tables.best_row(n)[tables.metric] for n in tables.ranked(method)]
+        scores = scores_of[method]
         if not scores:
             continue
         spread = np.linspace(-0.15, 0.15, len(scores)) if len(scores) > 1 else [0.0]
@@ -123,7 +148,8 @@ def attention(rows: Iterable[Mapping[str, Any]]) -> go.Figure | None:
     for row in rows:
         weights = np.sort(np.asarray(row["W"], dtype=float))[::-1] * len(row["W"])
         share = (np.arange(len(weights)) + 1) / len(weights)
-        name = row["layer"] + ("" if row["estimator"] == "exact" else f" ({row['estimator']})")
+        name = f"{row['backbone']}: " if row.get("backbone") else ""
+        name += row["layer"] + ("" if row["estimator"] == "exact" else f" ({row['estimator']})")
         figure.add_scatter(x=share, y=weights, name=name, mode="lines")
     if not figure.data:
         return None
@@ -220,7 +246,7 @@ def trial_label(tables: StudyTables, number: int) -> str:
     row = tables.trials[number]
     score = row.get(f"best_{tables.metric}")
     told = "no epoch" if score is None else f"{tables.metric} {score:.4g} after {row['epochs']} epochs"
-    return f"trial {number}, {row['config.regularizer']}, {row['state']}: {told}"
+    return f"trial {number}, {tables.method(number)}, {row['state']}: {told}"
 
 
 def _finite(value: float) -> float | None:

@@ -166,7 +166,7 @@ def _maps(
     sizes = backbone.preprocessing
     layer = heat_map_layer(members_of(network)[0], backbone.head, sizes.image_size, sizes.channels)
     images = center_crop(to_device(pixels[[row for row, _ in wanted]], device), sizes)
-    return heat_maps(network, layer.name, images, [number for _, number in wanted], kind)
+    return heat_maps(network, layer, images, [number for _, number in wanted], kind)
 
 
 def _choose(

@@ -27,7 +27,7 @@ from delta_tune.report.figures import GREY, SCALE, empty_figure, method_colours,
 from delta_tune.results.layout import STUDY_FILE, TRIALS_FILE
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.optuna_storage import silence_optuna
-from delta_tune.spaces.validation import contains
+from delta_tune.spaces.validation import BACKBONE, contains
 
 METHOD = "regularizer"
 ATTENTIVE = "delta"
@@ -57,7 +57,7 @@ def read_parameters(distributions: Mapping[str, Any], tables: StudyTables) -> Pa
     for number, row in tables.trials.items():
         # A trial of delta runs with another method if attention is missing
         known = {**parameters, METHOD: CategoricalDistribution(sorted({row["config.regularizer"], ATTENTIVE}))}
-        for name, value in tables.params(number).items():
+        for name, value in {**tables.params(number), **_network(tables, number)}.items():
             if name in known and not _fits(known[name], value):
                 raise UserError(
                     f"{tables.folder / TRIALS_FILE} is damaged (trial {number} has {shown(name)}={value!a:.60}, which "
@@ -122,11 +122,11 @@ def parallel(tables: StudyTables, parameters: Parameters) -> go.Figure | None:
     if not ranked:
         return None
     numbers = tables.ranked(tables.trials[ranked[0]]["config.regularizer"])
-    names = [name for name in parameters if name != METHOD and all(name in tables.params(n) for n in numbers)]
+    names = [name for name in parameters if name != METHOD and all(name in _coordinates(tables, n) for n in numbers)]
     if len(numbers) < 2 or not names:
         return None
     scores = [tables.best_row(n)[tables.metric] for n in numbers]
-    columns = {name: [tables.params(n)[name] for n in numbers] for name in names} | {tables.metric: scores}
+    columns = {name: [_coordinates(tables, n)[name] for n in numbers] for name in names} | {tables.metric: scores}
     heights = [_heights(values, parameters.get(name)) for name, values in columns.items()]
     shares = _heights(scores, None) if METRICS[tables.metric] == "max" else [1 - s for s in _heights(scores, None)]
     figure = empty_figure()
@@ -243,7 +243,14 @@ def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
 
 
 def _coordinates(tables: StudyTables, number: int) -> dict[str, Any]:
-    return {**tables.params(number), METHOD: tables.trials[number]["config.regularizer"]}
+    method = tables.trials[number]["config.regularizer"]
+    return {**tables.params(number), METHOD: method, **_network(tables, number)}
+
+
+def _network(tables: StudyTables, number: int) -> dict[str, str]:
+    """The label of a trial's network as a coordinate: networks that take turns are not sampled."""
+    label = tables.backbone(number)
+    return {} if label is None else {BACKBONE: label}
 
 
 def _coordinate(tables: StudyTables, number: int, name: str) -> Any:

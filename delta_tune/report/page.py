@@ -41,6 +41,7 @@ from delta_tune.results.study_folder import read_study
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import rung_epochs
+from delta_tune.spaces.validation import BACKBONE
 
 TEMPLATE = "report.html.jinja"
 INTERVAL_S = 10.0
@@ -147,6 +148,8 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "winner": winner,
         "plots": {name: plot for name, plot in plots.items() if plot is not None},
         "attention": attention,
+        "several": any(row.get(BACKBONE) for row in attention),
+        "screening": record.screening,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
         "heat_maps": read_heat_map_images(folder / HEAT_MAPS_FILE) if predictions else {},
@@ -218,11 +221,26 @@ def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
     saved = f", {100 * (1 - bought / full):.0f} % fewer than without ASHA" if full and bought < full else ""
     return {
         "data": f"{settings['data']}: {', '.join(f'{n} {name}' for name, n in record.images.items())} images",
-        "model": f"{record.backbone}, weights {settings['weights'] or 'the default'}",
+        "model": models_in_words(record),
         "trials": f"{counts or 'none yet'}{of}",
         "epochs": f"{sum(len(rows) for rows in tables.epochs.values())}{saved}",
         "time": format_duration(record.spent_seconds or 0.0),
     }
+
+
+def network_of(record: StudyRecord) -> dict[str, Any]:
+    """`--model` and `--weights` of the one network, or of the best of several by screening."""
+    if (screening := record.screening) is None or not screening.kept:
+        return {name: record.settings[name] for name in ("model", "weights")}
+    best = screening.kept[0]
+    return {"model": best.model, "weights": best.weights}
+
+
+def models_in_words(record: StudyRecord) -> str:
+    """The networks and their weights."""
+    if not record.backbones:
+        return f"{record.backbone}, weights {network_of(record)['weights'] or 'the default'}"
+    return "; ".join(f"{each.model}, weights {each.weights}" for each in record.backbones)
 
 
 def methods_caption(tables: StudyTables, confirmation: Mapping[str, Any] | None, num_val: int) -> str:
@@ -237,8 +255,12 @@ def training_command(tables: StudyTables, record: StudyRecord, number: int) -> s
     """The command that fine-tunes once with a trial's configuration."""
     settings, defaults = record.settings, StudyConfig()
     words = ["python", "launch.py"]
+    own = next((each for each in record.backbones if each.label == tables.backbone(number)), None)
+    chosen = BACKBONE in tables.params(number)  # by the user's own space, which names several
+    network = {"model": own.model, "weights": own.weights} if own is not None else network_of(record)
+    network = {} if chosen else network
     for name in DATA_FLAGS:
-        value = settings[name]
+        value = network.get(name, settings[name])
         if value == getattr(defaults, name):
             continue
         given = f"--{name.replace('_', '-')}"
@@ -270,7 +292,7 @@ def trial_rows(tables: StudyTables, parameters: hyperparameter_figures.Parameter
             "number": number,
             "row": tables.trials[number],
             "best": tables.trials[number].get(best),
-            "params": dict.fromkeys(parameters) | tables.params(number),
+            "params": dict.fromkeys(parameters) | tables.params(number) | {BACKBONE: tables.backbone(number)},
         }
         for number in order
     ]

@@ -28,12 +28,19 @@ class BestTrial:
     """In words."""
     is_baseline: bool = False
     """Whether it is plain L2."""
+    network: str | None = None
+    """Label of its network, in a study of several."""
+
+    @property
+    def said(self) -> str:
+        """The method, and the network in a study of several."""
+        return self.method if self.network is None else f"{self.method} on {self.network}"
 
     @property
     def method_in_words(self) -> str:
         """The method beside plain L2."""
         with_terms = self.method == BASELINE and not self.is_baseline
-        return f"{self.method} with terms of other methods" if with_terms else self.method
+        return f"{self.said} with terms of other methods" if with_terms else self.said
 
 
 def model_row(tables: StudyTables, record: StudyRecord) -> dict[str, Any]:
@@ -59,6 +66,7 @@ def delivered(tables: StudyTables, record: StudyRecord) -> BestTrial | None:
         epoch=row["epoch"],
         name=name,
         is_baseline=tables.is_baseline(record.winner),
+        network=tables.backbone(record.winner),
     )
 
 
@@ -75,6 +83,7 @@ def best_trial(tables: StudyTables, *, baseline: bool | None = None) -> BestTria
                 epoch=row["epoch"],
                 name=f"trial {number}",
                 is_baseline=is_baseline,
+                network=tables.backbone(number),
             )
     return None
 
@@ -106,7 +115,7 @@ def study_summary(
         score, params = format_score(metric, best.score), format_params(tables.params(best.number))
         chosen = best.number in tables.ranked() and best.number != tables.leader
         lines.append(
-            f"{'Chosen' if chosen else 'Best'}: {best.method}{f' with {params}' if params else ''}: {metric} {score} "
+            f"{'Chosen' if chosen else 'Best'}: {best.said}{f' with {params}' if params else ''}: {metric} {score} "
             f"after epoch {best.epoch} ({best.name})."
         )
         if best.method == FIRST_MODEL and record.has_seen_val and record.held_out is None:
@@ -160,7 +169,8 @@ def _against_plain(tables: StudyTables, best: BestTrial) -> list[str]:
     ahead = best.score - plain.score
     by = f"{100 * ahead:+.1f} points" if METRICS[metric] == "max" else f"{ahead:+.4f}"
     return [
-        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}), so {best.method_in_words} "
+        f"Plain L2: {format_score(metric, plain.score)} at its best (trial {plain.number}"
+        f"{'' if plain.network == best.network else f', on {plain.network}'}), so {best.method_in_words} "
         f"is {by} on the validation split it was chosen on."
     ]
 
@@ -249,10 +259,10 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
     if (known := record.held_out) is not None:
         low, high = known["interval"]
         return (
-            f"{best.method} ({best.name}) in {known['runs']} final runs: {_held_out_score(record)} "
+            f"{best.said} ({best.name}) in {known['runs']} final runs: {_held_out_score(record)} "
             f"[{100 * low:.1f}, {100 * high:.1f}] on {known['images']} images that they were not trained on."
         )
-    result = f"{best.method}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
+    result = f"{best.said}: {metric} {format_score(metric, best.score)} on {record.num_val} images"
     if tables.trials[best.number]["state"] != "completed":
         than = "better than every completed trial" if tables.ranked() else "no trial was completed"
         return f"{result} ({best.name}): {than}, not confirmed."

@@ -56,7 +56,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "data": record.settings["data"],
         "data_fingerprint": record.fingerprints["data"],
         "images": record.images,
-        "model": record.backbone,
+        "model": record.backbone if winner is None else record.model_of(tables.backbone(winner)),
         "method": None if winner is None else tables.trials[winner]["config.regularizer"],
         "metric": record.metric,
         "best": best[record.metric] if best else None,

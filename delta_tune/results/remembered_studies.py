@@ -16,7 +16,7 @@ SAFE: Mapping[str, tuple[Any, ...]] = {
     "data": ("demo",),
     "label_map": (None,),
     "weights": ("demo", "default", None),
-    "space": (),
+    "space": (None,),
     "address": ("local", None),
     "start_from": (None,),
     "cache": (None,),
@@ -26,6 +26,12 @@ SAFE: Mapping[str, tuple[Any, ...]] = {
     "wandb": (None,),
 }
 """Settings that name a place, and the values that anybody may have written: they lead nowhere."""
+
+
+def is_safe(name: str, value: Any) -> bool:
+    """Whether a setting among the keys of `SAFE` leads nowhere; weights may be several, separated by commas."""
+    parts = value.split(",") if name == "weights" and isinstance(value, str) else [value]
+    return all(any(part == safe for safe in SAFE[name]) for part in parts)
 
 
 def new_id() -> str:
@@ -95,8 +101,11 @@ def strange_places(settings: Mapping[str, Any], study_id: str | None, names: Seq
         names: among the keys of `SAFE`.
     """
     places = (known_study(study_id) or {}).get("places", {})
-    allowed = {name: (*SAFE[name], *((places[name],) if name in places else ())) for name in names}
-    return [name for name in names if not any(settings[name] == value for value in allowed[name])]
+    return [
+        name
+        for name in names
+        if not is_safe(name, settings[name]) and not (name in places and settings[name] == places[name])
+    ]
 
 
 def say_places(settings: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -16,10 +16,28 @@ from delta_tune.filesystem.atomic import write_json
 from delta_tune.filesystem.untrusted import read_json, refusing
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.scoring import Scoring
+from delta_tune.results.screened import Screening
 from delta_tune.results.study_schema import StudyContent
 from delta_tune.results.utilization import TimeUse
 
 Ending = Literal["finished", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneIdentity:
+    """One of the networks that a study's trials choose from.
+
+    Attributes:
+        label: its name in the study: what `config.backbone` of its trials says.
+        model: as of `Backbone`.
+        weights: as of `Backbone`; local files may have moved since.
+        fingerprints: as of `StudyIdentity`, of this network and of the data as it is read for it.
+    """
+
+    label: str
+    model: str
+    weights: str
+    fingerprints: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +48,7 @@ class StudyIdentity:
         fingerprints: of the data, the weights, and the source's own head where trials train it along.
         backbone: the model's name.
         images: split → number of images.
+        backbones: the networks that trials choose from, if there are several; empty for one.
         space: source code of the search space.
         distributions: hyperparameter → its distribution, as Optuna writes it in JSON.
     """
@@ -39,6 +58,7 @@ class StudyIdentity:
     images: dict[str, int]
     space: str
     distributions: dict[str, Any]
+    backbones: tuple[BackboneIdentity, ...] = ()
 
 
 @dataclass
@@ -83,8 +103,10 @@ class StudyRecord:
         command: Sequence[str],
     ) -> None:
         """Begin a session. A resumed study keeps what its first session wrote, except for settings that may change."""
+        what = dataclasses.asdict(identity)
+        what = {name: value for name, value in what.items() if name != "backbones" or value}
         begun = {
-            **dataclasses.asdict(identity),
+            **what,
             "versions": dict(versions),
             "git_commit": git_commit,
             "command": list(command),
@@ -92,7 +114,8 @@ class StudyRecord:
             "test_scorings": [],
         }
         if "started" not in self.content:
-            begun["trial_defaults"] = dataclasses.asdict(self.trial_defaults)
+            defaults = dataclasses.asdict(self.trial_defaults)
+            begun["trial_defaults"] = {name: value for name, value in defaults.items() if name != "backbone"}
         for how in ("finished", "interrupted"):
             self.content.pop(how, None)
         self.content = begun | self.content | {"settings": dict(settings)}
@@ -146,6 +169,17 @@ class StudyRecord:
     def backbone(self) -> str:
         """The model's name; early versions wrote only the one that the user gave."""
         return str(self.content.get("backbone", self.settings["model"]))
+
+    @property
+    def backbones(self) -> tuple[BackboneIdentity, ...]:
+        """The networks that trials choose from, those that were screened better first; empty in a study of one."""
+        names = [each.name for each in dataclasses.fields(BackboneIdentity)]
+        found = self.content.get("backbones") or ()
+        return tuple(BackboneIdentity(**{name: each[name] for name in names}) for each in found)
+
+    def model_of(self, label: str | None) -> str:
+        """The name of the model of the network with this label; in a study of one, of that."""
+        return next((each.model for each in self.backbones if each.label == label), self.backbone)
 
     @property
     def images(self) -> Mapping[str, int]:
@@ -269,6 +303,16 @@ class StudyRecord:
     def attention_wall_seconds(self) -> float:
         """How long all sessions have measured attention."""
         return float(self.content.get("attention_wall_seconds", 0.0))
+
+    def set_screening(self, screening: Screening) -> None:
+        """Note what is known of the backbones that the study chose among."""
+        self.content["screening"] = screening.content()
+
+    @property
+    def screening(self) -> Screening | None:
+        """What is known of the backbones that the study chose among; None if there was no choice."""
+        found = self.content.get("screening")
+        return None if found is None else Screening.of_content(found)
 
     def set_sample(self, fraction: float | None) -> None:
         """Note that this part of the images stands for all, for which the budget is too short; None for all."""

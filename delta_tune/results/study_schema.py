@@ -57,6 +57,15 @@ class Fingerprints(BaseModel):
     source_head: Text = ""
 
 
+class BackboneRecord(BaseModel):
+    """The fields of `BackboneIdentity`."""
+
+    label: Text
+    model: Text
+    weights: Text
+    fingerprints: Fingerprints
+
+
 class DistributionRange(BaseModel):
     """The attributes of a distribution."""
 
@@ -168,6 +177,35 @@ class ScoringRecord(BaseModel):
     test_accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
+class ScreenedRecord(BaseModel):
+    """The fields of `ScreenedNetwork`."""
+
+    label: Text
+    model: Text
+    weights: Text | None
+    kept: bool
+    verdict: Text
+    image_size: Images | None = None
+    parameters: Count | None = None
+    forward_s: Amount | None = None
+    training_s: Amount | None = None
+    trial_s: Amount | None = None
+    likelihood: Number | None = None
+    error: Amount | None = None
+    accuracy: Share | None = None
+
+
+class ScreeningRecord(BaseModel):
+    """The fields of `Screening`."""
+
+    networks: Annotated[list[ScreenedRecord], Field(min_length=1, max_length=1000)]
+    images: Count
+    of: Count
+    epochs: Count
+    device: Text
+    notes: list[Text] = []
+
+
 class StudyContent(BaseModel):
     """`study.json`. A field with a default may be missing: an early version, or a young study, does not have it."""
 
@@ -181,6 +219,7 @@ class StudyContent(BaseModel):
     started: Text = ""
     backbone: Text = ""
     images: dict[Text, Images] = {}
+    backbones: list[BackboneRecord] = []
     distributions: dict[Text, Distribution] = {}
     git_commit: Text | None = None
     device: Text | None = None
@@ -192,6 +231,7 @@ class StudyContent(BaseModel):
     attention_wall_seconds: Amount = 0.0
     attention_verdict: Text | None = None
     sample: Annotated[float, Field(gt=0, lt=1)] | None = None
+    screening: ScreeningRecord | None = None
     ready_seconds: Amount | None = None
     time_use: TimeUseRecord | None = None
     finished: Text = ""

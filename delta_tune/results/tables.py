@@ -32,6 +32,8 @@ from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
 from delta_tune.results.study_schema import TrialNumber
 
+BACKBONE = "config.backbone"
+"""The column that only studies of several networks have."""
 EVENTS = b"delta_tune.events"
 """Metadata key of a table: how many of the journal's events it includes."""
 WRITING_SHARE = 0.05
@@ -292,6 +294,15 @@ class StudyTables:
         except UserError as error:
             raise UserError(f"{self.folder / TRIALS_FILE}, trial {number}: {error}") from None
 
+    def backbone(self, number: int) -> str | None:
+        """The label of a trial's network among the study's; None in a study of one."""
+        return self.trials[number].get(BACKBONE)
+
+    def method(self, number: int) -> str:
+        """A trial's method in words, in a study of several networks with that which it has."""
+        method, label = str(self.trials[number]["config.regularizer"]), self.backbone(number)
+        return method if label is None else f"{method} on {label}"
+
     def is_baseline(self, number: int) -> bool:
         """Whether a trial is plain L2, without the terms of other methods; earlier versions' had none."""
         row = self.trials[number]
@@ -304,12 +315,14 @@ class StudyTables:
         return found
 
     def table(self) -> pa.Table:
-        """`trials.parquet` as a table."""
+        """`trials.parquet` as a table; `config.backbone` is there in studies of several networks."""
         rows = [self.trials[number] for number in sorted(self.trials)]
         helpers = {name for row in rows for name in row if name.startswith("param.")}
         columns: dict[str, pa.Array] = {}
         for column in trial_columns(sorted(helpers)):
             values = [row.get(column.name) for row in rows]
+            if column.name == BACKBONE and not any(values):  # a study of one network
+                continue
             found = {type(value) for value in values} - {type(None)}
             if column.type is None and len(found) > 1 and found != {int, float}:
                 values = [None if v is None else str(v) for v in values]  # a helper with values of several types

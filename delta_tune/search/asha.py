@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from delta_tune.config import METHODS, METRICS, Metric
+from delta_tune.config import METRICS, Metric, TrialConfig
 from delta_tune.search.messages import TrialAssignment, TrialOutcome, reported_epochs
 
 
@@ -46,8 +46,9 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
 
     Args:
         num_val: as in `passes_rung`; it does not apply to a loss.
-        group_of: method → name of the group that shares rungs; by default all methods do. If methods are compared, each
-            has rungs of its own: methods learn at different speeds, and common rungs would stop the slow ones.
+        group_of: configuration → name of the group that shares rungs; by default all trials do. If methods or networks
+            are compared, each has rungs of its own: they learn at different speeds, and common rungs would stop the
+            slow ones.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         grace_period: int,
         reduction_factor: float,
         num_val: int | None = None,
-        group_of: Callable[[str], str] | None = None,
+        group_of: Callable[[TrialConfig], str] | None = None,
     ) -> None:
         super().__init__()
-        self._group_of = group_of or (lambda method: "all")
+        self._group_of = group_of or (lambda config: "all")
         self._compared: Metric = metric
         self._max_epochs, self._reduction_factor = max_epochs, reduction_factor
         self._num_val = num_val if metric == "val_accuracy" else None
@@ -83,7 +84,7 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         if TrialOutcome.from_result(result) is not None:
             return str(TrialScheduler.STOP)
         assignment = TrialAssignment.from_config(trial.config)
-        stops = self.replay(assignment.hyperparameters["regularizer"], assignment.number, reported_epochs(result))
+        stops = self.replay(assignment.config, assignment.number, reported_epochs(result))
         if result["epoch"] >= self._max_epochs:
             return str(TrialScheduler.STOP)
         if not stops:
@@ -107,21 +108,21 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
         """Called by Tune when a waiting trial is removed."""
         self.live.pop(trial.trial_id, None)
 
-    def replay(self, regularizer: str, number: int, rows: Iterable[Mapping[str, Any]]) -> bool:
+    def replay(self, config: TrialConfig, number: int, rows: Iterable[Mapping[str, Any]]) -> bool:
         """Enter epochs of a trial into its rungs, in the order in which they were reported.
 
         Returns:
             Whether a rung stops the trial. If these are epochs of an earlier session, it may have ended before it wrote
             that down.
         """
-        return any(not self._goes_on(number, regularizer, row) for row in rows if row["epoch"] < self._max_epochs)
+        return any(not self._goes_on(number, config, row) for row in rows if row["epoch"] < self._max_epochs)
 
-    def _goes_on(self, number: int, regularizer: str, row: Mapping[str, Any]) -> bool:
+    def _goes_on(self, number: int, config: TrialConfig, row: Mapping[str, Any]) -> bool:
         """Compare the trial at the rung that it has reached; once, also if it is resumed or repeats an epoch."""
         rung = next((epoch for epoch in reversed(self.rungs) if epoch <= row["epoch"]), None)
-        if rung is None or not METHODS[regularizer].has_rungs:
+        if rung is None or not config.method.has_rungs:
             return True
-        scores = self._scores.setdefault((self._group_of(regularizer), rung), {})
+        scores = self._scores.setdefault((self._group_of(config), rung), {})
         if number in scores:
             return True
         score = row[self._compared] if METRICS[self._compared] == "max" else -row[self._compared]

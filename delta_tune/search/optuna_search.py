@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -97,7 +97,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     """Proposes a study's trials: unfinished ones, the starting points, then what Optuna samples.
 
     If the space balances a hyperparameter, its choices take turns and each has an Optuna study of its own: one method's
-    best learning rate says little about another's, and each gets the same number of trials.
+    best learning rate says little about another's, and each gets the same number of trials. So do several networks.
 
     Trials that need attention are put aside while it is missing, and those after them go first.
 
@@ -120,19 +120,21 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         storage: BaseStorage | None = None,
         study_id: str | None = None,
         first: int = 0,
+        backbones: Sequence[str] = (),
     ) -> None:
         super().__init__(metric=metric, mode=METRICS[metric])
         self.checked = checked = space_for(sampler, checked)
-        space, balance = checked.space, checked.space.balance
+        self._backbones = tuple(backbones)
+        """Labels of the study's networks, in the order of the run's tasks."""
         self._turns = Turns(checked, first, MAX_TRIALS if num_trials is None else first + num_trials)
         self._spaces: dict[Any, Space] = {}
         self.studies: dict[Any, optuna.Study] = {}
-        """Optuna's, by choice of the balanced hyperparameter; the key is None if the space balances none."""
-        names = {choice: name if balance is None else f"{name}-{choice}" for choice in self._turns.choices}
+        """Optuna's, by what takes turns; the key is None if nothing does."""
+        names = {choice: "-".join((name, *map(str, own.values()))) for choice, own in self._turns.values.items()}
         if storage is not None:
             remove_stale_studies(storage, names.values(), study_id)
-        for choice in self._turns.choices:
-            self._spaces[choice] = space if balance is None else space.with_fixed(**{balance: choice})
+        for choice, own in self._turns.values.items():
+            self._spaces[choice] = checked.space.with_fixed(**own) if own else checked.space
             self.studies[choice] = create_study(
                 storage,
                 names[choice],
@@ -201,7 +203,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             running.report(epoch, value)
         self._running[trial_id] = running
         self._on_proposal(number, proposal)
-        return TrialAssignment(number=number, gpus=gpus, hyperparameters=proposal.config.record()).to_config()
+        backbone = proposal.config.backbone
+        assignment = TrialAssignment(
+            number=number,
+            gpus=gpus,
+            task=self._backbones.index(backbone) if backbone in self._backbones else 0,
+            hyperparameters=proposal.config.record(),
+        )
+        return assignment.to_config()
 
     @property
     def waits(self) -> bool:

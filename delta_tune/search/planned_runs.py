@@ -21,6 +21,8 @@ class Run:
     config: TrialConfig
     repetition: int
     gpus: float
+    task: int = 0
+    """Index of the task that it runs on, among the tasks of all runs."""
 
 
 class PlannedRuns(Searcher):  # type: ignore[misc]
@@ -40,7 +42,7 @@ class PlannedRuns(Searcher):  # type: ignore[misc]
         self._running[trial_id] = run
         self._on_proposal(run)
         assignment = TrialAssignment(
-            number=run.number, gpus=run.gpus, task=run.repetition, hyperparameters=run.config.record()
+            number=run.number, gpus=run.gpus, task=run.task, hyperparameters=run.config.record()
         )
         return assignment.to_config()
 

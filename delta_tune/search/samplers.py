@@ -56,7 +56,7 @@ def space_for(kind: Sampler, checked: CheckedSpace) -> CheckedSpace:
     """The space as this sampler runs it: `grid` takes the points of START in their order, whatever it balances."""
     if kind != "grid":
         return checked
-    return dataclasses.replace(checked, space=dataclasses.replace(checked.space, balance=None))
+    return dataclasses.replace(checked, space=dataclasses.replace(checked.space, balance=None), inner={})
 
 
 def check_sampler(kind: Sampler, checked: CheckedSpace) -> str | None:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from delta_tune.spaces.validation import CheckedSpace
+from delta_tune.spaces.validation import BACKBONE, CheckedSpace
 
 
 class Turns:
     """The numbers for which nothing is proposed yet.
 
-    If the space balances a hyperparameter, its choices take turns. A number keeps its choice, whenever it is proposed.
+    If the space balances a hyperparameter, its choices take turns; so do networks, and within each of them what its
+    space balances. A number keeps its choice, whenever it is proposed.
 
     Args:
         checked: the space, with its starting points.
@@ -21,21 +22,22 @@ class Turns:
     """
 
     def __init__(self, checked: CheckedSpace, first: int, end: int) -> None:
-        balance = checked.space.balance
-        self.choices: tuple[Any, ...] = (None,) if balance is None else checked.choices
+        self.values = checked.turns
+        """Choice → the values that all its trials have."""
+        self.choices: tuple[Any, ...] = tuple(self.values)
         self._points = {
             choice: [
-                {k: v for k, v in point.items() if k != balance}
+                {name: value for name, value in point.items() if name not in own}
                 for point in checked.points
-                if balance is None or point.get(balance, choice) == choice
+                if all(point.get(name, value) == value for name, value in own.items())
             ]
-            for choice in self.choices
+            for choice, own in self.values.items()
         }
-        needs: dict[Any, list[bool]] = {choice: [] for choice in self.choices}
-        for proposal in checked.drawn:
-            choice = None if balance is None else proposal.params[balance]
-            needs[choice].append(proposal.config.method.uses_attention)
-        self._with_attention = {choice for choice, each in needs.items() if all(each)}
+        self._with_attention = {
+            choice
+            for choice, own in self.values.items()
+            if all(p.config.method.uses_attention for p in checked.drawn if own.items() <= p.params.items())
+        }
         self._first, self._next, self._end = first, first, end
         self.skipped: list[int] = []
         """Numbers whose turn was before."""
@@ -45,9 +47,15 @@ class Turns:
     def choice(self, number: int) -> Any:
         """The balanced choice of a trial; a new trial gets the choice with the fewest trials so far."""
         if number not in self._choice_of:
-            self._choice_of[number] = min(self.choices, key=lambda choice: self._had[choice])
+            self._choice_of[number] = min(self.choices, key=self._trials_had)
             self._had[self._choice_of[number]] += 1
         return self._choice_of[number]
+
+    def _trials_had(self, choice: Any) -> tuple[int, int]:
+        """Trials of the choice's network so far, if networks take turns, and of the choice."""
+        backbone = self.values[choice].get(BACKBONE)
+        of_backbone = sum(n for other, n in self._had.items() if self.values[other].get(BACKBONE) == backbone)
+        return of_backbone if backbone else 0, self._had[choice]
 
     def point(self, number: int) -> dict[str, Any] | None:
         """The next starting point with the number's choice, or None; each is given once."""

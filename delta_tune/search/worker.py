@@ -66,7 +66,7 @@ class WorkerSettings:
     maps: str | None
     """Name of the index of shared source feature maps; None if maps are not shared."""
     attention: str | None = None
-    """Name of the attention that is measured while the study runs; None if tasks have it from the start."""
+    """Name of each task's attention that is measured while the study runs; None if tasks have it from the start."""
     rungs: tuple[int, ...] = ()
     """Epochs after which a trial may be stopped."""
     cpus: float = 1.0
@@ -203,7 +203,7 @@ def _run(
             if other is not task:
                 other.forget_networks()
         if settings.attention is not None and task.measurements.missing_attention([config]):
-            task.measurements.keep_attention(get_shared(settings.attention))
+            task.measurements.keep_attention(get_shared(settings.attention)[assignment.task])
         set_decoding_threads(max(settings.threads, cpus_to_spare(settings.cpus, gpus)))
         with watch_epochs(note) as watch:
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from delta_tune.labels.answer import answer_of
 from delta_tune.serving.model import ServedModel
 
 
@@ -19,21 +20,15 @@ def prediction(name: str, row: np.ndarray, model: ServedModel, least: float, top
         least: the prediction is unsure if its probability is lower, in [0, 1].
         top: the number of most probable classes to tell, highest first; None is all, in training order.
     """
-    shares: list[float] = row.tolist()
-    probability = max(shares)
-    best = shares.index(probability)
-    order = sorted(range(len(shares)), key=lambda number: -shares[number])
-    told = range(len(shares)) if top is None else order[:top]
-    there = [best]
-    if model.thresholds is not None:
-        there = [number for number in order if shares[number] >= model.thresholds[number]]
+    answer = answer_of(row, model.thresholds, least)
+    told = range(len(row)) if top is None else np.argsort(-row, kind="stable")[:top].tolist()
     return {
         "image": name,
-        "label": model.classes[best],
-        "probability": probability,
-        "unsure": (probability if there else 1 - probability) < least,
-        "labels": [model.classes[number] for number in there],
-        "probabilities": {model.classes[number]: shares[number] for number in told},
+        "label": model.classes[answer.best],
+        "probability": answer.probability,
+        "unsure": answer.unsure,
+        "labels": [model.classes[number] for number in answer.there],
+        "probabilities": {model.classes[number]: float(row[number]) for number in told},
     }
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 from pydantic import BaseModel, Field
 
 from delta_tune.config import TaskName, UserError
-from delta_tune.data.fitting import Interpolation, Pixels, Resize
+from delta_tune.data.fitting import Interpolation, Pixels, Resize, unbordered
 from delta_tune.data.images import Preprocessing
 from delta_tune.filesystem.untrusted import Number, Share, Text, parse_json
 
@@ -83,20 +83,13 @@ class ServedModel:
         Raises:
             ArithmeticError: they are not finite, or not a row for each square.
         """
-        found: np.ndarray = self.session.run([OUTPUT], {INPUT: self._fitted(squares)})[0]
+        images = unbordered(squares, self.preprocessing.image_size, self.preprocessing.resize)
+        found: np.ndarray = self.session.run([OUTPUT], {INPUT: images})[0]
         if found.shape != (wanted := (len(squares), len(self.classes))):
             raise ArithmeticError(f"The model returns numbers of shape {found.shape}, not {wanted}.")
         if not np.isfinite(found).all():
             raise ArithmeticError("The model returns no finite numbers.")
         return found
-
-    def _fitted(self, squares: Pixels) -> Pixels:
-        """What the file does not resize again: a whole image without the border that a stored square has."""
-        if self.preprocessing.resize == "crop":
-            return squares
-        size = self.preprocessing.image_size
-        start = round((self.preprocessing.stored_size - size) / 2)
-        return squares[:, start : start + size, start : start + size]
 
 
 def open_model(file: Path, threads: int = 1) -> ServedModel:

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from delta_tune.config import BASELINE, METHODS
+from delta_tune.config import BASELINE, METHODS, TrialConfig
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.space import Space, SpaceTrial
 from delta_tune.spaces.validation import CheckedSpace, check_space, contains
@@ -79,23 +79,61 @@ Groups = Callable[[StudyTables], dict[int, str]]
 
 def comparison_groups(checked: CheckedSpace) -> Groups:
     """The groups that are compared in a study of this space."""
-    choices = checked.choices if checked.space.balance == ARM else None
+    arms = _arms(checked)
 
-    def groups(tables: StudyTables) -> dict[int, str]:
-        methods = {number: row["config.regularizer"] for number, row in tables.searched.items()}
-        methods = {number: proposed_method(tables.params(number), method) for number, method in methods.items()}
-        return methods if choices is None else {number: arm_of(method, choices) for number, method in methods.items()}
+    def group(tables: StudyTables, number: int) -> str:
+        method = proposed_method(tables.params(number), tables.trials[number]["config.regularizer"])
+        choices = arms.get(tables.backbone(number) or "", arms[""])
+        return method if choices is None else str(arm_of(method, choices))
 
-    return groups
+    return lambda tables: {number: group(tables, number) for number in tables.searched}
 
 
-def rung_groups(checked: CheckedSpace) -> Callable[[str], str]:
-    """Method → the group within which trials are stopped: one group, or one per separately budgeted method."""
-    if checked.space.balance == ARM:
-        choices = checked.choices
-        return lambda method: str(arm_of(method, choices))
-    by_method = checked.space.balance == "regularizer"
-    return lambda method: method if by_method else "all"
+def compared(checked: CheckedSpace) -> tuple[str, ...]:
+    """The groups that a confirmation compares, by name."""
+    found: dict[str, None] = {}
+    for space in checked.inner.values() or (checked,):
+        by_arm = space.space.balance == ARM
+        found |= dict.fromkeys(map(str, space.choices if by_arm else {c.regularizer for c in space.configs}))
+    return tuple(found)
+
+
+def rung_groups(checked: CheckedSpace) -> Callable[[TrialConfig], str]:
+    """Configuration → the group within which trials are stopped.
+
+    All trials are one group; methods with a budget of their own have one each, and so has each of several networks.
+    """
+    spaces = {"": checked, **checked.inner}
+    arms, by_method = _arms(checked), {n for n, each in spaces.items() if each.space.balance == "regularizer"}
+
+    def group(config: TrialConfig) -> str:
+        label = config.backbone if config.backbone is not None and config.backbone in checked.inner else ""
+        choices, found = arms[label], "all"
+        if choices is not None:
+            found = str(arm_of(config.regularizer, choices))
+        elif label in by_method:
+            found = config.regularizer
+        return found if config.backbone is None else f"{config.backbone}: {found}"
+
+    return group
+
+
+def turn_of(checked: CheckedSpace, tables: StudyTables, number: int) -> Any:
+    """The key of a trial's turn, among `CheckedSpace.turns`; an earlier session may have had others."""
+    label, row = tables.backbone(number), tables.trials[number]
+    if label is not None and label in checked.inner:
+        return label, turn_of(checked.inner[label], tables, number)
+    balance = checked.space.balance
+    method = proposed_method(tables.params(number), row["config.regularizer"])
+    if balance == ARM:
+        return arm_of(method, checked.choices)
+    return method if balance == "regularizer" else row.get(f"config.{balance}", row.get(f"param.{balance}"))
+
+
+def _arms(checked: CheckedSpace) -> dict[str, tuple[Any, ...] | None]:
+    """Label of each network that takes turns, and "" for all others → the choices of its arms; None if it has none."""
+    spaces = {"": checked, **checked.inner}
+    return {label: each.choices if each.space.balance == ARM else None for label, each in spaces.items()}
 
 
 def proposed_method(params: Mapping[str, Any], regularizer: str) -> str:

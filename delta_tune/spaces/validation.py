@@ -14,6 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from delta_tune.config import TrialConfig, UserError, did_you_mean
 from delta_tune.spaces.space import Answer, Proposal, Space
 
+BACKBONE = "backbone"
+"""The hyperparameter that names the network."""
 NUM_RANDOM_DRAWS = 200
 MAX_BRANCHES = 1000
 
@@ -28,6 +30,8 @@ class CheckedSpace:
     """Coordinates of START, or of the library default where that leaves nothing."""
     notes: tuple[str, ...]
     """Messages for the plan: which points are left out, and why."""
+    inner: Mapping[str, CheckedSpace] = dataclasses.field(default_factory=dict)
+    """Label → the space of that network, if the networks of a study take turns; else empty."""
 
     @property
     def configs(self) -> list[TrialConfig]:
@@ -48,6 +52,34 @@ class CheckedSpace:
         if self.points and ("batch_size" in self.points[0] or "batch_size" not in first.distributions):
             return first.config.batch_size
         return statistics.median_low(config.batch_size for config in self.configs)
+
+    def of(self, backbone: str | None) -> CheckedSpace:
+        """The space in which trials of this network are searched."""
+        return self.inner.get(backbone or "", self)
+
+    def only(self, backbone: str | None, *, default: bool) -> CheckedSpace:
+        """This space, drawn from for one network only.
+
+        Args:
+            backbone: the network's label.
+            default: whether trials that name no network have it.
+        """
+        names = (backbone, None) if default else (backbone,)
+        kept = tuple(proposal for proposal in self.drawn if proposal.config.backbone in names)
+        return dataclasses.replace(self.of(backbone), drawn=kept)
+
+    @property
+    def turns(self) -> dict[Any, dict[str, Any]]:
+        """What takes turns, each with as many trials: a key → the values that all its trials have."""
+        if self.inner:
+            return {
+                (label, key): {BACKBONE: label, **values}
+                for label, space in self.inner.items()
+                for key, values in space.turns.items()
+            }
+        if self.space.balance is None:
+            return {None: {}}
+        return {choice: {self.space.balance: choice} for choice in self.choices}
 
     @property
     def choices(self) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.study_folder import read_study
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import ARM, arm_of
-from delta_tune.spaces.validation import CheckedSpace, point_at
+from delta_tune.spaces.validation import BACKBONE, CheckedSpace, point_at
 
 BEST_OF_EACH_METHOD = 3
 
@@ -21,7 +21,7 @@ Values = dict[str, Any]
 
 
 def best_configurations(study: str, out: Path) -> list[Values]:
-    """The best completed trials of an earlier study, best first, at most `BEST_OF_EACH_METHOD` per method.
+    """The best completed trials of an earlier study, best first, at most `BEST_OF_EACH_METHOD` per method and network.
 
     Args:
         study: its folder or its name.
@@ -33,16 +33,29 @@ def best_configurations(study: str, out: Path) -> list[Values]:
     folder = Path(study) if (Path(study) / STUDY_FILE).exists() else out / study
     _, tables = read_study(folder)
     chosen: list[int] = []
+
+    def kind(number: int) -> tuple[str, str | None]:
+        return tables.trials[number]["config.regularizer"], tables.backbone(number)
+
     for number in (n for n in tables.ranked() if n in tables.searched):
-        method = tables.trials[number]["config.regularizer"]
-        had = sum(tables.trials[n]["config.regularizer"] == method for n in chosen)
-        if had < BEST_OF_EACH_METHOD:
+        if sum(kind(n) == kind(number) for n in chosen) < BEST_OF_EACH_METHOD:
             chosen.append(number)
     if not chosen:
         raise UserError(
             f"--start-from {folder} has no completed trial; give a study that has one, or leave the flag out."
         )
     return [_values(tables, number) for number in chosen]
+
+
+def of_backbone(found: Sequence[Values], label: str, labels: Collection[str]) -> list[Values]:
+    """Configurations to try with one of a study's networks: all but those that another one of them had.
+
+    Args:
+        found: of an earlier study, which may have had other networks, or one.
+        label: of the network.
+        labels: of all networks of the study.
+    """
+    return [values for values in found if values.get(BACKBONE, label) == label or values[BACKBONE] not in labels]
 
 
 def add_starting_points(checked: CheckedSpace, found: Sequence[Values]) -> CheckedSpace:

@@ -36,9 +36,11 @@ def fit_to_all_images(study: Study, number: int, workplace: Workplace) -> None:
     """
     if not final_takes_val(study.config) or study.tables.is_partial(number):
         return
-    task, measured = study.task.on(merge_val_into_train(study.task.dataset)), study.task.measurements.features
+    backbone = study.tables.backbone(number)
+    config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed, backbone=backbone)
+    searched = study.task_of(config)
+    task, measured = searched.on(merge_val_into_train(searched.dataset)), searched.measurements.features
     task.measurements.features = {"train": np.concatenate([measured["train"], measured["val"]]), "val": measured["val"]}
-    config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
     task.measurements.measure_source([config], study.progress.say, workplace)
     with torch_threads(1):
         result = run_trial(task, config)

@@ -13,7 +13,13 @@ from typing import Final, Self
 
 import pyarrow.parquet as pq
 
-from delta_tune.attention.layer_attention import LayerAttention, attention_table, noise_warning, read_layers
+from delta_tune.attention.layer_attention import (
+    LayerAttention,
+    attention_table,
+    read_attention,
+    read_layers,
+    verdict,
+)
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES
 from delta_tune.cluster.measuring_workers import WorkerPool
 from delta_tune.cluster.shared_objects import put_shared
@@ -32,23 +38,24 @@ HELD, HELD_PER_SLOT = 4, 2
 """So many proposals may wait at least, and so many for each slot."""
 
 Found = dict[AttentionEstimator, dict[str, LayerAttention]]
+FoundOf = dict[str, Found]
+"""By the network's label."""
 
 
 def most_probe_images(study: Study) -> int:
     """With how many images each layer of a new split may be measured: with a time budget, as many as in the search."""
     if study.budget.total is None:
         return MAX_PROBE_IMAGES
-    measured = read_layers(study.folder / ATTENTION_FILE).values()
-    return max((layer.images for layers in measured for layer in layers.values()), default=MAX_PROBE_IMAGES)
+    return max((row["images"] for row in read_attention(study.folder / ATTENTION_FILE)), default=MAX_PROBE_IMAGES)
 
 
-def attention_of_earlier_sessions(study: Study) -> Found:
-    """Attention that earlier sessions ended with: trials of one study are to have the same."""
-    channels = study.task.backbone.channels
+def attention_of_earlier_sessions(study: Study, label: str) -> Found:
+    """Attention of a network that earlier sessions ended with: trials of one study are to have the same."""
+    channels = study.tasks[label].backbone.channels
     try:
-        found = read_layers(study.folder / ATTENTION_FILE)
+        found = read_layers(study.folder / ATTENTION_FILE, label if study.several else None)
     except UserError as error:
-        study.progress.say(f"Attention: {error} It is measured again.")
+        study.telling(label)(f"Attention: {error} It is measured again.")
         return {}
     return {
         estimator: {name: each for name, each in layers.items() if channels.get(name) == len(each.losses)}
@@ -70,10 +77,11 @@ class AttentionPhase:
 
     def __init__(self, study: Study, session: Session) -> None:
         self._study, self._measuring, self._all_slots = study, session.measuring, session.resources.slots
-        self._measurements, self._say = study.task.measurements, study.progress.say
+        self._measurements = {label: task.measurements for label, task in study.tasks.items()}
+        self._say = study.progress.say
         self._open = ExitStack()
         self._pool: WorkerPool | None = None
-        self._thread: Future[Found] | None = None
+        self._thread: Future[FoundOf] | None = None
         self._is_over = False
         self.shelf = f"attention-{uuid.uuid4().hex}"
         self.use: list[tuple[float, int]] = []
@@ -96,15 +104,19 @@ class AttentionPhase:
         Raises:
             Exception: as `finish`, if every trial needs attention.
         """
-        study, measurements = self._study, self._measurements
+        study = self._study
         study.searcher.attention = self
-        measurements.keep_attention(attention_of_earlier_sessions(study))
-        measurements.find_attention(study.configs, self._say)
-        if not measurements.missing_attention(study.configs) or self._seconds_left <= 0 or study.sampled:
+        for label, measurements in self._measurements.items():
+            measurements.keep_attention(attention_of_earlier_sessions(study, label))
+            measurements.find_attention(study.configs_of(label), study.telling(label))
+        missing = self._missing()
+        if not missing or self._seconds_left <= 0 or study.sampled:
             self._conclude()
             return
         with self._measuring.workplace() as workplace:  # here, for trials are given what is in `measurements`
-            measurements.measure_source([TrialConfig(regularizer=FIRST_MODEL)], self._say, workplace)
+            for label in missing:
+                first = [TrialConfig(regularizer=FIRST_MODEL)]
+                self._measurements[label].measure_source(first, study.telling(label), workplace)
         if all(config.method.uses_attention for config in study.configs):
             self.finish()
         elif self._all_slots > 1:
@@ -132,7 +144,7 @@ class AttentionPhase:
         """The configuration that a trial runs with: that of its row, or one without attention that is missing."""
         if number in self._study.tables.trials:
             return self._study.tables.config(number)
-        if self._is_over and self._measurements.missing_attention([config]):
+        if self._is_over and self._study.task_of(config).measurements.missing_attention([config]):
             return dataclasses.replace(config, regularizer=WITHOUT_ATTENTION)
         return config
 
@@ -174,17 +186,42 @@ class AttentionPhase:
         self._pool = self._measuring.beside_trials(slots, time.monotonic() + self._seconds_left)
         self._use(slots)
         executor = self._open.enter_context(ThreadPoolExecutor(1))
-        measure = self._measurements.measure_attention
-        self._thread = executor.submit(measure, self._study.configs, self._say, self._pool)
+        self._thread = executor.submit(self._measure, self._pool)
+
+    def _measure(self, pool: WorkerPool) -> FoundOf:
+        """Measure one network after the other, each in an equal part of the time that is left."""
+        study, end, missing = self._study, pool.until, list(self._missing())
+        found: FoundOf = {}
+        for place, label in enumerate(missing):
+            if place < len(missing) - 1:
+                pool.until = time.monotonic() + (end - time.monotonic()) / (len(missing) - place)
+            else:
+                pool.until = end
+            measure = self._measurements[label].measure_attention
+            found[label] = measure(study.configs_of(label), study.telling(label), pool)
+        return found
+
+    def _missing(self) -> dict[str, tuple[str, ...]]:
+        """Label of each network → the layers whose attention its trials need and that is not there."""
+        found = {
+            label: measurements.missing_attention(self._study.configs_of(label))
+            for label, measurements in self._measurements.items()
+        }
+        return {
+            label: tuple(dict.fromkeys(layer for each in layers.values() for layer in each))
+            for label, layers in found.items()
+            if layers
+        }
 
     def _use(self, slots: int) -> None:
         self.use.append((time.time(), slots))
 
-    def _take(self, found: Found) -> None:
+    def _take(self, found: FoundOf) -> None:
         """Keep what was found, and give it to workers that have their tasks already."""
-        self._measurements.keep_attention(found)
+        for label, of_label in found.items():
+            self._measurements[label].keep_attention(of_label)
         self._end()
-        self._open.enter_context(put_shared(self._measurements.attention, self.shelf))
+        self._open.enter_context(put_shared([each.attention for each in self._measurements.values()], self.shelf))
         self._conclude()
 
     def _end(self) -> None:
@@ -202,24 +239,33 @@ class AttentionPhase:
     def _conclude(self) -> None:
         """Write what was found; say what is missing."""
         self._is_over = True
-        study, attention = self._study, self._measurements.attention
-        warnings = [
-            noise_warning({name: layer.reliability for name, layer in layers.items()}) for layers in attention.values()
-        ]
-        missing = self._measurements.missing_attention(study.configs)
-        if missing:
-            layers = ", ".join(dict.fromkeys(layer for each in missing.values() for layer in each))
+        study = self._study
+        warnings = []
+        for label, each in self._measurements.items():
+            for layers in each.attention.values():
+                warning = verdict(layers)
+                warnings.append(f"{label}: {warning}" if warning and study.several else warning)
+        if missing := self._missing():
+            lacking = "; ".join(
+                f"{', '.join(names)}{f' of {label}' if study.several else ''}" for label, names in missing.items()
+            )
             assert study.budget.total is not None, "nothing else ends it"
             share = format_duration(ATTENTION_SHARE * study.budget.total)
-            why = f"Attention had {share} of the time budget, too short for {layers}"
+            why = f"Attention had {share} of the time budget, too short for {lacking}"
             if study.sampled:
                 why = "Attention needs a pass over all images, for which the time budget is too short"
             sentence = f"{why}: {WITHOUT_ATTENTION} runs in place of delta."
             self._say(sentence)
             warnings.append(sentence)
         study.record.set_attention(0.0, " ".join(warning for warning in warnings if warning))
-        if rows := [row for layers in attention.values() for row in layers.items()]:
+        rows: list[tuple[str, LayerAttention]] = []
+        labels: list[str] = []
+        for label, each in self._measurements.items():
+            for layers in each.attention.values():
+                rows += layers.items()
+                labels += [label] * len(layers)
+        if rows:
             (study.folder / ATTENTION_FILE).parent.mkdir(exist_ok=True)
             with atomic_write(study.folder / ATTENTION_FILE) as partial:
-                pq.write_table(attention_table(rows), partial)
+                pq.write_table(attention_table(rows, labels if study.several else ()), partial)
         study.save_record()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -83,16 +83,17 @@ def study_folder(config: StudyConfig, name: str) -> Path:
     return folder
 
 
-def new_name(task: Task) -> str:
-    """A name of the form data-model-date-time."""
-    return (
-        f"{folder_name(task.dataset.name)}-{task.backbone.model.removeprefix('timm:')}-{datetime.now():%Y%m%d-%H%M%S}"
-    )
+def new_name(tasks: Sequence[Task]) -> str:
+    """A name of the form data-model-date-time, with each model."""
+    models = "-".join(dict.fromkeys(task.backbone.model.removeprefix("timm:") for task in tasks))
+    return f"{folder_name(tasks[0].dataset.name)}-{models}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def claim_new_name(config: StudyConfig, task: Task, remote: RemoteStudies | None, claim: Callable[[str], None]) -> str:
+def claim_new_name(
+    config: StudyConfig, tasks: Sequence[Task], remote: RemoteStudies | None, claim: Callable[[str], None]
+) -> str:
     """A name that no other study has, claimed for this one."""
-    base = new_name(task)
+    base = new_name(tasks)
     for name in itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2))):
         if (config.out / name).exists() or (remote is not None and remote.has(name)):
             continue

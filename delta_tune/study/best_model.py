@@ -63,7 +63,7 @@ def save_searched(study: Study) -> int | None:
     if study.mirror is not None and study.tables.trials[found.trial]["state"] == "completed":
         study.mirror.fetch_folder(found.weights.parent)
     try:
-        save_winner(study.task, study.tables, found, best)
+        save_winner(study.task_of_trial(found.trial), study.tables, found, best)
     except FileNotFoundError:
         if found.lasting:
             raise
@@ -79,7 +79,7 @@ def _score(study: Study) -> tuple[float, float]:
     """
     if study.tables.is_sampled(study.record.winner):
         return math.inf, math.inf
-    train, num_val = len(study.task.dataset.train), len(study.task.dataset.val)
+    train, num_val = len(study.dataset.train), len(study.dataset.val)
     try:
         config = read_config(study.folder / BEST)
         metrics, growth = config["metrics"], config.get("fitted_to", train) / train

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from statistics import fmean
 
 from delta_tune.cluster.gpu_sharing import heaviest_config
 from delta_tune.config import TrialConfig
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.search.session import Session
-from delta_tune.spaces.l2_baseline import ARM
+from delta_tune.spaces.l2_baseline import compared
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.attention_phase import ATTENTION_SHARE
 from delta_tune.study.confirmation_splits import split_growth
+from delta_tune.study.networks import space_of
 from delta_tune.study.plan import budget_lines, share_with_rungs, waits_for_speed
 from delta_tune.study.schedule import SHORTEST, Means, Schedule, Wishes, choose_schedule, search_seconds
 from delta_tune.study.setup import make_search, steps_of_epoch, written_settings
@@ -64,7 +67,7 @@ def choose_by_budget(study: Study, session: Session, *, prepared: bool = True) -
     keep_time_for_ends(study, session, speed)
     means = means_of(study, session, speed)
     if not prepared:
-        passes = speed.scoring * (len(study.task.dataset.train) + len(study.task.dataset.val))
+        passes = speed.scoring * (len(study.dataset.train) + len(study.dataset.val)) * len(study.tasks)
         means = dataclasses.replace(means, seconds=means.seconds - passes)
     asked, epochs_given = study.config, "max_epochs" not in study.left_open
     wishes = Wishes(
@@ -89,10 +92,22 @@ def keep_time_for_ends(study: Study, session: Session, speed: Speed) -> None:
 
 
 def time_steps(study: Study, session: Session) -> Speed:
-    """The speed of the configuration to plan with, where trials run."""
-    config = config_to_time(study.checked)
+    """The speed of the configuration to plan with, where trials run; of several networks, what they have on average."""
+    found = []
     with session.measuring.workplace() as workplace:
-        return workplace.run(measure_speed, few(study.task, config), config, session.resources.threads)
+        for label, task in study.tasks.items():
+            config = config_to_time(space_of(study.tasks, label, study.checked))
+            found.append(workplace.run(measure_speed, few(task, config), config, session.resources.threads))
+    return found[0] if len(found) == 1 else mean_speed(found)
+
+
+def mean_speed(speeds: Sequence[Speed]) -> Speed:
+    """The speed of a study of which each of these has as many trials; any of them may be scored at its end."""
+    return Speed(
+        training=fmean(speed.training for speed in speeds),
+        scoring=max(speed.scoring for speed in speeds),
+        waiting=max(speed.waiting for speed in speeds),
+    )
 
 
 def config_to_time(checked: CheckedSpace) -> TrialConfig:
@@ -111,7 +126,7 @@ def images_at_end(study: Study) -> int:
 
     The mean of final runs is checked beside them on some of train and val.
     """
-    data, members = study.task.dataset, study.config.members
+    data, members = study.dataset, study.config.members
     groups = [len(range(first, study.config.final_runs, members)) for first in range(members)]
     passes = sum(runs + 1 for runs in groups if runs > 1) * study.trains_final
     return members * len(data.test or data.val) + passes * min(MOST_CHECKED, len(data.train) + len(data.val))
@@ -119,24 +134,23 @@ def images_at_end(study: Study) -> int:
 
 def means_of(study: Study, session: Session, speed: Speed) -> Means:
     """What the study has left to spend, at this speed."""
-    budget, config, data, slots = study.budget, study.config, study.task.dataset, session.resources.slots
+    budget, config, data, slots = study.budget, study.config, study.dataset, session.resources.slots
     assert budget.total is not None, "asked only then"
     beside = SIDE_BY_SIDE if slots > 1 else 1.0
     epoch_seconds = beside * (speed.training * len(data.train) + speed.scoring * len(data.val))
     attention = any(each.method.uses_attention for each in study.configs)
     confirming = measuring = 0.0
     if config.confirm:
-        arms = study.checked.choices if study.checked.space.balance == ARM else {c.regularizer for c in study.configs}
         confirming = plan_post_search(
             math.inf,
             repetitions=LEAST_REPETITIONS,
-            epoch_seconds=dict.fromkeys(map(str, arms), epoch_seconds),
+            epoch_seconds=dict.fromkeys(compared(study.checked), epoch_seconds),
             max_epochs=1,
             slots=slots,
-            growth=final_training_growth(config, study.task, slots),
+            growth=final_training_growth(config, data, slots),
             split_growth=split_growth(config, data),
         ).total
-        reads = images_to_measure(study.configs, study.task) / session.measuring.slots
+        reads = images_to_measure(study.configs, data) / session.measuring.slots
         measuring = (LEAST_REPETITIONS + 1) * reads * speed.scoring
     elif study.trains_final:
         confirming = plan_final_runs(
@@ -145,13 +159,13 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
             epoch_seconds=epoch_seconds,
             max_epochs=1,
             slots=slots,
-            growth=fold_growth(study.task),
+            growth=fold_growth(data),
         ).total
-        measuring = math.ceil(LEAST_RUNS / slots) * images_to_measure(study.configs, study.task) * speed.scoring
+        measuring = math.ceil(LEAST_RUNS / slots) * images_to_measure(study.configs, data) * speed.scoring
     return Means(
         seconds=budget.left - study.start_seconds - attention * ATTENTION_SHARE * budget.total,
         epoch_seconds=epoch_seconds,
-        steps=steps_of_epoch(study.task, study.checked),
+        steps=steps_of_epoch(data, study.checked),
         slots=slots,
         confirming=confirming,
         for_confirming=LARGEST_SHARE * budget.total,
@@ -196,6 +210,6 @@ def use_schedule(study: Study, schedule: Schedule) -> None:
     }
     study.config = config
     study.left_open = frozenset(study.left_open) & {"num_trials"}
-    study.checked = plan_trials(config, study.record, study.left_open).checked
+    study.checked = plan_trials(config, study.record, study.left_open, study.spaces).checked
     make_search(study)
     study.record.settle(written_settings(study), asked)

@@ -35,9 +35,10 @@ def confirm_and_retrain(study: Study, session: Session) -> bool:
             say(budget.too_short_to_confirm(repetitions, config.confirm))
         if not repetitions:
             return False
-    study.task.probe_images = most_probe_images(study)
+    for task in study.tasks.values():
+        task.probe_images = most_probe_images(study)
     confirmation, whole = confirm(
-        study.task,
+        study.tasks,
         study.tables,
         study.groups,
         repetitions,
@@ -68,7 +69,8 @@ def retrain_best(study: Study, session: Session, confirmation: Confirmation, sec
         confirmation: names the best method.
         seconds: estimated training time; nothing is trained if the time budget has less left.
     """
-    task = task_with_all_images(study.task) if final_takes_val(study.config) else study.task
+    searched = study.task_of_trial(confirmation.trials[confirmation.best])
+    task = task_with_all_images(searched) if final_takes_val(study.config) else searched
     model = describe_model(task, confirmation)
     if study.record.model == model and (study.folder / BEST).exists():
         return

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from delta_tune.cluster.measuring import Job, Measuring
-from delta_tune.config import METRICS, Metric
+from delta_tune.config import METRICS, Metric, TrialConfig
 from delta_tune.results.columns import FINISHED
 from delta_tune.results.layout import CONFIRM, EPOCHS_FILE
 from delta_tune.results.statistics import method_comparison, resampled_interval
@@ -114,7 +114,7 @@ def plan_runs(
 
 
 def confirm(
-    task: Task,
+    searched: Mapping[str, Task],
     tables: StudyTables,
     groups: Groups,
     repetitions: int,
@@ -130,7 +130,7 @@ def confirm(
     """Run what is not finished; return the result (None if there is nothing to compare) and whether it is complete.
 
     Args:
-        task: the search's task; new splits or folds are made of its train and val.
+        searched: label → the search's task with each network; new splits or folds are made of its train and val.
         tables: the search's tables.
         groups: what is compared.
         repetitions: seeds and splits, ≥ 2.
@@ -145,6 +145,10 @@ def confirm(
     say = session.progress.say
     metric: Metric = tables.metric if METRICS[tables.metric] == "max" else "val_accuracy"
     chosen, remark = contenders(tables, groups)
+    if (networks := {method: tables.backbone(trial) for method, trial in chosen.items()}) and any(networks.values()):
+        told = ", ".join(f"{method} on {label}" for method, label in networks.items())
+        with_networks = f"Each method is compared with the network of its best trial: {told}."
+        remark = with_networks if remark is None else f"{remark} {with_networks}"
     own = folder / CONFIRM
     own.mkdir(exist_ok=True)
     found = StudyTables.read(own, metric) if (own / EPOCHS_FILE).exists() else StudyTables(own, metric)
@@ -159,8 +163,17 @@ def confirm(
             f"Confirming {', '.join(chosen)} on {described_splits(repetitions, splits)}: "
             f"{len(open_runs)} of {len(runs)} runs."
         )
-        data = confirmation_data(task.dataset, splits, planned, seed, count=repetitions)
-        tasks = [task.on(each) for each in data]
+        used = dict.fromkeys(searched_with(searched, run.config) for run in open_runs)
+        on_splits = {
+            label: confirmation_data(searched[label].dataset, splits, planned, seed, count=repetitions)
+            for label in used
+        }
+        tasks = [searched[label].on(data) for label in used for data in on_splits[label]]
+        first = {label: place * repetitions for place, label in enumerate(used)}
+        open_runs = [
+            dataclasses.replace(run, task=first[searched_with(searched, run.config)] + run.repetition)
+            for run in open_runs
+        ]
         measure_splits(tasks, open_runs, session.measuring)
         scheduler = AshaScheduler(metric=metric, max_epochs=max_epochs, grace_period=max_epochs, reduction_factor=2)
         recorder = Recorder(found, scheduler, session.progress, len(runs), session.mirror)
@@ -184,19 +197,24 @@ def confirm(
         )
         if recorder.stop_the_rest(time_is_over=left is not None and left() <= 0):
             return None, False
-    train, val = split_sizes(task.dataset, splits, planned)
+    train, val = split_sizes(next(iter(searched.values())).dataset, splits, planned)
     return compare_methods(found, runs, chosen, remark, train, val), True
+
+
+def searched_with(searched: Mapping[str, Task], config: TrialConfig) -> str:
+    """The label of a configuration's network."""
+    return next(iter(searched)) if config.backbone is None else config.backbone
 
 
 def measure_splits(tasks: Sequence[Task], runs: Sequence[Run], measuring: Measuring) -> None:
     """Measure on each split what its runs need: labels of a new val must not influence the attention."""
 
-    def job(repetition: int) -> Job:
-        configs = [run.config for run in runs if run.repetition == repetition]
-        measurements = tasks[repetition].measurements
+    def job(task: int) -> Job:
+        configs = [run.config for run in runs if run.task == task]
+        measurements = tasks[task].measurements
         return lambda workplace, say: measurements.measure(configs, say=say, workplace=workplace)
 
-    jobs = [job(repetition) for repetition in sorted({run.repetition for run in runs})]
+    jobs = [job(task) for task in sorted({run.task for run in runs})]
     measuring.side_by_side(jobs, f"Measuring {len(jobs)} splits")
 
 

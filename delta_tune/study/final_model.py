@@ -71,16 +71,17 @@ def make_final_model(
     runs, record, best = list(predicted), study.record, study.folder / BEST
     trial, checkpoints = runs[0].trial, study.folder / CHECKPOINTS
     held_out, shift = join(list(predicted.values())), None
+    searched = study.task_of_trial(trial)
     files = []
     for run in runs:
         if session.mirror is not None:
             session.mirror.fetch_folder(checkpoints / run_folder(run))
         files.append(last_weights(checkpoints / run_folder(run)))
     with session.measuring.workplace() as workplace:
-        weights, averaged = checked_means(study, files, workplace, checkpoints / FINAL)
-    if (found := find_shift(study, held_out, weights[0])) is not None:
+        weights, averaged = checked_means(study, searched, files, workplace, checkpoints / FINAL)
+    if (found := find_shift(study, searched, held_out, weights[0])) is not None:
         shift, offsets = found
-        weights = shift_networks(study.task.backbone, weights, offsets, checkpoints / FINAL)
+        weights = shift_networks(searched.backbone, weights, offsets, checkpoints / FINAL)
         held_out = dataclasses.replace(held_out, logits=held_out.logits + offsets.numpy())
     known = describe(held_out)  # and so the temperature is that of the shifted logits
     metrics = held_out.kind.metrics(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
@@ -95,17 +96,17 @@ def make_final_model(
         **({} if shift is None else {"logit_shift": shift.strength}),
     }
     split = pool_splits([fold.dataset.val for fold in folds])
-    task = study.task.on(dataclasses.replace(study.task.dataset, val=split))
+    task = searched.on(dataclasses.replace(searched.dataset, val=split))
     calibrated = torch.from_numpy(held_out.logits) / known["temperature"]
     suspects = held_out.kind.suspects(calibrated.numpy(), held_out.labels)
     thresholds = known.get("thresholds")
     write_held_out(task, calibrated, suspects, study.folder / HELD_OUT_FILE, thresholds)
     save_model(task.backbone, task.dataset.classes, weights, origin, best, held_out.kind)
-    images = f"{len(folds[0].dataset.train)} of {len(study.task.dataset.train) + len(study.task.dataset.val)} images"
+    images = f"{len(folds[0].dataset.train)} of {len(study.dataset.train) + len(study.dataset.val)} images"
     record.set_model(trial, f"trial {trial} retrained {in_words(len(runs), images, len(weights), averaged=averaged)}")
     asked = [study.config.final_runs, study.config.members]
     about = {"runs": len(runs), "asked": asked, "suspects": len(suspects), "trials": study.ended}
-    if study.config.metric in CLASS_METRICS and not study.task.dataset.is_multilabel:
+    if study.config.metric in CLASS_METRICS and not study.dataset.is_multilabel:
         about |= {"score": metrics[study.config.metric.removeprefix("val_")]}
     record.set_held_out(known | about | ({} if shift is None else {"shift": dataclasses.asdict(shift)}))
     study.save_record()
@@ -144,7 +145,9 @@ def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     return first | {name: (value / len(files)).to(first[name].dtype) for name, value in total.items()}
 
 
-def checked_means(study: Study, files: Sequence[Path], workplace: Workplace, folder: Path) -> tuple[list[Path], bool]:
+def checked_means(
+    study: Study, task: Task, files: Sequence[Path], workplace: Workplace, folder: Path
+) -> tuple[list[Path], bool]:
     """Files of the members of the model, each the mean of a group of networks, and whether they are means.
 
     Networks that lie in different basins of the loss have a mean that classifies worse than they do. So on images of
@@ -153,11 +156,12 @@ def checked_means(study: Study, files: Sequence[Path], workplace: Workplace, fol
 
     Args:
         study: says how many members.
+        task: of the search, of the networks.
         files: the networks' weights.
         workplace: scores the networks.
         folder: where the means are written.
     """
-    members, images = study.config.members, checked_images(study)
+    members, images = study.config.members, checked_images(task, study.config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index in range(min(members, len(files))):
@@ -168,8 +172,8 @@ def checked_means(study: Study, files: Sequence[Path], workplace: Workplace, fol
         written.append(file)
         if len(group) == 1:
             continue
-        ours = loss_of(study.task, state, images, workplace)
-        theirs = [loss_of(study.task, safetensors.torch.load_file(each), images, workplace) for each in group]
+        ours = loss_of(task, state, images, workplace)
+        theirs = [loss_of(task, safetensors.torch.load_file(each), images, workplace) for each in group]
         if not ours <= np.mean(theirs) + SLACK:
             study.progress.say(
                 f"The mean of {len(group)} networks has a loss of {ours:.3g} where they have {np.mean(theirs):.3g}, so "
@@ -186,10 +190,10 @@ def in_words(runs: int, images: str, members: int, *, averaged: bool) -> str:
     return f"{times}{means}{f', {members} networks' if members > 1 else ''}"
 
 
-def checked_images(study: Study) -> Split:
+def checked_images(task: Task, seed: int) -> Split:
     """Some images of train and validation."""
-    pool = pool_train_val(study.task.dataset)
-    order = np.random.default_rng(study.config.seed).permutation(len(pool.labels))
+    pool = pool_train_val(task.dataset)
+    order = np.random.default_rng(seed).permutation(len(pool.labels))
     return pool.split(np.sort(order[:MOST_CHECKED]))
 
 

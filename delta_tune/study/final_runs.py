@@ -55,7 +55,7 @@ def train_final_model(study: Study, session: Session, chosen: int | None = None)
     say = study.progress.say
     if study.has_final_model and chosen in (None, study.record.winner):
         return
-    racers = [chosen] if chosen is not None else finalists(study.tables, len(study.task.dataset.val))
+    racers = [chosen] if chosen is not None else finalists(study.tables, len(study.dataset.val))
     if not racers:
         return
     count, racers = runs_that_fit(study, session, racers)
@@ -63,14 +63,15 @@ def train_final_model(study: Study, session: Session, chosen: int | None = None)
         say("The time budget has no room left for the final runs: best/ stays as it is.")
         return
     configs = {trial: study.tables.config(trial) for trial in racers}
-    folds = fold_tasks(study, session, list(configs.values()))[:count]
-    if len(folds) < LEAST_RUNS:
+    folds = {label: each[:count] for label, each in fold_tasks(study, session, configs).items()}
+    several = next(iter(folds.values()))
+    if len(several) < LEAST_RUNS:
         say("Too few images or groups share a label to be held out in turn: no final runs, best/ stays as it is.")
         return
     rivals = " and ".join(named(study, each) for each in racers[1:])
-    race = Race(racers, len(folds))
+    race = Race(racers, len(several))
     say(
-        f"Final runs: {named(study, racers[0])} {len(folds)} times on {len(folds[0].dataset.train)} images"
+        f"Final runs: {named(study, racers[0])} {len(several)} times on {len(several[0].dataset.train)} images"
         f"{f', and {rivals} {ROUNDS} times to compare' if rivals else ''}."
     )
     ended = run_race(study, session, race, folds, configs)
@@ -79,12 +80,13 @@ def train_final_model(study: Study, session: Session, chosen: int | None = None)
         say(f"Only {format_count(len(runs), 'final run')} ended: best/ stays as it is.")
         return
     study.record.set_race(race_sentences(race, lambda trial: named(study, trial), study.config.metric))
-    make_final_model(study, session, [folds[run.fold] for run in runs], {run: ended[run] for run in runs}, race.begun)
+    leaders = folds[study.label_of_trial(race.leader)]
+    make_final_model(study, session, [leaders[run.fold] for run in runs], {run: ended[run] for run in runs}, race.begun)
 
 
 def named(study: Study, trial: int) -> str:
     """A trial in words."""
-    return f"{study.tables.trials[trial]['config.regularizer']} (trial {trial})"
+    return f"{study.tables.method(trial)} (trial {trial})"
 
 
 def runs_that_fit(study: Study, session: Session, racers: Sequence[int]) -> tuple[int, list[int]]:
@@ -100,7 +102,7 @@ def runs_that_fit(study: Study, session: Session, racers: Sequence[int]) -> tupl
     count = next((count for count in range(wanted, LEAST_RUNS - 1, -1) if fits(count, racers[:1])), 0)
     # In epochs: seconds would decide otherwise each time
     searched = sum(row["epochs"] for row in study.tables.searched.values())
-    epochs = {trial: study.tables.config(trial).last_epoch * fold_growth(study.task) for trial in racers}
+    epochs = {trial: study.tables.config(trial).last_epoch * fold_growth(study.dataset) for trial in racers}
     for many in range(len(racers), 1, -1):
         besides = ROUNDS * sum(epochs[trial] for trial in racers[1:many])
         if fits(wanted, racers[:many]) and besides <= RACE_SHARE * (searched + wanted * epochs[racers[0]] + besides):
@@ -112,34 +114,52 @@ def run_seconds(study: Study, trial: int) -> float:
     """Expected seconds of a final run of a trial's configuration, with what it measures of its images before."""
     row, config = study.tables.trials[trial], study.tables.config(trial)
     epoch = (row["train_seconds"] + row["eval_seconds"]) / max(1, row["epochs"])
-    return float(epoch * config.last_epoch * fold_growth(study.task)) + study.measuring_seconds([config])
+    return float(epoch * config.last_epoch * fold_growth(study.dataset)) + study.measuring_seconds([config])
 
 
-def fold_tasks(study: Study, session: Session, configs: Sequence[TrialConfig]) -> list[Task]:
-    """The task with each fold held out. Attention is that of the search; the rest is measured where a run needs it."""
-    measurements, say = study.task.measurements, study.progress.say
+def fold_tasks(study: Study, session: Session, configs: Mapping[int, TrialConfig]) -> dict[str, list[Task]]:
+    """Label of each network that races → its task with each fold held out.
+
+    Attention is that of the search; the rest is measured where a run needs it.
+
+    Args:
+        study: whose search is over.
+        session: where attention is measured, if a session before lost it.
+        configs: trial → configuration of each racer.
+    """
+    racing: dict[str, list[TrialConfig]] = {}
+    for trial, config in configs.items():
+        racing.setdefault(study.label_of_trial(trial), []).append(config)
+    return {label: _folds_of(study, session, label, of_label) for label, of_label in racing.items()}
+
+
+def _folds_of(study: Study, session: Session, label: str, configs: Sequence[TrialConfig]) -> list[Task]:
+    searched, say = study.tasks[label], study.telling(label)
+    measurements = searched.measurements
     if measurements.missing_attention(configs):  # a session that had nothing left to search
-        measurements.keep_attention(attention_of_earlier_sessions(study))
+        measurements.keep_attention(attention_of_earlier_sessions(study, label))
         measurements.find_attention(configs, say)
     if measurements.missing_attention(configs):
         with session.measuring.workplace(probes=True) as workplace:
             measurements.keep_attention(measurements.measure_attention(configs, say, workplace))
     tasks = []
-    for data in hold_out_folds(study.task.dataset, FOLDS, fresh_seed(study.config.seed, FOLDS)):
-        task = dataclasses.replace(study.task, dataset=data, cache=None)
+    for data in hold_out_folds(searched.dataset, FOLDS, fresh_seed(study.config.seed, FOLDS)):
+        task = dataclasses.replace(searched, dataset=data, cache=None)
         task.measurements.keep_attention(measurements.attention)
         tasks.append(task)
     return tasks
 
 
 def run_race(
-    study: Study, session: Session, race: Race, folds: Sequence[Task], configs: Mapping[int, TrialConfig]
+    study: Study, session: Session, race: Race, folds: Mapping[str, Sequence[Task]], configs: Mapping[int, TrialConfig]
 ) -> dict[FoldRun, HeldOut]:
     """Train what the race asks for, as long as there is time; return what the runs predict that ended well."""
     resources, say, budget = session.resources, study.progress.say, study.budget
     seconds = max(run_seconds(study, trial) for trial in race.racers)
     wait_for_resources(resources, say)
-    shared, ended, running = ray.put(list(folds)), dict[FoldRun, HeldOut](), dict[Any, tuple[FoldRun, float]]()
+    shared = {label: ray.put(list(each)) for label, each in folds.items()}
+    total = len(next(iter(folds.values()))) + ROUNDS * (len(race.racers) - 1)
+    ended, running = dict[FoldRun, HeldOut](), dict[Any, tuple[FoldRun, float]]()
 
     def start(run: FoldRun) -> None:
         gpus = study.tables.trials[run.trial].get("gpus") or resources.gpus_per_trial
@@ -148,13 +168,14 @@ def run_race(
         # One seed for all: from heads drawn with different ones, weights have no mean
         config = dataclasses.replace(configs[run.trial], seed=fresh_seed(study.config.seed, FOLDS + 1))
         place = f"{session.checkpoints(study.folder)}/{run_folder(run)}"
-        running[remote.remote([shared], run.fold, config, place, resources.device, resources.threads)] = (
+        boxed = [shared[study.label_of_trial(run.trial)]]
+        running[remote.remote(boxed, run.fold, config, place, resources.device, resources.threads)] = (
             run,
             time.monotonic(),
         )
 
     try:
-        with study.progress.bar("Final runs", len(folds) + ROUNDS * (len(race.racers) - 1)) as advance:
+        with study.progress.bar("Final runs", total) as advance:
             while True:
                 while len(running) < resources.slots and budget.has_time_for(seconds):
                     if (run := race.upcoming()) is None:
@@ -171,7 +192,7 @@ def run_race(
                         race.ended(run, None)
                         continue
                     ended[run] = found
-                    kind = study.task.dataset.kind
+                    kind = study.dataset.kind
                     race.ended(run, kind.image_scores(found.logits, found.labels, study.config.metric))
     finally:
         for reference in running:

@@ -17,6 +17,8 @@ from delta_tune.explanation.heat_maps import can_draw
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
 from delta_tune.inference.model_folder import read_config, update_model_config
+from delta_tune.models.backbones import resolve_layers
+from delta_tune.models.map_layout import describe_layers
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.heat_map_images import save_heat_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
@@ -56,14 +58,25 @@ def conclude(study: Study, measuring: Measuring, *, interrupted: bool) -> int | 
     if winner is not None and not interrupted:
         with measuring.workplace() as place:
             score_final_model(
-                study.task,
+                study.task_of_trial(winner),
                 study.folder,
                 study.record,
                 place,
                 seen_val=study.record.has_seen_val,
                 say=study.progress.say,
+                backbone=study.tables.backbone(winner),
             )
     return winner
+
+
+def _compared(study: Study, trial: int) -> str:
+    """Which layers a trial compared with the source's, and what their channels are; empty if those of convolutions."""
+    config, backbone = study.tables.config(trial), study.task_of_trial(trial).backbone
+    if not config.uses_behavior:
+        return ""
+    layers = resolve_layers(backbone, config.layers)
+    named, told = describe_layers(layers, backbone.channels, backbone.layouts)
+    return f"It compared {named} with those of the source. {told}" if told else ""
 
 
 def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResult:
@@ -82,7 +95,8 @@ def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResul
         with may_fail("The model card", study.folder, say):
             update_model_config(best, {"versions": dict(record.versions)})
             told = [*final_model_sentences(record, Path(HELD_OUT_FILE)), calibration_sentence(record), *confirmed]
-            write_model_card(best, record, [text for text in told if text], retrained=record.retrained)
+            hooks = _compared(study, winner)
+            write_model_card(best, record, [text for text in told if text], retrained=record.retrained, hooks=hooks)
     page = study.reporter.write()
     study.progress.methods(tables)
     remarks = [text for text in (*confirmed, record.attention_verdict) if text]
@@ -152,6 +166,7 @@ def score_final_model(
     *,
     seen_val: bool,
     say: Callable[[str], None] = print,
+    backbone: str | None = None,
 ) -> None:
     """Score the final model on test; if there is no test split, predict validation, unless it was trained on it.
 
@@ -159,12 +174,13 @@ def score_final_model(
     an earlier session did not write after its scoring is written now.
 
     Args:
-        task: of the study.
+        task: of the final model.
         folder: the study's folder, where predictions and feature-map images are saved.
         record: of the study; the scoring of a test split is added.
         workplace: where the model computes.
         seen_val: whether the model was trained on validation too.
         say: prints a sentence about predictions or images that cannot be written.
+        backbone: label of the model's network; None in a study of one.
     """
     name, best = "val" if task.dataset.test is None else "test", folder / BEST
     drawn = (folder / PICTURES_FILE).exists() or not (folder / ATTENTION_FILE).exists()
@@ -187,5 +203,5 @@ def score_final_model(
             file = folder / HEAT_MAPS_FILE
             save_heat_map_images(task, name, logits, model.network, file, workplace, thresholds=model.thresholds)
     with may_fail("The images of feature maps for the report", folder, say):
-        attention = read_attention_weights(folder / ATTENTION_FILE)
+        attention = read_attention_weights(folder / ATTENTION_FILE, backbone)
         save_feature_map_images(task, attention, model.network, folder / PICTURES_FILE, workplace)

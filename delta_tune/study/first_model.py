@@ -25,7 +25,7 @@ from delta_tune.study.best_model import completed_model, follow_leader, save_win
 from delta_tune.study.study import Study
 from delta_tune.training.task import Task
 from delta_tune.training.trial import TrialResult, run_trial
-from delta_tune.training.workplace import Workplace
+from delta_tune.training.workplace import Say, Workplace
 
 NUMBER = 0
 """Of its trial."""
@@ -48,21 +48,23 @@ def fit_first_model(study: Study, session: Session) -> None:
     """Fit the classifier, score it and save it as `best/`, unless an earlier session has.
 
     Where the pass over all images would take long, the classifier is fitted to a sample first. Without a time budget,
-    or with a long one, it is fitted to all images after that; else trials, too, begin with what the sample taught.
+    or with a long one, it is fitted to all images after that; else trials, too, begin with what the sample taught. Of
+    several networks it has the one that was screened best.
     """
     tables, record, say = study.tables, study.record, study.progress.say
     row = tables.trials.get(NUMBER)
     fitted = row is not None and row["state"] in FINISHED
     if fitted or first_searched(tables) == NUMBER:
         follow_leader(study)  # an earlier session may have been killed before it did
-    config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
+    config = config_of_first(study)
+    task = study.task_of(config)
     if first_searched(tables) == NUMBER or (fitted and not tables.is_partial(NUMBER)):
         if fitted and not tables.searched and record.model == f"trial {NUMBER}":
             with session.measuring.workplace() as workplace:  # an earlier session was ended before it was done
-                study.task.measurements.measure_source([config], say, workplace)
+                task.measurements.measure_source([config], say, workplace)
                 fit_to_all_images(study, NUMBER, workplace)
         return
-    if fault := study.task.backbone.head_fault:
+    if fault := task.backbone.head_fault:
         say(f"There is no first model: {fault}")
         return
     if row is None:
@@ -74,9 +76,15 @@ def fit_first_model(study: Study, session: Session) -> None:
         if fraction is not None:
             fit_to_sample(study, session, workplace, config, fraction, fitted=fitted)
         if not study.sampled:
-            study.task.measurements.measure_source([config, *without_co_tuning(study)], say, workplace)
-            fit_and_save(study, session, study.task, config)
+            task.measurements.measure_source([config, *without_co_tuning(study)], say, workplace)
+            fit_and_save(study, session, task, config)
             fit_to_all_images(study, NUMBER, workplace)
+
+
+def config_of_first(study: Study) -> TrialConfig:
+    """The first model's configuration."""
+    label = next(iter(study.tasks)) if study.names_backbones else None
+    return TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed, backbone=label)
 
 
 def fit_to_sample(
@@ -93,16 +101,19 @@ def fit_to_sample(
         fitted: whether an earlier session has, so that only trials need it.
     """
     say, began = study.progress.say, time.monotonic()
-    sample = sample_task(study.task, fraction)
+    task = study.task_of(config)
+    sample = sample_task(task, fraction)
     sample.measurements.measure_source([config, *without_co_tuning(study)], say, workplace)
     seconds = (time.monotonic() - began) / images_of(sample)
     if not fitted:
         fit_and_save(study, session, sample, config)
     if not study.sampled:
         return
-    sample.measurements.measure_source(study.configs, say, workplace)
-    study.task.measurements.stand_in(sample.measurements)
-    val, longest = study.task.dataset.val, SHARE * (study.budget.total or math.inf)
+    for label, other in study.tasks.items():
+        part = sample if other is task else sample_task(other, fraction)
+        part.measurements.measure_source(study.configs_of(label), study.telling(label), workplace)
+        other.measurements.stand_in(part.measurements)
+    val, longest = study.dataset.val, SHARE * (study.budget.total or math.inf)
     if not fitted and len(sample.dataset.val) < len(val) and seconds * len(val) <= longest:
         # Trials are scored on all of val: without such a score this one would come after all of them
         scored = with_all_of_val(sample, val)
@@ -111,8 +122,8 @@ def fit_to_sample(
 
 
 def without_co_tuning(study: Study) -> list[TrialConfig]:
-    """The study's configurations, for a measurement that the first model need not wait for Co-Tuning's part of."""
-    return [dataclasses.replace(config, co_tuning=0.0) for config in study.configs]
+    """The configurations of the first model's network, without Co-Tuning's part, which it need not wait for."""
+    return [dataclasses.replace(config, co_tuning=0.0) for config in study.configs_of(next(iter(study.tasks)))]
 
 
 def spend_rest(study: Study, session: Session) -> None:
@@ -122,12 +133,12 @@ def spend_rest(study: Study, session: Session) -> None:
     with session.measuring.workplace() as workplace:
         if seconds_of_pass(study, workplace) > REST_SHARE * study.budget.left:
             return
-        config = TrialConfig(regularizer=FIRST_MODEL, max_epochs=1, seed=study.config.seed)
-        measurements = study.task.measurements
+        config = config_of_first(study)
+        measurements = study.first_task.measurements
         measurements.mean_squares, measurements.head, measurements.relationship = {}, None, None
         measurements.measure_source([config], study.progress.say, workplace)
         study.record.set_sample(None)
-        fit_and_save(study, session, study.task, config)
+        fit_and_save(study, session, study.first_task, config)
         fit_to_all_images(study, NUMBER, workplace)
 
 
@@ -141,8 +152,8 @@ def choose_sample(study: Study, workplace: Workplace) -> float | None:
     if seconds <= longest:
         return None
     fraction = longest / 2 / seconds
-    sample = sample_task(study.task, fraction)
-    if images_of(sample) > images_of(study.task) / 2:
+    sample = sample_task(study.first_task, fraction)
+    if images_of(sample) > images_of(study.first_task) / 2:
         return None  # a sample with all classes would not take much less
     study.progress.say(
         f"The pass over all images would take {format_duration(seconds)}, so it begins with {_sizes(sample)}."
@@ -163,15 +174,20 @@ def longest_pass(budget: float | None) -> float:
 
 
 def seconds_of_pass(study: Study, workplace: Workplace) -> float:
-    """The seconds that the pass over train and val will take, by the time of a few images; 0 if it is known."""
-    images = images_of(study.task)
-    if images <= 4 * TIMED_IMAGES or study.task.measurements.knows_source(study.progress.say):
+    """The seconds that the passes over train and val will take, one with each network."""
+    return sum(seconds_of_one_pass(task, study.telling(label), workplace) for label, task in study.tasks.items())
+
+
+def seconds_of_one_pass(task: Task, say: Say, workplace: Workplace) -> float:
+    """The seconds of one network's pass, by the time of a few images; 0 if what it measures is known."""
+    images = images_of(task)
+    if images <= 4 * TIMED_IMAGES or task.measurements.knows_source(say):
         return 0.0
 
     def seconds(count: int) -> float:
-        few = first_images(study.task.dataset, count).train
+        few = first_images(task.dataset, count).train
         began = time.monotonic()
-        workplace.run(measure_features, study.task.backbone, few, ())
+        workplace.run(measure_features, task.backbone, few, ())
         return time.monotonic() - began
 
     seconds(1)  # a worker's start
@@ -194,7 +210,7 @@ def with_all_of_val(sample: Task, val: Split) -> Task:
 
 def fit_and_save(study: Study, session: Session, task: Task, config: TrialConfig) -> None:
     """Fit and score the classifier on a task's images, which are measured; make it the model."""
-    result, whole, tables = _run(study, session, task, config), study.task.dataset, study.tables
+    result, whole, tables = _run(study, session, task, config), study.dataset, study.tables
     for row in result.epochs:
         tables.report(NUMBER, row, time.time())
     fitted_to, scored_on = len(task.dataset.train), len(task.dataset.val)
@@ -207,13 +223,13 @@ def fit_and_save(study: Study, session: Session, task: Task, config: TrialConfig
     model = completed_model(tables, NUMBER)
     if session.mirror is not None:
         session.mirror.fetch_folder(study.folder / CHECKPOINTS / trial_name(NUMBER))
-    save_winner(study.task, tables, model, study.folder / BEST)
+    save_winner(study.task_of(config), tables, model, study.folder / BEST)
     study.record.set_model(NUMBER, model.name)
     study.save_record()
     metric = study.config.metric
     study.progress.say(
-        f"First model after {format_duration(study.budget.session)}: a linear classifier on the frozen network, "
-        f"{metric} {format_score(metric, model.row[metric])}"
+        f"First model after {format_duration(study.budget.session)}: a linear classifier on the frozen "
+        f"{config.backbone or 'network'}, {metric} {format_score(metric, model.row[metric])}"
         f"{f' with {_sizes(task)}' if tables.is_partial(NUMBER) else ''}; "
         f"{study.folder / BEST} has the best so far from now on."
     )

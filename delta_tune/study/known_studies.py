@@ -15,7 +15,7 @@ from typing import Any
 from delta_tune.config import UserError
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.remembered_studies import SAFE, text_digest
+from delta_tune.results.remembered_studies import SAFE, is_safe, text_digest
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.spaces.space import find_space, shipped_spaces
 
@@ -57,7 +57,7 @@ def settings_to_resume(
     """
     settings = dict(record.settings)
     unsure = [name for name in SAFE if name in settings and name not in given]
-    unsure = [name for name in unsure if not any(settings[name] == value for value in SAFE[name])]
+    unsure = [name for name in unsure if not is_safe(name, settings[name])]
     if record.start_from is not None:  # its configurations were noted: its folder is not read again
         unsure = [name for name in unsure if name != "start_from"]
     if "space" in unsure and (shipped := _shipped_space(record.space)) is not None:
@@ -90,14 +90,14 @@ def check_space_text(record: StudyRecord, space: Any, study: str, name: str) -> 
 
     Args:
         record: of the study.
-        space: its file, or a function, whose text is compared later.
+        space: its file; a function, or None for those of the networks, whose text is compared later.
         study: the study, for messages.
         name: its name, for messages.
 
     Raises:
         UserError: they differ, or there is no such file of text.
     """
-    if callable(space):
+    if space is None or callable(space):
         return
     file = find_space(space)
     try:

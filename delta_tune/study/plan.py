@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from delta_tune.cluster.gpu_sharing import measure_footprint_on_cluster
+from delta_tune.cluster.gpu_sharing import Footprint, measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
 from delta_tune.cluster.resources import Resources, allocate, find_gpus
 from delta_tune.config import HEAVIEST, METHODS, TrialConfig
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.models.devices import torch_threads
+from delta_tune.models.map_layout import describe_layers
 from delta_tune.results.mirror import INTERVAL_S
 from delta_tune.search.asha import rung_epochs
-from delta_tune.spaces.l2_baseline import ARM
+from delta_tune.spaces.joint import balanced
+from delta_tune.spaces.l2_baseline import ARM, compared
 from delta_tune.spaces.space import describe
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.class_counts import class_lines
@@ -31,6 +33,8 @@ from delta_tune.training.trial import run_trial
 
 def share_with_rungs(checked: CheckedSpace) -> float:
     """Share of the trials whose epochs count: those on frozen features cost next to nothing beside others."""
+    if checked.inner:
+        return sum(map(share_with_rungs, checked.inner.values())) / len(checked.inner)
     methods = [proposal.config.method for proposal in checked.drawn]
     if checked.space.balance == "regularizer":
         methods = [METHODS[choice] for choice in checked.choices]
@@ -68,22 +72,23 @@ def study_resources(study: Study, cluster: Cluster, say: Callable[[str], None] |
     """
     cluster, device = find_gpus(study.config, cluster, say)
     most = MOST_TRIALS if study.num_trials is None else study.num_trials
-    return allocate(
-        study.config, cluster, most, device, lambda: measure_footprint_on_cluster(study.task, study.configs)
-    )
+    return allocate(study.config, cluster, most, device, lambda: largest_footprint(study))
+
+
+def largest_footprint(study: Study) -> Footprint:
+    """What a trial of the network needs that needs most of a GPU."""
+    found = [measure_footprint_on_cluster(task, study.configs_of(label)) for label, task in study.tasks.items()]
+    return max(found, key=lambda each: max(each.peak / each.total, each.busy))
 
 
 def plan_lines(study: Study, resources: Resources) -> list[str]:
     """The plan, line by line."""
-    checked, data, backbone = study.checked, study.task.dataset, study.task.backbone
-    space = checked.space
+    checked, data = study.checked, study.dataset
     sizes = [f"train {len(data.train.labels)}", f"val {len(data.val.labels)}"]
     if data.test is not None:
         sizes.append(f"test {len(data.test.labels)}")
-    p = backbone.preprocessing
-    layers = ", ".join(f"{name} ({backbone.channels[name]})" for name in backbone.layers)
     names = Counter(name for proposal in checked.drawn for name in proposal.params if name != ARM)
-    turns = "the space and plain L2" if space.balance == ARM else space.balance
+    turns = balanced(checked).replace(ARM, "the space and plain L2")
     return [
         f"Study     {study.folder}",
         *(
@@ -94,10 +99,9 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"Data      {data.name}: {len(data.classes)} {data.kind.noun}, {', '.join(sizes)}",
         *(f"          {line}" for line in class_lines(data, study.config.metric, checked.configs)),
         *(f"          {note}" for note in data.notes),
-        f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
-        *(f"          {note}" for note in backbone.notes),
-        f"Hooks     {layers}",
-        f"Space     {space.name}: {describe(space)}".rstrip(": "),
+        *([] if study.record.screening is None else study.record.screening.lines()),
+        *(line for label in study.tasks for line in model_lines(study, label)),
+        *space_lines(checked),
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),
         f"          {format_count(len(checked.points), 'starting point')} first",
         *(f"          {sentence}" for sentence in checked.notes),
@@ -107,6 +111,29 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         *(f"          {sentence}" for sentence in resources.why),
         *(f"          {note}" for note in study.notes),
     ]
+
+
+def model_lines(study: Study, label: str) -> list[str]:
+    """The lines of the plan on a network."""
+    backbone = study.tasks[label].backbone
+    p = backbone.preprocessing
+    layers, told = describe_layers(backbone.layers, backbone.channels, backbone.layouts)
+    return [
+        f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
+        *([f"          called {label} in tables and report"] if study.several and label != backbone.model else []),
+        *(f"          {note}" for note in backbone.notes),
+        f"Hooks     {layers}",
+        *([f"          {told}"] if told else []),
+    ]
+
+
+def space_lines(checked: CheckedSpace) -> list[str]:
+    """The lines of the plan on the search space: one, or one for each network whose space is another."""
+    spaces = {label: each.space for label, each in checked.inner.items()}
+    if len({each.name for each in spaces.values()}) < 2:
+        space = next(iter(spaces.values()), checked.space)
+        return [f"Space     {space.name}: {describe(space)}".rstrip(": ")]
+    return [f"Space     {label}: {each.name}: {describe(each)}".rstrip(": ") for label, each in spaces.items()]
 
 
 def waits_for_speed(study: Study) -> bool:
@@ -123,8 +150,12 @@ def budget_lines(study: Study) -> list[str]:
     if study.schedule is not None and not study.schedule.num_trials:
         return [f"Budget    {study.why[0]}", *(f"          {sentence}" for sentence in study.why[1:])]
     rungs = rung_epochs(config.max_epochs, config.grace_period, config.reduction_factor)
-    balance = study.checked.space.balance
-    apart = {"regularizer": ", method by method", ARM: ", the space and plain L2 apart"}.get(balance or "", "")
+    balance = balanced(study.checked)
+    apart = (
+        ", method by method" if "regularizer" in balance else ", the space and plain L2 apart" if ARM in balance else ""
+    )
+    if study.several:
+        apart = f", network by network{apart.replace(', method', ' and method')}"
     asks = (
         f"ASHA asks after epochs {', '.join(map(str, rungs)) or '(none)'} and keeps 1 in "
         f"{config.reduction_factor:g}{apart}"
@@ -152,19 +183,23 @@ def estimate(study: Study, resources: Resources) -> str:
         return "Time      the search ends with the time budget"
     if resources.device != "cpu":
         return "Time      not estimated: one epoch would have to be measured on the trials' GPU"
-    seconds = time_one_epoch(study.task, checked.drawn[0].config, resources.threads)
+    each = {
+        label: time_one_epoch(task, study.configs_of(label)[0], resources.threads)
+        for label, task in study.tasks.items()
+    }
+    seconds, slowest = sum(each.values()) / len(each), max(each.values())
     bought = epochs_bought(trials, study)
     then = ""
     if config.confirm:
-        arms = checked.choices if checked.space.balance == ARM else {p.config.regularizer for p in checked.drawn}
+        arms = compared(checked)
         after = plan_post_search(
             math.inf,
             repetitions=config.confirm,
-            epoch_seconds=dict.fromkeys(map(str, arms), seconds),
+            epoch_seconds=dict.fromkeys(arms, slowest),
             max_epochs=config.max_epochs,
             slots=resources.slots,
-            growth=final_training_growth(config, study.task, resources.slots, config.final_runs),
-            split_growth=split_growth(config, study.task.dataset),
+            growth=final_training_growth(config, study.dataset, resources.slots, config.final_runs),
+            split_growth=split_growth(config, study.dataset),
         )
         then = (
             f", then about {format_duration(after.confirmation)} to confirm ({len(arms)} × {config.confirm} runs) and "
@@ -174,13 +209,16 @@ def estimate(study: Study, resources: Resources) -> str:
         runs = plan_final_runs(
             math.inf,
             runs=config.final_runs,
-            epoch_seconds=seconds,
+            epoch_seconds=slowest,
             max_epochs=config.max_epochs,
             slots=resources.slots,
-            growth=fold_growth(study.task),
+            growth=fold_growth(study.dataset),
         )
         then = f", then about {format_duration(runs.final)} for {format_count(runs.runs, 'final run')}"
+    took = f"{seconds:.1f} s an epoch"
+    if study.several:
+        took = f"an epoch takes {' and '.join(f'{one:.1f} s with {label}' for label, one in each.items())}"
     return (
         f"Time      about {format_duration(seconds * bought / resources.slots)}{then} "
-        f"({seconds:.1f} s an epoch, measured here with one trial running), attention not included"
+        f"({took}, measured here with one trial running), attention not included"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from optuna.distributions import BaseDistribution, distribution_to_json
@@ -14,18 +15,27 @@ from delta_tune.console.escape import flag, shell_command
 from delta_tune.filesystem.atomic import PARTIAL
 from delta_tune.results.columns import FINISHED, REPORTED
 from delta_tune.results.layout import LOCK, RAY, WANDB
-from delta_tune.results.study_record import StudyIdentity, StudyRecord
+from delta_tune.results.study_record import BackboneIdentity, StudyIdentity, StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import is_worker_death
 from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished
-from delta_tune.spaces.l2_baseline import ARM, arm_of, proposed_method
+from delta_tune.spaces.l2_baseline import ARM, turn_of
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.known_studies import check_same_text
+from delta_tune.study.networks import space_of
 from delta_tune.training.task import Task
 
 
-def study_identity(task: Task, checked: CheckedSpace) -> StudyIdentity:
+def fingerprints_of(task: Task, checked: CheckedSpace) -> dict[str, str]:
+    """The fingerprints of the data, the weights, and the source's own head where trials of this space train it."""
+    found = {"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint}
+    if any(proposal.config.effective_co_tuning for proposal in checked.drawn):
+        found["source_head"] = task.backbone.source_head_digest
+    return found
+
+
+def study_identity(tasks: Mapping[str, Task], checked: CheckedSpace) -> StudyIdentity:
     """The identity of a study: data, weights and space.
 
     If a hyperparameter's distribution depends on others, the first one drawn represents it.
@@ -33,37 +43,56 @@ def study_identity(task: Task, checked: CheckedSpace) -> StudyIdentity:
     known: dict[str, BaseDistribution] = {}
     for proposal in checked.drawn:
         known = dict(proposal.distributions) | known
-    fingerprints = {"data": task.dataset.fingerprint, "weights": task.backbone.fingerprint}
-    if any(proposal.config.effective_co_tuning for proposal in checked.drawn):
-        fingerprints["source_head"] = task.backbone.source_head_digest
-    splits = {"train": task.dataset.train, "val": task.dataset.val, "test": task.dataset.test}
+    dataset = next(iter(tasks.values())).dataset
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    backbones = tuple(
+        BackboneIdentity(
+            label=label,
+            model=task.backbone.model,
+            weights=task.backbone.weights,
+            fingerprints=fingerprints_of(task, space_of(tasks, label, checked)),
+        )
+        for label, task in tasks.items()
+    )
     return StudyIdentity(
-        fingerprints=fingerprints,
-        backbone=task.backbone.model,
+        fingerprints=backbones[0].fingerprints,
+        backbone=", ".join(tasks),
+        backbones=backbones if len(backbones) > 1 else (),
         images={name: len(split) for name, split in splits.items() if split is not None},
         space=checked.space.source,
         distributions={name: json.loads(distribution_to_json(each)) for name, each in known.items()},
     )
 
 
-def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: CheckedSpace) -> None:
+def check_same_study(record: StudyRecord, folder: Path, tasks: Mapping[str, Task], checked: CheckedSpace) -> None:
     """Check that a resumed study is the one that was started.
 
     Args:
         record: of the earlier sessions.
         folder: of the study.
-        task: of this session.
+        tasks: of this session's networks.
         checked: its space.
 
     Raises:
         UserError: data, weights or space differ.
     """
-    ours = study_identity(task, checked)
+    ours = study_identity(tasks, checked)
     begin_with = shell_command(flag("--start-from", folder.name))
     anew = f"start a new study, with {begin_with} to begin with what this one found"
-    changed = [
-        name.replace("_", " ") for name, was in record.fingerprints.items() if ours.fingerprints.get(name, was) != was
-    ]
+    changed = _changed(record.fingerprints, ours.fingerprints)
+    if record.backbones or ours.backbones:
+        known = {each.label: each.fingerprints for each in ours.backbones}
+        was_labels = [each.label for each in record.backbones] or [record.backbone]
+        if list(known or tasks) != was_labels:
+            raise UserError(
+                f"{folder} cannot be resumed: its networks were {' and '.join(was_labels)}, and now they are "
+                f"{' and '.join(tasks)}; name the same ones in the same order with --model and --weights, or {anew}."
+            )
+        changed = [
+            f"{name} ({each.label})"
+            for each in record.backbones
+            for name in _changed(each.fingerprints, known[each.label])
+        ]
     if changed:
         sizes = (record.images, ours.images)
         was, now = (", ".join(f"{name} {count}" for name, count in images.items()) for images in sizes)
@@ -72,6 +101,10 @@ def check_same_study(record: StudyRecord, folder: Path, task: Task, checked: Che
             f"{folder} cannot be resumed: its {' and '.join(changed)} changed since{images}; restore them, or {anew}."
         )
     check_same_text(record.space, ours.space, str(folder), checked.space.name, folder.name)
+
+
+def _changed(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name.replace("_", " ") for name, known in was.items() if now.get(name, known) != known]
 
 
 def check_plain_files(folder: Path) -> None:
@@ -121,9 +154,10 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
         max_epochs: epochs of a full trial.
     """
     told = [(e.get(REPORTED) or 0.0, number, e["epoch"]) for number in tables.searched for e in tables.epochs[number]]
+    configs = {number: tables.config(number) for number in tables.searched}
     for _, number, epoch in sorted(told):
         row, epochs = tables.trials[number], tables.epochs[number]
-        stop = scheduler.replay(row["config.regularizer"], number, [epochs[epoch - 1]])
+        stop = scheduler.replay(configs[number], number, [epochs[epoch - 1]])
         # The session may have been killed between stopping a trial and writing its row.
         if epoch == len(epochs) and row["state"] not in FINISHED and (stop or epoch >= max_epochs):
             tables.close_without_writing(number, "pruned" if stop else "completed")
@@ -135,13 +169,10 @@ def restore(tables: StudyTables, scheduler: AshaScheduler, searcher: OptunaSearc
             finished.append((number, tables.params(number), LOST if lost else row["state"], values))
         else:
             unfinished.append(Unfinished(number=number, params=tables.params(number), values=values))
-    choices = searcher.checked.choices if searcher.checked.space.balance == ARM else None
-    choice_of = None
-    if choices is not None:  # an earlier session may not have had arms
-        methods = {
-            n: proposed_method(tables.params(n), row["config.regularizer"]) for n, row in tables.searched.items()
-        }
-        choice_of = {number: arm_of(method, choices) for number, method in methods.items()}
+    choice_of, checked = None, searcher.checked
+    if ARM in {checked.space.balance, *(each.space.balance for each in checked.inner.values())}:
+        # An earlier session may not have had arms
+        choice_of = {number: turn_of(checked, tables, number) for number in tables.searched}
     searcher.restore_trials(finished, unfinished, choice_of)
 
 

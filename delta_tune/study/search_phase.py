@@ -35,8 +35,9 @@ def search(study: Study, session: Session) -> bool:
     study.recorder.on_new_leader = lambda: follow_leader(study)
     with session.measuring.workplace() as workplace:
         # Trials on frozen features measure them on their own, if there is no time to do it for all
-        shared = [config for config in study.configs if config.method.trains_backbone or not study.sampled]
-        study.task.measurements.measure_source(shared, study.progress.say, workplace)
+        for label, task in study.tasks.items():
+            shared = [each for each in study.configs_of(label) if each.method.trains_backbone or not study.sampled]
+            task.measurements.measure_source(shared, study.telling(label), workplace)
     if left is not None:
         left = cached_for(LOOK_AT_BUDGET_S, left)
     with AttentionPhase(study, session) as attention:
@@ -65,7 +66,7 @@ def run(
     """Run trials, as long as there are some that need not wait for attention; what `run_trials` returns."""
     on_cpu = session.resources.device == "cpu"
     return run_trials(
-        [study.task],
+        list(study.tasks.values()),
         study.searcher,
         study.scheduler,
         study.recorder,

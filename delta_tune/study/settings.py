@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from delta_tune.config import StudyConfig, UserError, as_utf8, study_config
+from delta_tune.config import StudyConfig, UserError, as_utf8, candidates_of, names_several, study_config
 from delta_tune.console.escape import flag, shell_command
 from delta_tune.results.remembered_studies import known_study, new_id
 from delta_tune.results.study_record import StudyRecord
@@ -112,13 +112,24 @@ def check_paths(config: StudyConfig) -> None:
 def settings_for_json(config: StudyConfig, folder: Path) -> dict[str, Any]:
     """Settings as they go into `study.json`: paths absolute, so a study is resumed from anywhere, functions by name."""
     settings = dataclasses.asdict(config) | {"name": folder.name, "out": str(folder.parent), "resume": False}
-    if callable(config.space):
+    if config.space is None:  # the network decides, once it is known
+        settings["space"] = None
+    elif callable(config.space):
         settings["space"] = getattr(config.space, "__name__", repr(config.space))
     else:
         settings["space"] = str(find_space(config.space))
+    if names_several(config.model) and config.weights is not None:
+        each = [candidate.weights for candidate in candidates_of(config.model, config.weights)]
+        settings["weights"] = ",".join(_absolute(weights or "default") for weights in each)
     for name in ("data", "label_map", "weights", "start_from"):
         if settings[name] not in (None, *NAMES_NOT_PATHS) and Path(settings[name]).exists():
             settings[name] = str(Path(settings[name]).absolute())
     if settings["scratch"] is not None:
         settings["scratch"] = os.path.abspath(os.path.expanduser(settings["scratch"]))
     return settings
+
+
+def _absolute(weights: str) -> str:
+    """Weights of one of several models: a file's path is made absolute."""
+    path = Path(weights).expanduser()
+    return weights if weights in NAMES_NOT_PATHS or not path.exists() else str(path.absolute())

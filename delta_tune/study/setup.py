@@ -16,6 +16,7 @@ import torch
 
 from delta_tune.config import DATA_OPTIONS, StudyConfig, UserError, mask_secrets
 from delta_tune.console.progress import Progress
+from delta_tune.data.dataset import Dataset
 from delta_tune.data.training_images import training_side
 from delta_tune.models.architectures import build_unfilled
 from delta_tune.models.backbones import build_target, check_output, resolve_layers
@@ -29,12 +30,15 @@ from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
+from delta_tune.spaces.default_space import default_space, default_space_note
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
+from delta_tune.study.chosen_backbones import choose_backbones
 from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.labels import check_terms, settings_for_labels
+from delta_tune.study.networks import label_tasks, space_of, used_tasks
 from delta_tune.study.resume import check_same_study, foreign_owner_note, restore, seconds_spent, study_identity
 from delta_tune.study.schedule import epochs_of_steps, scaled_grace
 from delta_tune.study.settings import resolve_settings, settings_for_json, settings_left_open
@@ -42,7 +46,7 @@ from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
 from delta_tune.study.trial_plan import plan_trials
 from delta_tune.tracking.trackers import check_trackers
-from delta_tune.training.task import Task, prepare
+from delta_tune.training.task import Task, prepare_several
 
 PACKAGES = ("delta-tune", "torch", "torchvision", "timm", "ray", "optuna")
 """Packages whose versions are written to `study.json`."""
@@ -101,7 +105,7 @@ def check_drop_path(task: Task, checked: CheckedSpace) -> None:
     configs = checked.configs
     rates = [config.drop_path for config in configs if config.drop_path and config.method.trains_backbone]
     if rates:
-        build_unfilled(task.backbone.model, max(rates), task.backbone.preprocessing.channels)
+        build_unfilled(task.backbone.model, max(rates), **task.backbone.input_shape)
 
 
 def check_source_head(task: Task, checked: CheckedSpace) -> None:
@@ -117,9 +121,33 @@ def check_source_head(task: Task, checked: CheckedSpace) -> None:
         raise UserError(f"{fault.rstrip('.')}, or do without: {without}.")
 
 
-def steps_of_epoch(task: Task, checked: CheckedSpace) -> int:
+def check_task(task: Task, checked: CheckedSpace) -> None:
+    """Refuse a network that cannot do what a trial may be asked to.
+
+    Raises:
+        UserError: says what to do.
+    """
+    check_layers(task, checked)
+    check_head(task, checked)
+    check_early_size(task, checked)
+    check_drop_path(task, checked)
+    check_source_head(task, checked)
+
+
+def steps_of_epoch(dataset: Dataset, checked: CheckedSpace) -> int:
     """Steps of an epoch with the space's usual batch size."""
-    return math.ceil(len(task.dataset.train) / checked.usual_batch_size)
+    return math.ceil(len(dataset.train) / checked.usual_batch_size)
+
+
+def spaces_of(config: StudyConfig, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Label → the search space of each network: the user's, or else the network's default."""
+    return {label: config.space or default_space(task.backbone) for label, task in tasks.items()}
+
+
+def space_notes(tasks: Mapping[str, Task]) -> list[str]:
+    """Sentences for the plan on the default spaces of the study's networks, where these are not the usual one."""
+    notes = {label: default_space_note(task.backbone) for label, task in tasks.items()}
+    return [f"{label}: {note}" if len(tasks) > 1 else note for label, note in notes.items() if note]
 
 
 def with_epochs_of_steps(config: StudyConfig, steps: int, keep_grace: bool) -> StudyConfig:
@@ -175,10 +203,20 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     progress = Progress(verbose=config.verbose)
     left_open = settings_left_open(config, record, settings)
     trials = plan_trials(config, record, left_open)
-    task = prepare(
+    budget_s = config.time_budget_s
+    chosen, cut = choose_backbones(
+        config,
+        record,
+        left_open=left_open,
+        batch_size=trials.checked.usual_batch_size,
+        seconds_left=None if budget_s is None else budget_s - (time.monotonic() - started),
+        suits=lambda task: check_task(task, trials.checked),
+        progress=progress,
+    )
+    networks = prepare_several(
         config.data,
-        config.model,
-        config.weights,
+        chosen,
+        cut=cut,
         image_size=config.image_size,
         channels=config.channels,
         seed=config.seed,
@@ -188,24 +226,32 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         scratch=config.scratch,
         **{name: getattr(config, name) for name in DATA_OPTIONS},
     )
+    tasks = label_tasks(networks, record.backbones)
+    dataset, spaces = networks[0].dataset, spaces_of(config, tasks)
+    by_network = config.space is None
+    if len(set(spaces.values())) == 1:
+        config = dataclasses.replace(config, space=next(iter(spaces.values())))
     if config.max_steps is not None and "max_epochs" not in record.settled:
-        config = with_epochs_of_steps(config, steps_of_epoch(task, trials.checked), "grace_period" in settings)
-        trials = plan_trials(config, record, left_open)
-    config, decided = settings_for_labels(config, task.dataset, {*settings, *record.settled})
+        config = with_epochs_of_steps(config, steps_of_epoch(dataset, trials.checked), "grace_period" in settings)
+        trials = plan_trials(config, record, left_open, spaces)
+    elif len(tasks) > 1 or by_network:
+        trials = plan_trials(config, record, left_open, spaces)
+    config, decided = settings_for_labels(config, dataset, {*settings, *record.settled})
     checked, notes = trials.checked, (*decided, *trials.notes, *asked)
-    check_terms(task.dataset, checked)
-    check_layers(task, checked)
-    check_head(task, checked)
-    check_early_size(task, checked)
-    check_drop_path(task, checked)
-    check_source_head(task, checked)
-    if note := check_confirmation(config, task.dataset):
+    if by_network:
+        checked = dataclasses.replace(checked, notes=(*space_notes(tasks), *checked.notes))
+    tasks = used_tasks(tasks, checked)
+    progress.networks = tuple(tasks) if len(tasks) > 1 else ()
+    check_terms(dataset, checked)
+    for label, task in tasks.items():
+        check_task(task, space_of(tasks, label, checked))
+    if note := check_confirmation(config, dataset):
         notes += (note,)
-    folder = study_folder(config, config.name or claim_new_name(config, task, remote, claim))
+    folder = study_folder(config, config.name or claim_new_name(config, list(tasks.values()), remote, claim))
     mirror = None if remote is None else remote.mirror(folder.name)
     tables = StudyTables(folder, config.metric)
     if config.resume:
-        check_same_study(record, folder, task, checked)
+        check_same_study(record, folder, tasks, checked)
         _, tables = read_study(folder)
         notes += foreign_owner_note(folder)
     study = Study(
@@ -215,7 +261,8 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
         mirror=mirror,
         record=record,
         tables=tables,
-        task=task,
+        tasks=tasks,
+        spaces=spaces,
         checked=checked,
         num_trials=trials.num_trials,
         notes=notes,
@@ -242,7 +289,7 @@ def make_search(study: Study) -> None:
         max_epochs=config.max_epochs,
         grace_period=config.grace_period,
         reduction_factor=config.reduction_factor,
-        num_val=len(study.task.dataset.val),
+        num_val=len(study.dataset.val),
         group_of=rung_groups(checked),
     )
     study.searcher = OptunaSearcher(
@@ -257,6 +304,7 @@ def make_search(study: Study) -> None:
         storage=study.storage,
         study_id=study.record.study_id,
         first=first_searched(tables),
+        backbones=tuple(study.tasks),
     )
     restore(tables, study.scheduler, study.searcher, config.max_epochs)
     study.recorder = Recorder(tables, study.scheduler, study.progress, study.num_trials, study.mirror)
@@ -280,7 +328,7 @@ def open_study(study: Study) -> None:
         raise UserError(f"{study.folder} cannot be made ({error.strerror}); give another --out.") from error
     settings = written_settings(study)
     study.record.begin(
-        study_identity(study.task, study.checked),
+        study_identity(study.tasks, study.checked),
         settings,
         versions={name: version(name) for name in PACKAGES},
         git_commit=git_commit(),

@@ -19,13 +19,15 @@ from delta_tune.results.logit_shift import LogitShift, choose_shift
 from delta_tune.study.study import Study
 from delta_tune.training.checkpoint import save_weights
 from delta_tune.training.class_shares import log_shares
+from delta_tune.training.task import Task
 
 
-def find_shift(study: Study, held_out: HeldOut, weights: Path) -> tuple[LogitShift, Tensor] | None:
+def find_shift(study: Study, task: Task, held_out: HeldOut, weights: Path) -> tuple[LogitShift, Tensor] | None:
     """The shift that helps the study's metric on images that the runs were not trained on, and what it adds to logits.
 
     Args:
         study: its metric must count all classes alike.
+        task: of the model.
         held_out: predictions of the final runs.
         weights: of one of the model's networks: something may follow its head's bias that is no sum.
 
@@ -33,16 +35,16 @@ def find_shift(study: Study, held_out: HeldOut, weights: Path) -> tuple[LogitShi
         The shift and its offsets (K,); None for no shift.
     """
     metric = study.config.metric
-    if metric not in CLASS_METRICS or study.task.dataset.is_multilabel:  # labels of their own have thresholds instead
+    if metric not in CLASS_METRICS or task.dataset.is_multilabel:  # labels of their own have thresholds instead
         return None
-    shares = shares_of(study.task.dataset)
+    shares = shares_of(task.dataset)
     shift = choose_shift(held_out.logits, held_out.labels, shares.numpy(), metric)
     if shift is None:
         return None
     offsets = -shift.strength * shares
-    if not reaches_logits(study.task.backbone, safetensors.torch.load_file(weights), offsets):
+    if not reaches_logits(task.backbone, safetensors.torch.load_file(weights), offsets):
         study.progress.say(
-            f"The logits of rare classes are not raised, although {metric} would gain: in {study.task.backbone.model} "
+            f"The logits of rare classes are not raised, although {metric} would gain: in {task.backbone.model} "
             f"more than a sum follows the head's bias."
         )
         return None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import BaseStorage
 
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.progress import Progress
+from delta_tune.data.dataset import Dataset
 from delta_tune.report.page import ReportWriter
 from delta_tune.results.columns import FINISHED
 from delta_tune.results.layout import BEST, CHECKPOINTS, FINAL
@@ -26,6 +28,7 @@ from delta_tune.spaces.l2_baseline import Groups, comparison_groups
 from delta_tune.spaces.space import Proposal
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.confirmation_splits import split_growth
+from delta_tune.study.networks import space_of, task_of
 from delta_tune.study.schedule import Schedule
 from delta_tune.study.time_budget import (
     LEAST_RUNS,
@@ -42,6 +45,7 @@ from delta_tune.study.time_budget import (
     scoring_seconds,
 )
 from delta_tune.training.task import Task
+from delta_tune.training.workplace import Say
 
 
 @dataclass(kw_only=True)
@@ -55,7 +59,8 @@ class Study:
         mirror: copies the folder to that address; None if `out` is a folder.
         record: `study.json`.
         tables: trials and epochs of the search.
-        task: the data and the pretrained network.
+        tasks: label → the data and a pretrained network that trials may have, the one that was screened best first.
+        spaces: label → the search space of each network, as the settings have it.
         checked: the search space.
         num_trials: number of trials; None for as many as the time budget allows.
         notes: sentences for the plan.
@@ -78,7 +83,7 @@ class Study:
     mirror: Mirror | None
     record: StudyRecord
     tables: StudyTables
-    task: Task
+    tasks: dict[str, Task]
     checked: CheckedSpace
     num_trials: int | None
     notes: tuple[str, ...]
@@ -86,6 +91,7 @@ class Study:
     reporter: ReportWriter
     budget: TimeBudget
     left_open: Collection[str] = ()
+    spaces: Mapping[str, Any] = field(default_factory=dict)
     storage: BaseStorage | None = None
     schedule: Schedule | None = None
     why: tuple[str, ...] = ()
@@ -93,6 +99,48 @@ class Study:
     scheduler: AshaScheduler = field(init=False)
     searcher: OptunaSearcher = field(init=False)
     recorder: Recorder = field(init=False)
+
+    @property
+    def first_task(self) -> Task:
+        """That of the network which was screened best: the first model has it."""
+        return next(iter(self.tasks.values()))
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data; the images of other networks may be stored otherwise, with the same labels in the same order."""
+        return self.first_task.dataset
+
+    def task_of(self, config: TrialConfig) -> Task:
+        """The task that a configuration runs on."""
+        return task_of(self.tasks, config)
+
+    def label_of_trial(self, number: int) -> str:
+        """The label of a trial's network."""
+        label = self.tables.backbone(number)
+        return label if label in self.tasks else next(iter(self.tasks))
+
+    def task_of_trial(self, number: int) -> Task:
+        """The task that a trial runs on."""
+        return self.tasks[self.label_of_trial(number)]
+
+    @property
+    def several(self) -> bool:
+        """Whether trials choose from several networks."""
+        return len(self.tasks) > 1
+
+    @property
+    def names_backbones(self) -> bool:
+        """Whether trials name the network that they have; one alone need not be named, but may."""
+        return any(config.backbone is not None for config in self.configs)
+
+    def configs_of(self, label: str) -> list[TrialConfig]:
+        """Configurations drawn from the space for one of the networks."""
+        return space_of(self.tasks, label, self.checked).configs
+
+    def telling(self, label: str) -> Say:
+        """A function that prints a sentence on one of the networks to the user."""
+        say = self.progress.say
+        return (lambda text: say(text if text.startswith(" ") else f"{label}: {text}")) if self.several else say
 
     @property
     def configs(self) -> list[TrialConfig]:
@@ -136,7 +184,7 @@ class Study:
     @property
     def least_seconds(self) -> float:
         """Seconds in which a new trial comes to its first rung; there is no use in starting one with less time."""
-        seconds = mean_epoch_seconds(self.tables, self.groups).values()
+        seconds = mean_epoch_seconds(self.tables, self.groups).values()  # of the slowest network
         epoch = max(seconds, default=0.0 if self.schedule is None else self.schedule.epoch_seconds)
         return self.start_seconds + self.config.grace_period * epoch
 
@@ -162,13 +210,18 @@ class Study:
         epoch_seconds, slots = mean_epoch_seconds(self.tables, self.groups), session.resources.slots
         measuring = self.measuring_seconds(self.configs)
         if not self.config.confirm:
+            if self.several and self.tables.leader in self.tables.searched:
+                # What the others take is not kept: rivals race if there is time for them
+                assert self.tables.leader is not None, "among the trials"
+                own = self.tables.backbone(self.tables.leader)
+                epoch_seconds = mean_epoch_seconds(self.tables, self.groups, own)
             return plan_final_runs(
                 within,
                 runs=self.config.final_runs,
                 epoch_seconds=max(epoch_seconds.values(), default=0.0),
                 max_epochs=self.config.max_epochs,
                 slots=slots,
-                growth=fold_growth(self.task),
+                growth=fold_growth(self.dataset),
                 measuring=measuring,
             )
         besides = math.ceil(LEAST_RUNS / slots) * measuring if self.trains_final else 0.0
@@ -178,12 +231,12 @@ class Study:
             epoch_seconds=epoch_seconds,
             max_epochs=self.config.max_epochs,
             slots=slots,
-            growth=final_training_growth(self.config, self.task, slots),
+            growth=final_training_growth(self.config, self.dataset, slots),
             split_seconds=self.record.attention_seconds + measuring / session.measuring.slots,
-            split_growth=split_growth(self.config, self.task.dataset),
+            split_growth=split_growth(self.config, self.dataset),
         )
         return dataclasses.replace(found, final=found.final + besides) if found.repetitions else found
 
     def measuring_seconds(self, configs: Sequence[TrialConfig]) -> float:
         """Seconds in which one process measures what such runs need of new splits, but attention."""
-        return images_to_measure(configs, self.task) * scoring_seconds(self.tables, len(self.task.dataset.val))
+        return images_to_measure(configs, self.dataset) * scoring_seconds(self.tables, len(self.dataset.val))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.console.format import format_count, format_duration
+from delta_tune.data.dataset import Dataset
 from delta_tune.results.tables import StudyTables
 from delta_tune.spaces.l2_baseline import Groups
-from delta_tune.training.task import Task
 
 
 def final_takes_val(config: StudyConfig) -> bool:
@@ -27,19 +27,19 @@ LEAST_RUNS = 2
 """Final runs whose weights have a mean."""
 
 
-def fold_growth(task: Task) -> float:
+def fold_growth(dataset: Dataset) -> float:
     """Training images of a final run / of a trial."""
-    train, val = len(task.dataset.train), len(task.dataset.val)
+    train, val = len(dataset.train), len(dataset.val)
     return (1 - 1 / FOLDS) * (train + val) / train
 
 
-def final_training_growth(config: StudyConfig, task: Task, slots: int, runs: int = LEAST_RUNS) -> float:
+def final_training_growth(config: StudyConfig, dataset: Dataset, slots: int, runs: int = LEAST_RUNS) -> float:
     """Training time of the final model / of a trial: of so many final runs, or of one run on all images."""
     if not final_takes_val(config):
         return 1.0
     if config.final_runs:
-        return math.ceil(runs / slots) * fold_growth(task)
-    return (len(task.dataset.train) + len(task.dataset.val)) / len(task.dataset.train)
+        return math.ceil(runs / slots) * fold_growth(dataset)
+    return (len(dataset.train) + len(dataset.val)) / len(dataset.train)
 
 
 LARGEST_SHARE = 0.5
@@ -160,28 +160,40 @@ class TimeBudget:
         return format_duration(self.total)
 
 
-def mean_epoch_seconds(tables: StudyTables, groups: Groups) -> dict[str, float]:
-    """Group → mean seconds per epoch, with scoring, of its slowest method; empty before the first epoch."""
-    took: dict[tuple[str, str], list[float]] = {}
+def mean_epoch_seconds(tables: StudyTables, groups: Groups, backbone: str | None = None) -> dict[str, float]:
+    """Group → mean seconds per epoch, with scoring, of its slowest method; empty before the first epoch.
+
+    Args:
+        tables: of the search.
+        groups: what is compared.
+        backbone: of this network; None for the slowest.
+    """
+    took: dict[tuple[str, str, str | None], list[float]] = {}
     for number, group in groups(tables).items():
-        method = tables.trials[number]["config.regularizer"]
-        took.setdefault((group, method), []).extend(r["seconds"] + r["eval_seconds"] for r in tables.epochs[number])
+        method, network = tables.trials[number]["config.regularizer"], tables.backbone(number)
+        if backbone in (None, network):
+            epochs = tables.epochs[number]
+            took.setdefault((group, method, network), []).extend(r["seconds"] + r["eval_seconds"] for r in epochs)
     found: dict[str, float] = {}
-    for (group, _), seconds in took.items():
+    for (group, *_), seconds in took.items():
         if seconds:
             found[group] = max(found.get(group, 0.0), sum(seconds) / len(seconds))
     return found
 
 
 def scoring_seconds(tables: StudyTables, num_val: int) -> float:
-    """Seconds per image of a pass without gradients, by the trials of the slowest method; 0 before the first epoch."""
-    took: dict[str, list[float]] = {}
+    """Seconds per image of a pass without gradients, by the trials of the slowest method and network.
+
+    0 before the first epoch.
+    """
+    took: dict[tuple[str, str | None], list[float]] = {}
     for number, row in tables.searched.items():
-        took.setdefault(row["config.regularizer"], []).extend(each["eval_seconds"] for each in tables.epochs[number])
+        kind = row["config.regularizer"], tables.backbone(number)
+        took.setdefault(kind, []).extend(each["eval_seconds"] for each in tables.epochs[number])
     return max((sum(seconds) / len(seconds) for seconds in took.values() if seconds), default=0.0) / num_val
 
 
-def images_to_measure(configs: Sequence[TrialConfig], task: Task) -> int:
+def images_to_measure(configs: Sequence[TrialConfig], dataset: Dataset) -> int:
     """How many images of a new split, or of the final training set, the frozen source reads before runs on it."""
     reads = any(
         each.needs_fitted_head
@@ -190,7 +202,7 @@ def images_to_measure(configs: Sequence[TrialConfig], task: Task) -> int:
         or (each.uses_behavior and each.behavior_scale == "relative")
         for each in configs
     )
-    return reads * (len(task.dataset.train) + len(task.dataset.val))
+    return reads * (len(dataset.train) + len(dataset.val))
 
 
 def plan_post_search(

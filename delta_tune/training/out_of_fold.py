@@ -92,9 +92,7 @@ def out_of_fold(
         weights: (N,) of the images in the fit; None weights all alike.
         seed: of the draw, where a classifier is not fitted to all images.
     """
-    spread = features.std(0)
-    used = (features - features.mean(0))[:, spread > 1e-6] / spread[spread > 1e-6]
-    x = torch.from_numpy((used * np.sqrt(SPREAD / max(1, used.shape[1]))).astype(np.float32))
+    x = torch.from_numpy(standardized(features).astype(np.float32))
     rng = np.random.default_rng(seed)
     weights = np.ones(len(labels)) if weights is None else weights
     y, w, found = (
@@ -115,6 +113,14 @@ def out_of_fold(
             with torch.no_grad():
                 found[folds == fold] = head(x[folds == fold]).double().numpy()
     return found
+
+
+def standardized(features: np.ndarray) -> np.ndarray:
+    """Features (N, D) with mean 0 and equal spread, without constant ones; an image's mean square is `SPREAD`."""
+    spread = features.std(0)
+    used = (features - features.mean(0))[:, spread > 1e-6] / spread[spread > 1e-6]
+    scaled: np.ndarray = used * np.sqrt(SPREAD / max(1, used.shape[1]))
+    return scaled
 
 
 def confused_pairs(predicted: Indices, labels: Indices) -> list[tuple[int, int, float]]:

@@ -11,13 +11,14 @@ from delta_tune.console.format import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class StepKey:
-    """Everything that determines the images of a training step, within one task."""
+    """Everything that determines the source's maps of a training step, within a study."""
 
     seed: int
     batch_size: int
     images: ImageSettings
     epoch: int
     step: int
+    backbone: str | None = None
 
 
 @dataclass

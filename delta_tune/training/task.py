@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES
-from delta_tune.config import UserError
+from delta_tune.config import Candidate, UserError, names_several
 from delta_tune.data.dataset import Dataset
-from delta_tune.data.loading import load_dataset
+from delta_tune.data.loading import load_datasets
 from delta_tune.filesystem.cache import Cache
 from delta_tune.models.backbones import Backbone, build_source, can_be_negative, load_backbone
 from delta_tune.models.devices import half_precision
@@ -102,13 +103,62 @@ def prepare(
     Raises:
         UserError: data, model or weights that cannot be used.
     """
+    if names_several(model):
+        raise UserError(f"model must be one network here, but got {model!r}; tune chooses among several.")
+    (task,) = prepare_several(
+        data,
+        [Candidate(model, weights)],
+        image_size=image_size,
+        channels=channels,
+        seed=seed,
+        cache=cache,
+        **data_options,
+    )
+    return task
+
+
+def prepare_several(
+    data: str | Path,
+    candidates: Sequence[Candidate],
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    **data_options: Any,
+) -> list[Task]:
+    """The same data and splits for several sources; those whose images are stored alike share their memory.
+
+    Args:
+        data: as of `prepare`, as are all arguments that are not named here.
+        candidates: the sources, ≥ 1.
+        **data_options: see `delta_tune.data.loading.load_datasets`.
+
+    Returns:
+        A task for each source, in order.
+
+    Raises:
+        UserError: data, a model or its weights cannot be used.
+    """
     shared = None if cache is None else Cache(cache)
-    backbone = load_backbone(model, weights, image_size, channels)
-    dataset = load_dataset(data, preprocessing=backbone.preprocessing, seed=seed, **data_options)
+    backbones = [load_backbone(each.model, each.weights, image_size, channels) for each in candidates]
+    preprocessings = [backbone.preprocessing for backbone in backbones]
+    datasets, tasks = load_datasets(data, preprocessings=preprocessings, seed=seed, **data_options), []
+    for backbone, dataset in zip(backbones, datasets, strict=True):
+        check_labels(backbone, dataset)
+        backbone = dataclasses.replace(backbone, preprocessing=dataset.preprocessing)
+        tasks.append(Task(dataset=dataset, backbone=backbone, seed=seed, cache=shared))
+    return tasks
+
+
+def check_labels(backbone: Backbone, dataset: Dataset) -> None:
+    """Refuse a network that cannot say that an image lacks a label, if images have several.
+
+    Raises:
+        UserError: says so.
+    """
     if dataset.is_multilabel and not can_be_negative(backbone):
         raise UserError(
             f"{backbone.model} cannot say that an image lacks a label, and images of {dataset.name} have several: its "
             f"outputs are never below 0, so each label would be there with 50 % at least; give another model."
         )
-    backbone = dataclasses.replace(backbone, preprocessing=dataset.preprocessing)
-    return Task(dataset=dataset, backbone=backbone, seed=seed, cache=shared)

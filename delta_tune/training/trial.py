@@ -320,7 +320,7 @@ class _Run:
                 lr = config.lr * lr_factor(config, epoch - 1 + (step + bool(config.warmup_epochs)) / len(batches))
                 labels = to_device(train.labels[indices], self.device)
                 inputs, labels = mix(inputs, labels, num_classes, settings, generator)
-                key = StepKey(config.seed, config.batch_size, settings, epoch, step)
+                key = StepKey(config.seed, config.batch_size, settings, epoch, step, config.backbone)
                 losses = self._step(inputs, labels, key, lr)
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0) + loss.detach() * len(indices)

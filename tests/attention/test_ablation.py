@@ -316,7 +316,7 @@ def test_graph_that_cannot_be_followed_falls_back_and_says_so(net: type[nn.Modul
     notes: list[str] = []
     found = losses(model, images, labels, "net.1.0", notes=notes)["net.1.0"]
     assert len(notes) == 1
-    assert "net.1.0: every channel costs a full forward, because" in notes[0]
+    assert "net.1.0: every channel costs a forward pass of its own, because" in notes[0]
     torch.testing.assert_close(found, naive(model, images, labels, "net.1.0"), rtol=1e-5, atol=2e-6)
 
 

@@ -225,10 +225,24 @@ def test_trial_config_is_the_same_as_a_record_from_before_some_fields(method):
 
 
 def test_trial_config_record_is_plain_values_by_field_name():
-    record = TrialConfig(layers=("a", "b")).record()
+    record = TrialConfig(layers=("a", "b"), backbone="net").record()
     assert tuple(record) == TRIAL_FIELDS
     assert record["layers"] == "a,b"
     assert all(value is None or isinstance(value, bool | int | float | str) for value in record.values())
+
+
+def test_trial_config_record_says_nothing_of_the_backbone_in_a_study_of_one():
+    config = TrialConfig(regularizer="l2")
+    assert "backbone" not in config.record()
+    assert config.same_as(config.record())
+    assert config.same_as(config.record() | {"backbone": None}), "the column of a table has it for all rows"
+    assert not dataclasses.replace(config, backbone="net").same_as(config.record())
+
+
+@pytest.mark.parametrize("backbone", ["", 3, ("net",)])
+def test_trial_config_refuses_a_backbone_that_is_no_name(backbone):
+    with pytest.raises(UserError, match="backbone must be the name of one of the study's networks"):
+        TrialConfig(backbone=backbone)
 
 
 @pytest.mark.parametrize(("method", "decay"), [("l2", 1e-4), ("l2_sp", 0.0), ("delta", 0.0), ("l2_fe", 0.0)])

@@ -59,7 +59,7 @@ def test_explanation_has_the_maps_of_its_labels(seen):
         assert len(each.maps) == 2
         for label, shown in each.maps.items():
             number = model.classes.index(label)
-            (wanted,) = heat_maps(model.network, layer.name, images[[position]], [number], model.kind)
+            (wanted,) = heat_maps(model.network, layer, images[[position]], [number], model.kind)
             np.testing.assert_allclose(shown, wanted, atol=1e-4)
         assert each.channels == ()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from delta_tune.inference.model import Model
-from delta_tune.models.architectures import build_architecture, build_unfilled
-from delta_tune.models.hooked_layers import find_layers
+from delta_tune.models.architectures import build_architecture, build_unfilled, size_keyword
+from delta_tune.models.hooked_layers import STANDARD_SIZE, find_layers
 
 CLASSES = ("a", "b & <c>", "d")
 
@@ -25,14 +25,15 @@ def draw_weights(network, seed=0):
 
 def random_model(name, *, size=64, resize="crop", channels=3, white=None, classes=CLASSES, **config):
     """A model whose weights are drawn; other keywords go into its `config.json`."""
-    head = find_layers(build_unfilled(name).eval(), name).head
-    network = draw_weights(build_architecture(name, head, len(classes), channels=channels))
+    built = size if size_keyword(name) else STANDARD_SIZE
+    head = find_layers(build_unfilled(name, image_size=size).eval(), name, built).head
+    network = draw_weights(build_architecture(name, head, len(classes), channels=channels, image_size=size))
     mean, std = [0.485, 0.456, 0.406, 0.5, 0.4], [0.229, 0.224, 0.225, 0.2, 0.3]
     preprocessing = {
         **{"image_size": size, "stored_size": round(size * 8 / 7), "interpolation": "bilinear", "resize": resize},
         **{"mean": mean[:channels], "std": std[:channels], "channels": channels},
         "white": white,
     }
-    backbone = {"model": name, "head": head}
+    backbone = {"model": name, "head": head} | ({"image_size": size} if size_keyword(name) else {})
     told = {"config": {"regularizer": "delta"}, "metrics": {}, "backbone": backbone, "preprocessing": preprocessing}
     return Model(network, told | {"classes": list(classes)} | config)

@@ -20,6 +20,42 @@ from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 
 MAX_EPOCHS = 8
+
+
+class OfOneBackbone:
+    """What a stand-in for a `Study` of one network says of it; it has a `task`, and where they are asked for `configs`
+    and a `progress`."""
+
+    several, names_backbones = False, False
+
+    @property
+    def tasks(self):
+        return {"only": self.task}
+
+    @property
+    def first_task(self):
+        return self.task
+
+    @property
+    def dataset(self):
+        return self.task.dataset
+
+    def configs_of(self, label):
+        return self.configs
+
+    def telling(self, label):
+        return self.progress.say
+
+    def task_of(self, config):
+        return self.task
+
+    def task_of_trial(self, number):
+        return self.task
+
+    def label_of_trial(self, number):
+        return "only"
+
+
 CLASSES = ("blue", "green", "<b>red</b>")
 DISTRIBUTIONS = {
     "regularizer": CategoricalDistribution(["delta", "l2"]),

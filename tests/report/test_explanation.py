@@ -5,7 +5,6 @@ import html
 import io
 import re
 import shutil
-from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from delta_tune.data.images import Preprocessing, stored_square
 from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation import explain as explain_module
+from delta_tune.explanation.nearest import NearestImage, NearestImages
 from delta_tune.inference.model import load
 from delta_tune.report import explanation as page_module
 from delta_tune.report.explanation import seen_picture, write_explanations
@@ -24,12 +24,9 @@ HOSTILE = "<img src=x onerror=alert(1)>\"'&\u202ea.png"
 NO_NEAREST = "No image of training is <known>."
 
 
-@dataclass(frozen=True)
-class Like:
-    name: str
-    label: str
-    similarity: float
-    thumbnail: bytes
+def alike(count, images=(), note=""):
+    """The same nearest images for each of `count` images."""
+    return NearestImages((tuple(images),) * count, note, (None,) * count)
 
 
 class Elements(HTMLParser):
@@ -66,11 +63,10 @@ def photos(image_folder, tmp_path_factory):
 ATTENTION = {"layer1": np.linspace(1, 2, 32, dtype=np.float32) / 48}
 
 
-def page_of(model, photos, file, *, least=None, attention=None, nearest=NO_NEAREST, **more):
+def page_of(model, photos, file, *, least=None, attention=None, nearest=(), note=NO_NEAREST, **more):
     predictions = model.predict(photos, min_confidence=least)
-    write_explanations(
-        file, model, photos, predictions, attention={} if attention is None else attention, nearest=nearest, **more
-    )
+    found = alike(len(photos), nearest, note)
+    write_explanations(file, model, photos, predictions, attention=attention or {}, nearest=found, **more)
     return file.read_text()
 
 
@@ -102,10 +98,10 @@ def test_page_needs_nothing_from_outside(model, photos, tmp_path):
 
 def test_hostile_names_are_text(model, photos, tmp_path):
     hostile = "</strong><script>alert(1)</script>"
-    like = (Like(HOSTILE, hostile, 0.9, b"\xff\xd8\xff"),)
+    like = NearestImage(HOSTILE, hostile, 0.9, b"\xff\xd8\xff")
     config = model.config | {"classes": [f"{hostile}{name}" for name in model.classes]}
     other = type(model)(model.network, config)
-    elements = Elements(page_of(other, photos, tmp_path / "why.html", nearest=[like] * 3))
+    elements = Elements(page_of(other, photos, tmp_path / "why.html", nearest=[like]))
     assert not elements.of("script")
     assert not any(key.startswith("on") for _, each in elements.found for key in each)
     assert "\u202e" not in (tmp_path / "why.html").read_text()
@@ -123,7 +119,7 @@ def test_image_that_is_gone_after_its_prediction_has_a_sentence(model, photos, t
     shutil.copy(photos[0], gone)
     predictions = model.predict([gone, photos[0]])
     gone.unlink()
-    write_explanations(tmp_path / "why.html", model, [gone, photos[0]], predictions, attention={}, nearest=NO_NEAREST)
+    write_explanations(tmp_path / "why.html", model, [gone, photos[0]], predictions, attention={}, nearest=alike(2))
     assert "gone.png cannot be read as an image (No such file" in words((tmp_path / "why.html").read_text())
 
 
@@ -149,7 +145,7 @@ def test_map_without_evidence_says_so(model, photos, tmp_path, monkeypatch):
 
 def test_more_images_than_a_page_holds_are_told(model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "MOST_IMAGES", 2)
-    text = page_of(model, photos, tmp_path / "why.html", nearest=[()] * 3)
+    text = page_of(model, photos, tmp_path / "why.html")
     assert len(Elements(text).of("article")) == 2
     assert "A page shows 2 images; 1 other image is left out." in words(text)
 
@@ -157,8 +153,8 @@ def test_more_images_than_a_page_holds_are_told(model, photos, tmp_path, monkeyp
 def test_similar_training_images_are_shown_or_their_absence_is_explained(model, photos, tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "PNG")
-    like = Like("train/a.png", "red-ish", 0.875, stream.getvalue())
-    text = page_of(model, photos[:1], tmp_path / "why.html", nearest=[[like, like]])
+    like = NearestImage("train/a.png", "red-ish", 0.875, stream.getvalue())
+    text = page_of(model, photos[:1], tmp_path / "why.html", nearest=[like, like], note="")
     assert words(text).count("red-ish 0.88") == 2
     assert base64.b64encode(stream.getvalue()).decode() in text
     assert "No image of training is <known>." in words(page_of(model, photos[:1], tmp_path / "why.html"))

@@ -93,7 +93,7 @@ def test_doubtful_ones_have_the_closest_second_class_and_a_map_of_it(drawn, task
 
 def test_maps_are_those_of_the_model(drawn, task):
     model = drawn[0]
-    layer = layer_of(model).name
+    layer = layer_of(model)
     for position, each in (pair for pairs in rows_of(drawn, task).values() for pair in pairs):
         square = task.dataset.test.images.batch(np.array([position]))
         seen = crop_stored_square(square[0], model.preprocessing)

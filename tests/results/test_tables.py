@@ -18,6 +18,9 @@ from delta_tune.results.journal import Journal
 from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
 from delta_tune.results.tables import WRITING_SHARE, StudyTables
 
+OF_ONE = tuple(name for name in TRIAL_FIELDS if name != "backbone")
+"""The fields that a study of one network writes."""
+
 
 def row(epoch, accuracy=0.5, **more):
     values = {name: 0.0625 * i for i, name in enumerate(EPOCH_COLUMNS)}
@@ -384,7 +387,7 @@ def test_tables_keep_a_bad_end_with_its_cause(tables):
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_tables_give_the_configuration_back_after_reading(filled, number):
     again = StudyTables.read(filled.folder, "val_accuracy")
-    assert again.config(number).record() == {n: filled.trials[number][f"config.{n}"] for n in TRIAL_FIELDS}
+    assert again.config(number).record() == {n: filled.trials[number][f"config.{n}"] for n in OF_ONE}
 
 
 def test_tables_give_the_coordinates_back_bit_for_bit(tables):
@@ -420,7 +423,17 @@ def test_tables_columns_have_the_types_of_their_fields(filled):
         "error": pa.string(),
     }
     assert {name: schema.field(name).type for name in expected} == expected
-    assert {n for n in schema.names if n.startswith("config.")} == {f"config.{n}" for n in TRIAL_FIELDS}
+    assert {n for n in schema.names if n.startswith("config.")} == {f"config.{n}" for n in OF_ONE}
+
+
+def test_tables_have_a_column_of_the_backbone_where_trials_choose_one(tables):
+    add(tables, 0, [0.5], "completed", regularizer="l2", backbone="one")
+    add(tables, 1, [0.4], "completed", regularizer="l2", backbone="other")
+    tables.write()
+    again = StudyTables.read(tables.folder, "val_accuracy")
+    assert [again.backbone(number) for number in (0, 1)] == ["one", "other"]
+    assert again.config(1) == tables.config(1)
+    assert again.method(1) == "l2 on other"
 
 
 def test_tables_column_types_do_not_depend_on_the_trials(tables):

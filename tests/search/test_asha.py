@@ -7,13 +7,19 @@ import optuna
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
+from delta_tune.config import TrialConfig
 from delta_tune.search.asha import AshaScheduler, passes_rung, rung_epochs
 from delta_tune.search.messages import TrialAssignment, TrialOutcome
 
+DELTA = TrialConfig(regularizer="delta")
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 
 
-def rungs(metric="val_accuracy", max_epochs=12, grace_period=1, reduction_factor=3, group_of=lambda method: method):
+def by_method(config):
+    return config.regularizer
+
+
+def rungs(metric="val_accuracy", max_epochs=12, grace_period=1, reduction_factor=3, group_of=by_method):
     return AshaScheduler(
         metric=metric,
         max_epochs=max_epochs,
@@ -231,7 +237,7 @@ def test_rungs_after_replay_decide_as_the_uninterrupted_run(finished):
     whole, resumed, later = rungs(), rungs(), range(finished, 20)
     for number in range(finished):
         rows = decisions(whole, [trial(number)], scores)
-        resumed.replay("delta", number, [row(epoch, scores[number, epoch - 1]) for _, epoch in rows])
+        resumed.replay(DELTA, number, [row(epoch, scores[number, epoch - 1]) for _, epoch in rows])
     assert decisions(resumed, [trial(n, session=2) for n in later], scores) == decisions(
         whole, [trial(n) for n in later], scores
     )
@@ -244,7 +250,7 @@ def test_rungs_after_replay_carry_on_with_an_unfinished_trial(done):
     whole, resumed = rungs(), rungs()
     decisions(whole, [trial(n) for n in range(4)], rising[:, :done])
     for number in range(4):
-        resumed.replay("delta", number, [row(epoch, rising[number, epoch - 1]) for epoch in range(1, done + 1)])
+        resumed.replay(DELTA, number, [row(epoch, rising[number, epoch - 1]) for epoch in range(1, done + 1)])
     noisy = random_scores(4, 12, seed=1)
     expected = decisions(whole, [trial(n) for n in range(4)], noisy, first=done + 1)
     assert decisions(resumed, [trial(n, session=2) for n in range(4)], noisy, first=done + 1) == expected
@@ -252,14 +258,14 @@ def test_rungs_after_replay_carry_on_with_an_unfinished_trial(done):
 
 def test_rungs_replay_tells_whom_the_last_epoch_stopped():
     scheduler = rungs()
-    assert not scheduler.replay("delta", 0, [row(1, 0.9)])
-    assert scheduler.replay("delta", 1, [row(1, 0.1)])
-    assert not scheduler.replay("delta", 2, [row(1, 0.95), row(2, 0.1)]), "epoch 2 is no rung"
+    assert not scheduler.replay(DELTA, 0, [row(1, 0.9)])
+    assert scheduler.replay(DELTA, 1, [row(1, 0.1)])
+    assert not scheduler.replay(DELTA, 2, [row(1, 0.95), row(2, 0.1)]), "epoch 2 is no rung"
 
 
 def test_rungs_replay_of_frozen_features_changes_nothing():
     scheduler = rungs()
-    scheduler.replay("l2_fe", 0, [row(1, 1.0)])
+    scheduler.replay(TrialConfig(regularizer="l2_fe"), 0, [row(1, 1.0)])
     assert scheduler.on_trial_result(None, trial(1), row(1, 0.1)) == CONTINUE
 
 

@@ -132,9 +132,10 @@ def test_group_of_a_trial_that_ran_without_its_attention_is_that_of_the_method_t
 
 def test_rungs_are_shared_within_what_has_a_budget_of_its_own():
     methods = ("delta", "delta_uniform", "l2")
-    assert [rung_groups(add_l2_baseline(checked(), 0))(m) for m in methods] == ["space", "space", "l2"]
-    assert [rung_groups(checked(balance="regularizer"))(m) for m in methods] == list(methods)
-    assert len({rung_groups(checked())(m) for m in methods}) == 1
+    configs = [TrialConfig(regularizer=method) for method in methods]
+    assert [rung_groups(add_l2_baseline(checked(), 0))(c) for c in configs] == ["space", "space", "l2"]
+    assert [rung_groups(checked(balance="regularizer"))(c) for c in configs] == list(methods)
+    assert len({rung_groups(checked())(c) for c in configs}) == 1
 
 
 def test_arms_take_turns_also_after_a_session_that_had_none():

@@ -19,11 +19,12 @@ from delta_tune.study.all_images import fit_to_all_images, scores_to_beat
 from delta_tune.study.best_model import save_searched
 from delta_tune.training.trial import run_trial
 from delta_tune.training.workplace import ThisProcess
+from tests.helpers.studies import OfOneBackbone
 
 PROBE = TrialConfig(regularizer="linear_probe", max_epochs=1)
 
 
-class Fitted:
+class Fitted(OfOneBackbone):
     """A study whose first model has been scored."""
 
     def __init__(self, task, folder, **settings):
@@ -94,7 +95,7 @@ def test_trial_must_be_better_by_what_the_images_are_worth(task, tmp_path, gain,
     config = TrialConfig(regularizer="l2", head_start="random", batch_size=8, max_epochs=1)
     study.tables.add(1, config, {}, {})
     report = lambda row: study.tables.report(1, row | {"val_accuracy": 0.61 + gain})  # noqa: E731
-    run_trial(study.task, config, report, checkpoint=tmp_path / "checkpoints" / "00001")
+    run_trial(study.first_task, config, report, checkpoint=tmp_path / "checkpoints" / "00001")
     study.tables.finish(1, "completed")
     save_searched(study)
     assert study.record.model.startswith(model)

@@ -23,11 +23,16 @@ from delta_tune.study.attention_phase import ATTENTION_SHARE, AttentionPhase, mo
 from delta_tune.study.time_budget import TimeBudget
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import ThisProcess
+from tests.helpers.studies import OfOneBackbone
 
 LAYERS = ("layer1.0.conv2", "layer4.0.conv2")
 DELTA = TrialConfig(regularizer="delta", layers=LAYERS)
 L2 = TrialConfig(regularizer="l2")
 ENOUGH = 10**6
+
+
+class Searched(OfOneBackbone, SimpleNamespace):
+    """A study."""
 
 
 class Pool(ThisProcess):
@@ -96,7 +101,7 @@ def begin(task, tmp_path, said, pool):
         def begun(*configs, slots=2, total=None, record=None, sampled=False):
             fresh = Task(dataset=task.dataset, backbone=task.backbone, seed=0, cache=Cache(tmp_path / "cache"))
             tables = StudyTables(tmp_path / "study", "val_accuracy")
-            study = SimpleNamespace(task=fresh, folder=tmp_path / "study", configs=list(configs), tables=tables)
+            study = Searched(task=fresh, folder=tmp_path / "study", configs=list(configs), tables=tables)
             study.folder.mkdir(exist_ok=True)
             study.searcher, study.progress = SimpleNamespace(), SimpleNamespace(say=said.append)
             study.record, study.save_record = record or StudyRecord(), lambda: None
@@ -127,11 +132,11 @@ def test_attention_is_measured_on_one_slot_while_trials_may_run(begin, pool):
     pool.goes.clear()
     phase = begin(DELTA, L2)
     assert (phase.is_under_way, phase.slots, phase.has_come()) == (True, 1, False)
-    assert not any(phase.study.task.measurements.attention.values()), "trials are given the task meanwhile"
+    assert not any(phase.study.first_task.measurements.attention.values()), "trials are given the task meanwhile"
     pool.goes.set()
     wait_for(phase.has_come)
     assert phase.slots == 0
-    assert phase.study.task.measurements.attention["exact"].keys() == set(LAYERS)
+    assert phase.study.first_task.measurements.attention["exact"].keys() == set(LAYERS)
     assert read_layers(phase.study.folder / ATTENTION_FILE)["exact"].keys() == set(LAYERS)
     assert phase.runs_as(1, DELTA) == DELTA
 
@@ -183,7 +188,7 @@ def test_layers_have_the_images_that_the_share_was_enough_for_and_are_not_in_the
     (phase.study.folder / ATTENTION_FILE).unlink()
     pool.time_for = ENOUGH
     again = begin(DELTA)
-    assert {layer.images for layer in again.study.task.measurements.attention["exact"].values()} == {36}
+    assert {layer.images for layer in again.study.first_task.measurements.attention["exact"].values()} == {36}
     assert most_probe_images(again.study) == MAX_PROBE_IMAGES, "there is time"
 
 
@@ -229,7 +234,7 @@ def test_resume_has_the_attention_that_the_study_had(begin, pool):
     phase = begin(DELTA, L2, total=1000.0)
     assert phase.has_come()
     assert phase.pools == []
-    assert {layer.images for layer in phase.study.task.measurements.attention["exact"].values()} == {8}
+    assert {layer.images for layer in phase.study.first_task.measurements.attention["exact"].values()} == {8}
 
 
 def test_damaged_attention_of_the_study_is_measured_again(begin, said):

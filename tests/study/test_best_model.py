@@ -21,11 +21,12 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.study.best_model import follow_leader, save_searched
 from delta_tune.training.checkpoint import Checkpoint
 from delta_tune.training.trial import run_trial
+from tests.helpers.studies import OfOneBackbone
 
 CONFIG = TrialConfig(regularizer="l2", head_start="random", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
 
 
-class Running:
+class Running(OfOneBackbone):
     """A study in its search, without Ray.
 
     Attributes:

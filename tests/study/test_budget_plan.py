@@ -313,8 +313,8 @@ def test_busy_machine_has_more_time_kept_for_its_end(settings, planned, monkeypa
 
 def test_end_has_time_for_the_validation_pass_where_there_is_no_test_split(settings, planned, monkeypatch):
     study = planned(settings, 10)
-    quiet, val = study.budget.end, len(study.task.dataset.val)
-    study.task.dataset = dataclasses.replace(study.task.dataset, test=None)
+    quiet, val = study.budget.end, len(study.first_task.dataset.val)
+    study.first_task.dataset = dataclasses.replace(study.first_task.dataset, test=None)
     two_slots = SimpleNamespace(resources=SimpleNamespace(slots=2), measuring=SimpleNamespace(slots=1))
     monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=2.0))
     budget_plan.choose_by_budget(study, two_slots)
@@ -327,7 +327,7 @@ FIVE = {"final_runs": 5}
 @pytest.mark.parametrize(("members", "passes"), [(1, 6), (2, 7), (4, 3), (5, 0)])
 def test_end_has_time_for_the_check_of_means_and_for_each_network(settings, planned, monkeypatch, members, passes):
     study = planned(settings | FIVE | {"members": members}, 10)
-    quiet, data = study.budget.end, study.task.dataset
+    quiet, data = study.budget.end, study.first_task.dataset
     monkeypatch.setattr(budget_plan, "time_steps", lambda *args: Speed(training=0.1, scoring=0.2))
     budget_plan.choose_by_budget(study, ONE_SLOT)
     scored = members * len(data.test) + passes * (len(data.train) + len(data.val))
@@ -393,7 +393,7 @@ def test_reserve_has_the_passes_over_fresh_splits_that_a_fitted_head_needs(setti
     for start in ("random", "probe"):
         head_start(study, start)
         kept[start] = study.reserve(math.inf, ONE_SLOT)
-    dataset = study.task.dataset
+    dataset = study.first_task.dataset
     one_pass = 2.0 / len(dataset.val) * (len(dataset.train) + len(dataset.val))
     assert kept["probe"].confirmation == pytest.approx(kept["random"].confirmation + 5 * one_pass)
     assert kept["probe"].final == pytest.approx(kept["random"].final + one_pass)
@@ -405,7 +405,7 @@ def test_plan_leaves_time_for_these_passes(settings, planned):
     for start in ("random", "probe"):
         head_start(study, start)
         found[start] = budget_plan.means_of(study, ONE_SLOT, speed).measuring
-    dataset = study.task.dataset
+    dataset = study.first_task.dataset
     assert found == {"random": 0.0, "probe": pytest.approx(3 * (len(dataset.train) + len(dataset.val)))}
 
 

@@ -94,7 +94,8 @@ def test_runs_give_every_method_the_same_fresh_seed_on_the_same_split(tables):
 
 
 def test_runs_are_handed_out_once_and_in_order(tables):
-    runs, asked = plan_runs(tables, {"l2": add(tables, "l2", [0.5] * 3)}, 2, seed=0), []
+    planned, asked = plan_runs(tables, {"l2": add(tables, "l2", [0.5] * 3)}, 2, seed=0), []
+    runs = [dataclasses.replace(run, task=place) for place, run in enumerate(planned)]
     search = PlannedRuns(runs, "val_accuracy", asked.append)
     first, second = (TrialAssignment.from_config(search.suggest(trial_id)) for trial_id in "ab")
     assert (first.number, first.task, first.gpus) == (0, 0, 0.0)

@@ -86,11 +86,10 @@ def checked(task, tmp_path):
         said = []
         study = SimpleNamespace(
             config=StudyConfig(members=members),
-            task=task.on(task.dataset),
             progress=SimpleNamespace(say=said.append),
         )
         files = write(tmp_path, *states)
-        found, averaged = checked_means(study, files, ThisProcess(), tmp_path / "final")
+        found, averaged = checked_means(study, task.on(task.dataset), files, ThisProcess(), tmp_path / "final")
         assert averaged == any(file not in files and len(files) > len(found) for file in found)
         return [safetensors.torch.load_file(file) for file in found], files, found, said
 

@@ -14,12 +14,13 @@ from delta_tune.config import TrialConfig
 from delta_tune.study import final_runs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
+from tests.helpers.studies import OfOneBackbone
 
 TRAIN, VAL = 80, 20
 OF_A_WORKER = RayTaskError("_train", "a traceback", TooLittleMemoryError("the GPU's memory is too small"))
 
 
-class Searched:
+class Searched(OfOneBackbone):
     """A study whose search is over, on 80 and 20 images.
 
     Args:
@@ -36,7 +37,9 @@ class Searched:
         }
         epochs = {number: [{"eval_seconds": score / 10}] * 10 for number, (_, score) in enumerate(seconds)}
         own = config or TrialConfig(regularizer="l2", max_epochs=10, head_start="random")
-        self.tables = SimpleNamespace(trials=rows, searched=rows, epochs=epochs, config=lambda number: own)
+        self.tables = SimpleNamespace(
+            trials=rows, searched=rows, epochs=epochs, config=lambda number: own, backbone=lambda number: None
+        )
         self.task = SimpleNamespace(dataset=SimpleNamespace(train=range(TRAIN), val=range(VAL)))
         self.config = SimpleNamespace(final_runs=runs)
         self.budget = TimeBudget(None if left == math.inf else left, spent=0, began=time.time())

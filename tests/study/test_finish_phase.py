@@ -29,6 +29,7 @@ from delta_tune.results.study_record import StudyRecord
 from delta_tune.study import best_model, finish_phase
 from delta_tune.study.finish_phase import conclude, keep_best, score_final_model, score_test
 from delta_tune.training.workplace import ThisProcess
+from tests.helpers.studies import OfOneBackbone
 
 
 def test_score_test_equals_predicting_each_image(best, task):
@@ -62,7 +63,7 @@ def test_judge_loads_the_model_once(best, task, tmp_path, monkeypatch):
     assert len(loaded) == 1
 
 
-class Kept:
+class Kept(OfOneBackbone):
     """A study that cannot go on, and what `keep_best` did with it."""
 
     def __init__(self, folder, monkeypatch, **content):
@@ -70,6 +71,7 @@ class Kept:
         (folder / STUDY_FILE).touch()
         self.record = StudyRecord({"winner": 0, "model": "trial 0", "test_scorings": [], **content})
         self.progress = SimpleNamespace(say=self.said.append)
+        self.tables = SimpleNamespace(backbone=lambda number: None)
         monkeypatch.setattr(best_model, "save_searched", self._save)
 
     def _save(self, study):

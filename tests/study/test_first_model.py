@@ -23,9 +23,10 @@ from delta_tune.training import measurements
 from delta_tune.training.measurements import Measurements
 from delta_tune.training.trial import run_trial
 from delta_tune.training.workplace import ThisProcess
+from tests.helpers.studies import OfOneBackbone
 
 
-class Begun:
+class Begun(OfOneBackbone):
     """A study whose data is read, on a Ray that is not needed here."""
 
     def __init__(self, task, folder, total=None):
@@ -88,7 +89,7 @@ def test_first_model_is_trial_0_completed_and_in_best(task, tmp_path, session):
     assert (study.record.winner, study.record.model, study.tables.leader) == (0, on_all(task), 0)
     alone = run_trial(task.on(task.dataset), TrialConfig(regularizer="linear_probe"))
     assert study.model["metrics"]["val_loss"] == alone.epochs[0]["val_loss"]
-    assert set(study.task.measurements.mean_squares), "measured in the same pass"
+    assert set(study.first_task.measurements.mean_squares), "measured in the same pass"
 
 
 def test_second_session_fits_no_second_model(task, tmp_path, session, monkeypatch):
@@ -126,8 +127,8 @@ def test_pass_that_does_not_fit_into_the_budget_is_left_out(task, tmp_path, sess
     study = Begun(task, tmp_path, total=100.0)
     fit_first_model(study, session)
     assert study.sampled
-    assert "train" not in study.task.measurements.features
-    assert set(study.task.measurements.mean_squares), "of the sample"
+    assert "train" not in study.first_task.measurements.features
+    assert set(study.first_task.measurements.mean_squares), "of the sample"
     assert study.record.model == "trial 0, fitted to 6 of the training images"
     assert study.tables.trials[0]["state"] == "completed"
     assert any("images of train" in sentence for sentence in study.said)
@@ -157,16 +158,16 @@ def test_trials_begin_without_a_pass_that_does_not_fit_into_the_budget(task, tmp
     study.configs = [TrialConfig(regularizer=each, max_epochs=1) for each in ("l2", "l2_sp", "delta_uniform")]
     fit_first_model(study, session)
     monkeypatch.setattr(measurements, "measure_features", lambda *args: pytest.fail("a pass"))
-    study.task.measurements.measure_source(study.configs, print, ThisProcess())
-    assert run_trial(study.task, study.configs[0]).state == "completed"
+    study.first_task.measurements.measure_source(study.configs, print, ThisProcess())
+    assert run_trial(study.first_task, study.configs[0]).state == "completed"
 
 
 def test_trials_on_frozen_features_read_all_images_of_a_sampled_study(task, tmp_path, session, slow):
     slow(60.0)
     study = Begun(task, tmp_path, total=100.0)
     fit_first_model(study, session)
-    run_trial(study.task, TrialConfig(regularizer="l2_fe", max_epochs=1))
-    assert len(study.task.measurements.features["train"]) == len(task.dataset.train)
+    run_trial(study.first_task, TrialConfig(regularizer="l2_fe", max_epochs=1))
+    assert len(study.first_task.measurements.features["train"]) == len(task.dataset.train)
 
 
 def test_model_of_a_sample_is_scored_on_all_of_val_where_there_is_time(task, tmp_path, session, slow, monkeypatch):
@@ -188,7 +189,7 @@ def test_interrupt_in_the_pass_over_all_images_leaves_the_model_of_the_sample(
 ):
     slow(60.0)
     study = Begun(task, tmp_path)
-    whole, measure = study.task.measurements, Measurements.measure_source
+    whole, measure = study.first_task.measurements, Measurements.measure_source
 
     def interrupted(self, *args):
         if self is whole:
@@ -216,7 +217,7 @@ def test_resumed_study_that_is_short_of_time_still_is(task, tmp_path, session, s
     slow(None)
     monkeypatch.setattr(first_model, "run_trial", None)
     fit_first_model(again, session)
-    first, second = study.task.measurements, again.task.measurements
+    first, second = study.first_task.measurements, again.first_task.measurements
     assert second.mean_squares == first.mean_squares
     assert np.array_equal(second.head.state["weight"], first.head.state["weight"])
     assert "train" not in second.features
@@ -274,6 +275,6 @@ def test_first_model_does_not_wait_for_the_relationship_of_co_tuning(task, tmp_p
     fit_first_model(study, session)
     assert order[0] == "model"
     assert study.sampled == (total is not None)
-    study.task.measurements.measure_source(study.configs, print, ThisProcess())
+    study.first_task.measurements.measure_source(study.configs, print, ThisProcess())
     assert order.count("relationship") == 1
-    assert ("train" in study.task.measurements.features) == (not study.sampled)
+    assert ("train" in study.first_task.measurements.features) == (not study.sampled)

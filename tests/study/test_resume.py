@@ -47,9 +47,9 @@ def test_study_whose_trials_train_the_sources_head_is_not_resumed_with_another(t
     checked = check_space(Space(name="own", function=lambda trial: {"regularizer": method}), seed=0)
     head = {name: value + 1 for name, value in task.backbone.source_head.items()}
     other = dataclasses.replace(task, backbone=dataclasses.replace(task.backbone, source_head=head))
-    record = StudyRecord(dataclasses.asdict(study_identity(task, checked)))
-    check_same_study(record, tmp_path, task, checked)
+    record = StudyRecord(dataclasses.asdict(study_identity({"net": task}, checked)))
+    check_same_study(record, tmp_path, {"net": task}, checked)
     with pytest.raises(UserError, match="its source head changed since") if refused else contextlib.nullcontext():
-        check_same_study(record, tmp_path, other, checked)
+        check_same_study(record, tmp_path, {"net": other}, checked)
     record.content["fingerprints"].pop("source_head", None)  # as earlier versions wrote it
-    check_same_study(record, tmp_path, other, checked)
+    check_same_study(record, tmp_path, {"net": other}, checked)

@@ -64,12 +64,12 @@ def find(task, best, monkeypatch):
 
     def found(metric, reaches=True):
         said = []
-        study = SimpleNamespace(config=StudyConfig(metric=metric), task=task, progress=SimpleNamespace(say=said.append))
+        study = SimpleNamespace(config=StudyConfig(metric=metric), progress=SimpleNamespace(say=said.append))
         monkeypatch.setattr(shifted_model, "choose_shift", lambda *_: LogitShift(strength=0.5, before=0.6, after=0.7))
         if not reaches:
             monkeypatch.setattr(shifted_model, "reaches_logits", lambda *_: False)
         held_out = HeldOut(names=("a",), labels=np.array([0]), logits=np.zeros((1, 3), np.float32))
-        return find_shift(study, held_out, best / "model.safetensors"), said
+        return find_shift(study, task, held_out, best / "model.safetensors"), said
 
     return found
 

@@ -155,7 +155,7 @@ def test_sentence_on_what_is_reserved_for_final_runs_promises_none_that_do_not_f
 
 
 def test_growth_of_a_final_run_is_nine_tenths_of_train_and_val(task):
-    assert fold_growth(task) == pytest.approx(0.9 * 54 / 36)
+    assert fold_growth(task.dataset) == pytest.approx(0.9 * 54 / 36)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_growth_of_a_final_run_is_nine_tenths_of_train_and_val(task):
     ],
 )
 def test_growth_of_the_final_model_is_that_of_two_runs_or_of_one_on_all_images(task, more, slots, growth):
-    assert final_training_growth(StudyConfig(**more), task, slots) == pytest.approx(growth)
+    assert final_training_growth(StudyConfig(**more), task.dataset, slots) == pytest.approx(growth)
 
 
 def test_reserve_keeps_nothing_where_no_epoch_is_measured_yet():

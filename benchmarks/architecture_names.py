@@ -1,0 +1,28 @@
+"""The networks of `architectures.py`: a small one of each family of timm and torchvision."""
+
+from __future__ import annotations
+
+_TORCHVISION = """
+alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+mobilenet_v2 mobilenet_v3_small regnet_y_400mf resnet18 resnet50 shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t
+vgg11 vit_b_16
+"""
+_TIMM = """
+beit_base_patch16_224 eca_botnext26ts_256 test_byobnet cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32
+test_convnext convnext_atto cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s cspnext_tiny davit_tiny
+deepseek_vit_412m deit_tiny_patch16_224 deit_tiny_distilled_patch16_224 densenet121 dla46x_c dpn48b edgenext_xx_small
+efficientformer_l1 efficientformerv2_s0 efficientnet_b0 tf_efficientnet_lite0 efficientvim_m1 efficientvit_b0
+efficientvit_m0 eva02_tiny_patch14_224 vit_tiny_patch16_dinov3_qkvb fasternet_s fastvit_t12 focalnet_tiny_srf
+gcvit_xxtiny gemma4_vit_167m ghostnet_050 hardcorenas_b hgnetv2_b0 hiera_tiny_224 hieradet_small hrnet_w18_small
+iformer_t inception_next_atto inception_resnet_v2 inception_v3 inception_v4 lcnetv2_small levit_128s lowformer_b0
+test_mambaout test_coatnet test_maxvit poolformer_s12 caformer_s18 gmlp_ti16_224 gmixer_12_224 resmlp_12_224
+mixer_s32_224 mobilenetv3_small_050 mobilenetv5_base mobilevit_xxs mobilevitv2_050 mvitv2_tiny
+naflexvit_base_patch16_gap nasnetalarge nest_tiny nextvit_small test_nfnet pit_ti_224 pnasnet5large pvt_v2_b0
+qwen3_vit_88m rdnet_tiny regnetx_002 repghostnet_050 repvit_m0_9 res2net50_14w_8s resnest26d test_resnet resnet18
+resnetv2_18 rexnet_150 selecsls42 legacy_seresnet18 sequencer2d_s shvit_s1 skresnet18 starnet_s050 swiftformer_xs
+swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m
+twins_svt_small vgg11 visformer_tiny test_vit vit_tiny_patch16_224 vit_small_patch14_dinov2 vit_tiny_r_s16_p8_224
+test_vit_relpos samvit_base_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_dw legacy_xception xception41
+xcit_nano_12_p16_224
+"""
+NAMES = (*_TORCHVISION.split(), *(f"timm:{name}" for name in _TIMM.split()))
