@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-
 import pytest
 import timm
 import torch
@@ -87,7 +85,7 @@ class AskingItsConvolution(nn.Module):
         self.first = nn.Conv2d(3, 4, 3, padding=1)
         self.act = nn.ReLU()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         device, (height, _) = self.first.weight.device, self.first.kernel_size
         return self.act(self.first(images)).to(device) * height
 
@@ -98,10 +96,9 @@ def test_fused_convolution_has_the_attributes_of_its_convolution():
     expected = model(images)
     assert fuse_activations(model, ()) == 1
     torch.testing.assert_close(model(images), expected)
-    torch.testing.assert_close(copy.deepcopy(model)(images), expected)
     assert not list(model.parameters())
     with pytest.raises(AttributeError, match="no_such_thing"):
-        model.first.no_such_thing
+        assert model.first.no_such_thing
 
 
 @pytest.mark.parametrize("wanted", ["first", "first.conv", "second"])

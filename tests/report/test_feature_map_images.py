@@ -120,7 +120,7 @@ def test_tokens_are_drawn_as_the_square_that_they_are_of_the_image(name, image_f
     side = 8 if name == "small_swin" else 4
     tokens = found[0].reshape(-1, len(weights))[-side * side :, first.channels[0]].reshape(side, side)
     expected = np.asarray(feature_map_images.map_tile(tokens.numpy()).convert("RGB"), dtype=int)
-    drawn = np.asarray(Image.open(io.BytesIO(first.picture)).convert("RGB"), dtype=int)[:TILE, :TILE]
+    drawn = np.asarray(Image.open(io.BytesIO(first.picture)).convert("RGBA").convert("RGB"), dtype=int)[:TILE, :TILE]
     assert np.abs(drawn - expected).max() < 40  # of 64 colours
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 4
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.simulated_gpu import simulated_gpu
 
+from delta_tune.models.map_layout import MapLayout
 from delta_tune.training import fused_behavior, regularizers
 
 SHAPES = [(3, 5, 7, 6), (2, 8, 33, 33), (4, 3, 1, 1)]
@@ -126,4 +127,22 @@ def test_other_maps_are_computed_by_the_plain_form(unchecked, monkeypatch, chang
             targets, sources, factors = ([x.to("cuda") for x in group] for group in (targets, sources, factors))
         if change == "gaps":
             targets, sources = ([torch.cat((x, x), dim=3)[..., ::2] for x in group] for group in (targets, sources))
+        assert not fused_behavior.usable(targets, sources, factors, regularizers._plain_behavior)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 8), (4, 3, 3, 8)], ids=["tokens", "channels last"])
+def test_maps_of_token_networks_are_computed_by_the_kernels_as_they_are(unchecked, shape):
+    with simulated_gpu():
+        outputs = [torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
+        targets, sources = (MapLayout(channels_last=True).parts(each) for each in outputs)
+        assert fused_behavior._inner(targets[0]) == 1
+        factors = [torch.full((8,), 0.1, device="cuda")]
+        assert fused_behavior.usable(targets, sources, factors, regularizers._plain_behavior)
+
+
+def test_maps_beside_a_class_token_are_computed_by_the_plain_form(unchecked):
+    with simulated_gpu():
+        outputs = [torch.randn(4, 17, 8, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
+        targets, sources = (MapLayout(channels_last=True, prefix_tokens=1).parts(each) for each in outputs)
+        factors = [torch.full((8,), 0.1, device="cuda")] * 2
         assert not fused_behavior.usable(targets, sources, factors, regularizers._plain_behavior)

@@ -8,9 +8,17 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.small_networks import SIDE, small_backbone
 
 from delta_tune.config import METHODS, TrialConfig
+from delta_tune.data.loading import load_dataset
+from delta_tune.models.backbones import build_target
+from delta_tune.models.devices import autocast
+from delta_tune.models.feature_maps import feature_maps
+from delta_tune.models.map_layout import named_parts
 from delta_tune.training.regularizers import behavior
+from delta_tune.training.source_maps import SourceMaps
+from delta_tune.training.task import Task
 from delta_tune.training.trial import run_trial
 
 pytestmark = pytest.mark.gpu
@@ -166,3 +174,35 @@ def test_a_delta_trial_gives_up_no_kernel_and_no_graph(fresh, caplog):
     with caplog.at_level(logging.WARNING, logger="delta_tune"):
         assert math.isfinite(losses(fresh, config, device="cuda")[0])
     assert caplog.messages == []
+
+
+@pytest.fixture(params=["small_vit", "small_swin", "small_convnext", "small_mixer"])
+def of_tokens(request, image_folder):
+    """A task of a network whose hooked layers have their channels last."""
+    backbone = small_backbone(request.param)
+    dataset = load_dataset(image_folder, preprocessing=backbone.preprocessing, seed=0)
+    yield Task(dataset=dataset, backbone=dataclasses.replace(backbone, preprocessing=dataset.preprocessing))
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_trial_of_a_network_of_tokens_agrees_with_the_cpu(of_tokens, monkeypatch, kind):
+    config = TrialConfig(regularizer="delta_uniform", lr=1e-3, batch_size=12, max_epochs=3, drop_path=0.0)
+    expected = losses(dataclasses.replace(of_tokens), config)
+    with half(monkeypatch, kind):
+        assert losses(of_tokens, config, device="cuda") == pytest.approx(expected, rel=0.1)
+
+
+def test_a_network_of_tokens_has_no_behaviour_at_equal_weights_in_half_precision(of_tokens):
+    device, backbone = torch.device("cuda"), of_tokens.backbone
+    layouts = backbone.layouts_of(backbone.layers)
+    target = build_target(backbone, 3, torch.Generator().manual_seed(0)).eval().to(device)
+    images = torch.randn(4, 3, SIDE, SIDE, device=device)
+    maps = SourceMaps(of_tokens.source_model(device, tuple(layouts)), tuple(layouts), layouts=layouts)
+    with torch.no_grad(), autocast(device), maps.hooked(), feature_maps(target, backbone.layers) as ours:
+        for _ in range(3):  # plain, captured, replayed
+            target(images)
+            theirs = maps.after(images, None)
+            for name, part in named_parts(ours, layouts).items():
+                torch.testing.assert_close(part, theirs[name], rtol=2e-2, atol=2e-2)
