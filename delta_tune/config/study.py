@@ -122,7 +122,11 @@ class StudyConfig:
         metavar="N",
     )
     space: Any = field(
-        "search_spaces/delta.py", "Python file that defines the search space", group="search", metavar="FILE"
+        None,
+        "Python file that defines the search space",
+        unset="search_spaces/delta.py; transformer.py for networks with layer norms and no batch norms",
+        group="search",
+        metavar="FILE",
     )
     set: Mapping[str, Any] = field({}, "Fix a hyperparameter; may be repeated", group="search", metavar="KEY=VALUE")
     num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")
