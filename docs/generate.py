@@ -79,8 +79,8 @@ def flags_page() -> str:
 def trial_config_page() -> str:
     """The fields of `TrialConfig`."""
     methods = fields_of(TrialConfig)["regularizer"].choices
-    # A record has None for what does not apply to its method; a norm is given because None is its default
-    records = {m: TrialConfig.from_record({"regularizer": m, "max_grad_norm": 1.0}).record() for m in methods}
+    # A record has None for what does not apply to its method; fields whose default is None are given
+    records = {m: TrialConfig.from_record({"regularizer": m, "max_grad_norm": 1.0, "backbone": "NAME"}).record() for m in methods}
     rows = []
     for name, field in fields_of(TrialConfig).items():
         users = [method for method in methods if records[method][name] is not None]

@@ -1,8 +1,8 @@
-"""Transformers, MLP networks and ConvNeXt: plain L2 and DELTA under AdamW with layer decay, each at its own learning rate.
+"""Transformers and ConvNeXt: plain L2 and DELTA under AdamW with layer decay, each at its own learning rate.
 
     python launch.py --data DIR --model timm:vit_small_patch14_dinov2.lvd142m --image-size 224
 
-Cost: that of `delta.py`. This is the default space of networks with layer norms and no batch norms. Where it is from:
+Cost: that of `delta.py`. The default for networks with layer norms and no batch norms. Where it is from:
   - AdamW, also for ConvNeXt: Kumar et al., arXiv 2211.09359 (beats SGD on ViT and ConvNeXt), and ConvNeXt, 2201.03545
   - learning rates of 1e-5 to 1e-4: FLYP, 2212.00638; WiSE-FT, 2109.01903; model soups, 2203.05482
   - layer decay 0.65 to 0.8 and warm-up: BEiT, 2106.08254; MAE, 2111.06377; ConvNeXt; timm

@@ -92,8 +92,8 @@ class StudyConfig:
     )
     model: str | None = field(
         None,
-        "`NAME` in torchvision.models, or `timm:NAME`; of several, separated by commas, or of a list, which is `small`, "
-        "`medium` or `large`, the study keeps the best two",
+        "`NAME` in torchvision.models, or `timm:NAME`; of several, separated by commas, or of a list, which is "
+        "`small`, `medium` or `large`, the study keeps the best two",
         unset="the demo's EfficientNet-Lite0",
         group="model",
         metavar="NAME[,NAME]",
@@ -122,7 +122,11 @@ class StudyConfig:
         metavar="N",
     )
     space: Any = field(
-        "search_spaces/delta.py", "Python file that defines the search space", group="search", metavar="FILE"
+        None,
+        "Python file that defines the search space",
+        unset="search_spaces/delta.py; transformer.py for networks with layer norms and no batch norms",
+        group="search",
+        metavar="FILE",
     )
     set: Mapping[str, Any] = field({}, "Fix a hyperparameter; may be repeated", group="search", metavar="KEY=VALUE")
     num_trials: int = field(16, "Number of trials", range=Range(1), group="search", metavar="N")

@@ -16,7 +16,7 @@ SAFE: Mapping[str, tuple[Any, ...]] = {
     "data": ("demo",),
     "label_map": (None,),
     "weights": ("demo", "default", None),
-    "space": (),
+    "space": (None,),
     "address": ("local", None),
     "start_from": (None,),
     "cache": (None,),

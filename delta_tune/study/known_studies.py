@@ -90,14 +90,14 @@ def check_space_text(record: StudyRecord, space: Any, study: str, name: str) -> 
 
     Args:
         record: of the study.
-        space: its file, or a function, whose text is compared later.
+        space: its file; a function, or None for those of the networks, whose text is compared later.
         study: the study, for messages.
         name: its name, for messages.
 
     Raises:
         UserError: they differ, or there is no such file of text.
     """
-    if callable(space):
+    if space is None or callable(space):
         return
     file = find_space(space)
     try:

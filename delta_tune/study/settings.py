@@ -112,7 +112,9 @@ def check_paths(config: StudyConfig) -> None:
 def settings_for_json(config: StudyConfig, folder: Path) -> dict[str, Any]:
     """Settings as they go into `study.json`: paths absolute, so a study is resumed from anywhere, functions by name."""
     settings = dataclasses.asdict(config) | {"name": folder.name, "out": str(folder.parent), "resume": False}
-    if callable(config.space):
+    if config.space is None:  # the network decides, once it is known
+        settings["space"] = None
+    elif callable(config.space):
         settings["space"] = getattr(config.space, "__name__", repr(config.space))
     else:
         settings["space"] = str(find_space(config.space))

@@ -30,10 +30,11 @@ from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.optuna_search import OptunaSearcher
 from delta_tune.search.optuna_storage import open_storage
 from delta_tune.search.recorder import Recorder
+from delta_tune.spaces.default_space import default_space, default_space_note
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study.backbones import choose_backbones
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
+from delta_tune.study.chosen_backbones import choose_backbones
 from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.labels import check_terms, settings_for_labels
@@ -139,8 +140,14 @@ def steps_of_epoch(dataset: Dataset, checked: CheckedSpace) -> int:
 
 
 def spaces_of(config: StudyConfig, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Label → the search space of each network."""
-    return dict.fromkeys(tasks, config.space)
+    """Label → the search space of each network: the user's, or else the network's default."""
+    return {label: config.space or default_space(task.backbone) for label, task in tasks.items()}
+
+
+def space_notes(tasks: Mapping[str, Task]) -> list[str]:
+    """Sentences for the plan on the default spaces of the study's networks, where these are not the usual one."""
+    notes = {label: default_space_note(task.backbone) for label, task in tasks.items()}
+    return [f"{label}: {note}" if len(tasks) > 1 else note for label, note in notes.items() if note]
 
 
 def with_epochs_of_steps(config: StudyConfig, steps: int, keep_grace: bool) -> StudyConfig:
@@ -221,13 +228,18 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     )
     tasks = label_tasks(networks, record.backbones)
     dataset, spaces = networks[0].dataset, spaces_of(config, tasks)
+    by_network = config.space is None
+    if len(set(spaces.values())) == 1:
+        config = dataclasses.replace(config, space=next(iter(spaces.values())))
     if config.max_steps is not None and "max_epochs" not in record.settled:
         config = with_epochs_of_steps(config, steps_of_epoch(dataset, trials.checked), "grace_period" in settings)
         trials = plan_trials(config, record, left_open, spaces)
-    elif len(tasks) > 1:
+    elif len(tasks) > 1 or by_network:
         trials = plan_trials(config, record, left_open, spaces)
     config, decided = settings_for_labels(config, dataset, {*settings, *record.settled})
     checked, notes = trials.checked, (*decided, *trials.notes, *asked)
+    if by_network:
+        checked = dataclasses.replace(checked, notes=(*space_notes(tasks), *checked.notes))
     tasks = used_tasks(tasks, checked)
     progress.networks = tuple(tasks) if len(tasks) > 1 else ()
     check_terms(dataset, checked)

@@ -11,6 +11,7 @@ from typing import Any
 from delta_tune.config import StudyConfig, TrialConfig, UserError
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.search.samplers import check_sampler
+from delta_tune.spaces.default_space import CONVOLUTIONAL
 from delta_tune.spaces.joint import balanced, chooses_backbone, join_spaces
 from delta_tune.spaces.l2_baseline import add_l2_baseline, lacks_l2_baseline
 from delta_tune.spaces.space import load_space
@@ -114,7 +115,7 @@ def plan_spaces(config: StudyConfig, base: TrialConfig, spaces: Mapping[str, Any
     Raises:
         UserError: a space is unusable.
     """
-    own = spaces.get(config.set.get(BACKBONE, ""), config.space)
+    own = spaces.get(config.set.get(BACKBONE, ""), config.space or next(iter(spaces.values()), CONVOLUTIONAL))
     checked = check_space(load_space(own, base, config.set), config.seed)
     if len(spaces) < 2 or chooses_backbone(checked):
         return {"": checked}

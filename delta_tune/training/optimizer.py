@@ -76,8 +76,8 @@ def _parted(group: dict[str, Any], kept: set[int]) -> list[dict[str, Any]]:
 
 def _not_decayed(model: nn.Module) -> set[int]:
     """Identities of the parameters that are no weights of a layer: vectors, and what the network names itself."""
-    own = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    names = (*(own if isinstance(own, set | frozenset | list | tuple) else ()), *_NOT_DECAYED)
+    told = getattr(model, "no_weight_decay", None)  # of timm's networks
+    names = (*(told() if callable(told) else ()), *_NOT_DECAYED)
     return {
         id(parameter)
         for name, parameter in model.named_parameters()

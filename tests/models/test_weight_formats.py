@@ -24,7 +24,6 @@ RESIZED = {
     "vit_small_patch14_reg4_dinov2": 112,
     "beit_base_patch16_224": 96,
     "swin_tiny_patch4_window7_224": 128,
-    "swinv2_cr_tiny_ns_224": 128,
     "coatnet_pico_rw_224": 128,
     "eva02_tiny_patch14_224": 112,
     "deit3_small_patch16_224": 96,

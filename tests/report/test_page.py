@@ -296,3 +296,26 @@ def test_browser_shows_names_of_classes_as_they_are(opened, tmp_path, task):
     save_predictions(named, "test", logits, folder / PREDICTIONS_FILE)
     page = opened.open(page_module.write_report(folder))
     assert sorted(page.column("#predictions", 0)) == sorted(CLASSES)
+
+
+def test_page_has_a_table_of_the_networks_that_were_screened(tmp_path):
+    rows = [
+        {"label": "<b>net</b>", "model": "resnet18", "weights": "a.pth", "kept": True, "verdict": "the best"},
+        {"label": "vgg11", "model": "vgg11", "weights": None, "kept": False, "verdict": "too slow"},
+    ]
+    screening = {"networks": rows, "images": 30, "of": 100, "epochs": 6, "device": "CPU", "notes": ["Missing here: x"]}
+    folder = study(tmp_path / "study", one, model="resnet18,vgg11", weights="a.pth")
+    content = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(content | {"screening": screening}))
+    text = page(folder)
+    section = text.partition('<section id="screening">')[2].partition("</section>")[0]
+    assert "&lt;b&gt;net&lt;/b&gt;" in section
+    assert "<b>net" not in section
+    assert section.count("<tr>") == 3
+    assert "dropped: too slow" in section
+    assert "Missing here: x" in section
+    assert "--model resnet18 --weights a.pth" in text
+
+
+def test_page_of_a_study_of_one_network_has_no_table_of_networks(folder):
+    assert 'id="screening"' not in page(folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +14,10 @@ import timm
 import torch
 
 import delta_tune
+from delta_tune.config import candidates_of
+from delta_tune.results.tables import StudyTables
+from delta_tune.study import setup
+from delta_tune.study.tune import dry_run
 
 OTHER = "timm:test_mambaout"
 ONE = "timm:test_resnet"
@@ -54,6 +60,16 @@ def settings_of(image_folder, tiny_weights, other_weights, tmp_path_factory):
         }
 
     return settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_are_kept():
+    """Screening, whose choice depends on the machine's speed, is left out: both networks enter the search."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            setup, "choose_backbones", lambda config, *_, **__: (candidates_of(config.model, config.weights), None)
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +128,70 @@ def test_report_names_the_network_of_each_trial(study):
     text = result.report.read_text()
     assert f"{ONE}, weights" in text
     assert f"{OTHER}, weights" in text
+
+
+@pytest.mark.slow
+def test_interrupted_study_goes_on_with_the_trials_that_the_whole_one_has(study, settings_of, monkeypatch):
+    _, whole = study
+    report, told = StudyTables.report, []
+
+    def interrupted(self, number, row, ended=None):
+        if (number, row["epoch"]) == (4, 1) and not told:
+            told.append(number)
+            os.kill(os.getpid(), signal.SIGINT)
+        return report(self, number, row, ended)
+
+    own = settings_of(final_runs=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyTables, "report", interrupted)
+        first = delta_tune.tune(**own)
+    assert told == [4]
+    assert len(first.trials) < len(whole.trials)
+    resumed = delta_tune.tune(name="study", out=own["out"], resume=True, verbose=0)
+    assert timeless(resumed.trials).equals(timeless(whole.trials))
+    attention = [pq.read_table(result.path / "attention" / "attention.parquet") for result in (whole, resumed)]
+    assert attention[0].equals(attention[1])
+
+
+@pytest.mark.slow
+def test_methods_are_confirmed_with_the_network_of_their_best_trial(settings_of):
+    result = delta_tune.tune(**settings_of(num_trials=4, max_epochs=1, confirm=2, final_runs=0))
+    tables = StudyTables.read(result.path, "val_accuracy")
+    record = json.loads((result.path / "study.json").read_text())["confirmation"]
+    networks = {method: tables.backbone(trial) for method, trial in record["trials"].items()}
+    assert networks.keys() == {"l2", "delta"}
+    runs = pq.read_table(result.path / "confirm" / "trials.parquet").to_pylist()
+    assert {(run["config.regularizer"], run["config.backbone"]) for run in runs} == set(networks.items())
+    assert {run["state"] for run in runs} == {"completed"}
+    told = ", ".join(f"{method} on {label}" for method, label in networks.items())
+    assert f"Each method is compared with the network of its best trial: {told}." in result.summary
+
+
+OWN = SPACE.replace("return {}", f'trial.suggest_categorical("backbone", ["{OTHER}", "{ONE}"])').replace(
+    '"lr": 0.001}', f'"lr": 0.001, "backbone": "{OTHER}"}}'
+)
+
+
+@pytest.mark.slow
+def test_network_that_the_users_space_chooses_is_a_hyperparameter_like_others(settings_of, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    own = {"space": str(tmp_path / "own.py"), "num_trials": 2, "max_epochs": 2, "final_runs": 0, "time_budget": "10m"}
+    result = delta_tune.tune(**settings_of(**own))
+    _, first, second = result.trials.to_pylist()
+    assert first["config.backbone"] == json.loads(first["suggested"])["backbone"] == OTHER
+    assert second["config.backbone"] == json.loads(second["suggested"])["backbone"]
+
+
+@pytest.mark.slow
+def test_plan_tells_of_both_networks(settings_of):
+    lines = dry_run(**settings_of(num_trials=5))
+    text = "\n".join(lines)
+    assert [line.split(",")[0] for line in lines if line.startswith("Model")] == [
+        f"Model     {ONE}",
+        f"Model     {OTHER}",
+    ]
+    assert sum(line.startswith("Hooks") for line in lines) == 2
+    assert "backbone in turns" in text
+    assert "network by network" in text
+    assert "4 trials of the 5: 2 for each backbone" in text
+    assert f"s with {ONE} and " in text

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from delta_tune.config import TrialConfig
@@ -14,7 +16,9 @@ from delta_tune.models.hooked_layers import find_layers
 from delta_tune.training.optimizer import build_optimizer, parameter_groups, set_device, set_learning_rate
 
 CPU = torch.device("cpu")
-TORCHVISION = {"mobilenet_v2": 14, "resnet50": 15, "efficientnet_b0": 19, "convnext_tiny": 16, "densenet121": 32}
+TORCHVISION = {"mobilenet_v2": 14, "resnet50": 15, "efficientnet_b0": 19, "densenet121": 32}
+BLOCKS_OF_TORCHVISION = {"convnext_tiny": 18, "swin_t": 12, "vit_b_32": 12}
+BUILT = {**TORCHVISION, **{name: 1 + blocks + 1 for name, blocks in BLOCKS_OF_TORCHVISION.items()}}
 
 
 def names_of(model, groups):
@@ -42,13 +46,13 @@ def test_groups_of_a_network_of_timm_are_its_stem_its_blocks_and_the_head():
     assert [group["multiplier"] for group in groups] == [0.5**5, 0.5**4, 0.5**3, 0.5**2, 0.5, 3]
 
 
-@pytest.mark.parametrize("model", TORCHVISION)
+@pytest.mark.parametrize("model", BUILT)
 def test_groups_of_a_network_of_torchvision_are_in_the_order_of_execution(model):
-    network = build_unfilled(model).eval()
-    head = find_layers(network, model).head
+    network = build_unfilled(model, image_size=64).eval()
+    head = find_layers(network, model, 64 if model == "vit_b_32" else 224).head
     groups = parameter_groups(network, head, TrialConfig(layer_decay=0.75))
     multipliers = [group["multiplier"] for group in groups]
-    assert multipliers == [pytest.approx(0.75**k) for k in range(TORCHVISION[model])][::-1]
+    assert multipliers == [pytest.approx(0.75**k) for k in range(BUILT[model])][::-1]
     group_of = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
     ran: list[int] = []
     for module in network.modules():
@@ -57,6 +61,64 @@ def test_groups_of_a_network_of_torchvision_are_in_the_order_of_execution(model)
     network(torch.zeros(1, 3, 64, 64))
     assert ran == sorted(ran)
     assert set(ran) == set(range(len(groups)))
+
+
+@pytest.mark.parametrize("model", BLOCKS_OF_TORCHVISION)
+def test_each_block_of_a_transformer_of_torchvision_has_a_group(model):
+    network = build_unfilled(model)
+    groups = parameter_groups(network, network_head(network), TrialConfig(layer_decay=0.5))
+    block = re.compile(r"encoder_layer_(\d+)\.|features\.([1357]\.\d+)\.")
+    found = [
+        {match[1] or match[2] for name in names if (match := block.search(name))} for names in names_of(network, groups)
+    ]
+    assert [len(blocks) for blocks in found] == [0] + [1] * BLOCKS_OF_TORCHVISION[model] + [0]
+
+
+def network_head(network):
+    """Path of the last Linear."""
+    return [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+
+
+DECAYED = ("vit_b_32", "swin_t", "convnext_tiny", "timm:test_vit", "timm:convnext_atto")
+
+
+@pytest.mark.parametrize("model", DECAYED)
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+def test_adamw_decays_the_weights_of_layers_alone(model, layer_decay):
+    network = build_unfilled(model)
+    config = TrialConfig(regularizer="l2", optimizer="adamw", weight_decay=0.05, layer_decay=layer_decay)
+    groups = parameter_groups(network, network_head(network), config)
+    optimizer = build_optimizer(groups, config, CPU)
+    names = names_of(network, optimizer.param_groups)
+    decay = {name: group["weight_decay"] for group, own in zip(groups, names, strict=True) for name in own}
+    layers = {name for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    assert decay.keys() == dict(network.named_parameters()).keys()
+    for name, value in decay.items():
+        module, _, last = name.rpartition(".")
+        is_weight = last == "in_proj_weight" or (module in layers and last == "weight")
+        assert value == (0.05 if is_weight else 0.0), name
+
+
+def test_adamw_decays_what_timm_decays():
+    network = timm.create_model("swin_tiny_patch4_window7_224")
+    config = TrialConfig(regularizer="l2", optimizer="adamw", weight_decay=0.05)
+    groups = parameter_groups(network, "head.fc", config)
+    build_optimizer(groups, config, CPU)
+    expected = param_groups_weight_decay(network, 0.05, no_weight_decay_list=network.no_weight_decay())
+    assert decay_of(groups) == decay_of(expected)
+
+
+def decay_of(groups):
+    """Identity of each parameter → its weight decay."""
+    return {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_all_parameters_decay_with_sgd_and_in_networks_of_batch_norms(model, optimizer):
+    network = build_unfilled(model)
+    groups = parameter_groups(network, network_head(network), TrialConfig(regularizer="l2", optimizer=optimizer))
+    assert (len(groups) == 2) == (optimizer == "sgd" or model == "timm:test_resnet")
 
 
 def test_groups_leave_out_what_is_not_trained():
