@@ -189,7 +189,9 @@ def export(model: Model, kind: str, folder: Path) -> str:
     if kind in FOLDERS:
         export_folder(model, kind, folder / FOLDERS[kind])
     else:
-        export_model(model, kind, folder / f"model{SUFFIXES[kind]}", inputs="pixels" if kind == "state_dict" else "normalized")
+        export_model(
+            model, kind, folder / f"model{SUFFIXES[kind]}", inputs="pixels" if kind == "state_dict" else "normalized"
+        )
     return ""
 
 

@@ -92,8 +92,8 @@ class StudyConfig:
     )
     model: str | None = field(
         None,
-        "`NAME` in torchvision.models, or `timm:NAME`; of several, separated by commas, or of a list, which is `small`, "
-        "`medium` or `large`, the study keeps the best two",
+        "`NAME` in torchvision.models, or `timm:NAME`; of several, separated by commas, or of a list, which is "
+        "`small`, `medium` or `large`, the study keeps the best two",
         unset="the demo's EfficientNet-Lite0",
         group="model",
         metavar="NAME[,NAME]",

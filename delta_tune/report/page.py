@@ -149,6 +149,7 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "plots": {name: plot for name, plot in plots.items() if plot is not None},
         "attention": attention,
         "several": any(row.get(BACKBONE) for row in attention),
+        "screening": record.screening,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
         "heat_maps": read_heat_map_images(folder / HEAT_MAPS_FILE) if predictions else {},
@@ -227,10 +228,18 @@ def study_facts(tables: StudyTables, record: StudyRecord) -> dict[str, str]:
     }
 
 
+def network_of(record: StudyRecord) -> dict[str, Any]:
+    """`--model` and `--weights` of the one network, or of the best of several by screening."""
+    if (screening := record.screening) is None or not screening.kept:
+        return {name: record.settings[name] for name in ("model", "weights")}
+    best = screening.kept[0]
+    return {"model": best.model, "weights": best.weights}
+
+
 def models_in_words(record: StudyRecord) -> str:
     """The networks and their weights."""
     if not record.backbones:
-        return f"{record.backbone}, weights {record.settings['weights'] or 'the default'}"
+        return f"{record.backbone}, weights {network_of(record)['weights'] or 'the default'}"
     return "; ".join(f"{each.model}, weights {each.weights}" for each in record.backbones)
 
 
@@ -248,7 +257,8 @@ def training_command(tables: StudyTables, record: StudyRecord, number: int) -> s
     words = ["python", "launch.py"]
     own = next((each for each in record.backbones if each.label == tables.backbone(number)), None)
     chosen = BACKBONE in tables.params(number)  # by the user's own space, which names several
-    network = {"model": own.model, "weights": own.weights} if own is not None and not chosen else {}
+    network = {"model": own.model, "weights": own.weights} if own is not None else network_of(record)
+    network = {} if chosen else network
     for name in DATA_FLAGS:
         value = network.get(name, settings[name])
         if value == getattr(defaults, name):

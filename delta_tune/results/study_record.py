@@ -16,7 +16,7 @@ from delta_tune.filesystem.atomic import write_json
 from delta_tune.filesystem.untrusted import read_json, refusing
 from delta_tune.results.layout import STUDY_FILE
 from delta_tune.results.scoring import Scoring
-from delta_tune.results.screening import Screening
+from delta_tune.results.screened import Screening
 from delta_tune.results.study_schema import StudyContent
 from delta_tune.results.utilization import TimeUse
 

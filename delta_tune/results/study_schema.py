@@ -182,7 +182,7 @@ class ScreenedRecord(BaseModel):
 
     label: Text
     model: Text
-    weights: Text | None = None
+    weights: Text | None
     kept: bool
     verdict: Text
     image_size: Images | None = None

@@ -19,8 +19,9 @@ from delta_tune.data.dataset import Dataset
 from delta_tune.data.training_sample import TrainingSample
 from delta_tune.labels.kinds import kind_of
 from delta_tune.models.availability import at_hand
+from delta_tune.models.backbones import Backbone
 from delta_tune.models.device_check import gpu_device
-from delta_tune.results.screening import ScreenedNetwork, Screening
+from delta_tune.results.screened import ScreenedNetwork, Screening
 from delta_tune.study.schedule import epochs_of_set, epochs_of_steps
 from delta_tune.study.screening_pass import (
     TIMED_BATCH,
@@ -190,10 +191,25 @@ def load_all(candidates: Sequence[Candidate], image_size: int | None, channels: 
         if isinstance(found, str):
             runner.drop(found)
         else:
+            refuse_twins(label, found, alive(runners))
             runner.backbone = found
         runners.append(runner)
     told = [f"{', '.join(labels)} ({why})" for why, labels in missing.items()]
     return runners, [f"Missing here: {'; '.join(told)}"] if told else []
+
+
+def refuse_twins(label: str, backbone: Backbone, others: Sequence[Runner]) -> None:
+    """Refuse a network that another name or file has brought already.
+
+    Raises:
+        UserError: names both.
+    """
+    for other in others:
+        if other.backbone is not None and other.backbone.fingerprint == backbone.fingerprint:
+            raise UserError(
+                f"--model names the same network twice: {other.row.label} and {label} have the same weights; leave one "
+                f"out."
+            )
 
 
 def alive(runners: Sequence[Runner]) -> list[Runner]:

@@ -17,7 +17,7 @@ from delta_tune.data.images import Preprocessing
 from delta_tune.models.availability import why_missing
 from delta_tune.models.backbones import Backbone, build_source, load_backbone
 from delta_tune.models.device_errors import find_device_fault
-from delta_tune.results.screening import ScreenedNetwork
+from delta_tune.results.screened import ScreenedNetwork
 from delta_tune.training.speed import measure_speed
 from delta_tune.training.task import Task, check_labels
 from delta_tune.training.transferability import head_inputs_as_vectors, predict_folds

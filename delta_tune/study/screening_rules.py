@@ -13,6 +13,8 @@ from delta_tune.study.race import CLEAR
 from delta_tune.study.schedule import FULL_TRIALS, ROUNDS, SHORTEST
 
 MOST_KEPT = 2
+NEGLIGIBLE = 0.02
+"""Nats an image: a difference that is no larger tells nothing of what training comes to, however sure it is."""
 PASSES_OF_STEP = 3
 """Forward passes that the time of a training step's image is reckoned as: one and the gradients."""
 SHARE = 0.5
@@ -143,6 +145,6 @@ def compared(scores: Scores, others: Scores) -> tuple[float, float]:
 
 
 def is_behind(scores: Scores, others: Scores) -> bool:
-    """Whether the difference is below 0 by more than its noise."""
+    """Whether the scores are lower by more than `NEGLIGIBLE`, noise aside."""
     gap, error = compared(scores, others)
-    return gap < 0 and gap + CLEAR * error < 0
+    return gap + CLEAR * error < -NEGLIGIBLE

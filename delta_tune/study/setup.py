@@ -33,8 +33,8 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.spaces.default_space import default_space, default_space_note
 from delta_tune.spaces.l2_baseline import rung_groups
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study.backbones import choose_backbones
 from delta_tune.study.begin_session import begin_session, claim_new_name, study_folder
+from delta_tune.study.chosen_backbones import choose_backbones
 from delta_tune.study.confirmation_splits import check_confirmation
 from delta_tune.study.first_model import first_searched
 from delta_tune.study.labels import check_terms, settings_for_labels

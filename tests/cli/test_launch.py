@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from delta_tune.cli import launch
-from delta_tune.config import StudyConfig, TrialConfig, UserError
+from delta_tune.config import SIZES, StudyConfig, TrialConfig, UserError
 from delta_tune.config.study import STUDY_FIELDS
 
 ROOT = Path(__file__).parents[2]
@@ -398,3 +398,10 @@ def test_mistake_place_that_is_not_utf8_is_one_sentence(mistake, flag):
     said = mistake(**{flag: "caf\udce9"})
     assert said.startswith(f"--{flag} ")
     assert r"caf\xe9 has bytes that are not UTF-8" in said
+
+
+def test_help_lists_the_networks_of_each_size(help_run):
+    text = help_run[0].stdout
+    for size, names in SIZES.items():
+        assert f"--model {size}:" in text
+        assert all(name in text for name in names)

@@ -15,9 +15,11 @@ from PIL import Image
 from pyarrow import csv as pa_csv
 
 from delta_tune.config import UserError
+from delta_tune.data import loading
+from delta_tune.data.cutting import cut_for_study
 from delta_tune.data.dataset import Dataset
 from delta_tune.data.images import Preprocessing, open_image, to_square
-from delta_tune.data.loading import load_dataset
+from delta_tune.data.loading import load_dataset, load_datasets
 from delta_tune.data.sources import torchvision as torchvision_source
 from delta_tune.data.stored_images import DecodedImages, EncodedImages
 
@@ -482,3 +484,58 @@ def test_load_dataset_counts_missing_images_of_a_table(folder, tmp_path):
     with pytest.raises(UserError, match=r"1 image cannot be read: .*03\.png"):
         load(table)
     assert sum(map(len, names_of(load(table, skip_damaged=True)).values())) == 29
+
+
+def test_backbones_that_store_the_same_squares_share_them(splits):
+    other = dataclasses.replace(SMALL, image_size=10, mean=(0.1, 0.2, 0.3))
+    first, second = load_datasets(splits, preprocessings=[SMALL, other])
+    for split in ("train", "val", "test"):
+        assert first.for_name(split).images is second.for_name(split).images
+    assert (first.preprocessing, second.preprocessing) == (SMALL, other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dataclasses.replace(SMALL, stored_size=20),
+        dataclasses.replace(SMALL, interpolation="bicubic"),
+        dataclasses.replace(SMALL, image_size=10),
+    ],
+)
+def test_each_backbone_gets_what_it_would_get_alone(folder, other):
+    options = {"seed": 3, "val_fraction": 0.3, "train_per_class": 4}
+    for found, wanted in zip(
+        load_datasets(folder, preprocessings=[SMALL, other], **options),
+        (load(folder, preprocessing=each, **options) for each in (SMALL, other)),
+        strict=True,
+    ):
+        assert found.fingerprint == wanted.fingerprint
+        assert found.preprocessing == wanted.preprocessing
+        for split in ("train", "val"):
+            ours, theirs = found.for_name(split), wanted.for_name(split)
+            assert list(ours.names) == list(theirs.names)
+            assert np.array_equal(ours.images.batch(np.arange(len(ours))), theirs.images.batch(np.arange(len(theirs))))
+
+
+def test_backbones_with_a_border_share_squares_only_where_it_is_alike(splits):
+    other = dataclasses.replace(SMALL, mean=(0.1, 0.2, 0.3))
+    first, second = load_datasets(splits, preprocessings=[SMALL, other], resize="letterbox")
+    assert first.train.images is not second.train.images
+    first, second = load_datasets(splits, preprocessings=[SMALL, SMALL], resize="letterbox")
+    assert first.train.images is second.train.images
+
+
+def test_examples_that_were_cut_before_are_not_listed_again(folder, monkeypatch):
+    cut = cut_for_study(folder, seed=1)
+    monkeypatch.setattr(loading, "cut_for_study", lambda *_, **__: pytest.fail("they are known"))
+    (found,) = load_datasets(folder, preprocessings=[SMALL], cut=cut, seed=1)
+    assert len(found.train) == len(cut.chosen["train"])
+
+
+def test_memory_is_that_of_all_backbones_squares(splits):
+    """The squares of one fit into the limit, those of two do not."""
+    limit = 20 * 16**2 * 3 + 1
+    other = dataclasses.replace(SMALL, stored_size=17)
+    assert isinstance(load(splits, memory_limit=limit).train.images, DecodedImages)
+    together = load_datasets(splits, preprocessings=[SMALL, other], memory_limit=limit)
+    assert not any(isinstance(each.train.images, DecodedImages) for each in together)

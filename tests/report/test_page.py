@@ -344,3 +344,26 @@ def test_command_of_a_space_that_names_the_network_sets_it(tmp_path):
     command = page_module.training_command(tables, record, 1)
     assert "--model resnet50" in command
     assert "--set 'backbone=the <b>other</b>'" in command
+
+
+def test_page_has_a_table_of_the_networks_that_were_screened(tmp_path):
+    rows = [
+        {"label": "<b>net</b>", "model": "resnet18", "weights": "a.pth", "kept": True, "verdict": "the best"},
+        {"label": "vgg11", "model": "vgg11", "weights": None, "kept": False, "verdict": "too slow"},
+    ]
+    screening = {"networks": rows, "images": 30, "of": 100, "epochs": 6, "device": "CPU", "notes": ["Missing here: x"]}
+    folder = study(tmp_path / "study", one, model="resnet18,vgg11", weights="a.pth")
+    content = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(content | {"screening": screening}))
+    text = page(folder)
+    section = text.partition('<section id="screening">')[2].partition("</section>")[0]
+    assert "&lt;b&gt;net&lt;/b&gt;" in section
+    assert "<b>net" not in section
+    assert section.count("<tr>") == 3
+    assert "dropped: too slow" in section
+    assert "Missing here: x" in section
+    assert "--model resnet18 --weights a.pth" in text
+
+
+def test_page_of_a_study_of_one_network_has_no_table_of_networks(folder):
+    assert 'id="screening"' not in page(folder)

@@ -8,8 +8,8 @@ import torch
 import torchvision
 from helpers.several_labels import coloured_squares, source_of
 
-from delta_tune.config import TrialConfig, UserError
-from delta_tune.training.task import prepare
+from delta_tune.config import Candidate, TrialConfig, UserError
+from delta_tune.training.task import prepare, prepare_several
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
 
@@ -45,3 +45,17 @@ def test_network_with_a_relu_after_its_head_is_refused_for_several_labels(tmp_pa
         pytest.raises(UserError, match=r"^squeezenet1_1 cannot say that an image lacks a label.*give another model\.$"),
     ):
         prepare("squares", "squeezenet1_1", str(weights), image_size=64)
+
+
+def test_tasks_of_several_sources_have_the_same_splits(image_folder, tiny_weights, task):
+    candidates = [Candidate("timm:test_resnet", str(tiny_weights)) for _ in range(2)]
+    first, second = prepare_several(image_folder, candidates, image_size=64)
+    assert first.dataset.train.images is second.dataset.train.images
+    assert first.dataset.fingerprint == second.dataset.fingerprint == task.dataset.fingerprint
+    assert first.backbone.fingerprint == task.backbone.fingerprint
+
+
+@pytest.mark.parametrize("model", ["resnet18,vgg11", "small"])
+def test_several_networks_are_for_studies(image_folder, model):
+    with pytest.raises(UserError, match=r"^model must be one network here, but got .*; tune chooses among several\.$"):
+        prepare(image_folder, model)

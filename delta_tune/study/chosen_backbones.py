@@ -11,7 +11,7 @@ from delta_tune.console.progress import Progress
 from delta_tune.data.cutting import CutData, cut_for_study
 from delta_tune.data.training_sample import TrainingSample
 from delta_tune.models.availability import at_hand
-from delta_tune.results.screening import Screening
+from delta_tune.results.screened import Screening
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.study.screening import room_of, screen, this_machine
 from delta_tune.training.task import Task
