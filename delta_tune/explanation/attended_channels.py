@@ -15,7 +15,7 @@ from delta_tune.attention.layer_attention import read_attention_weights
 from delta_tune.filesystem.uris import is_uri
 from delta_tune.inference.ensemble import members_of
 from delta_tune.models.feature_maps import feature_maps
-from delta_tune.models.hooked_layers import map_layers
+from delta_tune.models.hooked_layers import find_layouts
 from delta_tune.results.layout import ATTENTION_FILE, CONFIG_FILE
 
 CHANNELS = 4
@@ -67,11 +67,13 @@ def attended_channels(network: nn.Module, attention: Attention, images: Tensor) 
         Of each image, the layers in execution order.
     """
     member = members_of(network)[0]
-    layers = map_layers(member, attention, images.shape[3], images.shape[1]) if len(images) else {}
-    if not layers:
+    layouts = find_layouts(member, attention, images.shape[3], images.shape[1]) if len(images) else {}
+    if not layouts:
         return [() for _ in images]
-    with torch.inference_mode(), feature_maps(member, list(layers), stop=True) as reader:
-        found = {layer: layers[layer].maps(output).float().cpu().numpy() for layer, output in reader.run(images).items()}
+    with torch.inference_mode(), feature_maps(member, list(layouts), stop=True) as reader:
+        outputs = dict(reader.run(images))
+    squares = {layer: layouts[layer].squares(output) for layer, output in outputs.items()}
+    found = {layer: maps.float().cpu().numpy() for layer, maps in squares.items() if maps is not None}
     chosen = {
         layer: np.argsort(-attention[layer], kind="stable")[:CHANNELS]
         for layer, maps in found.items()

@@ -41,8 +41,9 @@ def heat_maps(
     Of one network it is Σ_k relu(A_k · ∂y/∂A_k), with A_k the maps of a layer and y the logit of the class: LayerCAM,
     whose relu(∂y/∂A_k) · A_k it is where maps are not negative, and with an equal meaning where they may be. Of a layer
     that returns tokens, k is the embedding dimension and each token of the image is a place; class tokens have none and
-    are left out. Of several networks, and of an image and its mirror image, it is the mean of their maps, each weighted by its share of the
-    class's mean probability. It is enlarged to the input (bilinear) and divided by its highest value.
+    are left out. Of several networks, and of an image and its mirror image, it is the mean of their maps, each weighted
+    by its share of the class's mean probability. It is enlarged to the input (bilinear) and divided by its highest
+    value.
 
     Args:
         network: what `combine` returns, in eval mode; neither hooks nor gradients stay behind.
@@ -70,7 +71,8 @@ def _heat_maps(
     maps: list[Tensor] = []
     for member, view, is_mirrored in seen:
         method = LayerGradientXActivation(member, member.get_submodule(layer.name))
-        products = layer.maps(method.attribute(view, target=classes).detach())
+        products = layer.layout.squares(method.attribute(view, target=classes).detach())
+        assert products is not None, "heat_map_layer returns a layer of squares"
         found = products.relu().sum(1, keepdim=True)
         maps.append(found.flip(3) if is_mirrored else found)
     shares = 1.0 if len(maps) == 1 else _shares(seen, classes, kind)

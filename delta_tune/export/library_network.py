@@ -61,8 +61,8 @@ def library_network(model: Model, library: Library, format_name: str) -> Library
         options = constructor_options(named, channels, built_size(model.config))
         return LibraryNetwork(name=architecture, keywords=options, state=state)
     twin, keywords = _twin(name, library, format_name)
-    if channels != 3:
-        keywords = keywords | {"in_chans": channels}
+    size = built_size(model.config) or model.preprocessing.image_size
+    keywords = keywords | constructor_options(f"timm:{twin}" if library == "timm" else twin, channels, size)
     network = build(library, twin, len(model.classes), keywords)
     try:
         copy_weights(state, network)

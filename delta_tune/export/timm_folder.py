@@ -64,7 +64,7 @@ def timm_config(model: Model, network: LibraryNetwork) -> dict[str, Any]:
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [channels, size, size],
-            "fixed_input_size": bool(own.get("fixed_input_size")),
+            "fixed_input_size": "img_size" in network.keywords,
             "interpolation": preprocessing.interpolation,
             "crop_pct": crop_share(preprocessing),
             "crop_mode": CROP_MODES[preprocessing.resize],

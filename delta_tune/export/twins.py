@@ -18,6 +18,16 @@ _SAME_NAME = (
 _EPSILON = {"bn_eps": 1e-3}
 """torchvision's batch norms of these networks have another epsilon than timm's own."""
 
+_PATCHES = {
+    **{"vit_b_16": "vit_base_patch16_224", "vit_b_32": "vit_base_patch32_224", "vit_h_14": "vit_huge_patch14_224"},
+    **{"vit_l_16": "vit_large_patch16_224", "vit_l_32": "vit_large_patch32_224"},
+}
+_WINDOWS = {
+    **{"swin_t": "swin_tiny_patch4_window7_224", "swin_s": "swin_small_patch4_window7_224"},
+    "swin_b": "swin_base_patch4_window7_224",
+}
+"""Of images so large that the last stage has a whole window."""
+
 TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in _SAME_NAME},
     **{f"efficientnet_b{size}": (f"efficientnet_b{size}", _EPSILON) for size in (5, 6, 7)},
@@ -28,8 +38,12 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenet_v2": ("mobilenetv2_100", {}),
     "mobilenet_v3_large": ("mobilenetv3_large_100", _EPSILON),
     "mobilenet_v3_small": ("mobilenetv3_small_100", _EPSILON),
+    **{name: (twin, {}) for name, twin in (_PATCHES | _WINDOWS).items()},
 }
-"""Network of torchvision → the same one in timm, and keywords for timm's constructor. Their tensors have one order."""
+"""Network of torchvision → the same one in timm, and keywords for timm's constructor. Their tensors of a size have one
+order."""
+_COMPUTED = ".relative_position_index"
+"""Ends the name of a tensor that follows from the architecture, which one of the libraries keeps with the weights."""
 
 
 def in_timm(name: str) -> tuple[str, dict[str, Any]] | None:
@@ -47,13 +61,24 @@ def in_torchvision(name: str) -> str | None:
 
 
 def copy_weights(state: Mapping[str, Tensor], twin: nn.Module) -> None:
-    """Copy a network's tensors into its twin, in their order; Linear and 1×1 Conv2d are each other's.
+    """Copy a network's tensors into its twin, those of as many values in their order.
+
+    Linear and 1×1 Conv2d are each other's; position embeddings stand before the first convolution, or after it.
 
     Raises:
         ValueError: the two do not have the same numbers of tensors and of values in each.
     """
-    own = twin.state_dict()
-    if len(own) != len(state) or any(a.numel() != b.numel() for a, b in zip(own.values(), state.values(), strict=True)):
+    own, given = _by_size(twin.state_dict()), _by_size(state)
+    if {size: len(tensors) for size, tensors in own.items()} != {size: len(each) for size, each in given.items()}:
         raise ValueError("its tensors are not those of its twin")
-    for there, given in zip(own.values(), state.values(), strict=True):
-        there.copy_(given.reshape(there.shape))
+    for size, tensors in own.items():
+        for there, value in zip(tensors, given[size], strict=True):
+            there.copy_(value.reshape(there.shape))
+
+
+def _by_size(state: Mapping[str, Tensor]) -> dict[int, list[Tensor]]:
+    found: dict[int, list[Tensor]] = {}
+    for name, value in state.items():
+        if not name.endswith(_COMPUTED):
+            found.setdefault(value.numel(), []).append(value)
+    return found

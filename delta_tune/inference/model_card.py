@@ -67,6 +67,10 @@ less {{ preprocessing.mean | join(", ") }}, divided by {{ preprocessing.std | jo
 {{ config }}
 ```
 
+{% if hooks %}
+{{ hooks }}
+
+{% endif %}
 ## Limits
 
 - {% if thresholds %}It answers with the labels whose probability is at least \
@@ -101,7 +105,9 @@ def _colours(preprocessing: Mapping[str, Any]) -> str:
     return named if white is None else f"{named} ({white:g} in images of more than 8 bits is 1)"
 
 
-def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], *, retrained: bool) -> None:
+def write_model_card(
+    best: Path, record: StudyRecord, sentences: Sequence[str], *, retrained: bool, hooks: str = ""
+) -> None:
     """Write the model card beside the model.
 
     Args:
@@ -109,6 +115,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         record: of the study.
         sentences: findings of the study, such as the confirmation's result.
         retrained: whether the model was trained after the search; its metrics are then those of other runs.
+        hooks: a sentence on the layers that its method compared; empty if they go without saying.
     """
     told = read_config(best)
     scored, thresholds = record.scoring, model_thresholds(told)
@@ -156,6 +163,7 @@ def write_model_card(best: Path, record: StudyRecord, sentences: Sequence[str], 
         colours=_colours(told["preprocessing"]),
         metrics=metrics,
         sentences=list(sentences),
+        hooks=hooks,
         epoch=told.get("epoch"),
         origin=record.model,
         config=json.dumps({k: v for k, v in told["config"].items() if v is not None}, indent=2),

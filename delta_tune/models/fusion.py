@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
@@ -17,9 +18,14 @@ from delta_tune.models.graph import Tracer
 class _Fused(nn.Module):
     """A convolution and the activation after it, as one module without parameters."""
 
-    def __init__(self, conv: Conv, activation: Activation | None) -> None:
+    def __init__(self, conv: Conv, activation: Activation | None, module: nn.Module) -> None:
         super().__init__()
         self._conv, self._activation = conv, activation
+        self._plain = (module,)  # in a tuple: its parameters are not this module's
+
+    def __getattr__(self, name: str) -> Any:
+        """What the convolution has: DaViT, for one, asks its convolutions for their kernels' size."""
+        return getattr(self.__dict__["_plain"][0], name) if "_plain" in self.__dict__ else super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv(x, self._activation)
@@ -53,7 +59,7 @@ def fuse_activations(model: nn.Module, keep: Collection[str]) -> int:
         if (conv := conv_of(modules[before])) is None:
             continue
         activation = activation_of(modules[after]) if after else None
-        _replace(model, before, _Fused(conv, activation))
+        _replace(model, before, _Fused(conv, activation, modules[before]))
         if activation is not None:
             _replace(model, after, nn.Identity())
         fused += 1

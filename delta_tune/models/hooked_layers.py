@@ -90,10 +90,6 @@ class MapLayer(NamedTuple):
     """Positions of a side of its map."""
     layout: MapLayout = CHANNELS_FIRST
 
-    def maps(self, output: Tensor) -> Tensor:
-        """The layer's output as maps (B, C, side, side), without tokens that have no place in the image."""
-        return self.layout.parts(output)[0].unflatten(2, (self.side, -1)).flatten(3)
-
 
 def heat_map_layer(
     model: nn.Module, head: str, image_size: int, channels: int = 3, least: int = HEAT_MAP_SIDE
@@ -132,11 +128,11 @@ def heat_map_layer(
     return layers[-1]
 
 
-def map_layers(model: nn.Module, layers: Iterable[str], image_size: int, channels: int = 3) -> dict[str, MapLayer]:
-    """Those of some layers that return a map, by name; `model` is in eval mode and runs once."""
+def find_layouts(model: nn.Module, layers: Iterable[str], image_size: int, channels: int = 3) -> dict[str, MapLayout]:
+    """The layouts of those of some layers that return a map; `model` is in eval mode and runs once."""
     calls, _ = trace(model, torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device))
     return {
-        path: MapLayer(path, call.output.side, call.output.layout)
+        path: call.output.layout
         for path in layers
         if (call := calls.get(path)) is not None and call.output is not None and call.alone
     }
@@ -157,11 +153,10 @@ def _last_that_matters(model: nn.Module, layers: Sequence[MapLayer], images: Ten
     with torch.enable_grad(), forward_hooks(model, [layer.name for layer in layers], keep):
         logits = model(images.clone().requires_grad_()).sum()
         found = torch.autograd.grad(logits, [outputs[layer.name] for layer in layers], allow_unused=True)
-    gradients = [
-        None if gradient is None else layer.layout.parts(gradient)[0]
-        for layer, gradient in zip(layers, found, strict=True)
-    ]
-    return next((layer for layer, each in list(zip(layers, gradients))[::-1] if each is not None and each.any()), layers[0])
+    for layer, gradient in zip(layers[::-1], found[::-1], strict=True):
+        if gradient is not None and layer.layout.parts(gradient)[0].any():
+            return layer
+    return layers[0]
 
 
 def _side(call: Call) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -89,3 +89,16 @@ def named_parts(outputs: Mapping[str, Tensor], layouts: Mapping[str, MapLayout])
         layout = layouts.get(layer, CHANNELS_FIRST)
         parts.update(zip(layout.part_names(layer), layout.parts(output), strict=True))
     return parts
+
+
+def describe_layers(
+    layers: Sequence[str], channels: Mapping[str, int], layouts: Mapping[str, MapLayout]
+) -> tuple[str, str]:
+    """Layers with their channels, and a sentence on what these are; it is empty if all return (B, C, H, W)."""
+    named = ", ".join(f"{name} ({channels[name]})" for name in layers)
+    tokens = [layout.prefix_tokens for name in layers if (layout := layouts.get(name, CHANNELS_FIRST)).channels_last]
+    if not tokens:
+        return named, ""
+    most = max(tokens)
+    apart = {0: "", 1: "; the class token is compared apart"}.get(most, f"; {most} further tokens are compared apart")
+    return named, f"They hold a vector for each place of the image, whose entries are the channels{apart}."

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from delta_tune.attention.layer_attention import (
     LayerAttention,
     attention_table,
-    noise_warning,
     read_attention,
     read_layers,
+    verdict,
 )
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES
 from delta_tune.cluster.measuring_workers import WorkerPool
@@ -243,7 +243,7 @@ class AttentionPhase:
         warnings = []
         for label, each in self._measurements.items():
             for layers in each.attention.values():
-                warning = noise_warning({name: layer.reliability for name, layer in layers.items()}) or ""
+                warning = verdict(layers)
                 warnings.append(f"{label}: {warning}" if warning and study.several else warning)
         if missing := self._missing():
             lacking = "; ".join(

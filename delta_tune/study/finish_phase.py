@@ -17,6 +17,8 @@ from delta_tune.explanation.heat_maps import can_draw
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
 from delta_tune.inference.model_folder import read_config, update_model_config
+from delta_tune.models.backbones import resolve_layers
+from delta_tune.models.map_layout import describe_layers
 from delta_tune.report.feature_map_images import save_feature_map_images
 from delta_tune.report.heat_map_images import save_heat_map_images
 from delta_tune.report.predictions import save_predictions, split_logits
@@ -67,6 +69,16 @@ def conclude(study: Study, measuring: Measuring, *, interrupted: bool) -> int | 
     return winner
 
 
+def _compared(study: Study, trial: int) -> str:
+    """Which layers a trial compared with the source's, and what their channels are; empty if those of convolutions."""
+    config, backbone = study.tables.config(trial), study.task_of_trial(trial).backbone
+    if not config.uses_behavior:
+        return ""
+    layers = resolve_layers(backbone, config.layers)
+    named, told = describe_layers(layers, backbone.channels, backbone.layouts)
+    return f"It compared {named} with those of the source. {told}" if told else ""
+
+
 def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResult:
     """Write the model's card and the report, and sum up what the study found.
 
@@ -83,7 +95,8 @@ def finish(study: Study, winner: int | None, *, interrupted: bool) -> StudyResul
         with may_fail("The model card", study.folder, say):
             update_model_config(best, {"versions": dict(record.versions)})
             told = [*final_model_sentences(record, Path(HELD_OUT_FILE)), calibration_sentence(record), *confirmed]
-            write_model_card(best, record, [text for text in told if text], retrained=record.retrained)
+            hooks = _compared(study, winner)
+            write_model_card(best, record, [text for text in told if text], retrained=record.retrained, hooks=hooks)
     page = study.reporter.write()
     study.progress.methods(tables)
     remarks = [text for text in (*confirmed, record.attention_verdict) if text]

@@ -15,6 +15,7 @@ from delta_tune.cluster.resources import Resources, allocate, find_gpus
 from delta_tune.config import HEAVIEST, METHODS, TrialConfig
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.models.devices import torch_threads
+from delta_tune.models.map_layout import describe_layers
 from delta_tune.results.mirror import INTERVAL_S
 from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.joint import balanced
@@ -116,12 +117,13 @@ def model_lines(study: Study, label: str) -> list[str]:
     """The lines of the plan on a network."""
     backbone = study.tasks[label].backbone
     p = backbone.preprocessing
-    layers = ", ".join(f"{name} ({backbone.channels[name]})" for name in backbone.layers)
+    layers, told = describe_layers(backbone.layers, backbone.channels, backbone.layouts)
     return [
         f"Model     {backbone.model}, {backbone.weights} weights, {p.image_size} × {p.image_size} pixels",
         *([f"          called {label} in tables and report"] if study.several and label != backbone.model else []),
         *(f"          {note}" for note in backbone.notes),
         f"Hooks     {layers}",
+        *([f"          {told}"] if told else []),
     ]
 
 

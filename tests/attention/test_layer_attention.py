@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_tune.attention.layer_attention import (
+    FLAT,
     LayerAttention,
     attention_table,
+    flatness_warning,
     from_bytes,
     noise_warning,
     read_attention_weights,
     reliability_messages,
     to_bytes,
+    verdict,
 )
 
 
@@ -67,6 +71,29 @@ def test_noise_verdict_names_the_layers_that_are_no_better():
     assert noise_warning({"a": 0.8, "b": 0.6}) is None
     assert "no better than noise in b " in noise_warning({"a": 0.8, "b": 0.2})
     assert "expect no more of delta than of delta_uniform" in noise_warning({"a": 0.1, "b": math.nan})
+
+
+def normal(channels: int, reliability: float = 0.9) -> LayerAttention:
+    """Losses at evenly spaced quantiles of a normal distribution."""
+    quantiles = [NormalDist().inv_cdf((i + 0.5) / channels) for i in range(channels)]
+    return layer(quantiles, reliability)
+
+
+def test_flat_weights_are_those_of_losses_among_which_none_stands_out():
+    outlier = layer([0.0] * 199 + [1.0], 0.9)
+    assert normal(1000).perplexity == pytest.approx(FLAT, abs=5e-4)
+    assert flatness_warning({"a": outlier}) is None
+    said = flatness_warning({"a": outlier, "b": normal(100), "c": layer([1.0] * 20, 0.9)})
+    assert "prefers no channel in b, c (perplexity of W at least 98% of the channels)" in said
+    assert "use delta_uniform" in said
+    assert "in every layer" in flatness_warning({"b": normal(100)})
+
+
+def test_weights_that_are_noise_are_not_called_flat_too():
+    assert flatness_warning({"a": normal(100, 0.1), "b": normal(100, math.nan)}) is None
+    assert verdict({"a": normal(100, 0.1)}) == noise_warning({"a": 0.1})
+    assert verdict({"a": normal(100), "b": normal(100, 0.1)}).count("Attention") == 2
+    assert verdict({"a": layer([0.0] * 199 + [1.0], 0.9)}) == ""
 
 
 def test_weights_in_are_those_of_the_exact_losses_where_there_are_any(tmp_path):

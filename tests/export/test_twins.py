@@ -7,6 +7,7 @@ import torchvision
 from helpers.random_models import draw_weights
 
 from delta_tune.export.twins import TWINS, copy_weights, in_timm, in_torchvision
+from delta_tune.models.architectures import constructor_options
 
 QUICK = ("mobilenet_v2", "mnasnet0_5", "resnet18")
 
@@ -15,10 +16,12 @@ QUICK = ("mobilenet_v2", "mnasnet0_5", "resnet18")
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(TWINS)]
 )
 def test_twins_compute_the_same(name):
-    network = draw_weights(torchvision.models.get_model(name, num_classes=3))
+    size = {"vit_h_14": 56, "swin_t": 224, "swin_s": 224, "swin_b": 224}.get(name, 96)
+    network = draw_weights(torchvision.models.get_model(name, num_classes=3, **constructor_options(name, 3, size)))
     own, keywords = in_timm(name)
+    keywords = keywords | constructor_options(f"timm:{own}", 3, size)
     twin = timm.create_model(own, num_classes=3, **keywords).eval()
-    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     images += torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
     with torch.inference_mode():
         expected = network(images)

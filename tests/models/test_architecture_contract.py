@@ -1,0 +1,87 @@
+"""What every architecture has to do, with random weights: CNNs, hybrids, transformers and MLPs of timm and torchvision.
+
+benchmarks/architectures.py examines more of them; docs/reference/architectures.md has what it found.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from delta_tune.config import METHODS
+from delta_tune.explanation.explain import layer_of
+from delta_tune.explanation.heat_maps import heat_maps
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # programs, not a package
+import architectures
+
+SMALL = ("timm:test_vit", "timm:test_convnext", "timm:mobilenetv3_small_050")
+"""In the default run."""
+MANY = (
+    # CNNs
+    *("timm:test_resnet", "timm:test_nfnet", "timm:regnetx_002", "timm:ghostnet_050", "timm:starnet_s050"),
+    *("timm:dla46x_c", "timm:cs3darknet_focus_s", "timm:cspnext_tiny", "timm:tf_efficientnet_lite0"),
+    *("timm:convnext_atto", "timm:inception_next_atto", "timm:test_mambaout"),
+    *("squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v2", "regnet_y_400mf", "googlenet", "resnet18"),
+    # hybrids
+    *("timm:edgenext_xx_small", "timm:test_coatnet", "timm:mobilevit_xxs", "timm:mobilevitv2_050"),
+    *("timm:efficientvit_b0", "timm:efficientvit_m0", "timm:levit_128s", "timm:efficientformerv2_s0", "timm:iformer_t"),
+    *("timm:repvit_m0_9", "timm:fastvit_t12", "timm:visformer_tiny", "timm:vit_tiny_r_s16_p8_224"),
+    # transformers
+    *("timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224", "timm:pit_ti_224", "timm:xcit_nano_12_p16_224"),
+    *("timm:vit_tiny_patch16_dinov3_qkvb", "timm:convit_tiny", "timm:cait_xxs24_224", "timm:test_vit_relpos"),
+    *("timm:pvt_v2_b0", "timm:coat_tiny", "timm:swin_tiny_patch4_window7_224", "swin_t"),
+    # MLPs and pooling
+    *("timm:gmlp_ti16_224", "timm:resmlp_12_224", "timm:mixer_s32_224", "timm:poolformer_s12"),
+)
+SIZE = 64
+IN_FULL = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[*SMALL, *(pytest.param(name, marks=IN_FULL) for name in MANY)])
+def task(request, tmp_path_factory):
+    return architectures.task_of(request.param, SIZE, tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="module")
+def model(task, tmp_path_factory):
+    return architectures.saved_model(task, tmp_path_factory.mktemp("model"))
+
+
+def test_at_least_forty_architectures_are_tried():
+    assert len({*SMALL, *MANY}) >= 40
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_a_step(task, method):
+    assert architectures.step(task, method) == ""
+
+
+def test_attention_is_that_of_a_naive_loop(task):
+    _, apart = architectures.attention(task)
+    assert apart <= architectures.TOLERANCE
+
+
+def test_loaded_model_predicts_what_was_saved(task, model):
+    assert architectures.prediction_gap(task, model) <= 1e-4
+
+
+def test_heat_maps_are_finite_and_have_a_brightest_place(task, model):
+    _, images, labels = architectures.probe(task)
+    found = torch.from_numpy(heat_maps(model.network, layer_of(model), images, labels.tolist(), model.kind))
+    assert found.shape == (2, SIZE, SIZE)
+    assert found.isfinite().all()
+    assert found.amax((1, 2)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_onnx_answers_as_predict(model, tmp_path):
+    assert architectures.export(model, "onnx", tmp_path) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("kind", ["torchscript", "torch_export", "state_dict"])
+def test_other_files_answer_as_predict(model, kind, tmp_path):
+    assert architectures.export(model, kind, tmp_path) == ""
