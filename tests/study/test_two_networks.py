@@ -24,10 +24,10 @@ ONE = "timm:test_resnet"
 SPACE = """
 def space(trial):
     regularizer = trial.suggest_categorical("regularizer", ["l2", "delta"])
-    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    trial.suggest_float("lr", 1e-5, 1e-3, log=True)
     return {}
 
-START = [{"regularizer": "delta", "lr": 0.001}, {"regularizer": "l2", "lr": 0.002}]
+START = [{"regularizer": "delta", "lr": 0.0002}, {"regularizer": "l2", "lr": 0.0004}]
 """
 
 
@@ -165,7 +165,7 @@ def test_methods_are_confirmed_with_the_network_of_their_best_trial(settings_of)
 
 
 OWN = SPACE.replace("return {}", f'trial.suggest_categorical("backbone", ["{OTHER}", "{ONE}"])').replace(
-    '"lr": 0.001}', f'"lr": 0.001, "backbone": "{OTHER}"}}'
+    '"lr": 0.0002}', f'"lr": 0.0002, "backbone": "{OTHER}"}}'
 )
 
 
