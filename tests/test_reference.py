@@ -52,9 +52,8 @@ def test_pages_have_a_row_for_every_setting_and_column(generate):
 
 def test_columns_are_those_of_the_table(tmp_path):
     schema = StudyTables(tmp_path, "val_accuracy").table().schema
-    assert [(column.name, column.type) for column in trial_columns()] == list(
-        zip(schema.names, schema.types, strict=True)
-    )
+    columns = [(column.name, column.type) for column in trial_columns() if column.name != "config.backbone"]
+    assert columns == list(zip(schema.names, schema.types, strict=True))  # of one network
 
 
 @pytest.mark.parametrize("page", PAGES)

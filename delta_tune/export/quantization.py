@@ -19,6 +19,9 @@ import onnx
 from delta_tune.export.network_graph import WITH_WEIGHTS
 
 Calibration = Literal["min-max", "percentile", "entropy"]
+FLOAT_NORMS = ("LayerNormalization", "RMSNormalization")
+"""Where a network has one of these, nothing but its layers is quantised: 8-bit inputs of norms, softmax and GELU change
+many answers, and make nothing faster. Batch norms are part of the convolutions."""
 BATCH = 8
 """Images at once while the ranges of activations are measured."""
 
@@ -73,10 +76,13 @@ class Quantizer:
             "percentile": CalibrationMethod.Percentile,  # whose default is 99.999
             "entropy": CalibrationMethod.Entropy,
         }
-        kept = {}
+        kept: dict[str, Any] = {}
         if "calibration_cache_path" in inspect.signature(quantize_static).parameters:  # not in older versions
             kept = {"calibration_cache_path": str(self._folder / f"{recipe.calibration}.json")}
-        layers = [n.name for n in onnx.load(self._prepared).graph.node if n.op_type in WITH_WEIGHTS]
+        nodes = onnx.load(self._prepared).graph.node
+        layers = [n.name for n in nodes if n.op_type in WITH_WEIGHTS]
+        if any(n.op_type in FLOAT_NORMS for n in nodes):
+            kept["op_types_to_quantize"] = list(WITH_WEIGHTS)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder, _quiet():
             file = Path(folder) / "quantised.onnx"
             quantize_static(

@@ -24,6 +24,8 @@ from delta_tune.models.trace import STANDARD_SIZE, Call, trace
 STRIDES = (4, 8, 16, 32)
 HEAT_MAP_SIDE = 10
 """Positions of a side of a heat map at least, where there are so many."""
+BLOCKS_FROM_THE_END = 3
+"""Whose last tokens tell best where evidence is, 1 for the last block: later ones have mixed the places more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +100,9 @@ def heat_map_layer(
 
     It is the last block whose output has at least 10 × 10 positions, or the last of those that have most; of a network
     without blocks, the last such layer. The very last map of a network has fewer positions, 3 × 3 at 96 pixels, and
-    tells next to nothing (benchmarks/heat_maps.py). Where a network answers by a class token, nothing depends on the
-    last block's other tokens: it is then the last block before, whose tokens the class token has still seen.
+    tells next to nothing (benchmarks/heat_maps.py). Of a network whose blocks all return as many tokens, it is the last
+    block but two (benchmarks/token_heat_maps.py); of others that answer by a class token, the last one whose other
+    tokens still count.
 
     Args:
         model: in eval mode; it runs once, or twice.
@@ -123,6 +126,12 @@ def heat_map_layer(
     enough = min(least, max(sides[path] for path in candidates))
     large = sorted((path for path in candidates if sides[path] >= enough), key=lambda path: calls[path].order)
     layers = [MapLayer(path, sides[path], _layout(calls[path])) for path in large]
+    if (
+        layers[-1].layout.channels_last
+        and len(large) == len(candidates) > 1
+        and len({sides[path] for path in large}) == 1
+    ):
+        return layers[-BLOCKS_FROM_THE_END:][0]
     if layers[-1].layout.prefix_tokens:
         return _last_that_matters(model, layers, images)
     return layers[-1]

@@ -265,7 +265,8 @@ def training_command(tables: StudyTables, record: StudyRecord, number: int) -> s
             continue
         given = f"--{name.replace('_', '-')}"
         words += [given] if value is True else flag(given, str(value))
-    words += [*flag("--space", settings["space"]), "--num-trials", "1", "--final-runs", "0"]
+    words += flag("--space", str(settings["space"])) if settings["space"] is not None else []
+    words += ["--num-trials", "1", "--final-runs", "0"]
     row = tables.trials[number]
     # Without its attention a trial has another method than was proposed
     fixed = {**settings["set"], **tables.params(number), "regularizer": row["config.regularizer"]}

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from helpers.random_models import random_model
 from onnx import TensorProto, numpy_helper
 
 from delta_tune.config import UserError
@@ -232,3 +233,31 @@ def test_several_networks_mirror_images_and_embeddings_are_reduced_too(model, im
     assert found.splits[0].agreement > 0.8
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_outputs()][1] == "embeddings"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "precision"), [("timm:test_convnext", "fp16"), ("timm:test_convnext", "int8")])
+def test_networks_of_channels_last_maps_are_reduced_on_any_number_of_images(name, precision, tmp_path):
+    model = random_model(name)
+    size = model.preprocessing.stored_size
+    pixels = np.random.default_rng(0).integers(0, 256, (17, size, size, 3), dtype=np.uint8)
+    told = export_reduced(model, precision, tmp_path / "model.onnx", [ScoredImages("val", pixels, None)], force=True)
+    assert told.splits[0].agreement > 0.8
+
+
+@pytest.mark.slow
+def test_of_a_network_with_layer_norms_the_layers_alone_are_quantised(tmp_path):
+    model = random_model("timm:test_vit", size=160)
+    size = model.preprocessing.stored_size
+    pixels = np.random.default_rng(0).integers(0, 256, (12, size, size, 3), dtype=np.uint8)
+    told = export_reduced(model, "int8", tmp_path / "model.onnx", [ScoredImages("val", pixels, None)], force=True)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    of_kind = {
+        kind: {made.get(node.input[0]) for node in graph.node if node.op_type == kind}
+        for kind in ("LayerNormalization", "Softmax", "Gelu", "MatMul")
+    }
+    for kind in ("LayerNormalization", "Softmax", "Gelu"):
+        assert "DequantizeLinear" not in of_kind[kind]
+    assert "DequantizeLinear" in of_kind["MatMul"]
+    assert told.splits[0].agreement > 0.8

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from delta_tune.config import UserError
 from delta_tune.models.hooked_layers import HEAT_MAP_SIDE, find_layers, heat_map_layer
+from delta_tune.models.map_layout import MapLayout
 
 FAMILIES = ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "alexnet", "timm:convnext_atto"]
 
@@ -48,6 +49,20 @@ def test_heat_map_layer_is_one_that_all_evidence_goes_through(family):
 def test_heat_map_layer_is_the_last_with_ten_positions_a_side(size, side):
     network = random_model("resnet18")
     assert heat_map_layer(network, "fc", size).side == side
+
+
+def test_of_blocks_of_as_many_tokens_it_is_the_last_but_two():
+    network = random_model("timm:test_vit")
+    layer = heat_map_layer(network, "head", 160)
+    assert layer == ("blocks.3", 10, MapLayout(channels_last=True, prefix_tokens=1))
+
+
+def test_tokens_that_a_class_token_no_longer_sees_have_no_heat_map():
+    """PiT pools its tokens between stages; at this size the last stage has enough of them, but answers without them."""
+    network = timm.create_model("pit_ti_224", img_size=352).eval()
+    layer = heat_map_layer(network, "head", 352)
+    assert layer.name == "transformers.2.blocks.2"
+    assert layer.side >= HEAT_MAP_SIDE
 
 
 def test_of_a_small_image_the_finest_block_counts():

@@ -164,8 +164,12 @@ def test_two_networks_of_equal_standing_are_refused_by_their_places() -> None:
     moco = {"state_dict": prefixed("module.encoder_q.") | prefixed("module.encoder_k.", OTHERS)}
     with pytest.raises(UserError, match=r"2 times .*'state_dict\.module\.encoder_q', 'state_dict\.module\.encoder_k'"):
         loaded(moco)
-    with pytest.raises(UserError, match="at 'student', 'teacher'; save the state dict of one"):
-        loaded({"student": TENSORS, "teacher": OTHERS})
+    with pytest.raises(UserError, match="at 'left', 'right'; save the state dict of one"):
+        loaded({"left": TENSORS, "right": OTHERS})
+
+
+def test_teacher_goes_before_its_student() -> None:
+    assert_loads({"student": OTHERS, "teacher": TENSORS})
 
 
 def test_the_same_weights_twice_are_taken() -> None:
