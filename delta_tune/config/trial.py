@@ -101,8 +101,8 @@ class TrialConfig:
     nesterov: bool = field(True, "Nesterov momentum of `sgd`; without effect if `momentum` is 0")
     weight_decay: float | None = field(
         None,
-        "Weight decay of all parameters; with `adamw`, of networks with layer norms and no batch norms, of the weights of "
-        "layers alone",
+        "Weight decay of all parameters; with `adamw`, of networks with layer norms and no batch norms, of the weights "
+        "of layers alone",
         range=Range(0),
         unset="1e-4 for `l2`, `co_tuning` and `bi_tuning`, 0 for the others",
     )

@@ -173,7 +173,7 @@ def load_all(candidates: Sequence[Candidate], image_size: int | None, channels: 
     Raises:
         UserError: the weights of one that was named are not there or do not fit.
     """
-    runners, missing = [], dict[str, list[str]]()
+    runners, missing = list[Runner](), dict[str, list[str]]()
     for candidate, label in zip(candidates, labels_of(candidates), strict=True):
         candidate = at_hand(candidate)
         row = ScreenedNetwork(
