@@ -12,15 +12,14 @@ from torch import nn
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.spaces.validation import CheckedSpace
-from delta_tune.study import setup
-from delta_tune.study.setup import (
+from delta_tune.study import network_checks
+from delta_tune.study.network_checks import (
     check_drop_path,
     check_early_size,
     check_head,
     check_source_head,
-    prepare_study,
-    written_settings,
 )
+from delta_tune.study.setup import prepare_study, written_settings
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_network_of_one_size_is_refused_where_trials_begin_with_small_images(tas
             assert images.shape[2] == 64, f"64 pixels, not {images.shape[2]}"
             return torch.zeros(1, 3)
 
-    monkeypatch.setattr(setup, "build_target", lambda *_: OfOneSize())
+    monkeypatch.setattr(network_checks, "build_target", lambda *_: OfOneSize())
     with pytest.raises(
         UserError, match=r"^early_size must be 1 for timm:.* on images of 32 pixels: 64 pixels, not 32\.$"
     ):
