@@ -102,6 +102,11 @@ def build(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
     weights = "random weights"
     if name in TOKENS:
         model = timm.create_model(name, **TOKENS[name])
+        for module in model.modules():  # as they begin, blocks hardly change what passes them
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, module.in_features**-0.5)
+            if hasattr(module, "gamma"):
+                nn.init.ones_(module.gamma)
     elif name == "tf_efficientnet_lite0":
         model = timm.create_model(name)
         with contextlib.suppress(ImportError):

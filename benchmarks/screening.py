@@ -307,8 +307,8 @@ def compare(rows: list[dict[str, Any]], sets: list[str], work: Path) -> None:
             f"kept {' and '.join(kept)}: regret {kept_lost[-1]:.1f}; screening {seconds:.0f} s, a trial {trial:.0f} s"
         )
     for each, values in taus.items():
-        regret = f"mean regret of its best {np.mean(lost[each]):.2f} points, of its best two {np.mean(lost_of_two[each]):.2f}"
-        print(f"{each:15s} mean tau {np.mean(values):+.2f}, {regret}")
+        regret = f"mean regret of its best {np.mean(lost[each]):.2f}, of its best two {np.mean(lost_of_two[each]):.2f}"
+        print(f"{each:15s} mean tau {np.mean(values):+.2f}, {regret} points")
     print(f"kept by the study: mean regret {np.mean(kept_lost):.2f} points; screening {np.mean(ratios):.2f} of a trial")
 
 
@@ -329,7 +329,7 @@ def main() -> None:
     if arguments.record or arguments.quick:
         record(file, sets, arguments.backbones, arguments.quick, work)
     if not arguments.record:
-        compare(read(file), sets, work)
+        compare([row for row in read(file) if row["backbone"] in arguments.backbones], sets, work)
 
 
 if __name__ == "__main__":

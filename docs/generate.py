@@ -28,8 +28,8 @@ _NO_TWIN = "has no network with the same layers"
 SPECIAL = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "&#124;", "*": "&#42;", "[": "&#91;"})
 ARCHITECTURES_INTRODUCTION = """\
 `benchmarks/architectures.py` has built {networks} networks of timm {timm} and torchvision {torchvision}, a small one of
-each family, with random weights. {usable} can be used. Each of them trained one step by every method, and predicted after
-it was saved and loaded; the losses of a few channels switched off were compared with those of a naive loop; exported
+each family, with random weights. {usable} can be used. Each of them trained one step by every method, and predicted
+after it was saved and loaded; the losses of a few channels switched off were compared with those of a naive loop; exported
 files were compared with the model. Larger members of a family have the same layers.
 
 - **Hooked layers** are those of `--set layers=all`, each with its channels.
@@ -80,7 +80,8 @@ def trial_config_page() -> str:
     """The fields of `TrialConfig`."""
     methods = fields_of(TrialConfig)["regularizer"].choices
     # A record has None for what does not apply to its method; fields whose default is None are given
-    records = {m: TrialConfig.from_record({"regularizer": m, "max_grad_norm": 1.0, "backbone": "NAME"}).record() for m in methods}
+    given = {"max_grad_norm": 1.0, "backbone": "NAME"}
+    records = {m: TrialConfig.from_record({"regularizer": m, **given}).record() for m in methods}
     rows = []
     for name, field in fields_of(TrialConfig).items():
         users = [method for method in methods if records[method][name] is not None]

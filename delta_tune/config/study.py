@@ -100,8 +100,8 @@ class StudyConfig:
     )
     weights: str | None = field(
         None,
-        "Pretrained weights: `default` (the library's own), a local .pth or .safetensors file, or `demo`; with several "
-        "models one for all, or one each, separated by commas",
+        "Pretrained weights: `default` (the library's own), a local .pth or .safetensors file, a folder of the Hugging "
+        "Face Hub with one, or `demo`; with several models one for all, or one each, separated by commas",
         unset="default; without --model: demo",
         group="model",
         metavar="FILE[,FILE]",

@@ -90,7 +90,7 @@ class TrialConfig:
     )
     layer_decay: float = field(
         1.0,
-        "The learning rate of a group of layers is this multiple of that of the group after it (timm's groups: 14 to "
+        "The learning rate of a group of layers is this multiple of that of the group after it (a block each: 14 to "
         "20 in most networks); 1 trains all at `lr`",
         range=Range(0, 1, low_open=True),
     )
@@ -101,7 +101,8 @@ class TrialConfig:
     nesterov: bool = field(True, "Nesterov momentum of `sgd`; without effect if `momentum` is 0")
     weight_decay: float | None = field(
         None,
-        "Weight decay of all parameters",
+        "Weight decay of all parameters; with `adamw`, of networks with layer norms and no batch norms, of the weights "
+        "of layers alone",
         range=Range(0),
         unset="1e-4 for `l2`, `co_tuning` and `bi_tuning`, 0 for the others",
     )

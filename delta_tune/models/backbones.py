@@ -325,7 +325,9 @@ def _with_weights(
             note, has_head = fit_weights(fitting, content, head, model, weights)
             return fitting, [note] if note else [], has_head
         raise
-    resized = resized_note(module, content, image_size) if size_keyword(model) else ""
+    own_size = getattr(module, "pretrained_cfg", {}).get("input_size", (image_size,))[-1]
+    by_library = weights == "default" and own_size != image_size
+    resized = resized_note(module, content, image_size, by_library) if size_keyword(model) else ""
     if channels != 3:
         module = adapt_network(module, model, channels, image_size)
     return module, [text for text in (note, resized) if text], has_head

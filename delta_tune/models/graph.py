@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from delta_tune.models.operations import Op, hook_point, operation, writes_its_input
+from delta_tune.models.single_token import keep_single_token
 
 
 class TraceFailed(Exception):
@@ -50,7 +51,7 @@ def trace(model: nn.Module, layers: tuple[str, ...], example: Tensor) -> list[Op
         _run_once(program, example)
     except Exception as error:
         raise TraceFailed(f"its traced graph does not run ({error})") from error
-    return program
+    return keep_single_token(program)
 
 
 def _run_once(program: list[Op], example: Tensor) -> None:

@@ -28,6 +28,7 @@ Kind = Literal[
     "linear",
     "elementwise",
     "scale",
+    "norm",
     "pool",
     "flatten",
     "move",
@@ -40,8 +41,8 @@ Kind = Literal[
 `affine`, `elementwise`, `pool`: output channel j depends on input channel j only (`affine` has a scale and shift per
 channel, `elementwise` also keeps positions apart). `binary`: elementwise of two operands. `flatten`: (B, C, H, W) to
 (B, C·H·W). Channels may also come last: `elementwise`, `binary`, `scale` (elementwise, with its own factors) and `move`
-(permutes, reshapes, selects or averages positions) keep them apart on any axis. `size`: numbers that follow from the
-shape of a value.
+(permutes, reshapes, selects or averages positions) keep them apart on any axis. `norm`: a LayerNorm over the last axis.
+`size`: numbers that follow from the shape of a value.
 """  # fmt: skip
 
 
@@ -60,6 +61,8 @@ class Op:
     activation: Activation | None = None
     axis_after: AxisAfter | None = None
     """Of `move`."""
+    token: int | None = None
+    """Of `move`: which one of the second axis it selects; None if it does something else."""
     shape: torch.Size = field(default_factory=torch.Size)
     """Shape of the value without its first dimension; empty if the value is not a tensor."""
     rows: float = 1
@@ -162,6 +165,8 @@ def _module_operation(name: str, module: nn.Module, x: Op, opaque: Op, program: 
         return Op(name, "pool", (x,), run=module)
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
         return Op(name, "flatten", (x,), run=lambda value: value.flatten(1))
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return Op(name, "norm", (x,), run=module)
     if isinstance(module, _SCALE_MODULES):
         return Op(name, "scale", (x,), run=_without_writing(module))
     if (after := axis_after_module(module)) is not None:
@@ -211,8 +216,15 @@ def _function_operation(node: fx.Node, inputs: tuple[Op, ...], opaque: Op, ops: 
         if len(inputs) == 2:
             return Op(name, "binary", inputs, run=function)
     if all(i.static for i in inputs[1:]) and (after := axis_after(node)) is not None:
-        return Op(name, "move", inputs, run=opaque.run, axis_after=after)
+        return Op(name, "move", inputs, run=opaque.run, axis_after=after, token=_selected_token(node))
     return opaque
+
+
+def _selected_token(node: fx.Node) -> int | None:
+    match node.args[1:]:
+        case ((slice(start=None, stop=None, step=None), int() as token),) if node.target is operator.getitem:
+            return token
+    return None
 
 
 def _reads_shape(node: fx.Node) -> bool:

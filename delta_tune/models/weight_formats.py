@@ -103,17 +103,18 @@ def converter(model: str, module: nn.Module) -> Callable[[Mapping[str, Tensor]],
     return convert
 
 
-def resized_note(module: nn.Module, content: object, image_size: int) -> str:
+def resized_note(module: nn.Module, content: object, image_size: int, by_library: bool = False) -> str:
     """What is told of position embeddings and tables of relative positions that are resized; empty if none are.
 
     Args:
         module: the network, built for `image_size`.
         content: of the file of weights.
         image_size: side of the input in pixels.
+        by_library: whether the library resized them when it downloaded the weights.
     """
     own, given = (_positions(tensors) for tensors in (module.state_dict().items(), all_tensors(content)))
-    strange = [(mine, min(given, key=lambda count, mine=mine: abs(count - mine))) for mine in own if given]  # type: ignore[misc]
-    if not any(abs(mine - nearest) > _PREFIX_TOKENS for mine, nearest in strange):
+    others = [mine for mine in own if given and min(abs(count - mine) for count in given) > _PREFIX_TOKENS]
+    if not others and not (own and by_library):
         return ""
     return f"The weights are those of another image size: their position embeddings are resized to {image_size} pixels."
 

@@ -185,17 +185,20 @@ def optuna_study(tables: StudyTables, parameters: Parameters) -> optuna.Study:
     """
     several = [method for method in method_colours(tables) if method != FIRST_MODEL]
     known = {**parameters, METHOD: CategoricalDistribution(several)} if len(several) > 1 else dict(parameters)
+    coordinates = {number: _coordinates(tables, number) for number in tables.searched}
+    for each in coordinates.values():  # one range for all trials: those of methods and networks may differ
+        known |= {name: _widened(known[name], value) for name, value in each.items() if name in known}
     with silence_optuna():
         study = optuna.create_study(direction="maximize" if METRICS[tables.metric] == "max" else "minimize")
     for number, row in tables.searched.items():
-        params = {k: v for k, v in _coordinates(tables, number).items() if k in known}
+        params = {name: value for name, value in coordinates[number].items() if name in known}
         state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"], TrialState.FAIL)
         study.add_trial(
             optuna.trial.create_trial(
                 state=state,
                 value=tables.best_row(number)[tables.metric] if state == TrialState.COMPLETE else None,
                 params=params,
-                distributions={name: _widened(known[name], value) for name, value in params.items()},
+                distributions={name: known[name] for name in params},
                 intermediate_values={each["epoch"]: each[tables.metric] for each in tables.epochs[number]},
             )
         )

@@ -126,6 +126,7 @@ def study_summary(
         elif best.method == FIRST_MODEL:
             lines.append("That is a linear classifier on the frozen network: no completed trial of the search beat it.")
         lines += _why_chosen(tables, record) if chosen and record.held_out is not None else _against_plain(tables, best)
+        lines += network_sentences(tables, best)
     lines += final_model_sentences(record, folder / HELD_OUT_FILE)
     lines += remarks
     if record.model is not None:
@@ -138,6 +139,23 @@ def study_summary(
     if record.interrupted:
         lines.append(f"Interrupted. Carry on with: {resume_command(folder.name, out)}")
     return [visible(line) for line in lines]
+
+
+def network_sentences(tables: StudyTables, best: BestTrial) -> list[str]:
+    """The best trial with each other network of the study, in a sentence each; empty in a study of one."""
+    labels = dict.fromkeys(tables.backbone(number) for number in sorted(tables.trials))
+    found = []
+    for label in labels:
+        if label in (None, best.network):
+            continue
+        number = next((each for each in tables.ranked() if tables.backbone(each) == label), None)
+        if number is None:
+            found.append(f"No trial with {label} was completed.")
+            continue
+        score = format_score(tables.metric, tables.best_row(number)[tables.metric])
+        method = tables.trials[number]["config.regularizer"]
+        found.append(f"The best with {label} is {method} with {score} (trial {number}).")
+    return found
 
 
 def _why_chosen(tables: StudyTables, record: StudyRecord) -> list[str]:
@@ -276,6 +294,7 @@ def study_verdict(tables: StudyTables, record: StudyRecord) -> str:
 def study_remarks(tables: StudyTables, record: StudyRecord) -> list[str]:
     """Further sentences needed to judge the result."""
     lines, best = list[str](), delivered(tables, record)
+    lines += network_sentences(tables, best) if best is not None else []
     lines += final_model_sentences(record, Path(HELD_OUT_FILE))
     if (calibrated := calibration_sentence(record)) is not None:
         lines.append(calibrated)

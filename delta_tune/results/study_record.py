@@ -104,7 +104,8 @@ class StudyRecord:
     ) -> None:
         """Begin a session. A resumed study keeps what its first session wrote, except for settings that may change."""
         what = dataclasses.asdict(identity)
-        what = {name: value for name, value in what.items() if name != "backbones" or value}
+        backbones = list(what.pop("backbones"))
+        what |= {"backbones": backbones} if backbones else {}
         begun = {
             **what,
             "versions": dict(versions),

@@ -40,7 +40,8 @@ def _check_free_setting(name: str, value: Any) -> None:
         )
     else:
         numbers = (int, float) if name == "time_budget" else ()
-        allowed = isinstance(value, (str, *numbers)) or (value is None and fields_of(StudyConfig)[name].optional)
+        optional = name == "space" or fields_of(StudyConfig)[name].optional  # networks have spaces of their own
+        allowed = isinstance(value, (str, *numbers)) or (value is None and optional)
     if not allowed:
         raise ValueError(f"{name} must be {'an object of values' if name == 'set' else 'text'}, but got {value!r:.60}")
 

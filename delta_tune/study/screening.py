@@ -154,7 +154,9 @@ def screen(
         runner.keep("the only one that can be used here")
     if not alive(runners):
         told = [f"{runner.row.label}: {runner.row.verdict}" for runner in runners] + missing
-        raise UserError(f"None of the {len(candidates)} networks of --model can be used: {'; '.join(told)}.")
+        raise UserError(
+            f"None of the {len(candidates)} networks of --model can be used: {'; '.join(told)}; name others."
+        )
     return Screening(
         networks=tuple(runner.row for runner in sorted(runners, key=lambda runner: runner.place)),
         images=looked_at,
@@ -171,7 +173,7 @@ def load_all(candidates: Sequence[Candidate], image_size: int | None, channels: 
     Raises:
         UserError: the weights of one that was named are not there or do not fit.
     """
-    runners, missing = [], dict[str, list[str]]()
+    runners, missing = list[Runner](), dict[str, list[str]]()
     for candidate, label in zip(candidates, labels_of(candidates), strict=True):
         candidate = at_hand(candidate)
         row = ScreenedNetwork(

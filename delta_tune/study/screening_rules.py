@@ -127,7 +127,7 @@ def keep(labels: Sequence[str], scores: Sequence[Scores], fit: Sequence[bool]) -
             told.append(
                 "the best"
                 if number == order[0]
-                else f"not told apart from {labels[order[0]]}, whose trials take too long"
+                else f"not told apart from {labels[order[0]]}, whose full trials do not fit into the time"
             )
         elif number in kept:
             told.append(f"not told apart from the best ({difference})")

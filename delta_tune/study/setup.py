@@ -67,7 +67,8 @@ def check_early_size(task: Task, checked: CheckedSpace) -> None:
             for side in small:
                 check_output(network, num_classes, side, backbone.preprocessing.channels)
         except ValueError as error:
-            raise UserError(f"early_size must be 1 for {backbone.model}: {error}.") from error
+            fault = str(error).rstrip(".")
+            raise UserError(f"early_size must be 1 for {backbone.model}: {fault}.") from error
 
 
 def check_layers(task: Task, checked: CheckedSpace) -> None:

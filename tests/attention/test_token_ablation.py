@@ -279,6 +279,14 @@ def test_layer_scale_sum_and_permutation_after_a_layer_cost_nothing_per_channel(
     assert steps("convnext", "stages.3.blocks.1.mlp.fc2") == ["head_norm", "head_flatten", "head_fc"]
 
 
+@pytest.mark.parametrize("family", ["class token", "torchvision vit"])
+def test_only_the_class_token_goes_through_the_last_mlp_and_the_head(family: str) -> None:
+    make, layers, pixels = NETS[family]
+    program = trace(build(make), layers, batch(pixels, 2)[0])
+    assert [len(op.shape) for op in program if op.kind == "linear"][-3:] == [1, 1, 1]
+    assert [len(step.result.shape) for step in Plan(program, layers[-1], channels_last=True).steps] == [1, 1]
+
+
 def test_average_of_tokens_costs_nothing_per_channel() -> None:
     assert steps("average of tokens", "blocks.2.mlp.fc2") == ["fc_norm", "head"]
 

@@ -194,3 +194,19 @@ def test_study_goes_on_where_nobody_reads_its_output(tables, monkeypatch):
     tell(Progress(), tables)
     monkeypatch.setattr("sys.stdout", None)
     tell(Progress(), tables)
+
+
+def test_lines_of_a_study_of_several_networks_name_that_of_each_trial(tmp_path):
+    tables = StudyTables(tmp_path, "val_accuracy")
+    for number, label in enumerate(("one", "a long name")):
+        tables.add(number, TrialConfig(regularizer="l2", max_epochs=1, backbone=label), {"backbone": label}, {})
+        tables.report(number, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1})
+        tables.finish(number, "completed")
+    progress, out = printing()
+    progress.networks = ("one", "a long name")
+    tell(progress, tables)
+    header, *lines = (line for line in out.getvalue().splitlines() if "network" in line or " l2 " in line)
+    end = header.index("network") + len("network")
+    assert [line[:end].split("  ")[-1].strip() for line in lines[:2]] == ["one", "a long name"]
+    assert "l2 on a long name" in out.getvalue(), "the table of the best"
+    assert "backbone=" not in out.getvalue()

@@ -74,10 +74,10 @@ def level(lr):
     return 0.3 + 0.6 * math.exp(-((math.log10(lr) + 2) ** 2))
 
 
-def add_trial(tables, number, state, *, method="delta", lr=0.01, alpha=1.0, error=None):
+def add_trial(tables, number, state, *, method="delta", lr=0.01, alpha=1.0, error=None, backbone=None):
     """A trial that ends in this way; `began` and `ended` lie in one of two lanes."""
     params = {"regularizer": method, "lr": lr} | ({"alpha": alpha} if method == "delta" else {})
-    config = TrialConfig(**params, max_epochs=MAX_EPOCHS, seed=number)
+    config = TrialConfig(**params, max_epochs=MAX_EPOCHS, seed=number, backbone=backbone)
     tables.add(number, config, params, {})
     if state == "waiting":
         return
@@ -88,6 +88,21 @@ def add_trial(tables, number, state, *, method="delta", lr=0.01, alpha=1.0, erro
         tables.report(number, epoch_row(epoch, level(lr) * (1 - 0.5**epoch)), began + 1.2 * epoch)
     if state != "running":
         tables.finish(number, state, error)
+
+
+def trials_of_two_networks(tables, count=12):
+    """Trials of two networks that take turns: the other one is the better."""
+    for number in range(count):
+        label = ("one", "the <b>other</b>")[number % 2]
+        lr = 0.01 * (1 + number) if number % 2 else 0.0002 * (1 + number)
+        add_trial(tables, number, "completed", method=["delta", "l2"][number // 2 % 2], lr=lr, backbone=label)
+
+
+TWO_NETWORKS = [
+    {"label": label, "model": f"model of {label}", "weights": "default", "fingerprints": {"data": "d", "weights": "w"}}
+    for label in ("one", "the <b>other</b>")
+]
+"""What `study.json` says of them."""
 
 
 def random_trials(tables, count, seed=0):

@@ -12,6 +12,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from delta_tune.config import UserError
@@ -28,6 +29,7 @@ from delta_tune.models.backbones import (
 )
 from delta_tune.models.feature_maps import head_function, head_inputs
 from delta_tune.models.hooked_layers import find_layers
+from delta_tune.models.map_layout import CHANNELS_FIRST, MapLayout
 from delta_tune.models.pretrained_weights import preprocessing_for
 
 SMALL = "mobilenet_v3_small"
@@ -75,7 +77,7 @@ FAMILIES = {
     "inception_v3": "Conv2d_4a_3x3.conv Mixed_5d Mixed_6e Mixed_7c",
     "alexnet": "features.3 features.10",
     "vgg11_bn": "features.11 features.18 features.25",
-    "convnext_tiny": "features.1.2.block.0 features.3.2.block.0 features.5.8.block.0 features.7.2.block.0",
+    "convnext_tiny": "features.1.2.block.5 features.3.2.block.5 features.5.8.block.5 features.7.2.block.5",
     "timm:seresnet50": "layer1.2.conv3 layer2.3.conv3 layer3.5.conv3 layer4.2.conv3",
     "mobilenet_v3_small": "features.3.block.2.0 features.8.block.3.0 features.11.block.3.0",
     "mnasnet0_5": "layers.8.2.layers.6 layers.9.2.layers.6 layers.11.1.layers.6 layers.13.0.layers.6",
@@ -85,6 +87,91 @@ FAMILIES = {
     "timm:cspresnet50": "stages.0.conv_transition.conv stages.1.blocks.2.conv3.conv stages.2.blocks.4.conv3.conv "
     "stages.3.blocks.1.conv3.conv",
 }
+
+TOKENS = MapLayout(channels_last=True)
+CLASS_TOKEN = MapLayout(channels_last=True, prefix_tokens=1)
+TWO_TOKENS = MapLayout(channels_last=True, prefix_tokens=2)
+QUARTERS = "blocks.2.{0} blocks.5.{0} blocks.8.{0} blocks.11.{0}"
+STAGES = "stages.0.blocks.1.mlp.fc2 stages.1.blocks.1.mlp.fc2 stages.2.blocks.5.mlp.fc2 stages.3.blocks.1.mlp.fc2"
+NOT_CONVOLUTIONAL = {
+    "timm:vit_tiny_patch16_224": (QUARTERS.format("mlp.fc2"), 192, 16, CLASS_TOKEN),
+    "timm:deit_tiny_distilled_patch16_224": (QUARTERS.format("mlp.fc2"), 192, 16, TWO_TOKENS),
+    "timm:vit_relpos_small_patch16_224": (QUARTERS.format("mlp.fc2"), 384, 16, TOKENS),
+    "timm:vit_small_patch16_18x2_224": (
+        "blocks.4.ffns.1.mlp.fc2 blocks.8.ffns.1.mlp.fc2 blocks.13.ffns.1.mlp.fc2 blocks.17.ffns.1.mlp.fc2",
+        *(384, 16, CLASS_TOKEN),
+    ),
+    "timm:eva02_tiny_patch14_336": (QUARTERS.format("mlp.fc2"), 192, 16, CLASS_TOKEN),
+    "vit_b_32": (
+        " ".join(f"encoder.layers.encoder_layer_{block}.mlp.3" for block in (2, 5, 8, 11)),
+        *(768, 32, CLASS_TOKEN),
+    ),
+    "timm:mixer_s32_224": (
+        "blocks.1.mlp_channels.fc2 blocks.3.mlp_channels.fc2 blocks.5.mlp_channels.fc2 blocks.7.mlp_channels.fc2",
+        *(512, 32, TOKENS),
+    ),
+    "timm:resmlp_12_224": (QUARTERS.format("mlp_channels.fc2"), 384, 16, TOKENS),
+    "timm:xcit_nano_12_p16_224": (QUARTERS.format("mlp.fc2"), 128, 16, TOKENS),  # its class attention is no such block
+    "timm:tnt_s_patch16_224": (QUARTERS.format("mlp.fc2"), 384, 16, CLASS_TOKEN),
+    "timm:pit_ti_224": (
+        "transformers.0.blocks.1.mlp.fc2 transformers.1.blocks.5.mlp.fc2 transformers.2.blocks.3.mlp.fc2",
+        *(256, 32, CLASS_TOKEN),
+    ),
+    "timm:swin_tiny_patch4_window7_224": (STAGES.replace("stages", "layers"), 768, 32, TOKENS),
+    "timm:swinv2_cr_tiny_224": (STAGES, 768, 32, TOKENS),
+    "swin_t": ("features.1.1.mlp.3 features.3.1.mlp.3 features.5.5.mlp.3 features.7.1.mlp.3", 768, 32, TOKENS),
+    "swin_v2_t": ("features.1.1.mlp.3 features.3.1.mlp.3 features.5.5.mlp.3 features.7.1.mlp.3", 768, 32, TOKENS),
+    "timm:convnext_pico_ols": (STAGES, 512, 32, CHANNELS_FIRST),  # its last layers are 1×1 convolutions
+    "timm:convnext_zepto_rms": (STAGES.replace("5", "3"), 256, 32, CHANNELS_FIRST),
+    "timm:convnextv2_tiny": (
+        "stages.0.blocks.2.mlp.fc2 stages.1.blocks.2.mlp.fc2 stages.2.blocks.8.mlp.fc2 stages.3.blocks.2.mlp.fc2",
+        *(768, 32, TOKENS),
+    ),
+    "timm:poolformer_s12": (STAGES, 512, 32, CHANNELS_FIRST),
+    "timm:caformer_s18": (
+        "stages.0.blocks.2.mlp.fc2 stages.1.blocks.2.mlp.fc2 stages.2.blocks.8.mlp.fc2 stages.3.blocks.2.mlp.fc2",
+        *(512, 32, TOKENS),
+    ),
+    "timm:efficientformer_l1": (
+        "stages.0.blocks.2.mlp.fc2 stages.1.blocks.1.mlp.fc2 stages.2.blocks.5.mlp.fc2 stages.3.blocks.4.mlp.fc2",
+        *(448, 32, TOKENS),
+    ),
+    "timm:mobilevit_xxs": (
+        "stages.1.2.conv3_1x1.conv stages.2.1.conv_fusion.conv stages.3.1.conv_fusion.conv stages.4.1.conv_fusion.conv",
+        *(80, 32, CHANNELS_FIRST),
+    ),
+    "timm:coatnet_nano_rw_224": (
+        "stages.0.blocks.2.conv3_1x1 stages.1.blocks.3.conv3_1x1 stages.2.blocks.5.mlp.fc2 stages.3.blocks.2.mlp.fc2",
+        *(512, 32, CHANNELS_FIRST),
+    ),
+    "timm:maxvit_tiny_tf_224": (
+        " ".join(f"stages.{stage}.blocks.{block}.attn_grid.mlp.fc2" for stage, block in enumerate((1, 1, 4, 1))),
+        *(512, 32, TOKENS),
+    ),
+    "maxvit_t": (
+        " ".join(
+            f"blocks.{stage}.layers.{block}.layers.grid_attention.mlp_layer.3"
+            for stage, block in enumerate((1, 1, 4, 1))
+        ),
+        *(512, 32, MapLayout(channels_last=True, in_order=False)),
+    ),
+    "timm:hiera_tiny_224": (
+        "blocks.0.mlp.fc2 blocks.2.mlp.fc2 blocks.9.mlp.fc2 blocks.11.mlp.fc2",
+        *(768, 32, MapLayout(channels_last=True, in_order=False)),
+    ),
+    "timm:mvitv2_tiny": (STAGES.replace("0.blocks.1", "0.blocks.0").replace("5", "4"), 768, 32, TOKENS),
+}
+"""Network → hooked layers; channels, stride and layout of the last."""
+SIZES = {"timm:eva02_tiny_patch14_336": 336}
+
+
+@pytest.mark.parametrize("name", NOT_CONVOLUTIONAL)
+def test_hooked_layers_of_other_networks_end_their_blocks(name: str) -> None:
+    layers, channels, stride, layout = NOT_CONVOLUTIONAL[name]
+    found = find_layers(build_unfilled(name).eval(), name, SIZES.get(name, 224))
+    assert found.layers == tuple(layers.split())
+    assert (found.channels[found.layers[-1]], found.stride) == (channels, stride)
+    assert found.layouts[found.layers[-1]] == layout
 
 
 @pytest.mark.parametrize("name", METHOD)
@@ -109,10 +196,51 @@ def test_derive_leaves_no_hooks_and_the_gradients_on() -> None:
     assert model(torch.zeros(1, 3, 64, 64)).requires_grad
 
 
-@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "timm:mixer_s32_224", "swin_t"])
-def test_transformer_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="no convolutional stages"):
-        load_backbone(name, "default", None)
+def test_layers_that_a_user_may_name_include_tokens_with_their_embedding_dimension() -> None:
+    found = find_layers(timm.create_model("vit_tiny_patch16_224").eval(), "")
+    named = {
+        "blocks.3": 192,
+        "blocks.3.attn": 192,
+        "blocks.3.mlp.fc1": 768,
+        "blocks.3.attn.qkv": 576,
+        "patch_embed": 192,
+    }
+    assert {name: found.channels[name] for name in named} == named
+    assert {found.layouts[name] for name in named} == {CLASS_TOKEN, TOKENS}  # the patches alone have no class token
+    assert "head" not in found.channels
+    assert found.channels.keys() == found.layouts.keys()
+
+
+def test_layers_over_windows_and_between_tokens_cannot_be_named() -> None:
+    swin = find_layers(timm.create_model("swin_tiny_patch4_window7_224").eval(), "")
+    assert "layers.0.blocks.0.attn.proj" not in swin.channels  # windows lie in the dimension of the batch
+    mixer = find_layers(timm.create_model("mixer_s32_224").eval(), "")
+    assert "blocks.0.mlp_tokens.fc2" not in mixer.channels  # its channels are tokens
+
+
+@pytest.mark.parametrize(
+    ("depth", "hooked"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (6, [1, 2, 4, 5]), (8, [1, 3, 5, 7])]
+)
+def test_isotropic_network_is_hooked_at_its_quarters(depth: int, hooked: list[int]) -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=depth, num_heads=2).eval()
+    assert find_layers(model, "", 32).layers == tuple(f"blocks.{block}.mlp.fc2" for block in hooked)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 4])
+def test_prefix_tokens_are_told_from_the_patches(tokens: int) -> None:
+    options = {"img_size": 48, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    model = VisionTransformer(
+        class_token=tokens > 0, reg_tokens=max(0, tokens - 1), global_pool="avg", **options
+    ).eval()
+    assert find_layers(model, "", 48).layouts["blocks.1.mlp.fc2"].prefix_tokens == tokens
+
+
+def test_network_without_positions_is_refused_in_one_sentence() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    with pytest.raises(
+        UserError, match=r"The model flat has no blocks of stride 4 to 32 .* name a network such as resnet50"
+    ):
+        find_layers(model, "flat", 16)
 
 
 def test_network_without_classifier_is_refused() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -75,6 +77,31 @@ def test_fusing_changes_neither_maps_nor_logits(make, layers, convolutions, priv
         torch.testing.assert_close(model(images), logits, rtol=1e-5, atol=1e-5)
         for layer in layers:
             torch.testing.assert_close(maps[layer], expected[layer], rtol=1e-5, atol=1e-5)
+
+
+class AskingItsConvolution(nn.Module):
+    """As DaViT and XCiT: its forward pass reads attributes of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.act = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        device, (height, _) = self.first.weight.device, self.first.kernel_size
+        return self.act(self.first(images)).to(device) * height
+
+
+def test_fused_convolution_has_the_attributes_of_its_convolution():
+    torch.manual_seed(0)
+    model, images = AskingItsConvolution().eval().requires_grad_(False), torch.randn(2, 3, 8, 8)
+    expected = model(images)
+    assert fuse_activations(model, ()) == 1
+    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(copy.deepcopy(model)(images), expected)
+    assert not list(model.parameters())
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        model.first.no_such_thing
 
 
 @pytest.mark.parametrize("wanted", ["first", "first.conv", "second"])

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.small_networks import small_backbone
 from PIL import Image
 
 from delta_tune.data.augmentation import center_crop
+from delta_tune.data.loading import load_dataset
 from delta_tune.inference.ensemble import Ensemble, Flipped
 from delta_tune.inference.model import load
 from delta_tune.inference.model_folder import save_model
 from delta_tune.models.backbones import build_source, build_target
 from delta_tune.report import feature_map_images
 from delta_tune.report.feature_map_images import CHANNELS, GAP, TILE
+from delta_tune.training.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +98,40 @@ def test_map_that_is_the_same_everywhere_is_dark():
 def test_nothing_is_drawn_without_attention(task, tmp_path):
     feature_map_images.save_feature_map_images(task, {}, torch.nn.Identity(), tmp_path / "maps.parquet")
     assert feature_map_images.read_feature_map_images(tmp_path / "maps.parquet") == []
+
+
+@pytest.mark.parametrize("name", ["small_vit", "small_vit_registers", "small_swin"])
+def test_tokens_are_drawn_as_the_square_that_they_are_of_the_image(name, image_folder, tmp_path):
+    backbone = small_backbone(name)
+    dataset = load_dataset(image_folder, preprocessing=backbone.preprocessing, seed=0)
+    backbone = dataclasses.replace(backbone, preprocessing=dataset.preprocessing)
+    network, layer = build_target(backbone, 3, torch.Generator().manual_seed(0)).eval(), backbone.layers[0]
+    weights = np.random.default_rng(0).dirichlet(np.ones(backbone.channels[layer])).astype(np.float32)
+    file = tmp_path / "report" / "maps.parquet"
+    feature_map_images.save_feature_map_images(
+        Task(dataset=dataset, backbone=backbone), {layer: weights}, network, file
+    )
+    found = []
+    network.get_submodule(layer).register_forward_hook(lambda module, args, output: found.append(output))
+    first = feature_map_images.read_feature_map_images(file)[0]
+    row = dataset.val.names.index(first.image)
+    with torch.no_grad():
+        network(center_crop(torch.from_numpy(dataset.val.images.batch(np.array([row]))), backbone.preprocessing))
+    side = 8 if name == "small_swin" else 4
+    tokens = found[0].reshape(-1, len(weights))[-side * side :, first.channels[0]].reshape(side, side)
+    expected = np.asarray(feature_map_images.map_tile(tokens.numpy()).convert("RGB"), dtype=int)
+    drawn = np.asarray(Image.open(io.BytesIO(first.picture)).convert("RGB"), dtype=int)[:TILE, :TILE]
+    assert np.abs(drawn - expected).max() < 40  # of 64 colours
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 4
+
+
+def test_layer_whose_positions_are_not_in_order_is_not_drawn(image_folder, tmp_path):
+    backbone = small_backbone("small_vit")
+    dataset = load_dataset(image_folder, preprocessing=backbone.preprocessing, seed=0)
+    layouts = {layer: dataclasses.replace(layout, in_order=False) for layer, layout in backbone.layouts.items()}
+    backbone = dataclasses.replace(backbone, preprocessing=dataset.preprocessing, layouts=layouts)
+    network, layer = build_target(backbone, 3, torch.Generator().manual_seed(0)).eval(), backbone.layers[0]
+    weights = np.full(32, 1 / 32, np.float32)
+    task = Task(dataset=dataset, backbone=backbone)
+    feature_map_images.save_feature_map_images(task, {layer: weights}, network, tmp_path / "report" / "maps.parquet")
+    assert feature_map_images.read_feature_map_images(tmp_path / "report" / "maps.parquet") == []

@@ -3,12 +3,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import json
 
 import numpy as np
 import pytest
-from helpers.studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial, rename_method
+from helpers.studies import DISTRIBUTIONS, MAX_EPOCHS, add_trial, rename_method, trials_of_two_networks
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 
-from delta_tune.config import METHODS
+from delta_tune.config import METHODS, UserError
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.results.statistics import wilson_interval
 
@@ -145,3 +147,60 @@ def test_no_figure_leaves_a_sixth_method_out(forty_trials, monkeypatch, in_table
     distribution = hyperparameter_figures.optuna_study(forty_trials, DISTRIBUTIONS).trials[0].distributions
     assert set(distribution["regularizer"].choices) == {"sixth", other}
     assert hyperparameter_figures.importances(forty_trials, DISTRIBUTIONS, thorough=False) is not None
+
+
+OTHER = "the <b>other</b>"
+
+
+@pytest.fixture
+def two_networks(no_trials):
+    trials_of_two_networks(no_trials, 32)
+    return no_trials
+
+
+def with_networks():
+    return DISTRIBUTIONS | {"backbone": CategoricalDistribution(["one", OTHER])}
+
+
+def test_learning_curves_of_another_network_are_dashed_in_the_methods_colour(two_networks):
+    *curves, _ = figures.learning_curves(two_networks, []).data
+    by_name = {trace.name: trace.line for trace in curves}
+    assert by_name.keys() == {f"{method} on {label}" for method in ("delta", "l2") for label in ("one", OTHER)}
+    assert by_name[f"l2 on {OTHER}"].dash == "dash"
+    assert by_name["l2 on one"].dash is None
+    assert by_name["l2 on one"].color == by_name[f"l2 on {OTHER}"].color
+
+
+def test_methods_have_a_row_for_each_network(two_networks):
+    figure = figures.methods(two_networks, None, 50)
+    assert set(figure.layout.yaxis.ticktext) == {
+        f"{method} on {label}" for method in ("delta", "l2") for label in ("one", OTHER)
+    }
+    dots = next(trace for trace in figure.data if trace.name == f"l2 on {OTHER}")
+    assert len(dots.x) == sum(two_networks.method(n) == f"l2 on {OTHER}" for n in two_networks.trials)
+
+
+def test_confirmed_methods_have_one_row_whatever_their_network(two_networks):
+    confirmation = {"metric": "val_accuracy", "scores": {"delta": [0.5, 0.6], "l2": [0.4, 0.5]}}
+    assert set(figures.methods(two_networks, confirmation, 50).layout.yaxis.ticktext) == {"delta", "l2"}
+
+
+def test_network_is_a_hyperparameter_of_the_plots_though_it_takes_turns(two_networks):
+    assert all("backbone" not in two_networks.params(number) for number in two_networks.trials)
+    parallel = hyperparameter_figures.parallel(two_networks, with_networks())
+    assert "backbone" in parallel.data[0].x
+    importances = hyperparameter_figures.importances(two_networks, with_networks(), thorough=False)
+    assert "backbone" in importances.data[0].y
+    menus = hyperparameter_figures.pairs(two_networks, with_networks()).layout.updatemenus
+    assert any(button.label == "x: backbone" for menu in menus for button in menu.buttons)
+
+
+def test_network_that_the_study_does_not_have_is_damage(two_networks):
+    content = {"backbone": json.loads(distribution_to_json(CategoricalDistribution(["one", "two"])))}
+    with pytest.raises(UserError, match=r"which study\.json excludes"):
+        hyperparameter_figures.read_parameters(content, two_networks)
+
+
+def test_attention_of_several_networks_is_told_apart():
+    rows = [{"layer": "l", "estimator": "exact", "W": [0.5, 0.5], "backbone": label} for label in ("one", OTHER)]
+    assert [trace.name for trace in figures.attention(rows).data] == ["one: l", f"{OTHER}: l"]

@@ -5,18 +5,31 @@ import json
 import shlex
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import browser
-from helpers.studies import CLASSES, add_trial, attention_file, random_trials, rename_method, study_json, tables_in
+from helpers.studies import (
+    CLASSES,
+    TWO_NETWORKS,
+    add_trial,
+    attention_file,
+    random_trials,
+    rename_method,
+    study_json,
+    tables_in,
+    trials_of_two_networks,
+)
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 
 from delta_tune import background
+from delta_tune.attention.layer_attention import LayerAttention, attention_table
 from delta_tune.cli import launch
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.report import page as page_module
 from delta_tune.report import sentences
 from delta_tune.report.predictions import save_predictions
-from delta_tune.results.layout import PREDICTIONS_FILE
+from delta_tune.results.layout import ATTENTION_FILE, PREDICTIONS_FILE
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 
@@ -296,6 +309,41 @@ def test_browser_shows_names_of_classes_as_they_are(opened, tmp_path, task):
     save_predictions(named, "test", logits, folder / PREDICTIONS_FILE)
     page = opened.open(page_module.write_report(folder))
     assert sorted(page.column("#predictions", 0)) == sorted(CLASSES)
+
+
+def test_page_of_a_study_of_two_networks_names_them_and_that_of_each_trial(tmp_path):
+    folder = study(tmp_path / "study", trials_of_two_networks, backbones=TWO_NETWORKS, backbone="one, the <b>other</b>")
+    rows = [("l", LayerAttention(losses=np.array([1, 2], np.float32), reliability=0.9, images=3))] * 2
+    (folder / ATTENTION_FILE).parent.mkdir()
+    pq.write_table(attention_table(rows, ["one", "the <b>other</b>"]), folder / ATTENTION_FILE)
+    content = json.loads((folder / "study.json").read_text())
+    choice = CategoricalDistribution(["one", "the <b>other</b>"])
+    content["distributions"]["backbone"] = json.loads(distribution_to_json(choice))
+    (folder / "study.json").write_text(json.dumps(content))
+    text = page(folder).replace(page_module.get_plotlyjs(), "")
+    assert "the <b>other" not in text
+    assert "model of one, weights default; model of the &lt;b&gt;other" in text
+    assert "<th><button>backbone</button></th>" in text
+    assert text.count('<td data-value="one">one</td>') == 6
+    assert "<th><button>network</button></th>" in text
+    assert "<td>the &lt;b&gt;other&lt;/b&gt;</td>" in text
+
+
+def test_command_takes_the_winners_network_alone(tmp_path):
+    folder = study(tmp_path / "study", trials_of_two_networks, backbones=TWO_NETWORKS)
+    tables, record = StudyTables.read(folder, "val_accuracy"), StudyRecord.read(folder)
+    command = page_module.training_command(tables, record, 1)
+    assert "--model 'model of the <b>other</b>'" in command
+    assert "backbone" not in command.replace("--model", "")
+
+
+def test_command_of_a_space_that_names_the_network_sets_it(tmp_path):
+    folder = study(tmp_path / "study", trials_of_two_networks, backbones=TWO_NETWORKS)
+    tables, record = StudyTables.read(folder, "val_accuracy"), StudyRecord.read(folder)
+    tables.trials[1]["suggested"] = json.dumps({"backbone": "the <b>other</b>", "lr": 0.01})
+    command = page_module.training_command(tables, record, 1)
+    assert "--model resnet50" in command
+    assert "--set 'backbone=the <b>other</b>'" in command
 
 
 def test_page_has_a_table_of_the_networks_that_were_screened(tmp_path):

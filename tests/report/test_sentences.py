@@ -202,3 +202,20 @@ def test_l2_with_terms_alone_is_compared_with_no_plain_l2(tables):
     add(tables, 1, "l2", [0.7], "completed", co_tuning=0.3)
     lines, _ = told(tables)
     assert not any("lain L2" in line for line in lines)
+
+
+def test_last_lines_of_a_study_of_two_networks_name_that_of_each_trial(tables):
+    add(tables, 0, "l2", [0.5, 0.7], "completed", backbone="one")
+    add(tables, 1, "delta", [0.5, 0.8], "completed", backbone="other")
+    lines, verdict = told(tables)
+    assert lines[0] == "Best: delta on other with lr=0.01: val_accuracy 80.0 % after epoch 2 (trial 1)."
+    assert lines[1].startswith("Plain L2: 70.0 % at its best (trial 0, on one), so delta on other is +10.0 points ")
+    assert lines[2] == "The best with one is l2 with 70.0 % (trial 0)."
+    assert verdict.startswith("delta on other: val_accuracy 80.0 % on 50 images, plain l2 70.0 %")
+
+
+def test_network_without_a_completed_trial_is_told(tables):
+    add(tables, 0, "l2", [0.5], "pruned", backbone="one")
+    add(tables, 1, "l2", [0.5, 0.8], "completed", backbone="other")
+    study_json(tables.folder, test=False)
+    assert study_remarks(tables, StudyRecord.read(tables.folder))[0] == "No trial with one was completed."

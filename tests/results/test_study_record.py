@@ -10,7 +10,7 @@ from helpers.studies import study_json
 
 from delta_tune.config import StudyConfig, TrialConfig, UserError
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.study_record import StudyIdentity, StudyRecord
+from delta_tune.results.study_record import BackboneIdentity, StudyIdentity, StudyRecord
 from delta_tune.results.utilization import TimeUse
 
 IDENTITY = StudyIdentity(
@@ -196,3 +196,29 @@ def test_what_final_runs_said_holds_until_there_is_another_model(begun):
     assert begun.held_out == {"accuracy": 0.9}
     begun.set_model(3, "trial 3 retrained on 150 images")
     assert begun.held_out is None
+
+
+NETWORKS = tuple(
+    BackboneIdentity(label=label, model=model, weights="default", fingerprints={"data": "d", "weights": label})
+    for label, model in (("a", "resnet18"), ("b", "vgg11"))
+)
+
+
+def test_networks_of_a_study_of_several_are_read_back(tmp_path):
+    record = StudyRecord()
+    record.begin(dataclasses.replace(IDENTITY, backbones=NETWORKS), SETTINGS | {"space": None}, **ENVIRONMENT)
+    record.write(tmp_path)
+    read = StudyRecord.read(tmp_path)
+    assert read.backbones == NETWORKS
+    assert (read.model_of("b"), read.model_of(None)) == ("vgg11", "resnet50")
+    assert read.settings["space"] is None, "each has its own"
+
+
+@pytest.mark.parametrize("damage", [{"label": 3}, {"fingerprints": None}, {"model": None}])
+def test_damaged_networks_are_refused(tmp_path, damage):
+    record = StudyRecord()
+    record.begin(dataclasses.replace(IDENTITY, backbones=NETWORKS), SETTINGS, **ENVIRONMENT)
+    record.content["backbones"][1] |= damage
+    record.write(tmp_path)
+    with pytest.raises(UserError, match=f"backbones.1.{next(iter(damage))}"):
+        StudyRecord.read(tmp_path)

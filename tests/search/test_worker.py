@@ -336,3 +336,29 @@ def test_a_node_whose_gpu_no_trial_can_use_stops_the_study_and_leaves_nothing(re
     assert outcome(report).kind == "blocked"
     assert "cannot use its GPU: torch says: the driver is too old; update it" in outcome(report).error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trial_runs_on_its_networks_task_with_that_networks_attention(reports, task, tmp_path, monkeypatch):
+    other = task.on(task.dataset)
+    kept, ran = [], []
+    for each in (task, other):
+        monkeypatch.setattr(each.measurements, "missing_attention", lambda configs: {"exact": ("layer",)})
+        monkeypatch.setattr(each.measurements, "keep_attention", lambda found, each=each: kept.append((each, found)))
+    shared = {"study": [task, other], "attention": ["of the first", "of the other"]}
+    monkeypatch.setattr(worker, "get_shared", shared.__getitem__)
+    done = TrialResult(state="completed", error=None, epochs=[], model_state=None)
+    monkeypatch.setattr(worker, "run_trial", lambda task, *args, **more: ran.append(task) or done)
+    settings = worker.WorkerSettings(
+        shelf="study",
+        checkpoints=str(tmp_path),
+        metric="val_accuracy",
+        threads=1,
+        device="cpu",
+        maps=None,
+        attention="attention",
+    )
+    config = TrialConfig(regularizer="delta", backbone="other")
+    assignment = TrialAssignment(number=3, task=1, hyperparameters=config.record())
+    worker.run_tune_trial(assignment.to_config(), settings)
+    assert ran == [other]
+    assert kept == [(other, "of the other")]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.studies import OfOneBackbone
 
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.data.resampling import merge_val_into_train
@@ -19,7 +20,6 @@ from delta_tune.study.all_images import fit_to_all_images, scores_to_beat
 from delta_tune.study.best_model import save_searched
 from delta_tune.training.trial import run_trial
 from delta_tune.training.workplace import ThisProcess
-from tests.helpers.studies import OfOneBackbone
 
 PROBE = TrialConfig(regularizer="linear_probe", max_epochs=1)
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.studies import OfOneBackbone
 
 from delta_tune.attention.layer_attention import read_layers
 from delta_tune.attention.measurement import MAX_PROBE_IMAGES, in_this_process
@@ -21,9 +22,9 @@ from delta_tune.results.tables import StudyTables
 from delta_tune.study import attention_phase
 from delta_tune.study.attention_phase import ATTENTION_SHARE, AttentionPhase, most_probe_images
 from delta_tune.study.time_budget import TimeBudget
+from delta_tune.training.measurements import Measurements
 from delta_tune.training.task import Task
 from delta_tune.training.workplace import ThisProcess
-from tests.helpers.studies import OfOneBackbone
 
 LAYERS = ("layer1.0.conv2", "layer4.0.conv2")
 DELTA = TrialConfig(regularizer="delta", layers=LAYERS)
@@ -263,3 +264,80 @@ def test_end_of_the_study_ends_the_measurement_at_once(begin, pool):
     assert time.monotonic() - began < 30
     assert phase.study.record.attention_wall_seconds > 0
     assert not (phase.study.folder / ATTENTION_FILE).exists()
+
+
+@pytest.fixture
+def begin_two(task, tmp_path, said, pool):
+    """A function that returns a phase of two networks which has begun; it is ended after the test."""
+    with contextlib.ExitStack() as ends:
+
+        def begun(total=None):
+            backbone = dataclasses.replace(task.backbone, fingerprint="other")
+            tasks = {
+                label: Task(dataset=task.dataset, backbone=each, seed=0, cache=Cache(tmp_path / "cache"))
+                for label, each in (("one", task.backbone), ("other", backbone))
+            }
+            configs = {label: [dataclasses.replace(DELTA, backbone=label)] for label in tasks}
+            study = SimpleNamespace(tasks=tasks, several=True, folder=tmp_path / "study", searcher=SimpleNamespace())
+            study.folder.mkdir(exist_ok=True)
+            study.tables, study.record = StudyTables(study.folder, "val_accuracy"), StudyRecord()
+            study.configs, study.configs_of = [c for each in configs.values() for c in each], configs.__getitem__
+            study.telling = lambda label: lambda text: said.append(f"{label}: {text}")
+            study.progress, study.save_record = SimpleNamespace(say=said.append), lambda: None
+            study.task_of = lambda config: tasks[config.backbone]
+            study.budget, study.sampled = TimeBudget(total, spent=0.0, began=time.time()), False
+            pools = []
+            measuring = SimpleNamespace(
+                workplace=lambda: contextlib.nullcontext(ThisProcess()),
+                beside_trials=lambda slots, until: pools.append(pool(slots, until)) or pools[-1],
+            )
+            phase = AttentionPhase(study, SimpleNamespace(resources=SimpleNamespace(slots=2), measuring=measuring))
+            phase.study, phase.pools = study, pools
+            ends.enter_context(phase)
+            phase.begin()
+            return phase
+
+        yield begun
+
+
+def test_each_network_has_attention_of_its_own_in_one_file(begin_two, said):
+    phase = begin_two()
+    found = {label: task.measurements.attention["exact"] for label, task in phase.study.tasks.items()}
+    assert found["one"].keys() == found["other"].keys() == set(LAYERS)
+    file = phase.study.folder / ATTENTION_FILE
+    assert read_layers(file) == {}, "no row is of a study of one network"
+    for label, layers in found.items():
+        again = read_layers(file, label)["exact"]
+        assert all((again[name].losses == layer.losses).all() for name, layer in layers.items())
+    assert any(text.startswith("one: Attention: ") for text in said)
+    assert any(text.startswith("other: Attention: ") for text in said)
+
+
+def test_resume_has_the_attention_that_each_network_had(begin_two, tmp_path):
+    first = begin_two()
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    again = begin_two()
+    assert not again.pools, "nothing is measured"
+    for label in ("one", "other"):
+        had, has = (each.study.tasks[label].measurements.attention["exact"] for each in (first, again))
+        assert all((had[name].losses == has[name].losses).all() for name in LAYERS)
+
+
+def test_networks_share_the_time_for_attention(begin_two, pool, monkeypatch):
+    limits, measure = [], Measurements.measure_attention
+
+    def noted(self, configs, say, workplace):
+        limits.append(workplace.until - time.monotonic())
+        return measure(self, configs, say, workplace)
+
+    monkeypatch.setattr(Measurements, "measure_attention", noted)
+    begin_two(total=10_000)
+    assert limits == [pytest.approx(500, abs=20), pytest.approx(1000, abs=20)]
+
+
+def test_trial_of_the_network_whose_layers_were_not_measured_runs_with_uniform_weights(begin_two, pool, said):
+    pool.time_for = 0
+    phase = begin_two(total=10_000)
+    for label in ("one", "other"):
+        assert phase.runs_as(5, dataclasses.replace(DELTA, backbone=label)).regularizer == "delta_uniform"
+    assert any(f"too short for {', '.join(LAYERS)} of one; {', '.join(LAYERS)} of other" in text for text in said)

@@ -9,6 +9,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from helpers.studies import OfOneBackbone
 
 from delta_tune.config import LOSS_PARTS, StudyConfig, TrialConfig
 from delta_tune.inference.model import load
@@ -21,7 +22,6 @@ from delta_tune.search.recorder import Recorder
 from delta_tune.study.best_model import follow_leader, save_searched
 from delta_tune.training.checkpoint import Checkpoint
 from delta_tune.training.trial import run_trial
-from tests.helpers.studies import OfOneBackbone
 
 CONFIG = TrialConfig(regularizer="l2", head_start="random", lr=0.05, batch_norm="train", batch_size=8, max_epochs=4)
 

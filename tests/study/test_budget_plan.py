@@ -15,7 +15,7 @@ from delta_tune.search.asha import rung_epochs
 from delta_tune.spaces.space import Space
 from delta_tune.spaces.validation import check_space
 from delta_tune.study import budget_plan
-from delta_tune.study.budget_plan import config_to_time, plan_by_budget
+from delta_tune.study.budget_plan import config_to_time, mean_speed, plan_by_budget
 from delta_tune.study.plan import budget_lines
 from delta_tune.study.schedule import expected_epochs
 from delta_tune.study.search_phase import search, time_left
@@ -414,3 +414,8 @@ def test_confirmation_that_does_not_fit_is_left_out_at_the_start(settings, plann
     assert not study.confirms
     assert any("too short to train anew" in line for line in budget_lines(study))
     assert planned({**settings, "confirm": 5, "name": "t"}, 1).confirms
+
+
+def test_study_of_two_networks_is_planned_with_their_mean_and_ends_with_the_slower_scoring():
+    speeds = [Speed(training=1.0, scoring=0.5, waiting=1.0), Speed(training=3.0, scoring=0.2, waiting=2.0)]
+    assert mean_speed(speeds) == Speed(training=2.0, scoring=0.5, waiting=2.0)

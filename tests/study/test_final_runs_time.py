@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from helpers.studies import OfOneBackbone
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from delta_tune.cluster.failures import TooLittleMemoryError
@@ -14,7 +15,6 @@ from delta_tune.config import TrialConfig
 from delta_tune.study import final_runs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import TimeBudget
-from tests.helpers.studies import OfOneBackbone
 
 TRAIN, VAL = 80, 20
 OF_A_WORKER = RayTaskError("_train", "a traceback", TooLittleMemoryError("the GPU's memory is too small"))

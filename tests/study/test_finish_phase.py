@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.studies import OfOneBackbone
 
 from delta_tune.attention.layer_attention import LayerAttention, attention_table
 from delta_tune.inference.model import load
@@ -29,7 +30,6 @@ from delta_tune.results.study_record import StudyRecord
 from delta_tune.study import best_model, finish_phase
 from delta_tune.study.finish_phase import conclude, keep_best, score_final_model, score_test
 from delta_tune.training.workplace import ThisProcess
-from tests.helpers.studies import OfOneBackbone
 
 
 def test_score_test_equals_predicting_each_image(best, task):

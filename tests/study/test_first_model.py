@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.studies import OfOneBackbone
 
 from delta_tune.config import StudyConfig, TrialConfig
 from delta_tune.data.resampling import sample_images
@@ -23,7 +24,6 @@ from delta_tune.training import measurements
 from delta_tune.training.measurements import Measurements
 from delta_tune.training.trial import run_trial
 from delta_tune.training.workplace import ThisProcess
-from tests.helpers.studies import OfOneBackbone
 
 
 class Begun(OfOneBackbone):

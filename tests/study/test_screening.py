@@ -187,7 +187,8 @@ def test_study_is_refused_where_no_network_is_left(image_folder, candidates):
         raise UserError("It has no branches to drop.")
 
     with pytest.raises(
-        UserError, match=r"^None of the 2 networks of --model can be used: .*tiny.*: It has no branches to drop\.$"
+        UserError,
+        match=r"^None of the 2 networks of --model can be used: .*tiny.*: It has no branches to drop; name others\.$",
     ):
         screened(image_folder, candidates, suits=suits)
 

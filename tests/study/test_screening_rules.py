@@ -62,7 +62,7 @@ def test_slow_one_is_the_best_only_if_it_is_clearly_likelier():
     close, far = scores(-1.0, 0.5, 1), scores(-0.3, 0.5, 2)
     kept, told = keep(NAMES[:2], [scores(-1.01, 0.5, 3), close], [True, False])
     assert kept[0] == 0
-    assert told[0] == "not told apart from b, whose trials take too long"
+    assert told[0] == "not told apart from b, whose full trials do not fit into the time"
     assert keep(NAMES[:2], [scores(-1.01, 0.5, 3), far], [True, False])[0] == [1]
 
 

@@ -6,13 +6,21 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study import setup
-from delta_tune.study.setup import check_drop_path, check_early_size, check_head, check_source_head
+from delta_tune.study.setup import (
+    check_drop_path,
+    check_early_size,
+    check_head,
+    check_source_head,
+    prepare_study,
+    written_settings,
+)
 
 
 @pytest.fixture
@@ -83,3 +91,41 @@ def test_source_head_that_cannot_be_cut_out_is_refused_where_trials_train_it_alo
     check_source_head(uncut, drawn(TrialConfig(regularizer="l2", head_start="random")))
     with pytest.raises(UserError, match=r"^It cannot be cut out, or do without: --set co_tuning=0\.$"):
         check_source_head(uncut, drawn(TrialConfig(regularizer="l2", head_start="random", co_tuning=1.0)))
+
+
+@pytest.fixture(scope="module")
+def transformer_weights(tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "vit.pth"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(timm.create_model("test_vit").state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("given", [None, "search_spaces/delta.py"])
+def test_space_is_the_networks_own_unless_one_is_named(given, image_folder, transformer_weights, tmp_path):
+    study = prepare_study(
+        {
+            **{"data": str(image_folder), "model": "timm:test_vit", "weights": str(transformer_weights)},
+            **{"image_size": 32, "out": tmp_path, "name": "study", "verbose": 0, "cache": str(tmp_path / "cache")},
+            **({} if given is None else {"space": given}),
+        }
+    )
+    told = any("is the default space for networks with layer norms" in note for note in study.checked.notes)
+    assert told == (given is None)
+    assert study.checked.space.name == ("transformer.py" if given is None else "delta.py")
+    assert {config.optimizer for config in study.checked.configs} == {"adamw" if given is None else "sgd"}
+    assert written_settings(study)["space"].endswith(study.checked.space.name)
+
+
+def test_networks_of_other_kinds_have_a_space_each(image_folder, transformer_weights, tiny_weights, tmp_path):
+    study = prepare_study(
+        {
+            **{"data": str(image_folder), "model": "timm:test_vit,timm:test_resnet", "image_size": 32},
+            **{"weights": f"{transformer_weights},{tiny_weights}", "out": tmp_path, "name": "study", "verbose": 0},
+            **{"cache": str(tmp_path / "cache")},
+        }
+    )
+    of_network = {label: {c.optimizer for c in part.configs} for label, part in study.checked.inner.items()}
+    assert of_network == {"timm:test_vit": {"adamw"}, "timm:test_resnet": {"sgd"}}
+    assert written_settings(study)["space"] is None

@@ -206,3 +206,12 @@ def test_every_asks_less_often_what_takes_long(monkeypatch):
         left()
         now[0] += 1.0
     assert asked == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+
+
+def test_epoch_seconds_of_a_group_are_its_slowest_network_s_or_those_of_one(tmp_path):
+    tables = StudyTables(tmp_path, "val_accuracy")
+    for number, (label, seconds) in enumerate([("a", 1.0), ("b", 4.0), ("a", 3.0)]):
+        tables.add(number, TrialConfig(regularizer="l2", backbone=label), {}, {})
+        tables.report(number, dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": 1, "seconds": seconds, "eval_seconds": 1.0})
+    assert mean_epoch_seconds(tables, methods) == {"l2": 5.0}
+    assert mean_epoch_seconds(tables, methods, "a") == {"l2": 3.0}

@@ -24,31 +24,28 @@ ONE = "timm:test_resnet"
 SPACE = """
 def space(trial):
     regularizer = trial.suggest_categorical("regularizer", ["l2", "delta"])
-    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    trial.suggest_float("lr", 1e-5, 1e-3, log=True)
     return {}
 
-START = [{"regularizer": "delta", "lr": 0.001}, {"regularizer": "l2", "lr": 0.002}]
+START = [{"regularizer": "delta", "lr": 0.0002}, {"regularizer": "l2", "lr": 0.0004}]
 """
 
 
-@pytest.fixture(scope="module")
-def other_weights(tmp_path_factory):
-    """Random weights of another network."""
+def random_weights(name, folder):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = timm.create_model(OTHER.removeprefix("timm:"), pretrained=False)
-        for _ in range(3):
-            model(torch.randn(8, 3, 64, 64))
-    file = tmp_path_factory.mktemp("weights") / "other.safetensors"
+        model = timm.create_model(name.removeprefix("timm:"), pretrained=False)
+    file = folder / "weights.safetensors"
     safetensors.torch.save_file(model.state_dict(), file)
     return file
 
 
 @pytest.fixture(scope="module")
-def settings_of(image_folder, tiny_weights, other_weights, tmp_path_factory):
+def settings_of(image_folder, tiny_weights, tmp_path_factory):
     """A function from a study's own settings to all of them."""
     cache, space = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("space") / "two.py"
     space.write_text(SPACE)
+    other_weights = random_weights(OTHER, tmp_path_factory.mktemp("weights"))
 
     def settings(**own):
         return {
@@ -168,7 +165,7 @@ def test_methods_are_confirmed_with_the_network_of_their_best_trial(settings_of)
 
 
 OWN = SPACE.replace("return {}", f'trial.suggest_categorical("backbone", ["{OTHER}", "{ONE}"])').replace(
-    '"lr": 0.001}', f'"lr": 0.001, "backbone": "{OTHER}"}}'
+    '"lr": 0.0002}', f'"lr": 0.0002, "backbone": "{OTHER}"}}'
 )
 
 
@@ -195,3 +192,22 @@ def test_plan_tells_of_both_networks(settings_of):
     assert "network by network" in text
     assert "4 trials of the 5: 2 for each backbone" in text
     assert f"s with {ONE} and " in text
+
+
+TRANSFORMER = "timm:test_vit"
+
+
+@pytest.mark.slow
+def test_networks_of_two_kinds_have_each_its_own_default_space(settings_of, tiny_weights, tmp_path):
+    weights = f"{tiny_weights},{random_weights(TRANSFORMER, tmp_path)}"
+    own = settings_of(model=f"{ONE},{TRANSFORMER}", weights=weights, num_trials=4, max_epochs=1, final_runs=0)
+    own.pop("space")
+    first = delta_tune.tune(**own)
+    _, *rows = first.trials.to_pylist()
+    kinds = {row["config.backbone"]: row["config.optimizer"] for row in rows}
+    assert kinds == {ONE: "sgd", TRANSFORMER: "adamw"}
+    assert json.loads((first.path / "study.json").read_text())["settings"]["space"] is None
+    again = delta_tune.tune(name="study", out=own["out"], resume=True, num_trials=6, verbose=0)
+    assert len(again.trials) == 7
+    assert again.trials.slice(0, 5).equals(first.trials)
+    assert "--space" not in again.report.read_text().split("Fine-tune once with it")[-1].split("</pre>")[0]

@@ -127,3 +127,13 @@ def test_maps_are_those_of_the_images_in_the_batch(task):
             source(images)
         left = store.maps[StepKey(0, 8, config().image_settings(1), 1, step)]
         assert all(torch.equal(left[layer], maps[layer]) for layer in LAYERS)
+
+
+def test_trials_of_other_networks_share_no_maps(task):
+    store = DictStore()
+    run_trial(task, config(max_epochs=1, backbone="one"), maps=store)
+    computed = len(store.left)
+    run_trial(task, config(max_epochs=1, backbone="other"), maps=store)
+    assert len(store.left) == len(set(store.left)) == 2 * computed
+    run_trial(task, config(max_epochs=1, backbone="other", alpha=0.1), maps=store)
+    assert len(store.left) == 2 * computed
