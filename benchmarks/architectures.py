@@ -150,6 +150,7 @@ def attention(task: Task) -> tuple[dict[str, str], float]:
     for layer in two:
         count = backbone.channels[layer]
         assert found[layer].shape == (2, count), f"{layer} has losses of shape {tuple(found[layer].shape)}"
+        assert found[layer].isfinite().all(), f"{layer} has losses that are not finite"
         for channel in sorted({0, count // 2, count - 1}):
             wanted = naive_loss(network, images, labels, layer, channel)
             apart = max(apart, float((found[layer][:, channel] - wanted).abs().max()))

@@ -77,9 +77,7 @@ class _PoolingAsMean(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.adaptive_avg_pool2d:
-            images, size = [*args, *kwargs.values()]
-            if size in (1, (1, 1), [1, 1]):
-                return images.mean((-2, -1), keepdim=True)
-        return func(*args, **kwargs)
+        given: list[Any] = [*args, *(kwargs or {}).values()]
+        if func is functional.adaptive_avg_pool2d and given[1] in (1, (1, 1), [1, 1]):
+            return given[0].mean((-2, -1), keepdim=True)
+        return func(*args, **(kwargs or {}))

@@ -20,8 +20,8 @@ from delta_tune.export.network_graph import WITH_WEIGHTS
 
 Calibration = Literal["min-max", "percentile", "entropy"]
 FLOAT_NORMS = ("LayerNormalization", "RMSNormalization")
-"""Where a network has one of these, nothing but its layers is quantised: 8-bit inputs of norms, softmax and GELU change
-many answers, and make nothing faster. Batch norms are part of the convolutions."""
+"""Where a network has one of these, nothing is quantised but what its layers take and give: 8-bit sums, norms and GELU
+change many answers, and make nothing faster. Batch norms are part of the convolutions."""
 BATCH = 8
 """Images at once while the ranges of activations are measured."""
 
