@@ -35,7 +35,8 @@ from delta_tune.labels.kinds import LabelKind, kind_named
 from delta_tune.labels.one_label import ONE_LABEL
 from delta_tune.labels.thresholds import HALF
 from delta_tune.models.architectures import build_architecture
-from delta_tune.models.backbones import Backbone, check_output, load_state
+from delta_tune.models.backbones import Backbone, load_state
+from delta_tune.models.forward_check import check_output
 from delta_tune.results.layout import (
     BEST,
     CONFIG_FILE,

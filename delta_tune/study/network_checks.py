@@ -7,7 +7,8 @@ import torch
 from delta_tune.config import UserError
 from delta_tune.data.training_images import training_side
 from delta_tune.models.architectures import build_unfilled
-from delta_tune.models.backbones import build_target, check_output, resolve_layers
+from delta_tune.models.backbones import build_target, resolve_layers
+from delta_tune.models.forward_check import check_output
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.training.task import Task
 
