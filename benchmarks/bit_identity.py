@@ -57,7 +57,7 @@ from safetensors import safe_open
 THIS_CHECKOUT = Path(__file__).resolve().parents[1]
 MACHINE_BOUND = (
     *("*seconds*", "time", "time_use", "began", "ended", "reported", "started", "finished", "interrupted"),
-    *("node", "versions", "git_commit", "command", "folder", "resume"),
+    *("id", "node", "versions", "git_commit", "command", "folder", "resume"),
     *("settings.out", "settings.cache", "settings.space", "metadata.delta_tune.events"),
 )
 """Columns and JSON keys that no two runs have in common; `events` counts the journal's lines, restarts included."""
