@@ -105,7 +105,7 @@ def screen(
     seed: int,
     room: Room,
     machine: Machine,
-    suits: Callable[[Task], None],
+    suits: Callable[[str, Task], None],
     progress: Progress,
 ) -> Screening:
     """Rank the candidates, and choose which the study goes on with: at most two.
@@ -118,7 +118,7 @@ def screen(
         seed: of the folds.
         room: the time there is.
         machine: where this runs.
-        suits: raises UserError for a network with which the study cannot do what it is asked to.
+        suits: given label and task, raises UserError for a network with which the study cannot do what it is asked to.
         progress: prints to the user.
 
     Raises:
@@ -173,7 +173,7 @@ def load_all(candidates: Sequence[Candidate], image_size: int | None, channels: 
     Raises:
         UserError: the weights of one that was named are not there or do not fit.
     """
-    runners, missing = [], dict[str, list[str]]()
+    runners, missing = list[Runner](), dict[str, list[str]]()
     for candidate, label in zip(candidates, labels_of(candidates), strict=True):
         candidate = at_hand(candidate)
         row = ScreenedNetwork(
