@@ -244,7 +244,7 @@ def screened(name: str, backbones: list[str], work: Path) -> tuple[Screening, fl
         seed=0,
         room=Room(seconds=float("inf"), slots=1, epochs=epochs),
         machine=Machine(device=torch.device("cpu"), threads=1, slots=1),
-        suits=lambda task: None,
+        suits=lambda label, task: None,
         progress=Progress(verbose=0),
     )
     return found, time.process_time() - began

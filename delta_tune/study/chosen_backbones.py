@@ -27,7 +27,7 @@ def choose_backbones(
     left_open: Collection[str],
     batch_size: int,
     seconds_left: float | None,
-    suits: Callable[[Task], None],
+    suits: Callable[[str, Task], None],
     progress: Progress,
 ) -> tuple[list[Candidate], CutData | None]:
     """The backbones of a study, the best first, at most two; several are screened once, which the record notes.
@@ -38,7 +38,7 @@ def choose_backbones(
         left_open: names of the settings that the time budget decides.
         batch_size: of most trials.
         seconds_left: of the time budget; None if there is none.
-        suits: raises UserError for a network with which the study cannot do what it is asked to.
+        suits: given label and task, raises UserError for a network with which the study cannot do what it is asked to.
         progress: prints to the user.
 
     Returns:

@@ -105,7 +105,7 @@ def screen(
     seed: int,
     room: Room,
     machine: Machine,
-    suits: Callable[[Task], None],
+    suits: Callable[[str, Task], None],
     progress: Progress,
 ) -> Screening:
     """Rank the candidates, and choose which the study goes on with: at most two.
@@ -118,7 +118,7 @@ def screen(
         seed: of the folds.
         room: the time there is.
         machine: where this runs.
-        suits: raises UserError for a network with which the study cannot do what it is asked to.
+        suits: given label and task, raises UserError for a network with which the study cannot do what it is asked to.
         progress: prints to the user.
 
     Raises:

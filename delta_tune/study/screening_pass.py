@@ -86,13 +86,13 @@ def preprocessing_of(runner: Runner) -> Preprocessing:
     return runner.backbone.preprocessing
 
 
-def check(runner: Runner, dataset: Dataset, suits: Callable[[Task], None]) -> None:
+def check(runner: Runner, dataset: Dataset, suits: Callable[[str, Task], None]) -> None:
     """Drop a network that the study cannot use."""
     assert runner.backbone is not None, "asked only of those that are not dropped"
     runner.backbone = dataclasses.replace(runner.backbone, preprocessing=dataset.preprocessing)
     try:
         check_labels(runner.backbone, dataset)
-        suits(runner.task(dataset))
+        suits(runner.row.label, runner.task(dataset))
     except UserError as error:
         runner.drop(in_short(error))
 

@@ -118,13 +118,22 @@ def prepare_study(settings: Mapping[str, Any], session: ExitStack | None = None,
     left_open = settings_left_open(config, record, settings)
     trials = plan_trials(config, record, left_open)
     budget_s = config.time_budget_s
+
+    def check_candidate(label: str, task: Task) -> None:
+        own = (
+            trials
+            if config.space is not None
+            else plan_trials(config, record, left_open, spaces_of(config, {label: task}))
+        )
+        check_task(task, own.checked.only(label, default=True))
+
     chosen, cut = choose_backbones(
         config,
         record,
         left_open=left_open,
         batch_size=trials.checked.usual_batch_size,
         seconds_left=None if budget_s is None else budget_s - (time.monotonic() - started),
-        suits=lambda task: check_task(task, trials.checked),
+        suits=check_candidate,
         progress=progress,
     )
     networks = prepare_several(

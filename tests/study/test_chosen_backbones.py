@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
+import timm
+import torch
+from torchvision.models import vgg11
 
 from delta_tune.config import SIZES, Candidate, StudyConfig, UserError, candidates_of
 from delta_tune.console.progress import Progress
@@ -34,7 +37,7 @@ def choose(config, record):
         left_open=(),
         batch_size=8,
         seconds_left=None,
-        suits=lambda task: None,
+        suits=lambda label, task: None,
         progress=Progress(verbose=0),
     )
 
@@ -139,3 +142,24 @@ def test_paths_of_all_weights_are_written_in_full(settings, monkeypatch, tmp_pat
     config = StudyConfig(**settings | {"weights": "other.safetensors,tiny.safetensors"})
     written = settings_for_json(config, tmp_path / "two")["weights"]
     assert written == f"{tmp_path / 'other.safetensors'},{tmp_path / 'tiny.safetensors'}"
+
+
+def test_space_that_a_network_cannot_follow_drops_that_network_alone(settings, tmp_path):
+    file = tmp_path / "vgg.pth"
+    torch.save(vgg11().state_dict(), file)
+    weights = f"{settings['weights'].partition(',')[2]},{file}"
+    given = settings | {"model": "timm:test_resnet,vgg11", "weights": weights, "set": {"drop_path": 0.1}}
+    study = prepare_study(given)
+    assert list(study.tasks) == ["timm:test_resnet"]
+    assert "vgg11 has no residual branches" in study.record.screening.networks[1].verdict
+
+
+def test_network_with_layer_norms_is_asked_for_what_its_own_space_needs(settings, tmp_path):
+    """Its default space drops branches, which the other network's does not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    weights = f"{settings['weights'].partition(',')[2]},{tmp_path / 'vit.pth'}"
+    study = prepare_study(settings | {"model": "timm:test_resnet,timm:test_vit", "weights": weights})
+    assert {network.label for network in study.record.screening.networks} == {"timm:test_resnet", "timm:test_vit"}
+    assert not [network for network in study.record.screening.networks if network.likelihood is None]

@@ -47,7 +47,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(screening_pass, "measure_speed", lambda *_: Speed(training=0.01, scoring=0.004))
 
 
-def screened(image_folder, candidates, *, room=ROOM, image_size=64, suits=lambda task: None, seed=0, **cutting):
+def screened(image_folder, candidates, *, room=ROOM, image_size=64, suits=lambda label, task: None, seed=0, **cutting):
     sample = TrainingSample(cut_for_study(str(image_folder), **cutting), "auto", None, seed)
     return screen(
         candidates,
@@ -118,7 +118,7 @@ def test_screening_costs_less_than_half_a_trial(image_folder, candidates):
     hook = register_module_forward_pre_hook(count)
     try:
         found = screened(
-            image_folder, candidates, suits=lambda task: passes.clear()
+            image_folder, candidates, suits=lambda label, task: passes.clear()
         )  # loading checks each network once
     finally:
         hook.remove()
@@ -173,7 +173,7 @@ def alexnet_file(folder):
 
 
 def test_network_that_the_space_cannot_use_is_dropped(image_folder, candidates, fast):
-    def suits(task):
+    def suits(label, task):
         if task.backbone.weights == candidates[1].weights:
             raise UserError("It has no branches to drop.")
 
@@ -183,7 +183,7 @@ def test_network_that_the_space_cannot_use_is_dropped(image_folder, candidates, 
 
 
 def test_study_is_refused_where_no_network_is_left(image_folder, candidates):
-    def suits(task):
+    def suits(label, task):
         raise UserError("It has no branches to drop.")
 
     with pytest.raises(
