@@ -29,8 +29,8 @@ SPECIAL = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "&#124;", "*": "&#42;",
 ARCHITECTURES_INTRODUCTION = """\
 `benchmarks/architectures.py` has built {networks} networks of timm {timm} and torchvision {torchvision}, a small one of
 each family, with random weights. {usable} can be used. Each of them trained one step by every method, and predicted
-after it was saved and loaded; the losses of a few channels switched off were compared with those of a naive loop; exported
-files were compared with the model. Larger members of a family have the same layers.
+after it was saved and loaded; the losses of a few channels switched off were compared with those of a naive loop;
+exported files were compared with the model. Larger members of a family have the same layers.
 
 - **Hooked layers** are those of `--set layers=all`, each with its channels.
 - **Attention**: with shortcuts it costs a part of a forward pass for each channel, else a whole one. Both are exact.
