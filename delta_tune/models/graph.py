@@ -46,12 +46,23 @@ def trace(model: nn.Module, layers: tuple[str, ...], example: Tensor) -> list[Op
             kind = type(model.get_submodule(blamed))  # of which there may be one in every block
             alike = (path for path, module in model.named_modules() if type(module) is kind)
             opaque.update(path for path in alike if not any(name.startswith(f"{path}.") for name in layers))
+        finally:
+            _forget_proxies(model)
     program = _convert(graph, model)
     try:
         _run_once(program, example)
     except Exception as error:
         raise TraceFailed(f"its traced graph does not run ({error})") from error
     return keep_single_token(program)
+
+
+def _forget_proxies(model: nn.Module) -> None:
+    """Remove what a traced forward has put into a module's own cache, as LeViT's attention does with its biases."""
+    for module in model.modules():
+        for cache in vars(module).values():
+            if type(cache) is dict:
+                for key in [key for key, value in cache.items() if isinstance(value, fx.Proxy)]:
+                    del cache[key]
 
 
 def _run_once(program: list[Op], example: Tensor) -> None:
