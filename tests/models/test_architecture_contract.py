@@ -35,6 +35,11 @@ MANY = (
     # MLPs and pooling
     *("timm:gmlp_ti16_224", "timm:resmlp_12_224", "timm:mixer_s32_224", "timm:poolformer_s12"),
 )
+EXPORTED = (
+    *(*SMALL, "timm:convnext_atto", "timm:test_coatnet", "timm:efficientvit_b0", "timm:levit_128s"),
+    *("timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224", "swin_t", "timm:mixer_s32_224"),
+)
+"""Those whose files are compared here; benchmarks/architectures.py compares those of all networks, in all formats."""
 SIZE = 64
 IN_FULL = pytest.mark.slow
 
@@ -76,12 +81,14 @@ def test_heat_maps_are_finite_and_have_a_brightest_place(task, model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", EXPORTED, indirect=True)
 def test_onnx_answers_as_predict(model, tmp_path):
     assert architectures.export(model, "onnx", tmp_path) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("task", SMALL, indirect=True)
 @pytest.mark.parametrize("kind", ["torchscript", "torch_export", "state_dict"])
 def test_other_files_answer_as_predict(model, kind, tmp_path):
     assert architectures.export(model, kind, tmp_path) == ""
