@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from delta_tune.config import UserError, did_you_mean
+from delta_tune.config import SIZES, UserError, did_you_mean
 from delta_tune.models.drop_path import set_drop_path
 
 HEAD_STD = 0.01
@@ -182,7 +182,7 @@ def _build_torchvision(model: str, _: float | None, channels: int, image_size: i
         if timm.is_model(model):
             raise UserError(f"The model {model!r} is not of torchvision.models but of timm; give timm:{model}.")
         raise UserError(
-            f"The model {model!r} is unknown{did_you_mean(model, known)}; give a classification network of "
+            f"The model {model!r} is unknown{did_you_mean(model, [*known, *SIZES])}; give a classification network of "
             "torchvision.models by its name, or timm:NAME."
         )
     module: nn.Module = models.get_model(model, weights=None, **constructor_options(model, channels, image_size))
