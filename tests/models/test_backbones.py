@@ -670,7 +670,7 @@ def test_backbone_says_if_its_head_cannot_be_cut_out(
         raise UserError("What follows the head cannot be cut out.")
 
     assert not small.head_fault
-    monkeypatch.setattr("delta_tune.models.backbones.head_function", uncut)
+    monkeypatch.setattr("delta_tune.models.forward_check.head_function", uncut)
     assert load_backbone(SMALL, str(small_file), 64).head_fault == "What follows the head cannot be cut out."
 
 
