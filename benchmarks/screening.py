@@ -45,6 +45,7 @@ import delta_tune
 from delta_tune.attention.probe_head import measure_features
 from delta_tune.config import Candidate, TrialConfig, labels_of
 from delta_tune.console.progress import Progress
+from delta_tune.console.screening_table import screening_lines
 from delta_tune.data.cutting import cut_for_study
 from delta_tune.data.training_sample import TrainingSample
 from delta_tune.models.network_state import build_network
@@ -302,7 +303,7 @@ def compare(rows: list[dict[str, Any]], sets: list[str], work: Path) -> None:
         kept_lost.append(best - max(tuned_to[backbone] for backbone in kept))
         trial = float(np.mean([row["runs"][0]["seconds"] for row in of_set.values()]))
         ratios.append(seconds / trial)
-        print("\n".join(screening.lines()))
+        print("\n".join(screening_lines(screening)))
         print(
             f"kept {' and '.join(kept)}: regret {kept_lost[-1]:.1f}; screening {seconds:.0f} s, a trial {trial:.0f} s"
         )

@@ -34,10 +34,6 @@ SIZES: dict[str, tuple[str, ...]] = {
 }
 """Size → networks to choose from: of different families, by the accuracy on ImageNet that timm and torchvision publish,
 under licences that allow commercial use."""
-GIGA_MACS = {"small": 1.3, "medium": 6, "large": 24}
-"""Size → thousand million multiply-adds that an image takes, at most."""
-NO_FILES = ("default", "demo")
-"""Values of `--weights` that are no file."""
 
 
 @dataclass(frozen=True, slots=True)

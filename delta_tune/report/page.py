@@ -17,6 +17,7 @@ from delta_tune.background import TimeShare
 from delta_tune.config import DATA_OPTIONS, TRIAL_FIELDS, StudyConfig
 from delta_tune.console.escape import flag, plotly_text, shell_command
 from delta_tune.console.format import format_duration, format_score
+from delta_tune.console.screening_table import screening_summary, screening_table
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.report import figures, hyperparameter_figures
 from delta_tune.report.feature_map_images import read_feature_map_images
@@ -150,6 +151,8 @@ def report_context(folder: Path, record: StudyRecord, tables: StudyTables) -> di
         "attention": attention,
         "several": any(row.get(BACKBONE) for row in attention),
         "screening": record.screening,
+        "screening_table": screening_table,
+        "screening_summary": screening_summary,
         "pictures": read_feature_map_images(folder / PICTURES_FILE),
         "predictions": predictions,
         "heat_maps": read_heat_map_images(folder / HEAT_MAPS_FILE) if predictions else {},

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-COLUMNS = ("network", "log-likelihood", "right", "parameters", "forward", "training", "full trial", "")
-"""Of the table: a network's name, the images' mean log-likelihood, the share of them that is classified rightly, the
-parameters, the time of an image's forward pass, of its part of a training step, of a full trial, and the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,19 +36,6 @@ class ScreenedNetwork:
     accuracy: float | None = None
     """Share of the images that is classified rightly."""
 
-    def cells(self) -> tuple[str, ...]:
-        """The cells of `COLUMNS`."""
-        return (
-            self.label,
-            "" if self.likelihood is None else f"{self.likelihood:.3f} ± {self.error or 0:.3f}",
-            "" if self.accuracy is None else f"{100 * self.accuracy:.1f} %",
-            "" if self.parameters is None else f"{self.parameters / 1e6:.1f} M",
-            "" if self.forward_s is None else _milliseconds(self.forward_s),
-            "" if self.training_s is None else _milliseconds(self.training_s),
-            "" if self.trial_s is None else _duration(self.trial_s),
-            f"{'kept' if self.kept else 'dropped'}{f': {self.verdict}' if self.verdict else ''}",
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Screening:
@@ -75,34 +58,6 @@ class Screening:
         """Those that the study goes on with, the best first."""
         return tuple(network for network in self.networks if network.kept)
 
-    def summary(self) -> str:
-        """What was done, in a sentence."""
-        names = f"{len(self.networks)} networks" if len(self.networks) > 1 else "one network"
-        if not self.images:
-            return names
-        return (
-            f"{names} by a linear classifier on frozen features, asked about images that it was not fitted to "
-            f"({self.images} of the {self.of} of train); times on this machine's {self.device}, of full trials of "
-            f"{self.epochs} epochs"
-        )
-
-    def table(self) -> list[tuple[str, ...]]:
-        """Rows of cells, the names of the columns first."""
-        return [COLUMNS, *(network.cells() for network in self.networks)]
-
-    def lines(self) -> list[str]:
-        """Lines of the plan."""
-        rows = self.table()
-        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-        aligned = [
-            "  ".join(
-                cell.ljust(width) if column in (0, len(COLUMNS) - 1) else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        return [f"Screening {self.summary()}", *(f"          {line}" for line in (*aligned, *self.notes))]
-
     def content(self) -> dict[str, Any]:
         """For `study.json`."""
         return dataclasses.asdict(self)
@@ -117,18 +72,3 @@ class Screening:
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in content.items() if name in names}
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def names_of(networks: Sequence[ScreenedNetwork]) -> str:
-    """Their names in words."""
-    return " and ".join(network.label for network in networks)

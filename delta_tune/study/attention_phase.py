@@ -193,10 +193,8 @@ class AttentionPhase:
         study, end, missing = self._study, pool.until, list(self._missing())
         found: FoundOf = {}
         for place, label in enumerate(missing):
-            if place < len(missing) - 1:
-                pool.until = time.monotonic() + (end - time.monotonic()) / (len(missing) - place)
-            else:
-                pool.until = end
+            now = time.monotonic()
+            pool.until = now + (end - now) / (len(missing) - place)
             measure = self._measurements[label].measure_attention
             found[label] = measure(study.configs_of(label), study.telling(label), pool)
         return found

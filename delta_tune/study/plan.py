@@ -14,6 +14,7 @@ from delta_tune.cluster.nodes import Cluster
 from delta_tune.cluster.resources import Resources, allocate, find_gpus
 from delta_tune.config import HEAVIEST, METHODS, TrialConfig
 from delta_tune.console.format import format_count, format_duration
+from delta_tune.console.screening_table import screening_lines
 from delta_tune.models.devices import torch_threads
 from delta_tune.models.map_layout import describe_layers
 from delta_tune.results.mirror import INTERVAL_S
@@ -99,7 +100,7 @@ def plan_lines(study: Study, resources: Resources) -> list[str]:
         f"Data      {data.name}: {len(data.classes)} {data.kind.noun}, {', '.join(sizes)}",
         *(f"          {line}" for line in class_lines(data, study.config.metric, checked.configs)),
         *(f"          {note}" for note in data.notes),
-        *([] if study.record.screening is None else study.record.screening.lines()),
+        *([] if study.record.screening is None else screening_lines(study.record.screening)),
         *(line for label in study.tasks for line in model_lines(study, label)),
         *space_lines(checked),
         f"          samples {', '.join(names) or 'nothing: all is set'}" + (f"; {turns} in turns" if turns else ""),

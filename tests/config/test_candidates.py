@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights, list_models
 
 from delta_tune.config import SIZES, Candidate, UserError, candidates_of, labels_of
-from delta_tune.config.candidates import GIGA_MACS
 
+GIGA_MACS = {"small": 1.3, "medium": 6, "large": 24}
+"""Size → thousand million multiply-adds that an image takes, at most, as docs/how-to/choose-backbone.md says."""
 LISTED = [(size, name) for size, names in SIZES.items() for name in names]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from delta_tune.config import UserError
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.screened import COLUMNS, ScreenedNetwork, Screening
+from delta_tune.results.screened import ScreenedNetwork, Screening
 from delta_tune.results.study_record import StudyRecord
 
 MEASURED = ScreenedNetwork(
@@ -26,28 +26,6 @@ MEASURED = ScreenedNetwork(
 )
 DROPPED = ScreenedNetwork(label="timm:vgg11", model="timm:vgg11", weights=None, kept=False, verdict="it is too slow")
 FOUND = Screening(networks=(MEASURED, DROPPED), images=300, of=5000, epochs=6, device="CPU", notes=("Missing here: x",))
-
-
-def test_lines_have_a_row_for_each_network_and_the_notes():
-    first, head, best, dropped, note = FOUND.lines()
-    assert first.startswith("Screening 2 networks by a linear classifier")
-    assert "(300 of the 5000 of train)" in first
-    assert head.split() == ["network", "log-likelihood", "right", "parameters", "forward", "training", "full", "trial"]
-    assert " ".join(best.split()) == "resnet18 -0.612 ± 0.046 87.6 % 11.2 M 12.3 ms 40 ms 1:15 kept: the best"
-    assert dropped.endswith("dropped: it is too slow")
-    assert note.strip() == "Missing here: x"
-
-
-def test_columns_are_aligned():
-    _, head, best, dropped, _ = FOUND.lines()
-    assert head.index("full trial") + len("full trial") == best.index("1:15") + len("1:15")
-    assert best.index("kept") == dropped.index("dropped")
-    assert len(FOUND.table()[1]) == len(COLUMNS)
-
-
-def test_screening_without_a_pass_says_only_how_many():
-    alone = Screening(networks=(DROPPED,), images=0, of=5000, epochs=6, device="CPU")
-    assert alone.summary() == "one network"
 
 
 def test_study_json_gives_back_what_was_noted(tmp_path):

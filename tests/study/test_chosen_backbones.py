@@ -13,6 +13,7 @@ from torchvision.models import vgg11
 
 from delta_tune.config import SIZES, Candidate, StudyConfig, UserError, candidates_of
 from delta_tune.console.progress import Progress
+from delta_tune.console.screening_table import screening_lines
 from delta_tune.results.screened import ScreenedNetwork, Screening
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.study import chosen_backbones
@@ -133,7 +134,7 @@ def test_study_goes_on_with_the_best_network_and_resumes_without_a_second_screen
 def test_plan_shows_the_screening(settings):
     study = prepare_study(settings)
     resources = SimpleNamespace(slots=1, for_one_trial="1 CPU", where="this machine", why=())
-    assert set(study.record.screening.lines()) < set(plan_lines(study, resources))
+    assert set(screening_lines(study.record.screening)) < set(plan_lines(study, resources))
 
 
 def test_paths_of_all_weights_are_written_in_full(settings, monkeypatch, tmp_path, tiny_weights):
