@@ -153,7 +153,7 @@ def attention_in_time(task, place):
 def test_images_before_the_time_is_over_count(task, ray_cluster, monkeypatch):
     @contextlib.contextmanager
     def bar(text, total):
-        yield lambda count: setattr(place, "_until", time.monotonic())
+        yield lambda count: monkeypatch.setattr(place, "until", time.monotonic())
 
     with pool(1, bar) as place:
         found = attention_in_time(task, place)
@@ -162,9 +162,9 @@ def test_images_before_the_time_is_over_count(task, ray_cluster, monkeypatch):
 
 
 @pytest.mark.slow
-def test_nothing_is_found_where_the_time_is_over_before_a_worker_is_there(task, ray_cluster):
+def test_nothing_is_found_where_the_time_is_over_before_a_worker_is_there(task, ray_cluster, monkeypatch):
     with pool(1) as place:
-        place._until = time.monotonic()
+        monkeypatch.setattr(place, "until", time.monotonic())
         assert attention_in_time(task, place) == {}
 
 
