@@ -14,6 +14,9 @@ def test_every_layer_has_a_plan_and_the_losses_of_the_cpu(name):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = torchvision.models.get_model(name, weights=None, num_classes=10)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0  # or maps fade with depth, and losses are rounding alone
         with torch.no_grad():
             model.train()(torch.randn(16, 3, 64, 64))
         model.eval()

@@ -21,6 +21,7 @@ def reports(monkeypatch, task):
     monkeypatch.setattr(worker.tune, "report", told.append)
     monkeypatch.setattr(worker, "get_shared", lambda name: [task])
     monkeypatch.setattr(worker, "_tasks", None)
+    monkeypatch.setattr(worker, "cpus_to_spare", lambda cpus, gpus: 1)
     yield told
     torch.cuda.set_per_process_memory_fraction(1.0)
 

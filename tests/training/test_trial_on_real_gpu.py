@@ -61,7 +61,7 @@ def test_a_trial_agrees_with_the_cpu(fresh, monkeypatch, method, kind):
     config = TrialConfig(regularizer=method, batch_size=12, max_epochs=3)
     expected = losses(dataclasses.replace(fresh), config)
     with half(monkeypatch, kind):
-        assert losses(fresh, config, device="cuda") == pytest.approx(expected, rel=0.1)
+        assert losses(fresh, config, device="cuda") == pytest.approx(expected, rel=0.1, abs=1e-3)
 
 
 def test_a_trial_with_everything_agrees_with_the_cpu(fresh):
@@ -159,7 +159,8 @@ def test_the_source_as_a_cuda_graph_gives_the_maps_of_the_plain_pass(fresh, capl
 
     graphed = graphs.GraphedForward()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), caplog.at_level(logging.WARNING, logger="delta_tune"):
+    # The source holds its weights in half precision.
+    with torch.no_grad(), autocast(torch.device("cuda")), caplog.at_level(logging.WARNING, logger="delta_tune"):
         for count in (8, 8, 8, 8, 3, 8):
             images = torch.randn(count, 3, 64, 64, generator=generator).cuda()
             expected = {layer: each.clone() for layer, each in forward(images).items()}
