@@ -20,7 +20,7 @@ from delta_tune.data.images import Preprocessing
 EVAL_BATCH_SIZE = 64
 """Images per forward pass wherever no gradients are wanted, on a CPU,"""
 ACCELERATOR_EVAL_BATCH_SIZE = 128
-"""and elsewhere, where a batch takes a hundredth of a second to launch; 256 of them would need more memory than training."""
+"""and elsewhere, where a batch takes some 10 ms to launch; 256 would need more memory than training does."""
 
 
 def eval_batch_size(device: torch.device) -> int:
