@@ -55,7 +55,7 @@ def _second_epoch(bench: Bench, config: TrialConfig, batches: int) -> tuple[Coun
     All kernels count as "kernels".
     """
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    profiler = torch.profiler.profile(activities=activities)
+    profiler = torch.profiler.profile(activities=activities, acc_events=True)
     start = wall = 0.0
 
     def report(row: Row) -> None:
