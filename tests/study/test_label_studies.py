@@ -36,7 +36,7 @@ def settings(tmp_path_factory, tiny_weights):
     return {
         **{"data": "squares", "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
         **{"space": str(place / "quick.py"), "num_trials": 3, "max_epochs": 2, "final_runs": 2, "verbose": 0},
-        **{"gpus_per_trial": 0, "out": place, "name": "squares"},
+        **{"gpus_per_trial": 0, "max_concurrent_trials": 1, "out": place, "name": "squares"},
     }
 
 
