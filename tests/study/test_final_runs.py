@@ -357,6 +357,7 @@ def test_single_run_that_ends_well_leaves_the_model_as_it_is(finished, second_di
     assert "held_out" not in record(result)
 
 
+@pytest.mark.slow
 def test_interrupt_between_two_final_runs_is_resumed_without_the_finished_one(made, settings, monkeypatch):
     ended, make, stamps = final_runs.Race.ended, final_runs.make_final_model, []
 
