@@ -98,7 +98,7 @@ def prepare(
         channels: of the input; other than 3 (RGB), the first convolution is adapted.
         seed: of splits, probe head and probe images.
         cache: folder, or an address such as s3://bucket/folder, where studies share what they measure.
-        **data_options: see `delta_tune.data.loading.load_dataset`.
+        **data_options: see `delta_tune.data.loading.load_datasets`.
 
     Raises:
         UserError: data, model or weights that cannot be used.
