@@ -21,7 +21,8 @@ from delta_tune.data.images import DamagedImage, Preprocessing, stored_square
 from delta_tune.inference.embeddings import embed_squares, embedding_size
 from delta_tune.inference.ensemble import Flipped
 from delta_tune.inference.inputs import Images, open_each
-from delta_tune.inference.model_folder import model_thresholds, read_model
+from delta_tune.inference.model_config import model_thresholds
+from delta_tune.inference.model_folder import read_model
 from delta_tune.labels.answer import answer_of
 from delta_tune.labels.kinds import kind_named
 from delta_tune.labels.one_label import ONE_LABEL
