@@ -237,7 +237,7 @@ def screened(name: str, backbones: list[str], work: Path) -> tuple[Screening, fl
     candidates = [Candidate(*backbone_of(backbone, work)) for backbone in backbones]
     epochs = TrialConfig().max_epochs
     began = time.process_time()
-    found = screen(
+    found, _ = screen(
         candidates,
         TrainingSample(cut, "auto", None, 0),
         image_size=IMAGE_SIZE,

@@ -8,13 +8,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from delta_tune.cli.model_flags import FLIP, MODEL_FOLDER, parse_min_confidence
 from delta_tune.cli.progress_bar import bar_on_stderr
 from delta_tune.config import UserError, visible
 
 if TYPE_CHECKING:
+    from delta_tune.explanation.examined_images import ExaminedImages
     from delta_tune.explanation.nearest import NearestImages
     from delta_tune.inference.model import Model, Prediction
 
@@ -72,8 +73,9 @@ def run(given: argparse.Namespace) -> None:
     model = load(given.folder, given.device, flip=given.flip)
     names = [name for image in given.images for name in (list_images(image) if os.path.isdir(image) else [image])]
     images = names[0] if len(names) == 1 else names  # a single one that is unreadable has no rows
-    predictions = model.predict(images, min_confidence=least)
-    nearest = _nearest(model, names, given)
+    examined = _examine(model, images, len(names), least, given)
+    predictions = examined.predictions
+    nearest = _nearest(model, examined, given)
     typicality: Sequence[float | None] = ()
     if given.min_typicality is not None:
         assert nearest is not None, "asked for"
@@ -89,7 +91,7 @@ def run(given: argparse.Namespace) -> None:
         show(names, predictions, given.top)
     if given.explain is not None:
         assert nearest is not None, "it is on the page"
-        _explain(model, names, predictions, nearest, given)
+        _explain(model, names, dataclasses.replace(examined, predictions=predictions), nearest, given)
     errors = [prediction.error for prediction in predictions if prediction.error]
     if len(errors) == 1:
         raise UserError(errors[0])
@@ -119,19 +121,36 @@ def _check_typicality(given: argparse.Namespace) -> None:
         raise UserError("--data goes with --explain or --min-typicality, which look at training images; give one.")
 
 
-def _nearest(model: Model, names: Sequence[str | Path], given: argparse.Namespace) -> NearestImages | None:
-    """The nearest training images, of as many images as need some; None if nobody asks.
+def _examine(
+    model: Model,
+    images: str | Path | Sequence[str | Path],
+    count: int,
+    least: float | Literal["auto"] | None,
+    given: argparse.Namespace,
+) -> ExaminedImages:
+    """The predictions of `count` images, and what is to be looked at further."""
+    from delta_tune.explanation.examined_images import examine
+
+    num_shown = 0
+    if given.explain is not None:
+        from delta_tune.report.explanation import MOST_IMAGES
+
+        num_shown = MOST_IMAGES
+    num_embedded = num_shown if given.min_typicality is None else count
+    return examine(model, images, min_confidence=least, num_embedded=num_embedded, num_shown=num_shown)
+
+
+def _nearest(model: Model, examined: ExaminedImages, given: argparse.Namespace) -> NearestImages | None:
+    """The training images nearest to those that were embedded; None if nobody asks.
 
     Raises:
         UserError: there are none, and predictions depend on them.
     """
     if given.explain is None and given.min_typicality is None:
         return None
-    from delta_tune.explanation.nearest import nearest_images
-    from delta_tune.report.explanation import MOST_IMAGES
+    from delta_tune.explanation.nearest import nearest_to_embeddings
 
-    wanted = names if given.min_typicality is not None else names[:MOST_IMAGES]
-    found = nearest_images(model, given.folder, wanted, data=given.data, progress=bar_on_stderr())
+    found = nearest_to_embeddings(model, given.folder, examined.embeddings, data=given.data, progress=bar_on_stderr())
     if given.min_typicality is not None and not found.are_known:
         raise UserError(f"--min-typicality needs the training images. {found.note}")
     return found
@@ -150,7 +169,7 @@ def _with_doubts(
 def _explain(
     model: Model,
     names: Sequence[str | Path],
-    predictions: Sequence[Prediction],
+    examined: ExaminedImages,
     nearest: NearestImages,
     given: argparse.Namespace,
 ) -> None:
@@ -161,7 +180,7 @@ def _explain(
         given.explain,
         model,
         names,
-        predictions,
+        examined,
         attention=attention_beside(given.folder, model.backbone_label),
         nearest=nearest,
         classes=max(FIRST_CLASSES, given.top),

@@ -83,8 +83,8 @@ def run(given: argparse.Namespace) -> int:
     from delta_tune.serving.settings import Settings
     from delta_tune.serving.threads import available_cpus
 
-    _check_numbers(given, MAX_PIXELS / 1e6)
     image_bytes = parse_bytes(given.max_image_size, "--max-image-size")
+    _check_numbers(given, image_bytes, MAX_PIXELS / 1e6)
     settings = Settings(
         threads=available_cpus() if given.threads is None else given.threads,
         batch_size=given.batch_size,
@@ -125,7 +125,7 @@ def run(given: argparse.Namespace) -> int:
         return run(app, listening, settings, announce)
 
 
-def _check_numbers(given: argparse.Namespace, most_pixels: float) -> None:
+def _check_numbers(given: argparse.Namespace, image_bytes: int, most_pixels: float) -> None:
     """Refuse flags by their names; `most_pixels` in millions."""
     for name in ("threads", "batch_size", "max_queue", "max_images", "max_pixels", "timeout", "max_connections"):
         value = getattr(given, name)
@@ -135,3 +135,10 @@ def _check_numbers(given: argparse.Namespace, most_pixels: float) -> None:
         raise UserError(f"--batch-wait must be at least 0, but got {given.batch_wait:g}.")
     if given.max_pixels > most_pixels:
         raise UserError(f"--max-pixels must be at most {most_pixels:g}, but got {given.max_pixels:g}.")
+    if image_bytes == 0:
+        raise UserError(f"--max-image-size must be more than 0, but got {given.max_image_size}.")
+    if given.max_images > given.max_queue:
+        raise UserError(
+            f"A request of --max-images {given.max_images} would never fit into --max-queue {given.max_queue}; give a "
+            f"longer queue or fewer images."
+        )

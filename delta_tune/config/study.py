@@ -343,7 +343,7 @@ STUDY_FIELDS: tuple[str, ...] = tuple(fields_of(StudyConfig))
 DATA_OPTIONS = tuple(
     name for name, declared in fields_of(StudyConfig).items() if declared.group == "data" and name != "data"
 )
-"""Settings of how the data is read, after `data` itself: keywords of `load_dataset` too."""
+"""Settings of how the data is read, after `data` itself: keywords of `load_datasets` too."""
 DEMO: dict[str, Any] = {
     "image_size": 64,
     "space": "search_spaces/demo.py",

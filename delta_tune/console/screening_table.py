@@ -24,17 +24,19 @@ def screening_summary(screening: Screening) -> str:
 
 
 def screening_table(screening: Screening) -> list[tuple[str, ...]]:
-    """Rows of cells, the names of the columns first."""
-    return [COLUMNS, *map(_cells, screening.networks)]
+    """Rows of cells, the names of the columns first; columns of which nothing was measured are left out."""
+    rows = [_cells(network) for network in screening.networks]
+    shown = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
+    return [tuple(row[column] for column in shown) for row in (COLUMNS, *rows)]
 
 
 def screening_lines(screening: Screening) -> list[str]:
     """Lines of the plan."""
     rows = screening_table(screening)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     aligned = [
         "  ".join(
-            cell.ljust(width) if column in (0, len(COLUMNS) - 1) else cell.rjust(width)
+            cell.ljust(width) if column in (0, len(widths) - 1) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

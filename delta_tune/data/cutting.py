@@ -144,7 +144,17 @@ def cut_for_study(
     label_map: str | Path | None = None,
     seed: int = 0,
 ) -> CutData:
-    """The examples of a study's splits, before an image is read; arguments as of `loading.load_dataset`.
+    """List the examples and cut the splits, as `cut_data`, and take the part of train that a study uses.
+
+    With the same seed, a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
+
+    Args:
+        data: as of `loading.load_dataset`.
+        task: as of `cut_data`, as are `val_fraction` and `test_fraction`.
+        train_fraction: part of what is then left of train that is used, in (0, 1].
+        train_per_class: images of each class that are used instead, ≥ 1; the demo takes 10 if neither is given.
+        label_map: file that renames, merges or leaves out classes; see `delta_tune.data.label_map`.
+        seed: of the splits, ≥ 0.
 
     Raises:
         UserError: the data or an argument is unusable.

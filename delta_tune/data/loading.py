@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from delta_tune.config import TaskName, UserError
+from delta_tune.config import UserError
 from delta_tune.console.format import format_count
 from delta_tune.data.cutting import CutData, cut_for_study, list_examples
 from delta_tune.data.dataset import Dataset, Split
@@ -39,71 +39,18 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: takes text and total; yields a function to call with each amount done."""
 
 
-def load_dataset(
-    data: str | Path,
-    *,
-    preprocessing: Preprocessing,
-    task: Literal["auto"] | TaskName = "auto",
-    val_fraction: float = 0.2,
-    test_fraction: float = 0.0,
-    train_fraction: float | None = None,
-    train_per_class: int | None = None,
-    skip_damaged: bool = False,
-    drop_duplicates: bool = False,
-    label_map: str | Path | None = None,
-    seed: int = 0,
-    progress: Bar | None = None,
-    memory_limit: int | None = None,
-    scratch: str | None = None,
-    resize: AskedResize = "auto",
-    white: float | None = None,
-) -> Dataset:
-    """Read the splits of `data`; those it lacks are cut from train, stratified and seeded.
-
-    With the same seed, a smaller `train_fraction` or `train_per_class` takes a subset of what a larger one takes.
+def load_dataset(data: str | Path, *, preprocessing: Preprocessing, **options: Any) -> Dataset:
+    """Read the splits of `data` for one backbone.
 
     Args:
         data: image folder, Parquet file or folder, table, shards, here or at an address; torchvision:NAME, or demo.
         preprocessing: of the backbone.
-        task: whether images have one class or several labels; `auto` is what the data has.
-        val_fraction: part of train that becomes val where there is none, in (0, 1).
-        test_fraction: part of train that becomes test where there is none, in [0, 1); 0 cuts none.
-        train_fraction: part of what is then left of train that is used, in (0, 1].
-        train_per_class: images of each class that are used instead, ≥ 1; the demo takes 10 if neither is given.
-        skip_damaged: leave unreadable images out and say so, instead of refusing.
-        drop_duplicates: take images that also stand in val or test out of train.
-        label_map: file that renames, merges or leaves out classes; see `delta_tune.data.label_map`.
-        seed: of the splits, ≥ 0.
-        progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
-        memory_limit: bytes that images may take in memory (half of what is available): decoded, else as files; splits
-            whose files do not fit are read from disk.
-        scratch: folder on each node's disk to which these are copied. By default (`packs.SCRATCH`) image files that
-            are kept as they are stay where they are.
-        resize: crop, squash or letterbox of `Preprocessing`, whose own does not count; auto is decided by the shapes
-            of the training images.
-        white: of `Preprocessing`, whose own does not count.
+        **options: further arguments of `load_datasets`.
 
     Raises:
         UserError: the data or an argument is unusable.
     """
-    (found,) = load_datasets(
-        data,
-        preprocessings=[preprocessing],
-        task=task,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        train_fraction=train_fraction,
-        train_per_class=train_per_class,
-        skip_damaged=skip_damaged,
-        drop_duplicates=drop_duplicates,
-        label_map=label_map,
-        seed=seed,
-        progress=progress,
-        memory_limit=memory_limit,
-        scratch=scratch,
-        resize=resize,
-        white=white,
-    )
+    (found,) = load_datasets(data, preprocessings=[preprocessing], **options)
     return found
 
 
@@ -126,8 +73,20 @@ def load_datasets(
     """Read the same splits for several backbones; those that store the same squares share them.
 
     Args:
-        data: as of `load_dataset`, as are all arguments that are not named here.
+        data: as of `load_dataset`.
         preprocessings: of the backbones, ≥ 1.
+        skip_damaged: leave unreadable images out and say so, instead of refusing.
+        drop_duplicates: take images that also stand in val or test out of train.
+        label_map: as of `cut_for_study`.
+        seed: as of `cut_for_study`.
+        progress: the bar to advance by each image, such as `console.progress.Progress.bar`.
+        memory_limit: bytes that images may take in memory (half of what is available): decoded, else as files; splits
+            whose files do not fit are read from disk.
+        scratch: folder on each node's disk to which these are copied. By default (`packs.SCRATCH`) image files that
+            are kept as they are stay where they are.
+        resize: crop, squash or letterbox of `Preprocessing`, whose own does not count; auto is decided by the shapes
+            of the training images.
+        white: of `Preprocessing`, whose own does not count.
         cut: what `cut_for_study` returned for the same arguments, if that has been called.
         **cutting: further arguments of `cut_for_study`.
 

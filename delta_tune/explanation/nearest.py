@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,12 +11,12 @@ import numpy as np
 
 from delta_tune.config import UserError
 from delta_tune.data.batches import EVAL_BATCH_SIZE
-from delta_tune.data.images import DamagedImage
 from delta_tune.data.loading import Bar
 from delta_tune.explanation.embedding_file import EmbeddedImages
+from delta_tune.explanation.examined_images import embed_readable
 from delta_tune.explanation.similarity import similarities, typicality
 from delta_tune.explanation.training_images import training_images
-from delta_tune.inference.inputs import Images, open_each
+from delta_tune.inference.inputs import Images
 from delta_tune.inference.model import Model
 
 COUNT = 5
@@ -77,6 +77,19 @@ def nearest_images(
         UserError: of the images, as of `Model.predict`.
     """
     vectors = list(_each_embedding(model, images))
+    return nearest_to_embeddings(model, folder, vectors, count=count, data=data, progress=progress)
+
+
+def nearest_to_embeddings(
+    model: Model,
+    folder: str | Path,
+    vectors: Sequence[np.ndarray | None],
+    *,
+    count: int = COUNT,
+    data: str | Path | None = None,
+    progress: Bar | None = None,
+) -> NearestImages:
+    """As `nearest_images`, of images whose embeddings (D,) are there; None for one that cannot be read."""
     try:
         known = training_images(model, folder, data=data, progress=progress)
     except (UserError, OSError, MemoryError) as error:
@@ -120,8 +133,6 @@ def _label(known: EmbeddedImages, position: int, classes: tuple[str, ...]) -> st
 
 def _each_embedding(model: Model, images: Images) -> Iterator[np.ndarray | None]:
     """The embedding (D,) of each image; None for one of several that cannot be read."""
-    each = open_each(images, model.preprocessing.channels, model.preprocessing.white)
-    while batch := list(islice(each, EVAL_BATCH_SIZE)):
-        readable = [picture for picture in batch if not isinstance(picture, DamagedImage)]
-        rows = iter(model.embed(readable))
-        yield from (None if isinstance(picture, DamagedImage) else next(rows) for picture in batch)
+    squares = model.squares(images)
+    while batch := list(islice(squares, EVAL_BATCH_SIZE)):
+        yield from embed_readable(model, batch)

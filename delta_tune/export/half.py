@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from delta_tune.export.network_graph import used_by
+from delta_tune.export.onnx_session import open_session
 
 LARGEST = 65504 / 8
 """An operator with a larger value on the images looked at stays in single precision: above 65504 is infinity."""
@@ -21,19 +22,16 @@ def largest_values(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> 
     Args:
         model: the network.
         inputs: name → images (N, …).
-    """
-    import onnxruntime
 
+    Raises:
+        RuntimeError: onnxruntime cannot run it.
+    """
     named = onnx.ModelProto()
     named.CopyFrom(model)
     known = {each.name for each in model.graph.output}
     made = [name for node in model.graph.node for name in node.output if name and name not in known]
     named.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # As they are written: an optimised graph does not have all tensors
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(named.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(named.SerializeToString(), as_written=True)
     largest: dict[str, float] = {}
     for start in range(0, len(next(iter(inputs.values()))), 8):
         batch = {name: value[start : start + 8] for name, value in inputs.items()}

@@ -22,7 +22,7 @@ class LibraryFolder:
         packages: what `pip install` needs, for people.
         state: the weights, for `model.safetensors`.
         files: name of each JSON file → its content.
-        load: from where the folder lies to the three lines of Python that load it.
+        load: from where the folder lies to the lines of Python that load it.
         predict: Python that predicts with what these lines have loaded.
         read: loads the folder by the library's own code.
         tags: of the Hub.

@@ -14,7 +14,7 @@ from delta_tune.config import UserError
 from delta_tune.export.state_dict import check_one_network
 from delta_tune.export.twins import copy_weights, in_timm, in_torchvision
 from delta_tune.inference.model import Model
-from delta_tune.inference.model_folder import built_size
+from delta_tune.inference.model_config import built_size
 from delta_tune.models.architectures import constructor_options
 
 Library = Literal["timm", "torchvision"]

@@ -81,7 +81,7 @@ def export_folder(model: Model, kind: FolderFormat, folder: Path, record: StudyR
         record: of the study that trained it, for the model card.
 
     Returns:
-        The three lines of Python that load it.
+        The lines of Python that load it.
 
     Raises:
         UserError: `folder` is there and no earlier export, transformers is missing, the library cannot hold the model,

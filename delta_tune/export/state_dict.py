@@ -14,7 +14,7 @@ from delta_tune.config import UserError
 from delta_tune.export.check import check_file
 from delta_tune.inference.ensemble import Flipped, members_of
 from delta_tune.inference.model import Model
-from delta_tune.inference.model_folder import built_size
+from delta_tune.inference.model_config import built_size
 from delta_tune.models.architectures import (
     build_unfilled,
     constructor_options,

@@ -12,6 +12,9 @@ from delta_tune.export.library_network import build, library_network
 from delta_tune.inference.model import Model
 from delta_tune.results.layout import CONFIG_FILE, WEIGHTS_FILE
 
+ASKS_FOR_VERSION = "mnasnet"
+"""Networks whose `load_state_dict` takes no weights without the version of the architecture, which `state_dict` has."""
+
 
 def torchvision_folder(model: Model) -> LibraryFolder:
     """The model in torchvision's form.
@@ -24,15 +27,21 @@ def torchvision_folder(model: Model) -> LibraryFolder:
     arguments = ", ".join([python_string(network.name), *(f"{name}={value!r}" for name, value in keywords.items())])
 
     def load(place: str) -> str:
-        return (
-            "import safetensors.torch, torchvision\n"
-            f"model = torchvision.models.get_model({arguments}).eval()\n"
-            f"model.load_state_dict(safetensors.torch.load_file({python_string(f'{place}/{WEIGHTS_FILE}')}))\n"
-        )
+        weights = f"safetensors.torch.load_file({python_string(f'{place}/{WEIGHTS_FILE}')})"
+        begin = f"import safetensors.torch, torchvision\nmodel = torchvision.models.get_model({arguments}).eval()\n"
+        if network.name.startswith(ASKS_FOR_VERSION):
+            return (
+                f"{begin}state = model.state_dict()  # with its version, which the file lacks\n"
+                f"state.update({weights})\n"
+                "model.load_state_dict(state)\n"
+            )
+        return f"{begin}model.load_state_dict({weights})\n"
 
     def read(folder: Path) -> Logits:
         built = build("torchvision", network.name, len(model.classes), network.keywords)
-        built.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        state = built.state_dict() if network.name.startswith(ASKS_FOR_VERSION) else {}
+        state.update(load_file(folder / WEIGHTS_FILE))
+        built.load_state_dict(state)
         return built
 
     return LibraryFolder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,8 @@ from delta_tune.data.images import DamagedImage, Preprocessing, stored_square
 from delta_tune.inference.embeddings import embed_squares, embedding_size
 from delta_tune.inference.ensemble import Flipped
 from delta_tune.inference.inputs import Images, open_each
-from delta_tune.inference.model_folder import model_thresholds, read_model
+from delta_tune.inference.model_config import model_thresholds
+from delta_tune.inference.model_folder import read_model
 from delta_tune.labels.answer import answer_of
 from delta_tune.labels.kinds import kind_named
 from delta_tune.labels.one_label import ONE_LABEL
@@ -103,20 +104,35 @@ class Model:
                 batch size is below 1, `min_confidence` is outside [0, 1], or "auto" and the study found none, or the
                 model returns numbers that are not finite.
         """
-        least = self._least(min_confidence)
+        least = self.least_confidence(min_confidence)
         _check_batch_size(batch_size)
         found: list[Prediction] = []
-        each = self._squares(images)
+        each = self.squares(images)
         while batch := list(islice(each, batch_size)):
-            readable = [square for square in batch if not isinstance(square, DamagedImage)]
-            rows = iter(self._probabilities(np.stack(readable)) if readable else ())
-            found += [
-                Prediction(None, None, {}, str(square))
-                if isinstance(square, DamagedImage)
-                else self._prediction(next(rows), least)
-                for square in batch
-            ]
+            found += self.predict_squares(batch, least)
         return found
+
+    def predict_squares(self, squares: Sequence[Pixels | DamagedImage], least: float = 0.0) -> list[Prediction]:
+        """Classify images that have been opened, in one forward pass.
+
+        Args:
+            squares: what `squares` yields.
+            least: a prediction with a lower probability is marked as `unsure`, in [0, 1].
+
+        Returns:
+            As `predict`.
+
+        Raises:
+            UserError: the model returns numbers that are not finite.
+        """
+        readable = [square for square in squares if not isinstance(square, DamagedImage)]
+        rows = iter(self._probabilities(np.stack(readable)) if readable else ())
+        return [
+            Prediction(None, None, {}, str(square))
+            if isinstance(square, DamagedImage)
+            else self._prediction(next(rows), least)
+            for square in squares
+        ]
 
     def embed(self, images: Images, *, batch_size: int = EVAL_BATCH_SIZE) -> np.ndarray:
         """What the network sees in images, as one vector each: the inputs of its head (penultimate features).
@@ -137,16 +153,29 @@ class Model:
         """
         _check_batch_size(batch_size)
         found: list[np.ndarray] = []
-        each, head = self._squares(images), self.config["backbone"]["head"]
+        each, head = self.squares(images), self.config["backbone"]["head"]
         while batch := [_readable(square) for square in islice(each, batch_size)]:
             found.append(embed_squares(self.network, head, np.stack(batch), self.preprocessing))
         return np.concatenate(found or [np.empty((0, embedding_size(self.network, head)), dtype=np.float32)])
 
-    def _squares(self, images: Images) -> Iterator[Pixels | DamagedImage]:
+    def squares(self, images: Images) -> Iterator[Pixels | DamagedImage]:
+        """What is kept of each image, uint8 (R, R, C), or why it cannot be read.
+
+        Args:
+            images: as of `predict`.
+
+        Raises:
+            UserError: a single image cannot be read, what is given is no image, or an array has another type or shape.
+        """
         for image in open_each(images, self.preprocessing.channels, self.preprocessing.white):
             yield image if isinstance(image, DamagedImage) else stored_square(image, self.preprocessing)
 
-    def _least(self, min_confidence: float | Literal["auto"] | None) -> float:
+    def least_confidence(self, min_confidence: float | Literal["auto"] | None) -> float:
+        """The probability below which a prediction is unsure, in [0, 1].
+
+        Raises:
+            UserError: `min_confidence` is outside [0, 1], or "auto" and the study found none.
+        """
         if min_confidence is None:
             return 0.0
         if min_confidence == "auto":

@@ -13,7 +13,7 @@ from delta_tune.config import FIRST_MODEL
 from delta_tune.console.escape import markdown_name
 from delta_tune.filesystem.atomic import atomic_write
 from delta_tune.inference.card_metadata import card_metadata
-from delta_tune.inference.model_folder import model_thresholds, read_config
+from delta_tune.inference.model_config import model_thresholds, read_config
 from delta_tune.results.layout import CARD_FILE
 from delta_tune.results.study_record import StudyRecord
 

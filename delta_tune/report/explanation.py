@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from delta_tune.data.fitting import Picture
-from delta_tune.data.images import DamagedImage, Preprocessing, open_picture, stored_square
-from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation.attended_channels import Attention
+from delta_tune.explanation.examined_images import ExaminedImages
 from delta_tune.explanation.explain import Explanation, explain, layer_of
 from delta_tune.explanation.heat_maps import BATCH_SIZE
 from delta_tune.explanation.nearest import NearestImage, NearestImages
@@ -31,7 +29,6 @@ MOST_IMAGES = 200
 """Of a page: one of more takes a browser long to open."""
 FIRST_CLASSES = 5
 """Whose probabilities are shown."""
-PICTURE_SIZE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,19 +90,19 @@ def write_explanations(
     file: Path,
     model: Model,
     names: Sequence[str | Path],
-    predictions: Sequence[Prediction],
+    examined: ExaminedImages,
     *,
     attention: Attention,
     nearest: NearestImages,
     classes: int = FIRST_CLASSES,
 ) -> None:
-    """Write a self-contained page that explains predictions, of the first 200 images.
+    """Write a self-contained page that explains the predictions of as many images as `examined.shown` has.
 
     Args:
         file: HTML.
         model: that predicted.
         names: paths of the images, (N,).
-        predictions: of them, (N,).
+        examined: these images.
         attention: of the model's source; empty without.
         nearest: training images that are like these images.
         classes: of an image, whose probabilities are shown, ≥ 1.
@@ -113,8 +110,8 @@ def write_explanations(
     Raises:
         UserError: no map of the model's network tells places apart.
     """
-    layer, shown = layer_of(model), slice(0, MOST_IMAGES)
-    found = _entries(model, names[shown], predictions[shown], layer, attention, classes)
+    layer, shown = layer_of(model), slice(0, len(examined.shown))
+    found = _entries(model, names[shown], examined, layer, attention, classes)
     alike = zip(nearest.of_each[shown], nearest.typicality[shown], strict=True)
     entries = [
         dataclasses.replace(entry, nearest=images, typicality=typicality)
@@ -144,52 +141,30 @@ def write_explanations(
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def seen_picture(picture: Picture, preprocessing: Preprocessing, side: int = PICTURE_SIZE) -> Image.Image:
-    """The part of a picture that the network sees, `side` × `side` pixels."""
-    stored = round(side * preprocessing.stored_size / preprocessing.image_size)
-    larger = dataclasses.replace(preprocessing, image_size=side, stored_size=stored)
-    return crop_stored_square(stored_square(picture, larger), larger)
-
-
 def _entries(
     model: Model,
     names: Sequence[str | Path],
-    predictions: Sequence[Prediction],
+    examined: ExaminedImages,
     layer: MapLayer,
     attention: Attention,
     classes: int,
 ) -> Iterator[Entry]:
-    each_image = list(zip(names, predictions, strict=True))
+    each_image = list(zip(names, examined.predictions[: len(names)], examined.shown, strict=True))
     for start in range(0, len(each_image), BATCH_SIZE):
         batch = each_image[start : start + BATCH_SIZE]
-        pictures = [_opened(model, name, prediction) for name, prediction in batch]
-        readable = [picture for picture in pictures if not isinstance(picture, str)]
-        known = [each for picture, (_, each) in zip(pictures, batch, strict=True) if not isinstance(picture, str)]
+        readable = [(prediction, shown.square) for _, prediction, shown in batch if shown is not None]
         explained: Iterator[Explanation] = iter(())
         if readable:
-            squares = np.stack([stored_square(picture, model.preprocessing) for picture in readable])
-            explained = iter(explain(model, squares, known, layer, attention))
-        for picture, (name, prediction) in zip(pictures, batch, strict=True):
-            if isinstance(picture, str):
-                yield Entry(name=str(name), error=picture)
+            predictions, squares = zip(*readable, strict=True)
+            explained = iter(explain(model, np.stack(squares), predictions, layer, attention))
+        for name, prediction, shown in batch:
+            if shown is None:
+                yield Entry(name=str(name), error=prediction.error)
             else:
-                yield _entry(model, str(name), picture, prediction, next(explained), classes)
+                yield _entry(str(name), shown.picture, prediction, next(explained), classes)
 
 
-def _opened(model: Model, name: str | Path, prediction: Prediction) -> Picture | str:
-    """An image, or why it cannot be read."""
-    if prediction.error is not None:
-        return prediction.error
-    try:
-        return open_picture(name, model.preprocessing.channels, model.preprocessing.white)
-    except DamagedImage as error:  # it was there when it was predicted
-        return str(error)
-
-
-def _entry(
-    model: Model, name: str, picture: Picture, prediction: Prediction, explanation: Explanation, classes: int
-) -> Entry:
-    seen = seen_picture(picture, model.preprocessing)
+def _entry(name: str, seen: Image.Image, prediction: Prediction, explanation: Explanation, classes: int) -> Entry:
     ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
     there = set(prediction.labels)
     return Entry(

@@ -51,6 +51,7 @@ class StudyIdentity:
         backbones: the networks that trials choose from, if there are several; empty for one.
         space: source code of the search space.
         distributions: hyperparameter → its distribution, as Optuna writes it in JSON.
+        layers: the hooked layers in words, of networks whose channels are those of tokens; empty for others.
     """
 
     fingerprints: dict[str, str]
@@ -59,6 +60,7 @@ class StudyIdentity:
     space: str
     distributions: dict[str, Any]
     backbones: tuple[BackboneIdentity, ...] = ()
+    layers: str = ""
 
 
 @dataclass
@@ -104,8 +106,8 @@ class StudyRecord:
     ) -> None:
         """Begin a session. A resumed study keeps what its first session wrote, except for settings that may change."""
         what = dataclasses.asdict(identity)
-        backbones = list(what.pop("backbones"))
-        what |= {"backbones": backbones} if backbones else {}
+        what["backbones"] = list(what["backbones"])
+        what = {name: value for name, value in what.items() if value or name not in ("backbones", "layers")}
         begun = {
             **what,
             "versions": dict(versions),
@@ -181,6 +183,11 @@ class StudyRecord:
     def model_of(self, label: str | None) -> str:
         """The name of the model of the network with this label; in a study of one, of that."""
         return next((each.model for each in self.backbones if each.label == label), self.backbone)
+
+    @property
+    def layers(self) -> str:
+        """The hooked layers in words, of networks whose channels are those of tokens; empty for others."""
+        return str(self.content.get("layers", ""))
 
     @property
     def images(self) -> Mapping[str, int]:

@@ -221,6 +221,7 @@ class StudyContent(BaseModel):
     backbone: Text = ""
     images: dict[Text, Images] = {}
     backbones: list[BackboneRecord] = []
+    layers: Text = ""
     distributions: dict[Text, Distribution] = {}
     git_commit: Text | None = None
     device: Text | None = None

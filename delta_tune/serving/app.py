@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from delta_tune.data.limits import set_max_pixels
 from delta_tune.serving.answers import prediction, unreadable
 from delta_tune.serving.batching import Batcher
 from delta_tune.serving.gate import Gate
+from delta_tune.serving.installed_version import installed_version
 from delta_tune.serving.metrics import MEDIA_TYPE, Metrics
 from delta_tune.serving.model import ServedModel, as_json
 from delta_tune.serving.refusal import Refusal
@@ -79,7 +79,7 @@ def create_app(model: ServedModel, settings: Settings, min_confidence: float | L
         app.state.ready = False
         await batcher.close()
 
-    app = FastAPI(title="delta-tune", version=_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="delta-tune", version=installed_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.ready = False
     app.add_middleware(Gate, metrics=metrics, paths=(*PAGE, *OTHER_PATHS), access_log=settings.access_log)
     _add_errors(app)
@@ -221,7 +221,7 @@ def _metadata(model: ServedModel, settings: Settings, least: float) -> dict[str,
         "unsure": model.metadata.get("unsure"),
         "min_confidence": least,
         "model": {"name": model.name, "bytes": model.size, "sha256": model.sha256},
-        "server": {"delta_tune": _version()},
+        "server": {"delta_tune": installed_version()},
         "limits": {
             name: getattr(settings, name)
             for name in (
@@ -239,10 +239,3 @@ def _metadata(model: ServedModel, settings: Settings, least: float) -> dict[str,
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(as_json(content), status, headers, media_type="application/json")
-
-
-def _version() -> str:
-    try:
-        return version("delta-tune")
-    except PackageNotFoundError:  # run from its folder
-        return "unknown"

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from delta_tune.config import UserError
 from delta_tune.results.layout import BEST, CONFIG_FILE, SERVED
+from delta_tune.serving.installed_version import installed_version
 
 SUFFIX = ".onnx"
 KEY_DIGITS = 16
@@ -76,7 +76,7 @@ def _export(folder: str, file: Path, flip: bool) -> Path:
 
 def _key(folder: Path, flip: bool) -> str:
     """Of everything that the file depends on."""
-    total = hashlib.sha256(f"{_version()} {flip}".encode())
+    total = hashlib.sha256(f"{installed_version()} {flip}".encode())
     for file in sorted([folder / CONFIG_FILE, *folder.glob("model*.safetensors")]):
         with file.open("rb") as content:
             total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
@@ -90,10 +90,3 @@ def _user_cache() -> list[Path]:
     except RuntimeError:
         return []
     return [Path(base) / "delta-tune" / SERVED]
-
-
-def _version() -> str:
-    try:
-        return version("delta-tune")
-    except PackageNotFoundError:
-        return "source"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from delta_tune.config import UserError
-from delta_tune.inference.model_folder import read_config, save_model
+from delta_tune.inference.model_config import read_config
+from delta_tune.inference.model_folder import save_model
 from delta_tune.results.columns import SCORES
 from delta_tune.results.layout import BEST, BEST_FILE, CHECKPOINTS, trial_name
 from delta_tune.results.tables import StudyTables

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from delta_tune.config import DATA_OPTIONS, SIZES, Candidate, StudyConfig, UserError, candidates_of, labels_of
 from delta_tune.console.progress import Progress
 from delta_tune.data.cutting import CutData, cut_for_study
 from delta_tune.data.training_sample import TrainingSample
 from delta_tune.models.availability import at_hand
+from delta_tune.models.backbones import Backbone
 from delta_tune.results.screened import Screening
 from delta_tune.results.study_record import StudyRecord
 from delta_tune.study.screening import room_of, screen, this_machine
@@ -29,7 +30,7 @@ def choose_backbones(
     seconds_left: float | None,
     suits: Callable[[str, Task], None],
     progress: Progress,
-) -> tuple[list[Candidate], CutData | None]:
+) -> tuple[Sequence[Candidate | Backbone], CutData | None]:
     """The backbones of a study, the best first, at most two; several are screened once, which the record notes.
 
     Args:
@@ -42,7 +43,8 @@ def choose_backbones(
         progress: prints to the user.
 
     Returns:
-        The backbones, and the examples of the data if they had to be listed.
+        The backbones, those that were screened now as they are loaded; and the examples of the data if they had to be
+        listed.
 
     Raises:
         UserError: no backbone can be used, or what was named is not there.
@@ -57,7 +59,7 @@ def choose_backbones(
     sample = TrainingSample(cut, config.resize, config.white, config.seed)
     machine = this_machine(config)
     steps = math.ceil(len(sample.labels) / batch_size)
-    found = screen(
+    found, kept = screen(
         candidates,
         sample,
         image_size=config.image_size,
@@ -69,7 +71,7 @@ def choose_backbones(
         progress=progress,
     )
     record.set_screening(found)
-    return kept_before(found, candidates, config.model), cut
+    return kept, cut
 
 
 def kept_before(screening: Screening, candidates: Collection[Candidate], model: str | None) -> list[Candidate]:

@@ -16,7 +16,7 @@ from delta_tune.cluster.measuring import Measuring
 from delta_tune.explanation.heat_maps import can_draw
 from delta_tune.inference.model import load
 from delta_tune.inference.model_card import write_model_card
-from delta_tune.inference.model_folder import read_config, update_model_config
+from delta_tune.inference.model_config import read_config, update_model_config
 from delta_tune.models.backbones import resolve_layers
 from delta_tune.models.map_layout import describe_layers
 from delta_tune.report.feature_map_images import save_feature_map_images

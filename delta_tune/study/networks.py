@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from delta_tune.config import Candidate, TrialConfig, UserError, as_utf8, did_you_mean, labels_of
+from delta_tune.models.map_layout import describe_layers
 from delta_tune.results.study_record import BackboneIdentity
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.training.task import Task
@@ -35,6 +36,16 @@ def label_tasks(tasks: Sequence[Task], known: Sequence[BackboneIdentity] = ()) -
             )
         found[label] = task
     return found
+
+
+def layers_of_tokens(tasks: Mapping[str, Task]) -> str:
+    """The hooked layers of networks whose channels are those of tokens, in words; empty if there are none."""
+    told = []
+    for label, task in tasks.items():
+        layers, sentence = describe_layers(task.backbone.layers, task.backbone.channels, task.backbone.layouts)
+        if sentence:
+            told.append(f"{f'{label}: ' if len(tasks) > 1 else ''}{layers}. {sentence}")
+    return " ".join(told)
 
 
 def task_of(tasks: Mapping[str, Task], config: TrialConfig) -> Task:

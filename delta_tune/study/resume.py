@@ -23,7 +23,7 @@ from delta_tune.search.optuna_search import LOST, OptunaSearcher, Unfinished
 from delta_tune.spaces.l2_baseline import ARM, turn_of
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.study.known_studies import check_same_text
-from delta_tune.study.networks import space_of
+from delta_tune.study.networks import layers_of_tokens, space_of
 from delta_tune.training.task import Task
 
 
@@ -61,6 +61,7 @@ def study_identity(tasks: Mapping[str, Task], checked: CheckedSpace) -> StudyIde
         images={name: len(split) for name, split in splits.items() if split is not None},
         space=checked.space.source,
         distributions={name: json.loads(distribution_to_json(each)) for name, each in known.items()},
+        layers=layers_of_tokens(tasks),
     )
 
 

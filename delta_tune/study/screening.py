@@ -107,7 +107,7 @@ def screen(
     machine: Machine,
     suits: Callable[[str, Task], None],
     progress: Progress,
-) -> Screening:
+) -> tuple[Screening, list[Backbone]]:
     """Rank the candidates, and choose which the study goes on with: at most two.
 
     Args:
@@ -120,6 +120,9 @@ def screen(
         machine: where this runs.
         suits: given label and task, raises UserError for a network with which the study cannot do what it is asked to.
         progress: prints to the user.
+
+    Returns:
+        What was found, and the backbones that are kept, in the order of `Screening.kept`.
 
     Raises:
         UserError: no candidate can be used, or the weights of one that was named are not there or do not fit.
@@ -141,14 +144,14 @@ def screen(
                 advance(1)
             drop_slow(alive(runners), sample, room)
         if len(running := alive(runners)) > 1:
-            positions, found = positions_to_look_at(running, sample, len(runners), room), []
+            positions, passes = positions_to_look_at(running, sample, len(runners), room), []
             running.sort(key=lambda runner: repr(sample.settled(preprocessing_of(runner)).square))  # each is read once
             for runner in running:
                 dataset = read(runner, positions)
-                found.append((runner, predict(runner, dataset, seed, machine.device)))
+                passes.append((runner, predict(runner, dataset, seed, machine.device)))
                 advance(1)
             labels = dataset.train.labels
-            rank([(runner, logits) for runner, logits in found if logits is not None], labels, room)
+            rank([(runner, logits) for runner, logits in passes if logits is not None], labels, room)
             looked_at = len(labels)
     for runner in alive(runners) if not looked_at else ():
         runner.keep("the only one that can be used here")
@@ -157,14 +160,16 @@ def screen(
         raise UserError(
             f"None of the {len(candidates)} networks of --model can be used: {'; '.join(told)}; name others."
         )
-    return Screening(
-        networks=tuple(runner.row for runner in sorted(runners, key=lambda runner: runner.place)),
+    runners.sort(key=lambda runner: runner.place)
+    found = Screening(
+        networks=tuple(runner.row for runner in runners),
         images=looked_at,
         of=images,
         epochs=room.epochs,
         device="CPU" if machine.device.type == "cpu" else "GPU",
         notes=(*missing, *room.notes),
     )
+    return found, [runner.backbone for runner in runners if runner.row.kept and runner.backbone is not None]
 
 
 def load_all(candidates: Sequence[Candidate], image_size: int | None, channels: int) -> tuple[list[Runner], list[str]]:

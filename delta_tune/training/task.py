@@ -98,7 +98,7 @@ def prepare(
         channels: of the input; other than 3 (RGB), the first convolution is adapted.
         seed: of splits, probe head and probe images.
         cache: folder, or an address such as s3://bucket/folder, where studies share what they measure.
-        **data_options: see `delta_tune.data.loading.load_dataset`.
+        **data_options: see `delta_tune.data.loading.load_datasets`.
 
     Raises:
         UserError: data, model or weights that cannot be used.
@@ -119,7 +119,7 @@ def prepare(
 
 def prepare_several(
     data: str | Path,
-    candidates: Sequence[Candidate],
+    sources: Sequence[Candidate | Backbone],
     *,
     image_size: int | None = None,
     channels: int = 3,
@@ -131,7 +131,7 @@ def prepare_several(
 
     Args:
         data: as of `prepare`, as are all arguments that are not named here.
-        candidates: the sources, ≥ 1.
+        sources: ≥ 1; one that is loaded is taken as it is, and was loaded for this size and these channels.
         **data_options: see `delta_tune.data.loading.load_datasets`.
 
     Returns:
@@ -141,7 +141,10 @@ def prepare_several(
         UserError: data, a model or its weights cannot be used.
     """
     shared = None if cache is None else Cache(cache)
-    backbones = [load_backbone(each.model, each.weights, image_size, channels) for each in candidates]
+    backbones = [
+        each if isinstance(each, Backbone) else load_backbone(each.model, each.weights, image_size, channels)
+        for each in sources
+    ]
     preprocessings = [backbone.preprocessing for backbone in backbones]
     datasets, tasks = load_datasets(data, preprocessings=preprocessings, seed=seed, **data_options), []
     for backbone, dataset in zip(backbones, datasets, strict=True):

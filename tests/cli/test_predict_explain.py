@@ -8,6 +8,8 @@ import json
 import pytest
 
 from delta_tune.cli import commands
+from delta_tune.data.images import open_picture
+from delta_tune.inference import inputs
 
 
 def run(capsys, *words):
@@ -40,6 +42,15 @@ def test_explain_goes_on_after_an_unreadable_image(best, task, tmp_path, capsys)
     assert status == 2
     assert "damaged.png cannot be read" in err
     assert page.read_text().count("<article") == 2
+
+
+def test_each_image_is_opened_once(best, task, tmp_path, capsys, monkeypatch):
+    opened, names = [], [str(name) for name in task.dataset.test.names[:2]]
+    monkeypatch.setattr(
+        inputs, "open_picture", lambda source, *how: opened.append(source) or open_picture(source, *how)
+    )
+    run(capsys, "predict", best, *names, "--explain", tmp_path / "why.html")
+    assert opened == names
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,12 @@ def test_columns_are_aligned():
     assert len(screening_table(FOUND)[1]) == len(COLUMNS)
 
 
+def test_columns_without_any_measurement_are_left_out():
+    alone = Screening(networks=(DROPPED,), images=0, of=5000, epochs=6, device="CPU")
+    assert screening_table(alone) == [("network", ""), ("timm:vgg11", "dropped: it is too slow")]
+    assert screening_lines(alone)[1:] == ["          network", "          timm:vgg11  dropped: it is too slow"]
+
+
 def test_screening_without_a_pass_says_only_how_many():
     alone = Screening(networks=(DROPPED,), images=0, of=5000, epochs=6, device="CPU")
     assert screening_summary(alone) == "one network"

@@ -27,6 +27,7 @@ from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
 from delta_tune.data.images import read_square
 from delta_tune.export import library_network, model_as_folder
+from delta_tune.export import torchvision_folder as torchvision_folder_module
 from delta_tune.export.check import ExportMismatch
 from delta_tune.export.folder_card import folder_card
 from delta_tune.export.model_as_folder import export_folder, study_of
@@ -93,6 +94,14 @@ def test_lines_in_the_readme_load_and_predict_as_the_model(own, library, photo, 
     assert str(tmp_path / "out") in lines
 
 
+def test_lines_in_the_readme_load_a_network_that_asks_for_its_version(photo, tmp_path, monkeypatch):
+    model = random_model("mnasnet0_5", temperature=1.7)
+    export_folder(model, "torchvision", tmp_path / "out")
+    left = answers(tmp_path / "out", photo, monkeypatch)
+    (expected,) = model.predict([photo / "photo.jpg"])
+    np.testing.assert_allclose(left["probabilities"], list(expected.probabilities.values()), atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library", [*LIBRARIES, "hf"])
 def test_lines_in_the_readme_need_nothing_of_ours(library, photo, tmp_path):
@@ -154,7 +163,6 @@ def test_networks_go_over_to_the_other_library(name, library, architecture, tmp_
             "torchvision",
             "torchvision's network computes something else; give another --format",
         ),
-        ("mnasnet0_5", "torchvision", "torchvision does not load it .*; give another --format"),
     ],
 )
 def test_network_that_the_library_does_not_have_is_refused(name, library, message, tmp_path):
@@ -244,6 +252,13 @@ def random_model_preprocessing(image_size, stored_size):
     return Preprocessing(
         image_size=image_size, stored_size=stored_size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
     )
+
+
+def test_folder_that_the_library_does_not_load_is_not_kept(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision_folder_module, "load_file", lambda file: {"strange": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"torchvision does not load it \(RuntimeError: .*\); give another --format"):
+        export_folder(own["torchvision"], "torchvision", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_computes_something_else_is_not_kept(own, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from delta_tune.config import UserError
 from delta_tune.inference.model import load
-from delta_tune.inference.model_folder import read_config
+from delta_tune.inference.model_config import read_config
 
 IMAGE = np.zeros((80, 80, 3), dtype=np.uint8)
 

@@ -12,13 +12,11 @@ import pytest
 from helpers import browser
 from PIL import Image
 
-from delta_tune.data.images import Preprocessing, stored_square
-from delta_tune.data.pictures import crop_stored_square
 from delta_tune.explanation import explain as explain_module
+from delta_tune.explanation.examined_images import examine
 from delta_tune.explanation.nearest import NearestImage, NearestImages
 from delta_tune.inference.model import load
-from delta_tune.report import explanation as page_module
-from delta_tune.report.explanation import seen_picture, write_explanations
+from delta_tune.report.explanation import write_explanations
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\u202ea.png"
 NO_NEAREST = "No image of training is <known>."
@@ -63,10 +61,10 @@ def photos(image_folder, tmp_path_factory):
 ATTENTION = {"layer1": np.linspace(1, 2, 32, dtype=np.float32) / 48}
 
 
-def page_of(model, photos, file, *, least=None, attention=None, nearest=(), note=NO_NEAREST, **more):
-    predictions = model.predict(photos, min_confidence=least)
+def page_of(model, photos, file, *, least=None, attention=None, nearest=(), note=NO_NEAREST, most=9, **more):
+    examined = examine(model, photos, min_confidence=least, num_shown=most)
     found = alike(len(photos), nearest, note)
-    write_explanations(file, model, photos, predictions, attention=attention or {}, nearest=found, **more)
+    write_explanations(file, model, photos, examined, attention=attention or {}, nearest=found, **more)
     return file.read_text()
 
 
@@ -114,15 +112,6 @@ def test_damaged_image_has_its_sentence_and_the_others_their_pictures(model, pho
     assert "3 images, 1 that cannot be read" in words(text)
 
 
-def test_image_that_is_gone_after_its_prediction_has_a_sentence(model, photos, tmp_path):
-    gone = tmp_path / "gone.png"
-    shutil.copy(photos[0], gone)
-    predictions = model.predict([gone, photos[0]])
-    gone.unlink()
-    write_explanations(tmp_path / "why.html", model, [gone, photos[0]], predictions, attention={}, nearest=alike(2))
-    assert "gone.png cannot be read as an image (No such file" in words((tmp_path / "why.html").read_text())
-
-
 def test_unsure_answer_says_so_and_has_a_second_map(model, photos, tmp_path):
     sure = page_of(model, photos[:1], tmp_path / "a.html", least=0.0)
     unsure = page_of(model, photos[:1], tmp_path / "b.html", least=1.0)
@@ -143,9 +132,8 @@ def test_map_without_evidence_says_so(model, photos, tmp_path, monkeypatch):
     assert f"nothing in the image speaks for {said.label}" in words(text)
 
 
-def test_more_images_than_a_page_holds_are_told(model, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(page_module, "MOST_IMAGES", 2)
-    text = page_of(model, photos, tmp_path / "why.html")
+def test_more_images_than_a_page_holds_are_told(model, photos, tmp_path):
+    text = page_of(model, photos, tmp_path / "why.html", most=2)
     assert len(Elements(text).of("article")) == 2
     assert "A page shows 2 images; 1 other image is left out." in words(text)
 
@@ -171,22 +159,6 @@ def test_missing_attention_is_explained(model, photos, tmp_path):
 def test_number_of_classes_is_a_matter_of_choice(model, photos, tmp_path):
     assert page_of(model, photos[:1], tmp_path / "why.html", classes=1).count('style="width') == 1
     assert page_of(model, photos[:1], tmp_path / "why.html", classes=9).count('style="width') == 3
-
-
-@pytest.mark.parametrize("resize", ["crop", "squash", "letterbox"])
-def test_picture_is_what_the_network_sees(resize):
-    sizes = Preprocessing(
-        image_size=64, stored_size=72, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", resize=resize
-    )
-    rng = np.random.default_rng(0)
-    photo = Image.fromarray(rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)).resize(
-        (280, 180), Image.Resampling.BICUBIC
-    )
-    seen = crop_stored_square(stored_square(photo, sizes), sizes)
-    shown = seen_picture(photo, sizes, 256).resize((64, 64), Image.Resampling.BOX)
-    difference = np.abs(np.asarray(seen, dtype=float) - np.asarray(shown, dtype=float))
-    assert difference.mean() < 6
-    assert seen_picture(photo, sizes, 64).tobytes() == seen.tobytes()
 
 
 def test_model_of_several_labels_is_explained_label_by_label(label_task, tmp_path):

@@ -346,6 +346,13 @@ def test_command_of_a_space_that_names_the_network_sets_it(tmp_path):
     assert "--set 'backbone=the <b>other</b>'" in command
 
 
+def test_page_says_what_the_channels_of_tokens_are(tmp_path, folder):
+    told = "<b>blocks.1</b> (32). They hold a vector for each place of the image."
+    tokens = page(study(tmp_path / "tokens", one, layers=told))
+    assert "Hooked layers: &lt;b&gt;blocks.1&lt;/b&gt; (32). They hold a vector" in tokens
+    assert "Hooked layers" not in page(folder)
+
+
 def test_page_has_a_table_of_the_networks_that_were_screened(tmp_path):
     rows = [
         {"label": "<b>net</b>", "model": "resnet18", "weights": "a.pth", "kept": True, "verdict": "the best"},

@@ -21,6 +21,7 @@ from delta_tune.study.chosen_backbones import choose_backbones, kept_before
 from delta_tune.study.plan import plan_lines
 from delta_tune.study.settings import settings_for_json
 from delta_tune.study.setup import open_study, prepare_study
+from delta_tune.training import task
 
 
 def screening(*kept, dropped=()):
@@ -52,18 +53,17 @@ def test_one_model_is_not_screened(monkeypatch):
 
 def test_screening_is_noted_and_not_repeated(monkeypatch, image_folder):
     calls = []
-    monkeypatch.setattr(
-        chosen_backbones, "screen", lambda *_, **__: calls.append(1) or screening("vgg11", dropped=["resnet18"])
-    )
+    found, backbone = screening("vgg11", dropped=["resnet18"]), object()
+    monkeypatch.setattr(chosen_backbones, "screen", lambda *_, **__: calls.append(1) or (found, [backbone]))
     config, record = StudyConfig(data=str(image_folder), model="resnet18,vgg11"), StudyRecord()
-    for _ in range(2):
-        assert choose(config, record)[0] == [Candidate("vgg11", None)]
+    assert choose(config, record)[0] == [backbone]
+    assert choose(config, record)[0] == [Candidate("vgg11", None)]
     assert len(calls) == 1
-    assert record.screening == screening("vgg11", dropped=["resnet18"])
+    assert record.screening == found
 
 
 def test_examples_that_were_listed_are_handed_on(monkeypatch, image_folder):
-    monkeypatch.setattr(chosen_backbones, "screen", lambda *_, **__: screening("vgg11"))
+    monkeypatch.setattr(chosen_backbones, "screen", lambda *_, **__: (screening("vgg11"), []))
     _, cut = choose(StudyConfig(data=str(image_folder), model="resnet18,vgg11", train_per_class=3), StudyRecord())
     assert len(cut.chosen["train"]) == 9
 
@@ -129,6 +129,11 @@ def test_study_goes_on_with_the_best_network_and_resumes_without_a_second_screen
     again = prepare_study({"out": tmp_path / "results", "name": "two", "resume": True, "verbose": 0})
     assert again.first_task.backbone.fingerprint == study.first_task.backbone.fingerprint
     assert again.record.screening == study.record.screening
+
+
+def test_network_that_screening_keeps_is_not_loaded_again(settings, monkeypatch):
+    monkeypatch.setattr(task, "load_backbone", lambda *_: pytest.fail("it is loaded"))
+    assert prepare_study(settings).record.screening is not None
 
 
 def test_plan_shows_the_screening(settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from helpers.small_networks import small_backbone
 
 from delta_tune.config import TrialConfig, UserError
 from delta_tune.results.study_record import BackboneIdentity, StudyRecord
@@ -94,6 +95,17 @@ def test_identity_holds_all_networks_of_a_study_of_several_alone(task, other):
     record.begin(one, {}, versions={}, git_commit=None, command=[])
     assert "backbones" not in record.content
     assert "backbone" not in record.content["trial_defaults"]
+
+
+def test_identity_says_what_the_channels_of_tokens_are(task):
+    transformer = dataclasses.replace(task, backbone=small_backbone("small_vit"))
+    first = transformer.backbone.layers[0]
+    alone = study_identity({"small_vit": transformer}, space()).layers
+    assert alone.startswith(f"{first} (32), ")
+    assert alone.endswith("whose entries are the channels; the class token is compared apart.")
+    both = join_spaces({"a": space(), "b": space()})
+    assert study_identity({"a": task, "b": transformer}, both).layers == f"b: {alone}"
+    assert study_identity({"a": task}, space()).layers == ""
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from delta_tune.study import screening, screening_pass
 from delta_tune.study.screening import Machine, room_of, screen, this_machine
 from delta_tune.study.screening_rules import PASSES_OF_STEP, SHARE, Room
 from delta_tune.training.speed import Speed
+from delta_tune.training.task import prepare_several
 
 TINY = "timm:test_resnet"
 CPU = Machine(device=torch.device("cpu"), threads=1, slots=1)
@@ -47,7 +48,14 @@ def fast(monkeypatch):
     monkeypatch.setattr(screening_pass, "measure_speed", lambda *_: Speed(training=0.01, scoring=0.004))
 
 
-def screened(image_folder, candidates, *, room=ROOM, image_size=64, suits=lambda label, task: None, seed=0, **cutting):
+def screened(image_folder, candidates, **settings):
+    """What was found."""
+    return screened_and_kept(image_folder, candidates, **settings)[0]
+
+
+def screened_and_kept(
+    image_folder, candidates, *, room=ROOM, image_size=64, suits=lambda label, task: None, seed=0, **cutting
+):
     sample = TrainingSample(cut_for_study(str(image_folder), **cutting), "auto", None, seed)
     return screen(
         candidates,
@@ -72,6 +80,16 @@ def test_network_that_sees_the_classes_is_kept(image_folder, candidates, fast):
     assert best.likelihood > -0.3
     assert best.accuracy > 0.9
     assert (found.images, found.of) == (36, 36)
+
+
+def test_kept_backbone_is_the_one_that_a_study_loads(image_folder, candidates, fast):
+    found, (kept,) = screened_and_kept(image_folder, candidates)
+    loaded, again = prepare_several(image_folder, [candidates[1], kept], image_size=64)
+    assert kept.fingerprint == loaded.backbone.fingerprint == again.backbone.fingerprint
+    assert again.backbone.state is kept.state
+    assert again.dataset.preprocessing == loaded.dataset.preprocessing
+    assert again.dataset.fingerprint == loaded.dataset.fingerprint
+    assert [network.weights for network in found.kept] == [kept.weights]
 
 
 def test_table_has_speed_parameters_and_time_of_a_trial(image_folder, candidates, fast):
