@@ -57,9 +57,7 @@ SIZE = 64
 
 def marked(names):
     """Networks as parameters, with the marker of their list."""
-    return [
-        pytest.param(name, marks=getattr(pytest.mark, "slow" if name in KINDS else "exhaustive")) for name in names
-    ]
+    return [pytest.param(name, marks=getattr(pytest.mark, "slow" if name in KINDS else "exhaustive")) for name in names]
 
 
 @pytest.fixture(scope="module", params=[*SMALL, *marked(KINDS + OTHERS)])
