@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def text_of(module):
     return (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
 
 
+@cache
 def imported(module):
     """What a module imports anywhere in its text, in full: `delta_tune.config.errors`, `ray.tune`."""
     names = set()

@@ -510,7 +510,7 @@ def test_time_budget_too_short_for_attention_runs_delta_with_uniform_weights(two
     assert not (result.path / "attention" / "attention.parquet").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_tune_stops_at_its_time_budget_with_what_it_has(settings):
     many = {"space": plain, "num_trials": 1000, "time_budget": "30s", "confirm": 1000}
     result = delta_tune.tune(**{**settings, **many})

@@ -52,7 +52,8 @@ def settings_of(image_folder, tiny_weights, tmp_path_factory):
             **{"cache": str(cache), "data": str(image_folder), "image_size": 64, "space": str(space)},
             **{"model": f"{ONE},{OTHER}", "weights": f"{tiny_weights},{other_weights}"},
             **{"out": tmp_path_factory.mktemp("out"), "name": "study", "verbose": 0, "max_epochs": 3},
-            **{"num_trials": 6, "final_runs": 2, "set": {"batch_size": 8}, "gpus_per_trial": 0},
+            **{"num_trials": 6, "final_runs": 2, "gpus_per_trial": 0},
+            **{"set": {"batch_size": 8, "layers": "last"}},
             **{"max_concurrent_trials": 1, **own},
         }
 

@@ -28,6 +28,8 @@ from delta_tune.training.workplace import ThisProcess
 CPU = torch.device("cpu")
 STEP = StepKey(seed=0, batch_size=4, images=ImageSettings(augmentation="none"), epoch=1, step=0)
 SOME = ("small_vit", "small_swin", "small_convnext")
+COMPILED = (SOME[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SOME[1:]))
+"""The same for tests that compile: one of them in the default run."""
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +248,7 @@ def test_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(tasks, name, tmp_
     assert rows(run_trial(tasks[name], config, checkpoint=tmp_path / "cut")) == rows(whole)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_trial_gives_the_same_numbers(tasks, name):
     plain, compiled = (
         run_trial(tasks[name], quick(max_epochs=1), compile_with=backend).epochs[0] for backend in (None, "eager")
@@ -255,7 +257,7 @@ def test_compiled_trial_gives_the_same_numbers(tasks, name):
     assert [plain[part] for part in parts] == pytest.approx([compiled[part] for part in parts], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", COMPILED)
 def test_hooks_break_no_compiled_graph(tasks, name):
     backbone = tasks[name].backbone
     target = build_target(backbone, 3, torch.Generator().manual_seed(0))

@@ -539,8 +539,11 @@ def test_run_trial_best_epoch_is_the_first_with_the_best_metric(task):
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"regularizer": method} for method in ("l2", "co_tuning", "bi_tuning")),
         {"regularizer": "delta_uniform", **RECIPE},
+        *(
+            pytest.param({"regularizer": method}, marks=pytest.mark.slow, id=method)
+            for method in ("l2", "co_tuning", "bi_tuning")
+        ),
     ],
 )
 def test_run_trial_compiled_gives_the_same_numbers(task, changes):
