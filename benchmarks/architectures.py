@@ -8,7 +8,9 @@ loop says, to predict after it was saved and loaded, and to be exported to every
 A line of JSON for each network tells what did not work and why; lines that are there are not made again, so that the
 program can be ended and started anew. docs/generate.py makes docs/reference/architectures.md of the file.
 
-Each network is examined in a process of its own, which ends after `--minutes`.
+Each network is examined in a process of its own, which ends after `--minutes`. Tests ask the same, but for files in all
+formats, of some of these networks: tests/models/test_architecture_contract.py has three of them in the default run, one
+of each kind under the marker `slow`, and over thirty more under `exhaustive`.
 """
 
 from __future__ import annotations

@@ -49,13 +49,13 @@ PARTS = (
     Part(name="attention", run=planned_attention, weight=2),
     Part(name="precisions", run=precisions, weight=1),
     Part(name="epochs", run=methods, weight=8),
-    Part(name="waits", run=waits_and_launches, weight=2, simulates=False),
     Part(name="ways", run=ways, weight=1),
     Part(name="checkpoints", run=checkpoints, weight=3),
     Part(name="memory", run=caps, weight=1, simulates=False),
     Part(name="footprint", run=footprint, weight=1, simulates=False),
     Part(name="packings", run=packings, weight=6),
     Part(name="study", run=studies, weight=4, simulates=False),
+    Part(name="waits", run=waits_and_launches, weight=2, simulates=False),
 )
 
 

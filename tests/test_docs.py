@@ -124,7 +124,8 @@ def reader_folder(image_folder, tiny_weights, tmp_path, monkeypatch, ray_cluster
         '"PHOTOS"': repr(str(image_folder)),
         '"timm:tf_efficientnet_lite0"': '"timm:test_resnet"',
         '"demo"': repr(str(tiny_weights)),
-        "num_trials=16": "num_trials=2, max_epochs=2, image_size=64, gpus_per_trial=0",
+        "num_trials=16": "num_trials=2, max_epochs=2, image_size=64, gpus_per_trial=0, final_runs=2, "
+        "max_concurrent_trials=1",
         "image_size=128": "image_size=64",
     }
 
@@ -151,14 +152,16 @@ def run(line, cwd):
 
 
 @pytest.mark.slow
-def test_commands_of_readme_and_guides_run_one_after_another(reader_folder, image_folder, tmp_path):
+def test_commands_of_readme_and_guides_run_one_after_another(reader_folder, image_folder, tiny_weights, tmp_path):
     """From the reader's own photos to a resume, with a small budget."""
     values = {
         "PHOTOS": str(image_folder),
+        "timm:tf_efficientnet_lite0 --weights demo": f"timm:test_resnet --weights {tiny_weights}",
         "results/NAME": "results/photos",
         "results/OTHER": "results/photos",
         "--precision int8": "--precision int8 --force",  # of so few images, one is more than a point
-        "--name photos": "--name photos --num-trials 2 --max-epochs 2 --image-size 64",
+        "--name photos": "--name photos --num-trials 2 --max-epochs 2 --image-size 64 --final-runs 2 "
+        "--max-concurrent-trials 1",
     }
     guides = [DOCS / "how-to" / f"{name}.md" for name in ("results", "predict", "export", "resume")]
     shell = "".join(text for document in (README, *guides) for text in blocks(document, "sh"))
@@ -166,10 +169,9 @@ def test_commands_of_readme_and_guides_run_one_after_another(reader_folder, imag
     lines = [line.partition("  #")[0] for line in shell.splitlines()]
     mine = [line for line in lines if re.match(r"python (?!.*…)", line)]
     assert len(mine) == 10
-    for line in mine:
-        resumes = "--resume" in line
-        for name, value in values.items():
-            line = line if resumes else line.replace(name, value)
+    for name, value in values.items():
+        mine = [line if "--resume" in line else line.replace(name, value) for line in mine]
+    for line in dict.fromkeys(line.rstrip() for line in mine):
         done = run(line, tmp_path)
         assert done.returncode == 0, line + done.stdout + done.stderr
     left = {path.name for path in (tmp_path / "results" / "photos").iterdir()}
@@ -212,12 +214,18 @@ def test_flags_that_are_named_alone_exist(document):
 
 @pytest.mark.slow
 def test_flowers_tutorial_runs_to_its_end(real_data, tmp_path):
-    """Its commands in their order, on real photos and with a small budget."""
+    """Its commands in their order, on a few real photos and with a small budget."""
+    for split, count in (("train", 15), ("test", 5)):
+        for kind in ("c1", "c2", "c3"):
+            (tmp_path / "photos" / split / kind).mkdir(parents=True)
+            for file in sorted((real_data / "data" / "flowers17" / split / kind).iterdir())[:count]:
+                shutil.copy(file, tmp_path / "photos" / split / kind)
     values = {
-        "PHOTOS": str(real_data / "data" / "flowers17"),
+        "PHOTOS": str(tmp_path / "photos"),
         "mobilenet_v2.pth": str(real_data / "weights" / "mobilenet_v2.pth"),
+        "--image-size 128": "--image-size 64",
         "--num-trials 16": "--num-trials 7 --max-epochs 1",
-        "--confirm 5": "--confirm 2 --train-per-class 10",
+        "--confirm 5": "--confirm 2 --final-runs 2",
     }
     lines = "".join(blocks(DOCS / "tutorial" / "flowers.md", "sh")).replace("\\\n", " ").splitlines()
     assert len(lines) == 6

@@ -24,7 +24,7 @@ def waits_and_launches(bench: Bench, section: Section) -> None:
 
     A step is what a longer epoch has more than a shorter one, so what an epoch does once does not count.
     """
-    few, many = 8, 24
+    few, many = 2, 8  # the profiler takes seconds to read what it recorded
     for name, config in prepared(bench).items():
         if not config.method.trains_backbone:
             continue
@@ -55,7 +55,7 @@ def _second_epoch(bench: Bench, config: TrialConfig, batches: int) -> tuple[Coun
     All kernels count as "kernels".
     """
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    profiler = torch.profiler.profile(activities=activities)
+    profiler = torch.profiler.profile(activities=activities, acc_events=True)
     start = wall = 0.0
 
     def report(row: Row) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from delta_tune.attention.ablated_block import Block, chunk_size, intact_values
 from delta_tune.attention.ablation_plan import Plan
 from delta_tune.attention.kept_prefix import prefix_kept
+from delta_tune.data.batches import same_shapes
 from delta_tune.labels.kinds import kind_of
 from delta_tune.models.devices import in_float64, without_tf32
 from delta_tune.models.feature_maps import forward_hooks
@@ -70,13 +71,20 @@ class Ablation:
             result: dict[str, list[Tensor]] = {layer: [] for layer in layers}
             for start in range(0, len(images), IMAGES_AT_ONCE):
                 block, targets = images[start : start + IMAGES_AT_ONCE], labels[start : start + IMAGES_AT_ONCE]
+                count = len(block)
+                if same_shapes(block.device):
+                    block, targets = _whole_block(block), _whole_block(targets)
                 intact = intact_values(self._program, block, needs) if plans else {}
+
+                def advance_by(channels: int, count: int = count) -> None:
+                    advance(channels * count)
+
                 for layer in result:
                     if layer in plans:
-                        losses = _planned_losses(plans[layer], intact, targets, byte_budget, advance)
+                        losses = _planned_losses(plans[layer], intact, targets, byte_budget, advance_by)
                     else:
-                        losses = self._masked_losses(layer, block, targets, advance)
-                    result[layer].append(losses)
+                        losses = self._masked_losses(layer, block, targets, advance_by)
+                    result[layer].append(losses[:count])
         return {layer: torch.cat(blocks).to("cpu", torch.float32).clone() for layer, blocks in result.items()}
 
     def _masked_losses(self, layer: str, images: Tensor, targets: Tensor, advance: Callable[[int], None]) -> Tensor:
@@ -86,7 +94,7 @@ class Ablation:
             for channel in range(self.channels[layer]):
                 logits = _masked_logits(self.model, images, layer, self._layouts[layer], channel)
                 losses.append(_losses(logits, targets) - reference)
-                advance(len(images))
+                advance(1)
         return torch.stack(losses, dim=1)
 
 
@@ -139,9 +147,15 @@ def _planned_losses(
     losses = []
     for start in range(0, plan.channels, at_once):
         stop = min(start + at_once, plan.channels)
-        losses.append(_losses(block.logits(start, stop), targets) - reference)
-        advance((stop - start) * len(targets))
+        begin = max(0, stop - at_once) if same_shapes(targets.device) else start  # some channels again, in one shape
+        losses.append(_losses(block.logits(begin, stop)[start - begin :], targets) - reference)
+        advance(stop - start)
     return torch.cat(losses).t()
+
+
+def _whole_block(tensor: Tensor) -> Tensor:
+    """The block (B, …) with its last image repeated up to `IMAGES_AT_ONCE`."""
+    return torch.cat([tensor, tensor[-1:].expand(IMAGES_AT_ONCE - len(tensor), *tensor.shape[1:])])
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:

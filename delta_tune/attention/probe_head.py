@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from delta_tune.data.batches import evaluation_batches
+from delta_tune.data.batches import evaluation_batches, filled
 from delta_tune.data.dataset import Split
 from delta_tune.labels.kinds import Labels, kind_of
 from delta_tune.models.backbones import Backbone, build_source, build_target
@@ -47,10 +47,12 @@ def measure_features(
     indices = np.arange(len(split)) if part is None else np.array(part)
     with torch.inference_mode(), feature_maps(source, layers) as maps:
         for images in evaluation_batches(split, backbone.preprocessing, device, indices):
-            features.append(head_inputs(source, backbone.head, images).float().cpu().numpy())
+            count = len(images)
+            found = head_inputs(source, backbone.head, filled(images, len(indices)))
+            features.append(found[:count].float().cpu().numpy())
             with torch_threads(1):
                 for name, each in named_parts(maps, layouts).items():
-                    sums[name].append(each.float().square().mean().item() * len(images))
+                    sums[name].append(each[:count].float().square().mean().item() * count)
     return np.concatenate(features), sums
 
 

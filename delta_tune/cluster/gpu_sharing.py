@@ -151,7 +151,7 @@ def measure_footprint(task: Task, config: TrialConfig, copies: int = 1) -> Footp
     assume_relationship(short)
     epochs = math.ceil(STEPS / math.ceil(len(train) / config.batch_size))
     torch.cuda.reset_peak_memory_stats(device)
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True)
     start = wall = 0.0
 
     def report(row: Row) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from queue import SimpleQueue
 
 from delta_tune.attention.measurement import ProbeJob, Prober
@@ -35,6 +35,7 @@ class Measuring:
 
     def __init__(self, resources: Resources, say: Say, bar: Bar, *, here: bool = False) -> None:
         self._resources, self._say, self._bar, self._here = resources, say, bar, here
+        self._kept: WorkerPool | None = None
 
     @property
     def slots(self) -> int:
@@ -43,16 +44,28 @@ class Measuring:
 
     @contextmanager
     def workplace(self, *, probes: bool = False) -> Iterator[Workplace]:
-        """Workers that start with the first work and end with the block.
+        """Workers that start with the first work and end with the block, or are those of `kept_workers`.
 
         Args:
             probes: whether attention may be measured, for which all slots get their workers at once.
         """
+        if self._kept is not None:
+            yield self._place(self._kept)
+            return
         pool = WorkerPool(self._resources, self._say, self._bar, at_once=self._resources.slots if probes else 1)
-        try:
-            yield _Here(pool) if self._here else pool
-        finally:
-            pool.close()
+        with closing(pool):
+            yield self._place(pool)
+
+    @contextmanager
+    def kept_workers(self) -> Iterator[None]:
+        """Have all workplaces in the block share their workers: on a GPU another one takes ten seconds to start."""
+        pool = WorkerPool(self._resources, self._say, self._bar)
+        with closing(pool):
+            self._kept = pool
+            try:
+                yield
+            finally:
+                self._kept = None
 
     def beside_trials(self, slots: int, until: float) -> WorkerPool:
         """Workers that measure attention beside trials, and are to be closed.
@@ -64,6 +77,9 @@ class Measuring:
         # Without a bar: a terminal shows one thing at a time, and this is the trials' turn.
         bar = self._bar if slots == self._resources.slots else _no_bar
         return WorkerPool(self._resources, self._say, bar, slots=slots, at_once=slots, until=until)
+
+    def _place(self, pool: WorkerPool) -> Workplace:
+        return _Here(pool) if self._here else pool
 
     def side_by_side(self, jobs: Sequence[Job], title: str) -> None:
         """Run jobs side by side, each on a share of the slots; print their sentences job by job, in order.
@@ -81,7 +97,7 @@ class Measuring:
         def run(job: Job, said: SimpleQueue[str | None]) -> None:
             pool = free.get()
             try:
-                job(_Here(pool) if self._here else pool, said.put)
+                job(self._place(pool), said.put)
             finally:
                 free.put(pool)
                 said.put(None)

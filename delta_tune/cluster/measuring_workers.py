@@ -123,6 +123,7 @@ class WorkerPool:
         self.slots = resources.slots if slots is None else slots
         self.until = until
         """When losses of probe images are computed no more, by `time.monotonic`."""
+        self.accelerated = resources.device != "cpu"
         self._lock = threading.Lock()
         self._closed = False
         self._actors: dict[Any, Any] = {}

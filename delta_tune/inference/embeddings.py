@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
+from delta_tune.data.batches import filled
 from delta_tune.data.device_copies import to_device
 from delta_tune.data.fitting import Pixels
 from delta_tune.data.images import Preprocessing
@@ -30,9 +31,10 @@ def embed_squares(network: nn.Module, head: str, squares: Pixels, preprocessing:
     """
     members = members_of(network)
     images = center_crop(to_device(squares, next(network.parameters()).device), preprocessing)
+    images = filled(images, len(images))
     with torch.inference_mode():
         parts = [head_vectors(head_inputs(member, head, images)) for member in members]
-        found: np.ndarray = torch.cat(parts, 1).float().cpu().numpy()
+        found: np.ndarray = torch.cat(parts, 1)[: len(squares)].float().cpu().numpy()
     if not np.isfinite(found).all():
         raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")
     return found

@@ -14,7 +14,7 @@ from torch import nn
 
 from delta_tune.config import UserError
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.batches import EVAL_BATCH_SIZE
+from delta_tune.data.batches import EVAL_BATCH_SIZE, filled
 from delta_tune.data.device_copies import to_device
 from delta_tune.data.fitting import Pixels
 from delta_tune.data.images import DamagedImage, Preprocessing, stored_square
@@ -207,8 +207,9 @@ class Model:
     def _probabilities(self, pixels: Pixels) -> np.ndarray:
         device = next(self.network.parameters()).device
         with torch.inference_mode():
-            logits = self.network(center_crop(to_device(pixels, device), self.preprocessing))
-            probabilities: np.ndarray = self.kind.probabilities(logits.float() / self.temperature).cpu().numpy()
+            images = center_crop(to_device(pixels, device), self.preprocessing)
+            logits = self.network(filled(images, len(images)))[: len(images)].float()
+            probabilities: np.ndarray = self.kind.probabilities(logits / self.temperature).cpu().numpy()
         if not np.isfinite(probabilities).all():
             raise UserError("The model returns no finite numbers for an image; its weights are damaged: load another.")
         return probabilities

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from delta_tune.config import as_utf8
 from delta_tune.console.escape import distinct_names
-from delta_tune.data.batches import evaluation_batches
+from delta_tune.data.batches import evaluation_batches, filled
 from delta_tune.data.dataset import Split
 from delta_tune.data.pictures import thumbnail
 from delta_tune.filesystem.atomic import atomic_write
@@ -110,7 +110,7 @@ def split_logits(task: Task, split: Split, network: nn.Module, workplace: Workpl
     """
     if workplace is None:
         return _logits(network, task.backbone, split, None)
-    parts = split_parts(len(split), workplace.slots)
+    parts = split_parts(len(split), workplace)
     states = [state_arrays(member) for member in members_of(network)]
     flip = isinstance(network, Flipped)
     return torch.cat(workplace.map(_part_logits, parts, task.backbone, task.dataset.kind, states, flip, split))
@@ -132,8 +132,9 @@ def _part_logits(
 def _logits(network: nn.Module, backbone: Backbone, split: Split, indices: np.ndarray | None) -> Tensor:
     device = next(network.parameters()).device
     with torch.inference_mode():
+        count = len(split) if indices is None else len(indices)
         batches = evaluation_batches(split, backbone.preprocessing, device, indices)
-        return torch.cat([network(images) for images in batches]).float().cpu()
+        return torch.cat([network(filled(images, count))[: len(images)] for images in batches]).float().cpu()
 
 
 def save_predictions(

@@ -100,6 +100,9 @@ def plan_trials(
             f"Then the best configuration {config.final_runs} times on nine tenths of train and validation; the mean "
             f"of the weights is the final model."
         )
+    elif config.final_runs:
+        flag = "--train-fraction" if config.train_per_class is None else "--train-per-class"
+        final = f"The final model is the best trial's: with {flag} nothing is trained anew on train and validation."
     notes = tuple(dict.fromkeys(text for text in (note, *remarks, *beside, confirmed, final) if text))
     return TrialPlan(checked=joined(parts), num_trials=trials, notes=notes)
 

@@ -97,9 +97,10 @@ def run_study(study: Study, session: ExitStack) -> StudyResult:
 def run_phases(study: Study, workers: Session) -> bool:
     """Search, confirm and retrain; an interrupt ends them in order. Return whether there was one."""
     try:
-        fit_first_model(study, workers)
-        plan_by_budget(study, workers)
-        spend_rest(study, workers)
+        with workers.measuring.kept_workers():
+            fit_first_model(study, workers)
+            plan_by_budget(study, workers)
+            spend_rest(study, workers)
         return search(study, workers) or confirm_and_retrain(study, workers)
     except KeyboardInterrupt:  # outside of Tune, which ends its runs itself: in attention or the final training
         return True

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.batches import eval_batch_size
+from delta_tune.data.batches import eval_batch_size, filled
 from delta_tune.data.device_copies import to_device
 from delta_tune.data.fitting import Pixels
 from delta_tune.models.backbones import Backbone, build_source
@@ -34,9 +34,10 @@ class FrozenFeatures:
 
     def _batch(self, squares: Pixels) -> np.ndarray:
         images = center_crop(to_device(squares, self._device), self._backbone.preprocessing)
+        images = filled(images, len(images))
         with torch.inference_mode(), feature_maps(self._source, self._backbone.layers) as maps:
             both = [self._vector(each, maps) for each in (images, images.flip(3))]
-        vectors: np.ndarray = ((both[0] + both[1]) / 2).float().cpu().numpy()
+        vectors: np.ndarray = ((both[0] + both[1]) / 2)[: len(squares)].float().cpu().numpy()
         return vectors
 
     def _vector(self, images: Tensor, maps: dict[str, Tensor]) -> Tensor:

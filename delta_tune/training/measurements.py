@@ -250,7 +250,7 @@ class Measurements:
         if {"features", *(f"sums/{name}" for name in names)} <= set(arrays):
             return arrays["features"], {name: arrays[f"sums/{name}"].tolist() for name in names}
         # Not all of the split's images: what computes may be a process of its own
-        parts, images = split_parts(len(piece), workplace.slots), whole if alone else whole.taken(piece)
+        parts, images = split_parts(len(piece), workplace), whole if alone else whole.taken(piece)
         passes = workplace.map(measure_features, parts, self.backbone, images, layers)
         features = np.concatenate([each for each, _ in passes])
         sums = {name: [value for _, of in passes for value in of[name]] for name in names}

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from delta_tune.config import LOSS_PARTS, METRICS, Metric, TrialConfig, UserError
 from delta_tune.data.augmentation import center_crop
-from delta_tune.data.batches import eval_batch_size, read_ahead, shuffled_batches, training_batches
+from delta_tune.data.batches import (
+    eval_batch_size,
+    filled,
+    read_ahead,
+    same_shapes,
+    shuffled_batches,
+    training_batches,
+)
 from delta_tune.data.device_copies import pinned
 from delta_tune.data.mixing import mix
 from delta_tune.data.training_images import training_images
@@ -312,7 +319,8 @@ class _Run:
                     module.eval()
         totals: dict[str, Tensor] = {}
         settings, preprocessing = config.image_settings(epoch), self.task.backbone.preprocessing
-        batches = training_batches(np.asarray(train.labels), config.batch_size, settings.sampling, generator)
+        targets, same_size = np.asarray(train.labels), same_shapes(self.device)
+        batches = training_batches(targets, config.batch_size, settings.sampling, generator, same_size=same_size)
         with self.objective.hooked():
             inputs_of = self._inputs("train", batches, lambda x: training_images(x, settings, preprocessing, generator))
             for step, (indices, inputs) in enumerate(zip(batches, inputs_of, strict=True)):
@@ -328,7 +336,8 @@ class _Run:
                 if self.device.type == "cpu" or self.first_loss is None or step == len(batches) - 1:
                     self._check(losses["train_loss"].item(), epoch)
         sums = torch.stack(list(totals.values())).tolist()  # one wait for all
-        means = {name: total / len(train.labels) for name, total in zip(totals, sums, strict=True)}
+        images = sum(map(len, batches))
+        means = {name: total / images for name, total in zip(totals, sums, strict=True)}
         self._check(means["train_loss"], epoch)
         assert self.first_loss is not None
         guessing = self.kind.guessing_loss(num_classes)
@@ -372,7 +381,8 @@ class _Run:
         self.model.eval()
         network = self.logits if self.average is None else self.average.module.eval()
         with torch.inference_mode():  # in float32: these scores are the saved model's, and it predicts in float32
-            logits = [network(inputs) for inputs in self._inputs(split, batches)]
+            each = self._inputs(split, batches)
+            logits = [network(filled(inputs, len(labels)))[: len(inputs)] for inputs in each]
         return self.kind.metrics(torch.cat(logits).float().cpu(), torch.from_numpy(np.array(labels)))
 
     def _inputs(

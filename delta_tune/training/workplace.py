@@ -15,7 +15,9 @@ T = TypeVar("T")
 
 Say = Callable[[str], None]
 PART_BATCHES = 4
-"""Batches of a part of a split at least: a small split is not worth a second process."""
+"""Batches of a part of a split at least: a small split is not worth a second process on a CPU,"""
+ACCELERATOR_PART_BATCHES = 16
+"""nor this much on a GPU, which is done with it before another process has opened the GPU."""
 PIECE_PARTS = 8
 """Parts of a piece: what an interrupt may lose. Not by the slots, for a later session may have others."""
 
@@ -26,6 +28,10 @@ class Workplace(Protocol):
     @property
     def slots(self) -> int:
         """How many parts are computed side by side."""
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether parts are computed on GPUs."""
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """`function(*args, device)`."""
@@ -41,6 +47,8 @@ class ThisProcess:
     """Computes all in this process."""
 
     slots = 1
+    accelerated = False
+    """With one slot nothing is cut into parts."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -64,8 +72,9 @@ def split_pieces(num_images: int) -> list[range]:
     return [range(start, min(start + size, num_images)) for start in range(0, num_images, size)]
 
 
-def split_parts(num_images: int, slots: int) -> list[range]:
-    """At most `slots` parts of a split's images, in order: whole batches, so that no sum depends on the parts."""
+def split_parts(num_images: int, workplace: Workplace) -> list[range]:
+    """At most a part of a split's images for each slot, in order: whole batches, so that sums depend on no part."""
     batches = -(-num_images // EVAL_BATCH_SIZE)
-    size = EVAL_BATCH_SIZE * max(PART_BATCHES, -(-batches // slots))
+    least = ACCELERATOR_PART_BATCHES if workplace.accelerated else PART_BATCHES
+    size = EVAL_BATCH_SIZE * max(least, -(-batches // workplace.slots))
     return [range(start, min(start + size, num_images)) for start in range(0, num_images, size)]

@@ -10,6 +10,7 @@ import sys
 import threading
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers.nodes import CHECKOUT, LIMIT_S, Network, Nodes
@@ -110,6 +111,22 @@ def test_machine_alone_computes_in_this_process():
     with alone.workplace() as place:
         said.append(place.run(lambda device: os.getpid()))
     assert said == [os.getpid()] * 3
+
+
+def test_workers_are_kept_for_all_workplaces_of_a_block_and_end_with_it(ray_cluster):
+    place_of_work, processes = measuring(slots=1), []
+
+    def work():
+        with place_of_work.workplace() as place:
+            processes.append(place.run(lambda device: __import__("os").getpid()))
+
+    with place_of_work.kept_workers():
+        work()
+        work()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(processes[0]).wait(30)  # raises if it lives on
+    work()
+    assert processes[0] == processes[1] != processes[2]
 
 
 def test_worker_has_the_share_of_a_gpu_that_a_trial_has(ray_cluster):

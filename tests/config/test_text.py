@@ -32,7 +32,7 @@ def test_visible_escapes_what_cannot(name, shown):
     assert visible(name) == shown
 
 
-@cases(500)
+@cases(150)
 @given(NAMES | FILE_NAMES)
 def test_visible_text_is_one_line_without_controls_and_surrogates(name):
     shown = visible(name)
@@ -46,7 +46,7 @@ def test_visible_keeps_what_it_is_told_to():
     assert visible("a\n\tb\x1b", keep="\n\t") == "a\n\tb\\x1b"
 
 
-@cases(500)
+@cases(150)
 @given(NAMES | FILE_NAMES)
 def test_as_utf8_changes_surrogates_only(name):
     as_utf8(name).encode()
@@ -54,7 +54,7 @@ def test_as_utf8_changes_surrogates_only(name):
         assert as_utf8(name) == name
 
 
-@cases(200)
+@cases(100)
 @given(NAMES)
 def test_errors_show_names_without_controls(name):
     for error in (UserError(f"{name} is missing."), DamagedImage(name, name)):

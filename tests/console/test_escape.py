@@ -65,7 +65,7 @@ def test_resume_command_of_a_plain_name_has_no_quotes():
     assert resume_command("birds-1", "results") == "python launch.py --resume --name birds-1 --out results"
 
 
-@cases(500)
+@cases(150)
 @given(NAMES)
 def test_plotly_reads_a_name_as_text(name):
     text = plotly_text({"layout": [{"title": name}]})["layout"][0]["title"]
@@ -83,7 +83,7 @@ def test_html_keeps_lines_and_other_types():
     assert html_text(7) == 7
 
 
-@cases(500)
+@cases(150)
 @given(NAMES)
 def test_markdown_reads_a_name_as_text_or_code(name):
     (opening, inline, closing) = MarkdownIt("gfm-like", {"linkify": False}).parse(f"Name {markdown_name(name)}.")
@@ -106,7 +106,7 @@ def test_markdown_name_is_not_even_the_text_of_markup(name):
     assert not any(part in markdown_name(name) for part in ("<script", "](", "## "))
 
 
-@cases(500)
+@cases(150)
 @given(NAMES)
 def test_yaml_reads_the_name(name):
     text = yaml_string(name)
@@ -131,7 +131,7 @@ def test_distinct_names_are_as_many_as_before(names):
         assert len(set(distinct_names(names, escaped))) == len(names)
 
 
-@cases(300)
+@cases(100)
 @given(NAMES | FILE_NAMES | st.text(st.characters(), min_size=200, max_size=300))
 def test_folder_name_can_be_printed_and_made(name):
     made = folder_name(name)

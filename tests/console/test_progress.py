@@ -135,7 +135,7 @@ def test_dumb_terminal_has_no_view(tables):
     assert "trials done" not in out.getvalue()
 
 
-@cases(100)
+@cases(30)
 @given(NAMES)
 def test_names_are_shown_as_they_are_everywhere(name):
     named = StudyTables(Path(), "val_accuracy")

@@ -16,7 +16,7 @@ from delta_tune.console.streams import encodable, tolerant, tolerant_output
 PRINT = "from delta_tune.console.streams import tolerant_output\nwith tolerant_output():\n    "
 
 
-@cases(500)
+@cases(150)
 @given(NAMES, st.sampled_from(["ascii", "latin-1", "cp1252", "utf-8", "koi8-r", "utf-16"]))
 def test_any_text_becomes_one_of_the_alphabet(text, encoding):
     encodable(text, encoding).encode(encoding)

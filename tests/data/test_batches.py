@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.simulated_gpu import simulated_gpu
 
-from delta_tune.data.batches import balanced_order, shuffled_batches, training_batches
+from delta_tune.data.batches import balanced_order, filled, shuffled_batches, training_batches
 
 LABELS = np.repeat([0, 1, 3], [20, 7, 2])  # class 2 does not occur
 
@@ -59,3 +60,35 @@ def test_balanced_batches_are_as_many_as_random_ones_and_none_has_a_single_image
 
 def test_balanced_order_of_fewer_images_than_draws_of_one_class_is_a_permutation():
     assert sorted(balanced_order(np.zeros(6, dtype=np.int64), seeded()).tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("kind", ["random", "balanced"])
+@pytest.mark.parametrize("count", [17, 18, 23, 24, 25])
+def test_batches_of_one_size_are_as_many_as_others(kind, count):
+    labels = np.arange(count) % 3
+    found = training_batches(labels, 8, kind, seeded(), same_size=True)
+    assert len(found) == len(training_batches(labels, 8, kind, seeded()))
+    assert {len(batch) for batch in found} == {8}
+
+
+def test_the_last_of_batches_of_one_size_is_filled_with_images_of_the_first():
+    *before, last = training_batches(np.zeros(21, np.int64), 8, "random", seeded(), same_size=True)
+    *_, short = training_batches(np.zeros(21, np.int64), 8, "random", seeded())
+    assert last.tolist() == [*short, *before[0][:3]]
+
+
+def test_a_single_batch_stays_as_small_as_it_is():
+    assert [len(batch) for batch in training_batches(LABELS, 64, "random", seeded(), same_size=True)] == [29]
+
+
+@pytest.mark.parametrize(("images", "of", "size"), [(3, 3, 4), (4, 4, 4), (5, 300, 128), (128, 300, 128), (44, 44, 64)])
+def test_evaluated_batches_are_filled_to_one_size_on_cuda(images, of, size):
+    batch = torch.arange(images).float().reshape(-1, 1, 1, 1)
+    with simulated_gpu("cuda"):
+        found = filled(batch.to("cuda"), of).cpu().flatten().tolist()
+    assert found == [*range(images), *[images - 1] * (size - images)]
+
+
+def test_evaluated_batches_are_as_they_are_on_a_cpu():
+    batch = torch.zeros(5, 3, 2, 2)
+    assert filled(batch, 300) is batch

@@ -120,7 +120,7 @@ def test_orientation_is_read_beside_an_odd_tag(tag):
 
 
 @given(data=st.data())
-@cases(400)
+@cases(150)
 def test_changed_metadata_cannot_change_the_pixels(data):
     change = st.binary(max_size=40)
     content = data.draw(
@@ -195,7 +195,7 @@ def damaged_files(draw):
 
 
 @given(content=damaged_files())
-@cases(500)
+@cases(200)
 def test_a_damaged_file_gives_an_image_or_one_sentence(content):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Pillow's warnings do not reach the user

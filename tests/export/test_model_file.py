@@ -258,7 +258,7 @@ def test_weights_that_no_onnx_file_holds_are_refused_before_they_are_exported(mo
     [
         *[("resnet18", kind) for kind in ("torchscript", "state_dict")],
         pytest.param("resnet18", "onnx", marks=pytest.mark.slow),
-        pytest.param("timm:tf_efficientnet_lite0", "onnx", marks=pytest.mark.slow),
+        pytest.param("timm:tf_efficientnet_lite0", "onnx", marks=pytest.mark.exhaustive),
         *[("timm:tf_efficientnet_lite0", kind) for kind in ("torchscript", "state_dict")],
     ],
 )

@@ -222,8 +222,7 @@ def test_network_that_the_tools_cannot_take_is_refused(model, full, images, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-@pytest.mark.parametrize("inputs", ["pixels", "normalized"])
+@pytest.mark.parametrize(("precision", "inputs"), [("int8", "pixels"), ("fp16", "normalized")])
 def test_several_networks_mirror_images_and_embeddings_are_reduced_too(model, images, precision, inputs, tmp_path):
     several = Model(
         Ensemble([model.network, model.network]), model.config | {"networks": 2, "temperature": 1.7}, flip=True

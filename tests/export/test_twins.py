@@ -10,11 +10,18 @@ from delta_tune.export.twins import TWINS, copy_weights, in_timm, in_torchvision
 from delta_tune.models.architectures import constructor_options
 
 QUICK = ("mobilenet_v2", "mnasnet0_5", "resnet18")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(TWINS)]
+KINDS = (
+    *("resnext50_32x4d", "densenet121", "vgg11", "vgg11_bn", "convnext_tiny", "efficientnet_b0", "efficientnet_b5"),
+    *("efficientnet_v2_s", "mobilenet_v3_large", "mobilenet_v3_small", "vit_b_32", "swin_t"),
 )
+"""The smallest of each family and of each rule of twins."""
+
+
+def marks_of(name):
+    return () if name in QUICK else pytest.mark.slow if name in KINDS else pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in sorted(TWINS)])
 def test_twins_compute_the_same(name):
     size = {"vit_h_14": 56, "swin_t": 224, "swin_s": 224, "swin_b": 224}.get(name, 96)
     network = draw_weights(torchvision.models.get_model(name, num_classes=3, **constructor_options(name, 3, size)))

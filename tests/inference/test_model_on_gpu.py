@@ -31,3 +31,14 @@ def test_a_split_is_scored_as_on_the_cpu_without_waits_between_batches(best, tas
         found = split_logits(task, test, network)
     assert gpu.waits.total() == 1
     assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("computed", ["predict", "embed"])
+def test_networks_see_few_shapes_on_cuda(best, image_folder, computed):
+    files, shapes = sorted((image_folder / "test").rglob("*.png"))[:5], set()
+    with simulated_gpu("cuda"):
+        model = load(best, "cuda")
+        model.network.register_forward_pre_hook(lambda module, inputs: shapes.add(len(inputs[0])))
+        found = getattr(model, computed)(files)
+    assert len(found) == 5
+    assert shapes == {8}, "the next power of two"

@@ -106,7 +106,7 @@ def test_without_tf32_changes_nothing_else_and_nothing_for_long():
     assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
 
 
-@pytest.mark.parametrize(("device", "sizes"), [("cpu", [64, 64, 64, 64, 44]), ("meta", [256, 44])])
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [64, 64, 64, 64, 44]), ("meta", [128, 128, 44])])
 def test_evaluation_takes_larger_batches_off_the_cpu(device, sizes):
     preprocessing = Preprocessing(
         image_size=4, stored_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"

@@ -105,7 +105,7 @@ def written(tmp_path, task, monkeypatch):
     return lambda names: write_study(tmp_path / "study", task, names).parent
 
 
-@cases(15)
+@cases(6)
 @given(SEVEN_NAMES)
 def test_page_has_no_element_and_no_address_of_a_name(written, names):
     usual = Elements((written(list("abcdefg")) / REPORT_FILE).read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def test_page_has_no_element_and_no_address_of_a_name(written, names):
     assert {visible(name) for name in names[:2]} <= shown
 
 
-@cases(15)
+@cases(6)
 @given(SEVEN_NAMES)
 def test_predictions_of_any_names_can_be_read_again(written, names):
     found = read_predictions(written(names) / PREDICTIONS_FILE)

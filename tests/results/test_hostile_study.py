@@ -30,7 +30,7 @@ TIME_USE = {"total": 9.0, "training": 5.0, "validation": 1.0, "inside": 1.0, "be
 TABLES = ("trials.parquet", "epochs.parquet", str(ATTENTION_FILE), HELD_OUT_FILE)
 SUSPECT = {"image": "a.jpg", "true": "blue", "predicted": "green", "probability": 0.9, "probability_of_true": 0.1}
 SUSPECT |= {"suspect": 1, "thumbnail": b"\xff\xd8\xff"}
-quick = cases(60)
+quick = cases(30)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 import delta_tune
 from delta_tune.config import TrialConfig, UserError
@@ -33,6 +35,13 @@ def space(trial):
     return {"regularizer": "l2"}
 """
 
+TWO_METHODS = """
+def space(trial):
+    return {"regularizer": trial.suggest_categorical("regularizer", ["l2", "l2_sp"]), "lr": 0.01}
+
+START = [{"regularizer": "l2"}, {"regularizer": "l2_sp"}]
+"""
+
 
 def study_settings(image_folder, tiny_weights, place):
     """A study of two trials and two final runs."""
@@ -51,10 +60,30 @@ def settings(image_folder, tiny_weights, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def made(image_folder, tiny_weights, tmp_path_factory, ray_cluster):
+def runs_weights():
+    """What the runs of `made` leave: for each mean that is made, the tensors of its files."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def made(image_folder, tiny_weights, tmp_path_factory, ray_cluster, runs_weights):
     """The settings of a study, and its result."""
-    own = study_settings(image_folder, tiny_weights, tmp_path_factory.mktemp("made"))
-    return own, delta_tune.tune(**own)
+    own, mean = study_settings(image_folder, tiny_weights, tmp_path_factory.mktemp("made")), final_model.mean_weights
+
+    def keeping(files):
+        runs_weights.append([load_file(file) for file in files])
+        return mean(files)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(final_model, "mean_weights", keeping)
+        return own, delta_tune.tune(**own)
+
+
+@pytest.fixture(scope="module")
+def searched(image_folder, tiny_weights, tmp_path_factory, ray_cluster):
+    """The result of the same study without final runs, by macro F1: where final runs begin, a copy of it is resumed."""
+    own = study_settings(image_folder, tiny_weights, tmp_path_factory.mktemp("searched"))
+    return delta_tune.tune(**own | {"final_runs": 0, "metric": "val_macro_f1"})
 
 
 def record(result):
@@ -65,15 +94,23 @@ def weights(result):
     return hashlib.sha256((result.path / "best" / "model.safetensors").read_bytes()).hexdigest()
 
 
+def resume_copy(result, folder, **more):
+    """Resume a copy of a study in another folder."""
+    if not (folder / "study").exists():
+        shutil.copytree(result.path, folder / "study")
+    return delta_tune.tune(**{"name": "study", "out": folder, "resume": True, "verbose": 0, **more})
+
+
 @pytest.fixture
-def resumed(made, tmp_path, image_folder):
+def resumed(made, tmp_path):
     """A function that resumes a copy of the study."""
-    shutil.copytree(made[1].path, tmp_path / "study")
+    return functools.partial(resume_copy, made[1], tmp_path)
 
-    def resume(**more):
-        return delta_tune.tune(name="study", out=tmp_path, resume=True, verbose=0, **more)
 
-    return resume
+@pytest.fixture
+def finished(searched, tmp_path):
+    """A function that goes on with a copy of the study that has no final runs."""
+    return functools.partial(resume_copy, searched, tmp_path)
 
 
 def test_model_is_named_and_predicts(made, image_folder):
@@ -127,20 +164,9 @@ def test_test_split_is_scored_once_and_shown_as_the_model_predicts_it(made, task
     assert [row["probability"] for row in rows] == pytest.approx([p.probability for p in predicted], abs=1e-4)
 
 
-@pytest.mark.slow
-def test_weights_are_the_mean_of_the_runs(settings, monkeypatch):
-    kept, mean = [], final_model.mean_weights
-
-    def keeping(files):
-        from safetensors.torch import load_file
-
-        kept.append([load_file(file) for file in files])
-        return mean(files)
-
-    monkeypatch.setattr(final_model, "mean_weights", keeping)
-    result = delta_tune.tune(**settings)
-    ((one, other),) = kept
-    found = load(result.path).network.state_dict()
+def test_weights_are_the_mean_of_the_runs(made, runs_weights):
+    ((one, other),) = runs_weights
+    found = load(made[1].path).network.state_dict()
     for name, value in one.items():
         assert not np.array_equal(value, other[name]) or not value.is_floating_point() or "running" in name, name
         if value.is_floating_point():
@@ -185,11 +211,10 @@ def test_resume_with_further_trials_trains_the_final_model_anew(made, resumed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("more", "networks", "runs"), [({"members": 2}, 2, 2), ({"final_runs": 3}, 1, 3)])
-def test_resume_with_other_final_runs_trains_the_final_model_anew(resumed, more, networks, runs):
-    again = resumed(**more)
-    assert record(again)["held_out"]["runs"] == runs
-    assert len(members_of(load(again.path).network)) == networks
+def test_resume_with_more_final_runs_trains_the_final_model_anew(resumed):
+    again = resumed(final_runs=3)
+    assert record(again)["held_out"]["runs"] == 3
+    assert len(members_of(load(again.path).network)) == 1
 
 
 def test_resume_without_final_runs_keeps_the_model_that_they_made(made, resumed):
@@ -198,27 +223,29 @@ def test_resume_without_final_runs_keeps_the_model_that_they_made(made, resumed)
 
 
 @pytest.mark.slow
-def test_two_members_are_two_networks(settings, image_folder):
-    result = delta_tune.tune(**settings | {"members": 2})
+def test_resume_with_two_members_makes_the_final_model_of_two_networks(resumed, image_folder):
+    result = resumed(members=2)
     model = load(result.path)
+    assert record(result)["held_out"]["runs"] == 2
     assert len(members_of(model.network)) == 2
     assert record(result)["model"].endswith(" retrained 2 times on 48 of 54 images, 2 networks")
     assert len(model.predict([str(file) for file in sorted(image_folder.rglob("*.png"))[:3]])) == 3
     assert "of the first of 2 networks" in (result.path / "best" / "README.md").read_text()
 
 
-@pytest.fixture
-def photos(image_folder, tmp_path):
-    """The images without their test split."""
-    folder = tmp_path / "photos"
+@pytest.fixture(scope="module")
+def searched_without_test(image_folder, tiny_weights, tmp_path_factory, ray_cluster):
+    """The result of a study without final runs, of the images without their test split."""
+    folder = tmp_path_factory.mktemp("without-test")
     for split in ("train", "val"):
-        shutil.copytree(image_folder / split, folder / split)
-    return str(folder)
+        shutil.copytree(image_folder / split, folder / "photos" / split)
+    own = study_settings(folder / "photos", tiny_weights, folder)
+    return delta_tune.tune(**own | {"final_runs": 0})
 
 
 @pytest.mark.slow
-def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings, photos):
-    result = delta_tune.tune(**settings | {"data": photos, "final_runs": 3})
+def test_report_shows_held_out_predictions_where_there_is_no_test_split(searched_without_test, tmp_path):
+    result = resume_copy(searched_without_test, tmp_path, final_runs=3)
     found = read_predictions(result.path / PREDICTIONS_FILE)
     rows = pq.read_table(result.path / HELD_OUT_FILE)
     assert (found.split, found.confusion.sum()) == ("held-out", rows.num_rows)
@@ -232,12 +259,13 @@ def test_report_shows_held_out_predictions_where_there_is_no_test_split(settings
 
 @pytest.mark.slow
 @pytest.mark.parametrize("members", [1, 2])
-def test_shift_of_logits_is_in_the_model_and_in_all_that_is_said_of_it(settings, image_folder, monkeypatch, members):
-    plain = delta_tune.tune(**settings | {"metric": "val_macro_f1", "members": members, "name": "plain"})
+def test_shift_of_logits_is_in_the_model_and_in_all_that_is_said_of_it(searched, tmp_path, monkeypatch, members):
+    more = {"final_runs": 2, "members": members}
+    plain = resume_copy(searched, tmp_path / "plain", **more)
     shift, shares = LogitShift(strength=1.5, before=0.6, after=0.7), torch.tensor([0.0, -5.0, -10.0])
     monkeypatch.setattr(shifted_model, "choose_shift", lambda *_: shift)
     monkeypatch.setattr(shifted_model, "shares_of", lambda _: shares)
-    result = delta_tune.tune(**settings | {"metric": "val_macro_f1", "members": members})
+    result = resume_copy(searched, tmp_path / "shifted", **more)
     images, before, after = torch.randn(4, 3, 64, 64), load(plain.path), load(result.path)
     with torch.inference_mode():
         for ours, theirs in zip(members_of(after.network), members_of(before.network), strict=True):
@@ -256,11 +284,12 @@ def test_shift_of_logits_is_in_the_model_and_in_all_that_is_said_of_it(settings,
 
 
 @pytest.mark.slow
-def test_confirmed_configuration_is_that_of_the_final_runs(settings):
-    space = "search_spaces/methods.py"
-    settings = settings | {"space": space, "num_trials": 7, "confirm": 2, "max_epochs": 1, "grace_period": 1}
+def test_confirmed_configuration_is_that_of_the_final_runs(settings, tmp_path):
+    (tmp_path / "two.py").write_text(TWO_METHODS)
+    settings = settings | {"space": str(tmp_path / "two.py"), "confirm": 2, "max_epochs": 1, "grace_period": 1}
     result = delta_tune.tune(**settings)
     told = record(result)
+    assert told["confirmation"]["trials"].keys() == {"l2", "l2_sp"}
     assert told["model"].startswith(f"trial {told['winner']} retrained 2 times on ")
     assert told["winner"] in told["confirmation"]["trials"].values()
     assert [scoring["model"] for scoring in told["test_scorings"]] == [told["model"]]
@@ -268,9 +297,8 @@ def test_confirmed_configuration_is_that_of_the_final_runs(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("small", [{"train_per_class": 6}, {"train_fraction": 0.5}])
-def test_study_of_few_training_images_on_purpose_keeps_the_search_s_model(settings, small):
-    result = delta_tune.tune(**settings | small | {"num_trials": 1})
+def test_study_of_few_training_images_on_purpose_keeps_the_search_s_model(settings):
+    result = delta_tune.tune(**settings | {"train_per_class": 6, "num_trials": 1})
     told = record(result)
     assert "held_out" not in told
     assert not (result.path / HELD_OUT_FILE).exists()
@@ -278,15 +306,15 @@ def test_study_of_few_training_images_on_purpose_keeps_the_search_s_model(settin
 
 
 @pytest.mark.slow
-def test_time_budget_that_is_too_short_for_two_runs_keeps_the_model(settings, monkeypatch, capsys):
+def test_time_budget_that_is_too_short_for_two_runs_keeps_the_model(finished, monkeypatch, capsys):
     monkeypatch.setattr(final_runs, "run_seconds", lambda *args: 1e6)
-    result = delta_tune.tune(**settings | {"time_budget": "10m", "verbose": 1})
+    result = finished(final_runs=2, time_budget="10m", verbose=1)
     assert "no room left for the final runs: best/ stays as it is" in " ".join(capsys.readouterr().out.split())
     assert "held_out" not in record(result)
     assert load(result.path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folds(task):
     """The data sets of the final runs."""
     return hold_out_folds(task.dataset, FOLDS, fresh_seed(0, FOLDS))
@@ -311,8 +339,8 @@ def second_diverges(monkeypatch, folds):
 
 
 @pytest.mark.slow
-def test_final_run_that_diverges_is_left_out(settings, second_diverges, capsys, folds):
-    result = delta_tune.tune(**settings | {"final_runs": 3, "verbose": 1})
+def test_final_run_that_diverges_is_left_out(finished, second_diverges, capsys, folds):
+    result = finished(final_runs=3, verbose=1)
     told = record(result)
     assert f"A final run of l2 (trial {told['winner']}) diverged: of a test." in " ".join(
         capsys.readouterr().out.split()
@@ -323,12 +351,13 @@ def test_final_run_that_diverges_is_left_out(settings, second_diverges, capsys, 
 
 
 @pytest.mark.slow
-def test_single_run_that_ends_well_leaves_the_model_as_it_is(settings, second_diverges, capsys):
-    result = delta_tune.tune(**settings | {"verbose": 1})
+def test_single_run_that_ends_well_leaves_the_model_as_it_is(finished, second_diverges, capsys):
+    result = finished(final_runs=2, verbose=1)
     assert "Only 1 final run ended: best/ stays as it is." in " ".join(capsys.readouterr().out.split())
     assert "held_out" not in record(result)
 
 
+@pytest.mark.slow
 def test_interrupt_between_two_final_runs_is_resumed_without_the_finished_one(made, settings, monkeypatch):
     ended, make, stamps = final_runs.Race.ended, final_runs.make_final_model, []
 
@@ -358,26 +387,27 @@ def test_interrupt_between_two_final_runs_is_resumed_without_the_finished_one(ma
 
 
 @pytest.mark.slow
-def test_interrupt_while_the_model_is_made_is_resumed_to_the_same_end(made, settings, photos, monkeypatch):
+def test_interrupt_while_the_model_is_made_is_resumed_to_the_same_end(
+    made, searched_without_test, tmp_path, monkeypatch
+):
     def interrupted(*args, **more):
         raise KeyboardInterrupt
 
-    own = settings | {"data": photos}
+    resume = functools.partial(resume_copy, searched_without_test, tmp_path, final_runs=2)
     for step in ("write_held_out", "save_model", "save_predictions"):
         with monkeypatch.context() as patch:
             patch.setattr(final_model, step, interrupted)
-            delta_tune.tune(**own)
-        own = {"name": "study", "out": settings["out"], "resume": True, "verbose": 0}
-    again = delta_tune.tune(**own)
+            resume()
+    again = resume()
     assert weights(again) == weights(made[1])
     assert read_predictions(again.path / PREDICTIONS_FILE).split == "held-out"
     assert [folder.name for folder in (again.path / "checkpoints").iterdir() if "final" in folder.name] == []
 
 
 @pytest.mark.slow
-def test_first_model_that_no_trial_beats_is_trained_on_the_folds_too(settings, monkeypatch):
+def test_first_model_that_no_trial_beats_is_trained_on_the_folds_too(finished, monkeypatch):
     monkeypatch.setattr(final_runs, "finalists", lambda tables, num_val: [0])
-    result = delta_tune.tune(**settings | {"num_trials": 1})
+    result = finished(final_runs=2)
     assert record(result)["model"].startswith("trial 0 retrained 2 times on ")
     assert "frozen, with a fitted linear classifier" in (result.path / "best" / "README.md").read_text()
     assert load(result.path)

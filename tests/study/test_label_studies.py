@@ -36,7 +36,7 @@ def settings(tmp_path_factory, tiny_weights):
     return {
         **{"data": "squares", "model": "timm:test_resnet", "weights": str(tiny_weights), "image_size": 64},
         **{"space": str(place / "quick.py"), "num_trials": 3, "max_epochs": 2, "final_runs": 2, "verbose": 0},
-        **{"gpus_per_trial": 0, "out": place, "name": "squares"},
+        **{"gpus_per_trial": 0, "max_concurrent_trials": 1, "out": place, "name": "squares"},
     }
 
 
@@ -88,8 +88,9 @@ def test_resume_continues_with_the_task_and_the_metric_it_began_with(study, sett
 
 
 def test_confirmation_takes_fresh_splits(settings):
+    small = {"num_trials": 1, "max_epochs": 1, "final_runs": 0, "set": {"regularizer": "l2"}}
     with source_of(coloured_squares({"train": 80})):
-        found = delta_tune.tune(**settings | {"name": "confirmed", "confirm": 2, "final_runs": 0})
+        found = delta_tune.tune(**settings | small | {"name": "confirmed", "confirm": 2})
     told = record(found.path)
     assert told["confirmation"]["metric"] == MULTILABEL_METRIC
     assert load(found.path).thresholds == [0.5] * 3
@@ -98,7 +99,7 @@ def test_confirmation_takes_fresh_splits(settings):
 def test_real_photos_side_by_side_are_told_apart(real_data, settings):
     photos = photos_side_by_side(real_data / "data", {"train": 160, "test": 80})
     network = {"model": "timm:tf_efficientnet_lite0", "weights": "demo", "image_size": 96}
-    space = {"set": {"regularizer": "delta"}, "num_trials": 1, "max_epochs": 3}
+    space = {"set": {"regularizer": "delta"}, "num_trials": 1, "max_epochs": 3, "final_runs": 0}
     with source_of(photos):
         found = delta_tune.tune(**settings | network | space | {"data": "photos", "name": "photos"})
     assert found.best_metrics["test_mean_average_precision"] > 0.6

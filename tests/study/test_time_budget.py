@@ -165,6 +165,7 @@ def test_growth_of_a_final_run_is_nine_tenths_of_train_and_val(task):
         ({}, 2, 0.9 * 54 / 36),
         ({"final_runs": 0}, 1, 54 / 36),
         ({"train_per_class": 5}, 1, 1.0),
+        ({"train_fraction": 0.5}, 1, 1.0),
     ],
 )
 def test_growth_of_the_final_model_is_that_of_two_runs_or_of_one_on_all_images(task, more, slots, growth):

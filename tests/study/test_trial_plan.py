@@ -37,6 +37,23 @@ def test_plan_says_that_l2_with_terms_alone_is_no_plain_l2(tmp_path):
     assert "space.py has L2 with contrast or co_tuning alone: no plain L2 is compared." in plan.notes
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"train_per_class": 6}, "with --train-per-class nothing is trained anew"),
+        ({"train_fraction": 0.5}, "with --train-fraction nothing is trained anew"),
+        ({}, "Then the best configuration 5 times on nine tenths"),
+        ({"train_per_class": 6, "final_runs": 0}, None),
+    ],
+)
+def test_plan_says_what_becomes_of_the_final_runs(settings, told):
+    plan = plan_trials(
+        StudyConfig(num_trials=9, **settings), SimpleNamespace(trial_defaults=TrialConfig(), start_from=None)
+    )
+    found = [note for note in plan.notes if "trained anew" in note or "nine tenths" in note]
+    assert [told in note for note in found] == ([] if told is None else [True])
+
+
 METHODS = """
 def space(trial):
     trial.suggest_categorical("regularizer", ["l2", "l2_sp", "l2_fe"])

@@ -156,6 +156,7 @@ def test_tune_twice_in_one_process_gives_the_same_and_leaves_no_object(all_metho
     assert wait_until(lambda: free_store_bytes() == before), "objects of ours stay in the store"
 
 
+@pytest.mark.slow
 def test_resume_of_a_finished_study_only_tops_up(all_methods, tmp_path):
     _, first = all_methods
     shutil.copytree(first.path, tmp_path / "study")
@@ -197,6 +198,7 @@ def every_trial_leads(monkeypatch):
     monkeypatch.setattr(StudyTables, "_rank", lambda self, number: -number)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_trial_leads")
 def test_tune_goes_on_where_the_best_model_so_far_cannot_be_saved(settings, monkeypatch):
     followed = []
@@ -211,6 +213,7 @@ def test_tune_goes_on_where_the_best_model_so_far_cannot_be_saved(settings, monk
     assert {1, 2} <= set(followed), "at their ends; reports that lead are followed, too"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_trial_leads")
 def test_tune_ends_with_the_error_that_kept_it_from_saving_the_best_model(settings, monkeypatch):
     def follow(study):

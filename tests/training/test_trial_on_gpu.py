@@ -239,3 +239,19 @@ def interrupted(task, config, folder, device="cuda"):
 
 def without_times(row):
     return {name: value for name, value in row.items() if not name.endswith("seconds")}
+
+
+def test_networks_see_one_shape_in_training_and_one_in_scoring_on_cuda(task, monkeypatch):
+    """36 images are no multiple of 10, and 9 are no power of two."""
+    shapes = {True: set(), False: set()}
+
+    def built(*args):
+        model = build_target(*args)
+        model.register_forward_pre_hook(lambda module, inputs: shapes[module.training].add(len(inputs[0])))
+        return model
+
+    monkeypatch.setattr(trial, "build_target", built)
+    with simulated_gpu("cuda"):
+        run_trial(alone(task), TrialConfig(regularizer="l2", batch_size=10, max_epochs=1), device="cuda")
+    assert {training: len(sizes) for training, sizes in shapes.items()} == {True: 1, False: 1}
+    assert shapes[True] == {10}

@@ -309,7 +309,7 @@ TREES = st.lists(st.tuples(st.lists(FOLDERS, max_size=4), FILES), min_size=1, ma
 
 
 @given(TREES)
-@cases(200)
+@cases(100)
 def test_any_folder_is_read_as_its_names_say_or_refused(tree):
     """No image is in another split than its folders say, and all that are not read are counted."""
     with tempfile.TemporaryDirectory() as folder:

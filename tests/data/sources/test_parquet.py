@@ -19,7 +19,7 @@ from delta_tune.config import UserError
 from delta_tune.data.sources import parquet_columns, parquet_rows
 from delta_tune.data.sources.find import find_source
 
-FUZZ = cases(300)
+FUZZ = cases(150)
 
 
 def table_of(labels, *, names=None, metadata=None):
