@@ -1,4 +1,4 @@
-"""What a study is about: data, networks, search space. It is in `study.json`, and a resumed study must have the same."""
+"""What a study is about, as `study.json` has it: data, networks, search space. A resumed study must have the same."""
 
 from __future__ import annotations
 
