@@ -18,7 +18,7 @@ from typing import Any
 from delta_tune.cli import commands, launch
 from delta_tune.config import StudyConfig, TrialConfig, fields_of
 from delta_tune.config.fields import Field
-from delta_tune.config.study import DEMO
+from delta_tune.config.given_settings import DEMO
 from delta_tune.results.columns import Column, epoch_columns, trial_columns
 from delta_tune.results.layout import FILES
 

@@ -4,10 +4,11 @@ from delta_tune.config.addresses import refuse_secret
 from delta_tune.config.candidates import SIZES, Candidate, candidates_of, labels_of, names_several
 from delta_tune.config.errors import UserError, did_you_mean
 from delta_tune.config.fields import fields_of
+from delta_tune.config.given_settings import DATA_OPTIONS, study_config
 from delta_tune.config.image_settings import Augmentation, ImageSettings, Sampling
 from delta_tune.config.masking import mask_secrets
 from delta_tune.config.methods import BASELINE, FIRST_MODEL, HEAVIEST, LOSS_PARTS, METHODS, Method, Regularizer
-from delta_tune.config.study import DATA_OPTIONS, MULTILABEL_METRIC, Sampler, StudyConfig, TaskName, study_config
+from delta_tune.config.study import MULTILABEL_METRIC, Sampler, StudyConfig, TaskName
 from delta_tune.config.text import as_utf8, visible
 from delta_tune.config.trial import (
     FIXED_BY_STUDY,

@@ -9,33 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from delta_tune.background import TimeShare
-from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, Metric, TrialConfig, UserError, as_utf8
-from delta_tune.filesystem.atomic import atomic_write
-from delta_tune.filesystem.rows import read_table_file
-from delta_tune.filesystem.untrusted import Scalar, Text, check, parse_json
-from delta_tune.results.columns import (
-    EPOCH_COLUMNS,
-    OPEN,
-    REPORTED,
-    SCORES,
-    State,
-    check_epochs,
-    check_trials,
-    epoch_columns,
-    trial_columns,
-)
+from delta_tune.config import BASELINE, FIRST_MODEL, METRICS, Metric, TrialConfig, UserError
+from delta_tune.filesystem.untrusted import Scalar, Text, check
+from delta_tune.results.columns import EPOCH_COLUMNS, OPEN, REPORTED, SCORES, State, check_epochs
 from delta_tune.results.journal import Journal
-from delta_tune.results.layout import EPOCHS_FILE, JOURNAL_FILE, TRIALS_FILE, trial_name
+from delta_tune.results.layout import JOURNAL_FILE, TRIALS_FILE, trial_name
 from delta_tune.results.study_schema import TrialNumber
+from delta_tune.results.table_files import (
+    BACKBONE,
+    check_tables,
+    read_table_files,
+    stamps,
+    trials_table,
+    write_table_files,
+)
 
-BACKBONE = "config.backbone"
-"""The column that only studies of several networks have."""
-EVENTS = b"delta_tune.events"
-"""Metadata key of a table: how many of the journal's events it includes."""
 WRITING_SHARE = 0.05
 """Share of wall-clock time for writing the tables, which takes longer the more trials there are."""
 
@@ -77,14 +68,14 @@ class StudyTables:
             UserError: a table is missing or damaged.
         """
         while True:
-            stamps = _stamps(folder)
+            before = stamps(folder)
             try:
                 tables = cls._read(folder, metric)
             except UserError:
-                if stamps == _stamps(folder):
+                if before == stamps(folder):
                     raise
             else:
-                if stamps == _stamps(folder):
+                if before == stamps(folder):
                     return tables
 
     @classmethod
@@ -92,22 +83,18 @@ class StudyTables:
         """Both tables and the journal; consistent unless one was rewritten meanwhile."""
         tables = cls(folder, metric)
         try:
-            epochs, _ = read_table_file(folder / EPOCHS_FILE)
-            check_epochs(epochs)
-            for row in epochs:
-                tables.epochs.setdefault(int(row["trial_id"]), []).append(row)
-            trials, told = read_table_file(folder / TRIALS_FILE)
-            check_trials(trials)
-            for row in trials:
-                tables.trials[row["number"]] = row
-                tables.epochs.setdefault(row["number"], [])
+            tables.trials, tables.epochs, events = read_table_files(folder)
             # A session that was killed between the two tables left epochs that the journal tells again: that changes
             # nothing.
-            for event in tables._journal.resume(int(told.get(EVENTS, 0))):
+            for event in tables._journal.resume(events):
                 check(_Event, event)
                 check_epochs([event["epoch"]] if event["epoch"] else [])
                 tables._apply(**event)
-            tables._check()
+            check_tables(tables.trials, tables.epochs)
+            for number, rows in tables.epochs.items():
+                tables.trials[number]["epochs"] = len(rows)
+                if rows:
+                    tables._sum_up(number)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} cannot be resumed: its tables do not read ({error}); start a new study."
@@ -115,28 +102,6 @@ class StudyTables:
         tables.open = {number for number, row in tables.trials.items() if row["state"] in OPEN}
         tables.leader = next(iter(tables.ranked()), None)
         return tables
-
-    def _check(self) -> None:
-        """Check that the rows of both tables fit together, and sum the epochs up.
-
-        Raises:
-            ValueError: they do not.
-        """
-        check_trials(list(self.trials.values()))  # the journal may have changed them
-        if unknown := self.epochs.keys() - self.trials.keys():
-            raise ValueError(f"epochs of unknown trials {sorted(unknown)[:5]}")
-        for number, row in self.trials.items():
-            rows = self.epochs[number]
-            if {row["number"], *(int(each["trial_id"]) for each in (row, *rows))} != {number}:
-                raise ValueError(f"trial {number} has another number")
-            if [each["epoch"] for each in rows] != list(range(1, len(rows) + 1)):
-                raise ValueError(f"the epochs of trial {number} are not 1, 2, 3 and so on")
-            if row["state"] == "completed" and not rows:
-                raise ValueError(f"trial {number} is completed, but has no epoch")
-            parse_json(row["suggested"], dict[Text, Scalar])
-            row["epochs"] = len(rows)
-            if rows:
-                self._sum_up(number)
 
     def add(self, number: int, config: TrialConfig, params: Mapping[str, Any], helpers: Mapping[str, Any]) -> None:
         """Add a proposed trial."""
@@ -315,20 +280,8 @@ class StudyTables:
         return found
 
     def table(self) -> pa.Table:
-        """`trials.parquet` as a table; `config.backbone` is there in studies of several networks."""
-        rows = [self.trials[number] for number in sorted(self.trials)]
-        helpers = {name for row in rows for name in row if name.startswith("param.")}
-        columns: dict[str, pa.Array] = {}
-        for column in trial_columns(sorted(helpers)):
-            values = [row.get(column.name) for row in rows]
-            if column.name == BACKBONE and not any(values):  # a study of one network
-                continue
-            found = {type(value) for value in values} - {type(None)}
-            if column.type is None and len(found) > 1 and found != {int, float}:
-                values = [None if v is None else str(v) for v in values]  # a helper with values of several types
-            values = [as_utf8(v) if isinstance(v, str) else v for v in values]  # errors name files
-            columns[column.name] = pa.array(values, type=column.type)
-        return pa.table(columns)
+        """`trials.parquet` as a table."""
+        return trials_table(self.trials)
 
     def catch_up(self) -> None:
         """Write the tables if the journal is ahead of them and the time share for writing allows it."""
@@ -338,22 +291,9 @@ class StudyTables:
     def write(self) -> None:
         """Write both tables atomically; the journal is then empty."""
         with self._share.taken():
-            self._write()
-
-    def _write(self) -> None:
-        rows = [row for number in sorted(self.epochs) for row in self.epochs[number]]
-        columns = {c.name: pa.array([row.get(c.name) for row in rows], type=c.type) for c in epoch_columns()}
-        epochs = pa.table(columns)
-        # Epochs first: a trial's row never claims an epoch that the other table lacks.
-        for name, table in ((EPOCHS_FILE, epochs), (TRIALS_FILE, self.table())):
-            with atomic_write(self.folder / name) as partial:
-                pq.write_table(table.replace_schema_metadata({EVENTS: str(self._journal.count)}), partial)
-        self._journal.clear()
-        self._lag, self._written = False, True
-
-
-def _stamps(folder: Path) -> list[int]:
-    return [file.stat().st_mtime_ns for file in (folder / TRIALS_FILE, folder / EPOCHS_FILE) if file.exists()]
+            write_table_files(self.folder, self.trials, self.epochs, self._journal.count)
+            self._journal.clear()
+            self._lag, self._written = False, True
 
 
 class _Event(BaseModel, extra="forbid"):

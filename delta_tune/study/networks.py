@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from delta_tune.config import Candidate, TrialConfig, UserError, as_utf8, did_you_mean, labels_of
 from delta_tune.models.map_layout import describe_layers
-from delta_tune.results.study_record import BackboneIdentity
+from delta_tune.results.study_identity import BackboneIdentity
 from delta_tune.spaces.validation import CheckedSpace
 from delta_tune.training.task import Task
 

@@ -15,7 +15,8 @@ from delta_tune.console.escape import flag, shell_command
 from delta_tune.filesystem.atomic import PARTIAL
 from delta_tune.results.columns import FINISHED, REPORTED
 from delta_tune.results.layout import LOCK, RAY, WANDB
-from delta_tune.results.study_record import BackboneIdentity, StudyIdentity, StudyRecord
+from delta_tune.results.study_identity import BackboneIdentity, StudyIdentity
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.tables import StudyTables
 from delta_tune.search.asha import AshaScheduler
 from delta_tune.search.messages import is_worker_death

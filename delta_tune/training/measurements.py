@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import safetensors.numpy
 import torch
 from torch import Tensor
 
-from delta_tune.attention.layer_attention import LayerAttention, from_bytes, reliability_messages, to_bytes
+from delta_tune.attention.layer_attention import LayerAttention, reliability_messages
 from delta_tune.attention.measurement import (
     MAX_PROBE_IMAGES,
     ProbeJob,
@@ -22,23 +21,12 @@ from delta_tune.attention.probe_sample import ProbeImages, error_norm
 from delta_tune.attention.weights import attention_weights
 from delta_tune.config import AttentionEstimator, TrialConfig, UserError
 from delta_tune.data.dataset import Dataset
-from delta_tune.filesystem.cache import Cache, content_key
-from delta_tune.filesystem.rows import FILE_BYTES
-from delta_tune.models.backbones import Backbone, head_inputs_shape, resolve_layers
-from delta_tune.training.co_tuning import (
-    RELATIONSHIP_RECIPE,
-    learn_relationship,
-    read_relationship,
-    relationship_to_bytes,
-)
-from delta_tune.training.head_file import head_to_bytes, read_head
+from delta_tune.filesystem.cache import Cache
+from delta_tune.models.backbones import Backbone, resolve_layers
+from delta_tune.training.co_tuning import learn_relationship
+from delta_tune.training.measurement_cache import MeasurementCache
 from delta_tune.training.regularizers import channel_factors
-from delta_tune.training.source_files import key_array, read_source
 from delta_tune.training.workplace import Say, ThisProcess, Workplace, split_parts, split_pieces
-
-SOURCE_RECIPE = "head inputs and mean squares of un-augmented images; 2"
-HEAD_RECIPE = "L-BFGS, penalty held out, from the largest down; 1"
-PROBE_RECIPE = "head: L-BFGS, penalty held out; images: drawn by surprise in rounds of 56 and half as many again; 5"
 
 
 def _silent(message: str) -> None:
@@ -114,7 +102,7 @@ class Measurements:
     def knows_source(self, say: Say) -> bool:
         """Whether the features of train and val are here or in the cache, from which they are taken now."""
         for split in ("train", "val"):
-            if split not in self.features and (found := self._cached_pass(split, say)):
+            if split not in self.features and (found := self.files.read_pass(split, say)):
                 self._keep_source(split, found)
         return {"train", "val"} <= self.features.keys()
 
@@ -144,7 +132,7 @@ class Measurements:
     def find_attention(self, configs: Iterable[TrialConfig], say: Say) -> None:
         """Take from the cache what it has of the attention that these configurations need."""
         for estimator, layers in self.missing_attention(configs).items():
-            self.keep_attention({estimator: self._cached_attention(estimator, layers, say)})
+            self.keep_attention({estimator: self.files.read_attention(estimator, layers, say)})
 
     def measure_attention(
         self, configs: Iterable[TrialConfig], say: Say, workplace: Workplace
@@ -193,31 +181,23 @@ class Measurements:
                 factors[name] = (channel_factors(weights, mean_square) / len(names)).to(device)
         return factors
 
-    def source_key(self, split: str) -> str:
-        """Hex key of all that the source's features and mean squares of a split depend on: weights, data, recipe."""
-        return content_key([self.backbone.fingerprint, self.dataset.fingerprint, split, SOURCE_RECIPE])
-
-    def head_key(self) -> str:
-        """Hex key of all that the fitted head depends on: the features of train, recipe, seed."""
-        return content_key([self.source_key("train"), HEAD_RECIPE, str(self.seed)])
-
-    def relationship_key(self) -> str:
-        """Hex key of all that the relationship depends on: the features of train, the source's head, recipe, seed."""
-        head = self.backbone.source_head_digest
-        return content_key([self.source_key("train"), head, RELATIONSHIP_RECIPE, str(self.seed)])
-
-    def attention_key(self, estimator: AttentionEstimator, layer: str) -> str:
-        """Hex key of all that a layer's losses depend on: weights, data and split, probe recipe, seed."""
-        content = [self.backbone.fingerprint, self.dataset.fingerprint, estimator, layer]
-        recipe = [PROBE_RECIPE, str(self.probe_images), str(self.seed)]
-        return content_key(content + recipe)
+    @property
+    def files(self) -> MeasurementCache:
+        """The files in the cache, by which later studies find what was measured."""
+        return MeasurementCache(
+            dataset=self.dataset,
+            backbone=self.backbone,
+            seed=self.seed,
+            probe_images=self.probe_images,
+            cache=self.cache,
+        )
 
     def _layers(self, configs: Iterable[TrialConfig]) -> set[str]:
         return {layer for c in configs for layer in resolve_layers(self.backbone, c.layers)}
 
     def _measure_source(self, split: str, layers: tuple[str, ...], workplace: Workplace, say: Say) -> None:
         """Head inputs of a split, and the mean squares of these layers' maps, which are the training split's."""
-        arrays = self._cached_pass(split, say)
+        arrays = self.files.read_pass(split, say)
         wanted = {f"mean_square/{name}" for name in self.backbone.part_names(layers)}
         if not wanted | {"features"} <= set(arrays):
             images = self.dataset.for_name(split)
@@ -226,10 +206,10 @@ class Measurements:
             passes = [self._measure_piece(split, piece, layers, workplace, say) for piece in pieces]
             features, mean_squares = join_passes(passes)
             arrays |= {f"mean_square/{name}": np.array(value) for name, value in mean_squares.items()}
-            arrays |= {"features": features, "key": key_array(self.source_key(split))}
-            self._write_to_cache(f"{self.source_key(split)}.safetensors", safetensors.numpy.save(arrays), say)
+            arrays |= {"features": features}
+            self.files.write_pass(split, arrays, say)
             if len(pieces) > 1:
-                self._remove_from_cache([self._piece_name(split, piece) for piece in pieces], say)
+                self.files.forget_pieces(split, pieces, say)
         self._keep_source(split, arrays)
 
     def _keep_source(self, split: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -243,9 +223,9 @@ class Measurements:
         self, split: str, piece: range, layers: tuple[str, ...], workplace: Workplace, say: Say
     ) -> SourcePass:
         """The pass over a piece of a split; in the cache, unless it is all, until the whole pass is there."""
-        whole, name = self.dataset.for_name(split), self._piece_name(split, piece)
+        whole = self.dataset.for_name(split)
         alone = len(piece) == len(whole)
-        arrays = {} if alone else self._cached_source(split, name, len(piece), say)
+        arrays = {} if alone else self.files.read_piece(split, piece, say)
         names = self.backbone.part_names(layers)
         if {"features", *(f"sums/{name}" for name in names)} <= set(arrays):
             return arrays["features"], {name: arrays[f"sums/{name}"].tolist() for name in names}
@@ -256,25 +236,20 @@ class Measurements:
         sums = {name: [value for _, of in passes for value in of[name]] for name in names}
         if not alone:
             arrays = {f"sums/{name}": np.array(values) for name, values in sums.items()}
-            arrays |= {"features": features, "key": key_array(self.source_key(split))}
-            self._write_to_cache(name, safetensors.numpy.save(arrays), say)
+            self.files.write_piece(split, piece, arrays | {"features": features}, say)
         return features, sums
-
-    def _piece_name(self, split: str, piece: range) -> str:
-        return f"{self.source_key(split)}-{piece.start}-{piece.stop}.safetensors"
 
     def _fit_head(self, workplace: Workplace, say: Say) -> FittedHead:
         """The head fitted to the features of train, now if it has not been."""
-        labels, num_classes, key = self.dataset.train.labels, len(self.dataset.classes), self.head_key()
-        if self.head is None and self.cache is not None:
-            shape = len(labels), head_inputs_shape(self.backbone)[0], num_classes
-            self.head = read_head(self.cache, f"{key}.safetensors", key, shape, say)
+        if self.head is None:
+            self.head = self.files.read_head(say)
         if self.head is None:
             if "train" not in self.features:
                 self._measure_source("train", (), workplace, say)
-            features = self.features["train"]
+            features, labels = self.features["train"], self.dataset.train.labels
+            num_classes = len(self.dataset.classes)
             self.head = workplace.run(fit_probe_head, self.backbone, features, labels, num_classes, self.seed)
-            self._write_to_cache(f"{key}.safetensors", head_to_bytes(self.head, key), say)
+            self.files.write_head(self.head, say)
         return self.head
 
     def _learn_relationship(self, workplace: Workplace, say: Say) -> None:
@@ -282,28 +257,14 @@ class Measurements:
         backbone, labels, num_classes = self.backbone, self.dataset.train.labels, len(self.dataset.classes)
         if backbone.source_head is None or backbone.head_fault:
             raise UserError(backbone.source_head_fault)
-        key = self.relationship_key()
-        if self.relationship is None and self.cache is not None:
-            shape = num_classes, len(backbone.source_head["weight"])
-            self.relationship = read_relationship(self.cache, f"{key}.safetensors", key, shape, say)
+        if self.relationship is None:
+            self.relationship = self.files.read_relationship(len(backbone.source_head["weight"]), say)
         if self.relationship is None:
             if "train" not in self.features:
                 self._measure_source("train", (), workplace, say)
             features = self.features["train"]
             self.relationship = workplace.run(learn_relationship, backbone, features, labels, num_classes, self.seed)
-            self._write_to_cache(f"{key}.safetensors", relationship_to_bytes(self.relationship, key), say)
-
-    def _cached_pass(self, split: str, say: Say) -> dict[str, np.ndarray]:
-        """What was written to the cache for all images of this split."""
-        return self._cached_source(
-            split, f"{self.source_key(split)}.safetensors", len(self.dataset.for_name(split)), say
-        )
-
-    def _cached_source(self, split: str, name: str, count: int, say: Say) -> dict[str, np.ndarray]:
-        """What was written to the cache for so many images of this split; {} if nothing, or the file is damaged."""
-        if self.cache is None:
-            return {}
-        return read_source(self.cache, name, self.source_key(split), (count, *head_inputs_shape(self.backbone)), say)
+            self.files.write_relationship(self.relationship, say)
 
     def _measure_attention(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say
@@ -315,54 +276,11 @@ class Measurements:
         for measured, cut_short in self._probe(estimator, layers, workplace, say):
             found |= measured
             for layer, attention in {} if cut_short else measured.items():
-                key = self.attention_key(estimator, layer)
-                self._write_to_cache(f"{key}.parquet", to_bytes(layer, attention, key), say)
+                self.files.write_attention(estimator, layer, attention, say)
         in_order = {layer: found[layer] for layer in layers if layer in found}
         for sentence in reliability_messages(in_order) if in_order else ():
             say(sentence)
         return in_order
-
-    def _cached_attention(
-        self, estimator: AttentionEstimator, layers: tuple[str, ...], say: Say
-    ) -> dict[str, LayerAttention]:
-        attention: dict[str, LayerAttention] = {}
-        if self.cache is None:
-            return attention
-        for layer in layers:
-            key = self.attention_key(estimator, layer)
-            name = f"{key}.parquet"
-            try:
-                content = self.cache.read(name, FILE_BYTES)
-                if content is None:
-                    continue
-                found = from_bytes(content, key)
-                if len(found.losses) != self.backbone.channels[layer]:
-                    raise ValueError(f"it has {len(found.losses)} channels, not {self.backbone.channels[layer]}")
-                attention[layer] = found
-            except (OSError, ValueError) as error:
-                say(f"Attention: {self.cache.path(name)} is damaged ({error}) and computed again.")
-        if attention:
-            say(f"Attention: {estimator} losses of {len(attention)} layers found in {self.cache.location}.")
-            for sentence in reliability_messages(attention):
-                say(sentence)
-        return attention
-
-    def _write_to_cache(self, name: str, content: bytes, say: Say) -> None:
-        if self.cache is None:
-            return
-        try:
-            self.cache.write(name, content)
-        except OSError as error:  # the study has what it needs; only later ones will compute it again
-            say(f"Cache: {self.cache.path(name)} cannot be written ({error}); this study goes on without.")
-
-    def _remove_from_cache(self, names: Iterable[str], say: Say) -> None:
-        for name in names:
-            if self.cache is None:
-                return
-            try:
-                self.cache.remove(name)
-            except OSError as error:
-                say(f"Cache: {self.cache.path(name)} is not needed any more and cannot be removed ({error}).")
 
     def _probe(
         self, estimator: AttentionEstimator, layers: tuple[str, ...], workplace: Workplace, say: Say

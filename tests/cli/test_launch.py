@@ -14,7 +14,7 @@ from PIL import Image
 
 from delta_tune.cli import launch
 from delta_tune.config import SIZES, StudyConfig, TrialConfig, UserError
-from delta_tune.config.study import STUDY_FIELDS
+from delta_tune.config.given_settings import STUDY_FIELDS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "timm", "ray", "optuna", "numpy", "pyarrow", "rich"}

@@ -10,7 +10,8 @@ from helpers.studies import study_json
 
 from delta_tune.config import StudyConfig, TrialConfig, UserError
 from delta_tune.results.layout import STUDY_FILE
-from delta_tune.results.study_record import BackboneIdentity, StudyIdentity, StudyRecord
+from delta_tune.results.study_identity import BackboneIdentity, StudyIdentity
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.results.utilization import TimeUse
 
 IDENTITY = StudyIdentity(

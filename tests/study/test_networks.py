@@ -8,7 +8,8 @@ import pytest
 from helpers.small_networks import small_backbone
 
 from delta_tune.config import TrialConfig, UserError
-from delta_tune.results.study_record import BackboneIdentity, StudyRecord
+from delta_tune.results.study_identity import BackboneIdentity
+from delta_tune.results.study_record import StudyRecord
 from delta_tune.spaces.joint import join_spaces
 from delta_tune.spaces.space import Space
 from delta_tune.spaces.validation import check_space

@@ -174,7 +174,7 @@ def test_relationship_is_found_by_a_later_study(fresh, monkeypatch):
 @pytest.mark.parametrize("what", ["cut off", "another study's", "not finite", "other classes", "no probabilities"])
 def test_damaged_relationship_is_learnt_again(fresh, what):
     fresh.measure([CONFIG])
-    name = f"{fresh.relationship_key()}.safetensors"
+    name = f"{fresh.files.relationship_key()}.safetensors"
     arrays = safetensors.numpy.load(fresh.cache.read(name, 2**30))
     if what == "another study's":
         arrays["key"] = arrays["key"][::-1].copy()
@@ -204,8 +204,8 @@ def test_trials_take_the_relationship_of_a_sample_that_stands_in(fresh, task):
 def test_relationship_key_depends_on_the_sources_head(fresh):
     other = {name: value + 1 for name, value in fresh.backbone.source_head.items()}
     changed = dataclasses.replace(fresh, backbone=dataclasses.replace(fresh.backbone, source_head=other))
-    assert changed.relationship_key() != fresh.relationship_key()
-    assert changed.head_key() == fresh.head_key()
+    assert changed.files.relationship_key() != fresh.files.relationship_key()
+    assert changed.files.head_key() == fresh.files.head_key()
 
 
 def test_trial_without_a_source_head_is_refused(task):

@@ -13,7 +13,6 @@ from delta_tune.config import TrialConfig
 from delta_tune.filesystem.cache import Cache
 from delta_tune.training import measurements
 from delta_tune.training.measurements import Measurements
-from delta_tune.training.task import prepare
 from delta_tune.training.workplace import ThisProcess, split_pieces
 
 LAYERS = ("layer1.0.conv2", "layer3.0.conv1", "layer4.0.conv2")
@@ -161,23 +160,6 @@ def test_measure_exact_losses_are_those_of_a_masked_forward(fresh):
     assert fresh.attention["exact"][layer].losses[channel] == pytest.approx((off - intact).item(), abs=1e-5)
 
 
-def test_attention_key_depends_on_seed_layer_and_estimator(task):
-    key = task.measurements.attention_key("exact", "layer1")
-    assert key == task.measurements.attention_key("exact", "layer1")
-    others = {
-        task.measurements.attention_key("first_order", "layer1"),
-        task.measurements.attention_key("exact", "layer2"),
-        with_cache(task, None, seed=1).attention_key("exact", "layer1"),
-    }
-    assert key not in others
-    assert len(others) == 3
-
-
-def test_attention_key_depends_on_the_split(image_folder, tiny_weights, task):
-    part = prepare(image_folder, "timm:test_resnet", str(tiny_weights), image_size=64, train_per_class=5)
-    assert part.measurements.attention_key("exact", "layer1") != task.measurements.attention_key("exact", "layer1")
-
-
 def test_measure_only_what_the_methods_need(fresh):
     fresh.measure([TrialConfig(regularizer=each, head_start="random") for each in ("l2", "l2_sp")])
     assert not fresh.features
@@ -201,7 +183,7 @@ def test_fitted_head_is_found_by_a_later_study(fresh, monkeypatch):
 @pytest.mark.parametrize("what", ["cut off", "another study's", "not finite", "other classes", "an array too many"])
 def test_damaged_head_is_fitted_again(fresh, what):
     fresh.measure([TrialConfig(regularizer="l2")])
-    name = f"{fresh.head_key()}.safetensors"
+    name = f"{fresh.files.head_key()}.safetensors"
     arrays = safetensors.numpy.load(fresh.cache.read(name, 2**30))
     if what == "another study's":
         arrays["key"] = arrays["key"][::-1].copy()
@@ -318,5 +300,5 @@ def test_features_in_the_cache_are_read_once(fresh, monkeypatch):
     monkeypatch.setattr(Cache, "read", lambda self, name, limit: read.append(name) or real(self, name, limit))
     assert again.knows_source(print)
     again.measure_source(configs[:1], print, ThisProcess())
-    assert read == [f"{again.source_key(split)}.safetensors" for split in ("train", "val")]
+    assert read == [f"{again.files.source_key(split)}.safetensors" for split in ("train", "val")]
     assert again.mean_squares == fresh.mean_squares
