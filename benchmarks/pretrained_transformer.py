@@ -9,7 +9,8 @@ pixels a ViT with patches of 14 pixels has 7 × 7 of them, which a CPU trains in
 
 The sets have 10 or 18 photos a class for training, as many for validation, and about 500 others for test. The arms are
 fixed: the linear probe, the first two starting points of `search_spaces/delta.py` (SGD), and five of
-`search_spaces/transformer.py` (AdamW). All train five epochs, and all arms of a set and seed have the same photos.
+`search_spaces/transformer.py` (AdamW) with one at the end of its range of learning rates, which was added when other
+arms had run. All train five epochs, and all arms of a set and seed have the same photos.
 
 The rules, fixed before any test accuracy was seen. Of each run the first epoch with the best accuracy on val is scored
 on test, once; a run that diverges is not, and its pairs are left out. Arms are compared pairwise over the sets and
@@ -66,6 +67,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "AdamW 2e-5, 1": DECAYED | {"lr": 2e-5, "layer_decay": 1.0},
     "delta_uniform 1e-4, .75": ADAMW | {"regularizer": "delta_uniform", "lr": 1e-4, "layer_decay": 0.75, "alpha": 1.0},
     "AdamW 2e-4, .65": DECAYED | {"lr": 2e-4, "layer_decay": 0.65},
+    "AdamW 3e-4, .75": DECAYED | {"lr": 3e-4, "layer_decay": 0.75},
     "SGD .002, batch 16": {"regularizer": "l2", "lr": 0.002, "batch_size": 16},
 }
 """In the order in which they are run; the number after AdamW's learning rate is the layer decay."""
