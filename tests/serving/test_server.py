@@ -97,6 +97,7 @@ def test_shorter_content_length_leaves_no_request(server):
     assert answers(server)
 
 
+@pytest.mark.alone
 def test_images_beyond_the_queue_are_refused_for_now(server, slow_photo):
     busy = threading.Thread(target=predict, args=(server, slow_photo, slow_photo))
     busy.start()
@@ -108,6 +109,7 @@ def test_images_beyond_the_queue_are_refused_for_now(server, slow_photo):
     assert answers(server)
 
 
+@pytest.mark.alone
 def test_answer_that_takes_too_long_is_given_up(server, slow_photo):
     two = predict(server, slow_photo, slow_photo)
     assert two.status == 503
@@ -115,6 +117,7 @@ def test_answer_that_takes_too_long_is_given_up(server, slow_photo):
     wait_until(lambda: predict(server, PHOTO).status == 200)
 
 
+@pytest.mark.alone
 def test_health_is_told_while_images_are_at_work(server, slow_photo):
     busy = threading.Thread(target=predict, args=(server, slow_photo))
     busy.start()
