@@ -125,7 +125,7 @@ def test_study_is_submitted_as_a_job(nodes, flags):
             cwd=nodes.place,
             capture_output=True,
             text=True,
-            timeout=LIMIT_S,
+            timeout=2 * LIMIT_S,
             check=False,
         )
         # Ray's agent on the head may not be up yet on a busy machine
