@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from delta_tune.cluster.gpu_sharing import Footprint, measure_footprint_on_cluster
 from delta_tune.cluster.nodes import Cluster
@@ -15,7 +16,6 @@ from delta_tune.cluster.resources import Resources, allocate, find_gpus
 from delta_tune.config import HEAVIEST, METHODS, TrialConfig
 from delta_tune.console.format import format_count, format_duration
 from delta_tune.console.screening_table import screening_lines
-from delta_tune.models.devices import torch_threads
 from delta_tune.models.map_layout import describe_layers
 from delta_tune.results.mirror import INTERVAL_S
 from delta_tune.search.asha import rung_epochs
@@ -28,8 +28,8 @@ from delta_tune.study.confirmation_splits import split_growth
 from delta_tune.study.schedule import MOST_TRIALS, expected_epochs
 from delta_tune.study.study import Study
 from delta_tune.study.time_budget import final_training_growth, fold_growth, plan_final_runs, plan_post_search
+from delta_tune.training.speed import few, measure_speed
 from delta_tune.training.task import Task
-from delta_tune.training.trial import run_trial
 
 
 def share_with_rungs(checked: CheckedSpace) -> float:
@@ -50,13 +50,11 @@ def epochs_bought(trials: int, study: Study) -> float:
 
 
 def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
-    """Seconds of one epoch with its scoring, measured on this machine's CPU with a uniform-weight DELTA trial."""
+    """Seconds of one epoch with its scoring, from a few steps of a uniform-weight DELTA trial on this machine's CPU."""
     unmeasured: dict[str, Any] = {"behavior_scale": "raw", "head_start": "random", "co_tuning": 0.0, "contrast": 0.0}
-    probe = dataclasses.replace(config, regularizer=HEAVIEST, max_epochs=1, **unmeasured)
-    with torch_threads(threads):
-        start = time.perf_counter()
-        run_trial(task, probe)
-        return time.perf_counter() - start
+    probe = dataclasses.replace(config, regularizer=HEAVIEST, **unmeasured)
+    speed = measure_speed(few(task, probe), probe, threads, torch.device("cpu"))
+    return speed.training * len(task.dataset.train) + speed.scoring * len(task.dataset.val)
 
 
 def study_resources(study: Study, cluster: Cluster, say: Callable[[str], None] | None) -> Resources:
@@ -221,5 +219,5 @@ def estimate(study: Study, resources: Resources) -> str:
         took = f"an epoch takes {' and '.join(f'{one:.1f} s with {label}' for label, one in each.items())}"
     return (
         f"Time      about {format_duration(seconds * bought / resources.slots)}{then} "
-        f"({took}, measured here with one trial running), attention not included"
+        f"({took}, by a few steps here with one trial running), attention not included"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +29,8 @@ def test_interrupt_ends_the_study_in_order(monkeypatch, search, confirm):
         monkeypatch.setattr(tune, before, lambda *args: None)
     monkeypatch.setattr(tune, "search", search)
     monkeypatch.setattr(tune, "confirm_and_retrain", confirm)
-    assert tune.run_phases(None, None)
+    workers = SimpleNamespace(measuring=SimpleNamespace(kept_workers=nullcontext))
+    assert tune.run_phases(None, workers)
 
 
 def test_confirmation_fits_although_the_search_took_a_moment_to_end():
