@@ -176,7 +176,7 @@ def measured(task, monkeypatch):
     """Measures a trial on a GPU that is a name only; tells the configuration that was trained."""
     events, trained = [SimpleNamespace(self_device_time_total=1.0)], []
     profiler = SimpleNamespace(start=lambda: None, stop=lambda: None, key_averages=lambda: events)
-    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profiler)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities, acc_events: profiler)
     for name, answer in {
         "is_available": True,
         "get_device_properties": SimpleNamespace(total_memory=2**33),
