@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delta_tune.attention.ablated_block import Block, chunk_size, intact_values
 from delta_tune.attention.ablation_plan import Plan
 from delta_tune.attention.kept_prefix import prefix_kept
-from delta_tune.data.batches import same_shapes
+from delta_tune.data.batches import repeat_last, same_shapes
 from delta_tune.labels.kinds import kind_of
 from delta_tune.models.devices import in_float64, without_tf32
 from delta_tune.models.feature_maps import forward_hooks
@@ -73,7 +73,7 @@ class Ablation:
                 block, targets = images[start : start + IMAGES_AT_ONCE], labels[start : start + IMAGES_AT_ONCE]
                 count = len(block)
                 if same_shapes(block.device):
-                    block, targets = _whole_block(block), _whole_block(targets)
+                    block, targets = repeat_last(block, IMAGES_AT_ONCE), repeat_last(targets, IMAGES_AT_ONCE)
                 intact = intact_values(self._program, block, needs) if plans else {}
 
                 def advance_by(channels: int, count: int = count) -> None:
@@ -151,11 +151,6 @@ def _planned_losses(
         losses.append(_losses(block.logits(begin, stop)[start - begin :], targets) - reference)
         advance(stop - start)
     return torch.cat(losses).t()
-
-
-def _whole_block(tensor: Tensor) -> Tensor:
-    """The block (B, …) with its last image repeated up to `IMAGES_AT_ONCE`."""
-    return torch.cat([tensor, tensor[-1:].expand(IMAGES_AT_ONCE - len(tensor), *tensor.shape[1:])])
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -44,9 +44,12 @@ def filled(images: Tensor, num_images: int) -> Tensor:
     that splits of different sizes share it.
     """
     size = min(eval_batch_size(images.device), 1 << (num_images - 1).bit_length())
-    if not same_shapes(images.device) or len(images) >= size:
-        return images
-    return torch.cat([images, images[-1:].expand(size - len(images), *images.shape[1:])])
+    return repeat_last(images, size) if same_shapes(images.device) else images
+
+
+def repeat_last(rows: Tensor, size: int) -> Tensor:
+    """The rows (B, …) with the last one repeated up to `size`; as they are if they are as many."""
+    return rows if len(rows) >= size else torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
 
 
 _Batch = TypeVar("_Batch")

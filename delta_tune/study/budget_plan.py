@@ -137,7 +137,7 @@ def means_of(study: Study, session: Session, speed: Speed) -> Means:
     budget, config, data, slots = study.budget, study.config, study.dataset, session.resources.slots
     assert budget.total is not None, "asked only then"
     beside = SIDE_BY_SIDE if slots > 1 else 1.0
-    epoch_seconds = beside * (speed.training * len(data.train) + speed.scoring * len(data.val))
+    epoch_seconds = beside * speed.epoch_seconds(data)
     attention = any(each.method.uses_attention for each in study.configs)
     confirming = measuring = 0.0
     if config.confirm:

@@ -53,8 +53,7 @@ def time_one_epoch(task: Task, config: TrialConfig, threads: int) -> float:
     """Seconds of one epoch with its scoring, from a few steps of a uniform-weight DELTA trial on this machine's CPU."""
     unmeasured: dict[str, Any] = {"behavior_scale": "raw", "head_start": "random", "co_tuning": 0.0, "contrast": 0.0}
     probe = dataclasses.replace(config, regularizer=HEAVIEST, **unmeasured)
-    speed = measure_speed(few(task, probe), probe, threads, torch.device("cpu"))
-    return speed.training * len(task.dataset.train) + speed.scoring * len(task.dataset.val)
+    return measure_speed(few(task, probe), probe, threads, torch.device("cpu")).epoch_seconds(task.dataset)
 
 
 def study_resources(study: Study, cluster: Cluster, say: Callable[[str], None] | None) -> Resources:

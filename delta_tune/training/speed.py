@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from delta_tune.config import TrialConfig
+from delta_tune.data.dataset import Dataset
 from delta_tune.data.resampling import first_images
 from delta_tune.models.devices import torch_threads
 from delta_tune.training.task import Task
@@ -38,6 +39,10 @@ class Speed:
     training: float
     scoring: float
     waiting: float = 1.0
+
+    def epoch_seconds(self, dataset: Dataset) -> float:
+        """Seconds of an epoch: training on all images of train, and the scoring of val."""
+        return self.training * len(dataset.train) + self.scoring * len(dataset.val)
 
 
 def measure_speed(task: Task, config: TrialConfig, threads: int, device: torch.device) -> Speed:

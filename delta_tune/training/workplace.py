@@ -73,7 +73,7 @@ def split_pieces(num_images: int) -> list[range]:
 
 
 def split_parts(num_images: int, workplace: Workplace) -> list[range]:
-    """At most a part of a split's images for each slot, in order: whole batches, so that sums depend on no part."""
+    """Parts of a split's images, one for each slot at most, in order: whole batches, so that sums are the same."""
     batches = -(-num_images // EVAL_BATCH_SIZE)
     least = ACCELERATOR_PART_BATCHES if workplace.accelerated else PART_BATCHES
     size = EVAL_BATCH_SIZE * max(least, -(-batches // workplace.slots))
